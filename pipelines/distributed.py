@@ -1,0 +1,71 @@
+"""The few collectives that Monge needs; each is the identity in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+
+
+def rank() -> int:
+    """This process's rank, 0 when alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of ranks, 1 when alone."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """All ranks' rows, in rank order, on every rank. Ranks may hold different numbers of rows.
+
+    Args:
+        rows: this rank's (k, ...) tensor, equal between ranks past its first axis.
+
+    Returns:
+        (sum of k, ...) tensor, without gradient.
+    """
+    rows = rows.detach().contiguous()
+    if world_size() == 1:
+        return rows
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.zeros_like(count) for _ in range(world_size())]
+    dist.all_gather(counts, count)
+    sizes = [int(c) for c in counts]
+    padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over ranks, in place; returns it."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Sum the gradients over ranks, in one message.
+
+    Losses are sums over the rank's samples divided by the *global* batch, so that the sum over ranks is the gradient
+    of the global mean, whatever the number of ranks and however unevenly they share the batch.
+    """
+    if world_size() == 1:
+        return
+    gradients = []
+    for parameter in parameters:
+        if parameter.requires_grad:
+            # A rank whose share did not touch a parameter still takes part in the sum.
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    flat = torch._utils._flatten_dense_tensors(gradients)
+    dist.all_reduce(flat)
+    for gradient, total in zip(
+        gradients, torch._utils._unflatten_dense_tensors(flat, gradients), strict=True
+    ):
+        gradient.copy_(total)

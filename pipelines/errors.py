@@ -1,0 +1,121 @@
+"""Every error that Monge raises on purpose.
+
+::
+
+    MongeError
+    ├── SpecError                   a job spec or a setting is wrong
+    ├── DataError
+    │   ├── SourceError             a source of images cannot be found, fetched or trusted
+    │   ├── CorruptImageError       one image cannot be decoded
+    │   ├── TooManyBadImagesError   more images were set aside than the spec allows
+    │   └── ShardError              a shard or its manifest is missing or does not match its hash
+    ├── TransportError
+    │   ├── ProblemError            points, weights, cost or epsilon do not make a problem
+    │   ├── NotConvergedError       a solver stopped short of the accuracy asked of it
+    │   ├── RendezvousError         a rank did not bring its share before the deadline
+    │   ├── TooLargeError           the problem is over the service's limits (HTTP 413)
+    │   └── BusyError               the service's queue is full (HTTP 429, with Retry-After)
+    ├── TrainingError
+    │   ├── CheckpointError         a checkpoint is missing, damaged or of another spec
+    │   └── DivergedError           a loss or a weight is no longer finite
+    └── ServiceError                a process of the platform is absent or answers wrongly
+        └── ModelNotFoundError      no registered model has that name, alias or version
+
+A message names what was received; ``cure`` says what to do about it. The command line prints both, and a
+traceback only with ``--debug``.
+"""
+
+from __future__ import annotations
+
+
+class MongeError(Exception):
+    """Root of the tree.
+
+    Args:
+        message: what is wrong, with the value received.
+        cure: what the reader can do about it.
+    """
+
+    def __init__(self, message: str, *, cure: str | None = None) -> None:
+        super().__init__(message)
+        self.cure = cure
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{message}\n  cure: {self.cure}" if self.cure else message
+
+
+class SpecError(MongeError):
+    """A job spec or a setting is wrong."""
+
+
+class DataError(MongeError):
+    """Something is wrong with images or with what describes them."""
+
+
+class SourceError(DataError):
+    """A source of images cannot be found, fetched or trusted."""
+
+
+class CorruptImageError(DataError):
+    """One image cannot be decoded."""
+
+
+class TooManyBadImagesError(DataError):
+    """More images were set aside than ``data.max_bad_fraction`` allows."""
+
+
+class ShardError(DataError):
+    """A shard or its manifest is missing or does not match its hash."""
+
+
+class TransportError(MongeError):
+    """A transport plan could not be had."""
+
+
+class ProblemError(TransportError):
+    """Points, weights, cost or epsilon do not make a transport problem."""
+
+
+class NotConvergedError(TransportError):
+    """A solver stopped short of the accuracy asked of it."""
+
+
+class RendezvousError(TransportError):
+    """A rank did not bring its share of a global problem before the deadline."""
+
+
+class TooLargeError(TransportError):
+    """The problem is over the service's limits."""
+
+
+class BusyError(TransportError):
+    """The service's queue is full.
+
+    Args:
+        retry_after: seconds after which the queue is expected to have room.
+    """
+
+    def __init__(self, message: str, *, cure: str | None = None, retry_after: float = 1.0) -> None:
+        super().__init__(message, cure=cure)
+        self.retry_after = retry_after
+
+
+class TrainingError(MongeError):
+    """A training run cannot go on."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint is missing, damaged or of another spec."""
+
+
+class DivergedError(TrainingError):
+    """A loss or a weight is no longer finite."""
+
+
+class ServiceError(MongeError):
+    """A process of the platform is absent or answers wrongly."""
+
+
+class ModelNotFoundError(ServiceError):
+    """No registered model has that name, alias or version."""

@@ -1,0 +1,30 @@
+"""From a spec to a network."""
+
+from __future__ import annotations
+
+from pipelines.models.classifiers import MLP, LeNet, Perceptron
+from pipelines.models.generators import ConvGenerator
+from pipelines.models.network import Classifier, Generator, ImageShape
+from pipelines.spec import ConvGeneratorSpec, LeNetSpec, MLPSpec, ModelSpec, PerceptronSpec
+
+
+def build_model(spec: ModelSpec, image: ImageShape, classes: int) -> Classifier | Generator:
+    """The network that a spec describes, with PyTorch's default initialisation.
+
+    Args:
+        spec: which network, and its sizes.
+        image: shape of the images it reads or makes.
+        classes: number of classes of the data.
+
+    Raises:
+        SpecError: the network cannot take images of this shape.
+    """
+    match spec:
+        case PerceptronSpec():
+            return Perceptron(image, classes)
+        case MLPSpec():
+            return MLP(image, classes, spec.hidden, spec.dropout)
+        case LeNetSpec():
+            return LeNet(image, classes, spec.dropout)
+        case ConvGeneratorSpec():
+            return ConvGenerator(image, spec.latent, spec.width)

@@ -1,0 +1,134 @@
+"""A trained network on disk: weights as safetensors beside a small JSON card; nothing that executes on loading."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pipelines.errors import CheckpointError
+from pipelines.models.build import build_model
+from pipelines.models.network import Classifier, Generator, ImageShape
+from pipelines.spec import ModelSpec
+
+WEIGHTS = "weights.safetensors"
+CARD = "model.json"
+
+_MODEL_SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A network with what is needed to call it.
+
+    Attributes:
+        network: the network, in evaluation mode.
+        spec: which network it is.
+        image: shape of the images it reads or makes.
+        classes: the names of the classes, in the order of its outputs.
+    """
+
+    network: Classifier | Generator
+    spec: ModelSpec
+    image: ImageShape
+    classes: tuple[str, ...]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write weights and card into a folder, which is made if need be."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {
+            name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()
+        }
+        save_file(weights, folder / WEIGHTS)
+        card = {
+            "model": self.spec.model_dump(mode="json"),
+            "image": asdict(self.image),
+            "classes": self.classes,
+        }
+        (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> Bundle:
+        """Read a bundle.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or the weights are of another network.
+        """
+        folder = Path(folder)
+        try:
+            card = json.loads((folder / CARD).read_text())
+            spec = _MODEL_SPEC.validate_python(card["model"])
+            image = ImageShape(**card["image"])
+            classes = tuple(str(name) for name in card["classes"])
+            network = build_model(spec, image, len(classes))
+            network.load_state_dict(load_file(folder / WEIGHTS))
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+            SafetensorError,
+            ValidationError,
+        ) as error:
+            raise CheckpointError(f"{folder}: not a model bundle: {error}") from error
+        return cls(network.to(device).eval(), spec, image, classes)
+
+    @torch.inference_mode()
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Class probabilities.
+
+        Args:
+            images: (b, c, h, w) uint8.
+
+        Returns:
+            (b, classes) float32, rows summing to 1.
+
+        Raises:
+            TypeError: the bundle holds a generator.
+        """
+        if not isinstance(self.network, Classifier):
+            raise TypeError("a generator has no classes to predict")
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
+        return self.network(to_float(pixels)).softmax(1).cpu().numpy()
+
+    @torch.inference_mode()
+    def generate(self, count: int, seed: int) -> np.ndarray:
+        """Samples; the same seed gives the same samples.
+
+        Args:
+            count: how many.
+            seed: of the latent vectors.
+
+        Returns:
+            (count, c, h, w) uint8.
+
+        Raises:
+            TypeError: the bundle holds a classifier.
+        """
+        if not isinstance(self.network, Generator):
+            raise TypeError("a classifier has no samples to generate")
+        latents = torch.randn(count, self.network.latent, generator=torch.Generator().manual_seed(seed))
+        return to_uint8(self.network(latents.to(self._device))).cpu().numpy()
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+
+def to_float(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 pixels 0…255 as float32 in [−1, 1], the range in which networks see images."""
+    return pixels.float().div_(127.5).sub_(1)
+
+
+def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
+    """Floats in [−1, 1] as uint8 pixels, rounded."""
+    return pixels.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)

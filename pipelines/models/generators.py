@@ -1,0 +1,55 @@
+"""Networks that generate."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from pipelines.models.network import Generator, ImageShape
+
+
+class ConvGenerator(Generator):
+    """A latent vector unfolded to a small map, then upsampled and convolved to an image.
+
+    After DCGAN (Radford, Metz & Chintala 2016), with nearest-neighbour upsampling for the transposed convolutions,
+    which leave a checkerboard (Odena, Dumoulin & Olah 2016), and group for batch normalisation, so that a sample does
+    not depend on the samples beside it and the ranks of a job need not exchange statistics.
+
+    Args:
+        image: shape of the output; any size.
+        latent: dimension of the input.
+        width: channels of the last hidden layer; each coarser layer has twice as many, up to 8 times.
+    """
+
+    def __init__(self, image: ImageShape, latent: int, width: int) -> None:
+        super().__init__(image, latent)
+        side = max(image.height, image.width)
+        doublings = max(1, round(math.log2(side / 7)))
+        self.coarse = math.ceil(side / 2**doublings)
+        channels = [width * min(2**k, 8) for k in range(doublings, -1, -1)]
+        self.unfold = nn.Sequential(
+            nn.Linear(latent, channels[0] * self.coarse**2),
+            nn.Unflatten(1, (channels[0], self.coarse, self.coarse)),
+            nn.GroupNorm(_groups(channels[0]), channels[0]),
+            nn.ReLU(),
+        )
+        blocks: list[nn.Module] = []
+        for wide, narrow in zip(channels, channels[1:], strict=False):
+            blocks += [
+                nn.Upsample(scale_factor=2, mode="nearest"),
+                nn.Conv2d(wide, narrow, 3, padding=1),
+                nn.GroupNorm(_groups(narrow), narrow),
+                nn.ReLU(),
+            ]
+        self.blocks = nn.Sequential(*blocks)
+        self.to_pixels = nn.Conv2d(channels[-1], image.channels, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """See :class:`Generator`."""
+        maps = self.blocks(self.unfold(latents))
+        return self.to_pixels(maps)[..., : self.image.height, : self.image.width].tanh()
+
+
+def _groups(channels: int) -> int:
+    return math.gcd(channels, 8)

@@ -1,0 +1,71 @@
+"""What every network of Monge has in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """Shape of one image: channels, height, width."""
+
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def dims(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return self.channels, self.height, self.width
+
+    @property
+    def pixels(self) -> int:
+        """Numbers in one image."""
+        return self.channels * self.height * self.width
+
+
+class Network(nn.Module):
+    """A module that counts its own parameters."""
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trainable numbers."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+class Classifier(Network):
+    """Images in, one logit for each class out: (b, c, h, w) in [−1, 1] → (b, classes).
+
+    Attributes:
+        image: the shape of its input.
+        classes: the number of its outputs.
+    """
+
+    def __init__(self, image: ImageShape, classes: int) -> None:
+        super().__init__()
+        self.image = image
+        self.classes = classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of a batch of images."""
+        raise NotImplementedError
+
+
+class Generator(Network):
+    """Latent vectors in, images out: (b, latent) → (b, c, h, w) in [−1, 1].
+
+    Attributes:
+        image: the shape of its output.
+        latent: the dimension of its input, standard normal.
+    """
+
+    def __init__(self, image: ImageShape, latent: int) -> None:
+        super().__init__()
+        self.image = image
+        self.latent = latent
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Images of a batch of latent vectors."""
+        raise NotImplementedError

@@ -1,0 +1,72 @@
+"""The one interface by which an objective asks for a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from pipelines import distributed
+from pipelines.transport.plan import RowBlock, TransportPlan
+from pipelines.transport.problem import CostName, TransportProblem
+from pipelines.transport.solve import solve
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """What one rank holds of a global problem.
+
+    Attributes:
+        key: names the problem; every rank gives the same one, and no two problems of a job share it.
+        x: this rank's source points, (k, ...).
+        y: this rank's target points, (l, ...).
+        cost: name of the cost.
+        epsilon: entropic regularisation; 0 for the exact problem.
+    """
+
+    key: str
+    x: torch.Tensor
+    y: torch.Tensor
+    cost: CostName = "squared-euclidean"
+    epsilon: float = 0.0
+
+
+class Planner(Protocol):
+    """Solves transport problems: in this process, or in a service."""
+
+    def plan(self, problem: TransportProblem) -> TransportPlan:
+        """Solve one problem.
+
+        Raises:
+            TransportError: a plan that is not what was asked for is never returned.
+        """
+        ...
+
+    def plan_rows(self, share: Share) -> RowBlock:
+        """Solve the problem over all ranks' points, and return this rank's rows of its plan.
+
+        Every rank calls it with the same key. Columns of the block count over all ranks' target points in rank order,
+        the order in which ``pipelines.distributed.gather_rows`` returns them.
+
+        Raises:
+            RendezvousError: a rank did not come.
+            TransportError: as for :meth:`plan`; every rank gets the same error.
+        """
+        ...
+
+
+class LocalPlanner:
+    """Plans in this process; ranks exchange points by ``torch.distributed`` and each solves the same problem."""
+
+    def plan(self, problem: TransportProblem) -> TransportPlan:
+        """See :class:`Planner`."""
+        return solve(problem)
+
+    def plan_rows(self, share: Share) -> RowBlock:
+        """See :class:`Planner`."""
+        sizes = distributed.gather_rows(torch.tensor([len(share.x)])).tolist()
+        start = sum(sizes[: distributed.rank()])
+        x, y = distributed.gather_rows(share.x), distributed.gather_rows(share.y)
+        plan = solve(TransportProblem.between(x, y, cost=share.cost, epsilon=share.epsilon))
+        return plan.block(start, start + len(share.x))

@@ -1,0 +1,1 @@
+"""One file for each solver; each has ``solve(problem) -> TransportPlan``."""

@@ -1,0 +1,1 @@
+"""Processes: what runs, where, and how the parts talk to each other."""

@@ -1,0 +1,96 @@
+"""Addresses, limits and folders, from the environment.
+
+Every field is read from ``MONGE_<FIELD>``, as in ``MONGE_HOME=/data/monge``. Addresses that are not given are those
+of the platform that ``monge up`` started in this home; it writes them to ``platform.json`` there.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipelines.errors import ServiceError, SpecError
+
+NAMESPACE = "monge"
+"""Ray namespace of all named actors."""
+
+LOOPBACK = "127.0.0.1"
+
+
+class Settings(BaseSettings):
+    """What a process needs to know of the others.
+
+    Attributes:
+        home: folder of everything that Monge writes.
+        ray_address: of the Ray cluster's head, ``host:port``.
+        ray_dashboard: URL of its dashboard, where jobs are submitted.
+        mlflow_uri: URL of the MLflow server.
+        transport_url: URL of the transport service.
+        endpoint_url: URL of the model endpoint.
+        max_request_mib: size limit of a request to any of our servers.
+        max_image_pixels: size limit of an image given to the endpoint.
+        max_generate: most samples that one request may ask for.
+        plan_deadline: seconds that a rank waits for the other ranks and for its plan.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="MONGE_", frozen=True)
+
+    home: Path = Path(".monge")
+    ray_address: str | None = None
+    ray_dashboard: str | None = None
+    mlflow_uri: str | None = None
+    transport_url: str | None = None
+    endpoint_url: str | None = None
+    max_request_mib: float = 64
+    max_image_pixels: int = 16_777_216
+    max_generate: int = 1024
+    plan_deadline: float = 60
+
+    @cached_property
+    def platform(self) -> dict[str, Any]:
+        """What ``monge up`` wrote down of the processes it started; empty when there is no local platform."""
+        try:
+            return dict(json.loads((self.home / "platform.json").read_text()))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise ServiceError(
+                f"{self.home / 'platform.json'} is damaged: {error}", cure="run `monge down`, then `monge up`"
+            ) from None
+
+    def address(self, field: str) -> str:
+        """The address of a service: from the environment, else from the local platform.
+
+        Args:
+            field: ``ray_address``, ``ray_dashboard``, ``mlflow_uri``, ``transport_url`` or ``endpoint_url``.
+
+        Raises:
+            ServiceError: neither knows it.
+        """
+        address = getattr(self, field) or self.platform.get(field)
+        if not address:
+            raise ServiceError(
+                f"{field}: no address is known and no platform runs in {self.home}",
+                cure=f"run `monge up`, or set MONGE_{field.upper()}",
+            )
+        return str(address)
+
+
+def load_settings() -> Settings:
+    """Settings from the environment of this process.
+
+    Raises:
+        SpecError: an environment variable has a value that does not fit.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        faults = [
+            f"MONGE_{str(e['loc'][0]).upper()}: {e['msg']} (received {e['input']!r})" for e in error.errors()
+        ]
+        raise SpecError("\n".join(faults)) from None
