@@ -65,7 +65,5 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
             gradients.append(parameter.grad)
     flat = torch._utils._flatten_dense_tensors(gradients)
     dist.all_reduce(flat)
-    for gradient, total in zip(
-        gradients, torch._utils._unflatten_dense_tensors(flat, gradients), strict=True
-    ):
+    for gradient, total in zip(gradients, torch._utils._unflatten_dense_tensors(flat, gradients), strict=True):
         gradient.copy_(total)

@@ -125,9 +125,7 @@ class TrainSpec(_Section):
         default=None, ge=1, description="images after which the moving average has forgotten half of a weight"
     )
     log_every: Images = Field(default=2_000, description="images between two points of a curve")
-    evaluate_every: Images = Field(
-        default=20_000, description="images between two evaluations on the held-out split"
-    )
+    evaluate_every: Images = Field(default=20_000, description="images between two evaluations on the held-out split")
     checkpoint_every: Images = Field(default=20_000, description="images between two checkpoints")
 
 
@@ -159,9 +157,7 @@ class JobSpec(_Section):
     optimizer: OptimizerSpec = OptimizerSpec()
     train: TrainSpec
     workers: WorkersSpec = WorkersSpec()
-    register_as: RegisterSpec | None = Field(
-        default=None, description="by default the job's name, alias live"
-    )
+    register_as: RegisterSpec | None = Field(default=None, description="by default the job's name, alias live")
 
     @model_validator(mode="after")
     def _belong_together(self) -> JobSpec:
@@ -231,9 +227,7 @@ def parse_spec(document: dict[str, Any], where: str = "spec") -> JobSpec:
     try:
         return JobSpec.model_validate(document)
     except ValidationError as error:
-        raise SpecError(
-            f"{where} is not a job spec:\n" + "\n".join(_fault(e) for e in error.errors())
-        ) from None
+        raise SpecError(f"{where} is not a job spec:\n" + "\n".join(_fault(e) for e in error.errors())) from None
 
 
 def json_schema() -> str:

@@ -90,7 +90,5 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        faults = [
-            f"MONGE_{str(e['loc'][0]).upper()}: {e['msg']} (received {e['input']!r})" for e in error.errors()
-        ]
+        faults = [f"MONGE_{str(e['loc'][0]).upper()}: {e['msg']} (received {e['input']!r})" for e in error.errors()]
         raise SpecError("\n".join(faults)) from None

@@ -185,9 +185,7 @@ def _one_side(name: str, weights: Array | None, size: int) -> np.ndarray | None:
         weights = weights.detach().cpu().numpy()
     array = np.asarray(weights, dtype=np.float64)
     if array.shape != (size,):
-        raise ProblemError(
-            f"{name}: shape {array.shape} received, ({size},) expected: one weight for each point"
-        )
+        raise ProblemError(f"{name}: shape {array.shape} received, ({size},) expected: one weight for each point")
     if not np.isfinite(array).all() or (array < 0).any():
         raise ProblemError(f"{name}: weights are finite and ≥ 0; the least received is {array.min()}")
     if array.sum() <= 0:
@@ -197,7 +195,5 @@ def _one_side(name: str, weights: Array | None, size: int) -> np.ndarray | None:
 
 def _epsilon(epsilon: float) -> float:
     if not np.isfinite(epsilon) or epsilon < 0:
-        raise ProblemError(
-            f"epsilon: {epsilon} received", cure="give 0 for the exact problem, or a positive number"
-        )
+        raise ProblemError(f"epsilon: {epsilon} received", cure="give 0 for the exact problem, or a positive number")
     return float(epsilon)

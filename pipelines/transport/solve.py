@@ -23,9 +23,7 @@ _SOLVERS: dict[str, Callable[[TransportProblem], TransportPlan]] = {
 def choose(problem: TransportProblem) -> tuple[str, str]:
     """The solver that ``auto`` takes for a problem, and why."""
     if problem.epsilon > 0:
-        raise ProblemError(
-            f"epsilon: {problem.epsilon:g} asks for an entropic plan, and no solver here makes one"
-        )
+        raise ProblemError(f"epsilon: {problem.epsilon:g} asks for an entropic plan, and no solver here makes one")
     if problem.is_assignment:
         return "assignment", "uniform weights on as many points: an optimal plan is a permutation"
     return "network-simplex", "weighted or rectangular: an optimal plan splits masses"
@@ -47,9 +45,7 @@ def solve(problem: TransportProblem, solver: SolverName = "auto") -> TransportPl
     """
     name, reason = (solver, "asked for by name") if solver != "auto" else choose(problem)
     if name not in _SOLVERS:
-        raise ProblemError(
-            f"solver: {name!r} is not a solver", cure=f"choose one of auto, {', '.join(_SOLVERS)}"
-        )
+        raise ProblemError(f"solver: {name!r} is not a solver", cure=f"choose one of auto, {', '.join(_SOLVERS)}")
     plan = _SOLVERS[name](problem)
     plan.certificate.require_converged()
     return dataclasses.replace(plan, certificate=dataclasses.replace(plan.certificate, reason=reason))

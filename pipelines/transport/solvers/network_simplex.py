@@ -49,8 +49,7 @@ def solve(problem: TransportProblem) -> TransportPlan:
         dual=dual,
         marginal_error=marginal_error,
         iterations=int(log.get("numIter", 0)),
-        converged=primal - dual <= GAP_TOLERANCE * max(float(costs.max()), abs(primal))
-        and marginal_error <= 1e-6,
+        converged=primal - dual <= GAP_TOLERANCE * max(float(costs.max()), abs(primal)) and marginal_error <= 1e-6,
         solver="network-simplex",
         milliseconds=(time.perf_counter() - started) * 1e3,
     )
