@@ -39,9 +39,7 @@ class DataSpec(_Section):
         description="side of the square images, in pixels; the source's own by default",
     )
     channels: Literal[1, 3] = Field(default=1, description="1 for grey, 3 for colour")
-    test_fraction: float = Field(
-        default=0.2, gt=0, lt=1, description="share of each class held out, split by content"
-    )
+    test_fraction: float = Field(default=0.2, gt=0, lt=1, description="share of each class held out, split by content")
     max_bad_fraction: float = Field(
         default=0.1, ge=0, lt=1, description="share of unreadable images above which the job refuses to start"
     )
@@ -133,9 +131,7 @@ class WorkersSpec(_Section):
     """What the job runs on."""
 
     count: int = Field(default=2, ge=1, le=4096, description="distributed workers")
-    device: Literal["auto", "cpu", "gpu"] = Field(
-        default="auto", description="auto: GPUs when the cluster has enough"
-    )
+    device: Literal["auto", "cpu", "gpu"] = Field(default="auto", description="auto: GPUs when the cluster has enough")
     max_failures: int = Field(default=3, ge=0, description="worker failures after which the job gives up")
 
 
@@ -165,9 +161,7 @@ class JobSpec(_Section):
         wants_generator = isinstance(self.objective, TransportSpec)
         if generates != wants_generator:
             fitting = "conv-generator" if wants_generator else "perceptron, mlp or lenet"
-            raise ValueError(
-                f"objective {self.objective.kind!r} cannot train model {self.model.kind!r}; use {fitting}"
-            )
+            raise ValueError(f"objective {self.objective.kind!r} cannot train model {self.model.kind!r}; use {fitting}")
         if self.train.batch < self.workers.count:
             raise ValueError(
                 f"train.batch {self.train.batch} leaves some of {self.workers.count} workers without images"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class ConvGenerator(Generator):
             nn.ReLU(),
         )
         blocks: list[nn.Module] = []
-        for wide, narrow in zip(channels, channels[1:], strict=False):
+        for wide, narrow in itertools.pairwise(channels):
             blocks += [
                 nn.Upsample(scale_factor=2, mode="nearest"),
                 nn.Conv2d(wide, narrow, 3, padding=1),

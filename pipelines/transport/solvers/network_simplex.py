@@ -53,6 +53,4 @@ def solve(problem: TransportProblem) -> TransportPlan:
         solver="network-simplex",
         milliseconds=(time.perf_counter() - started) * 1e3,
     )
-    return TransportPlan(
-        problem.shape, certificate, rows=sources[rows], columns=targets[columns], mass=mass, f=f, g=g
-    )
+    return TransportPlan(problem.shape, certificate, rows=sources[rows], columns=targets[columns], mass=mass, f=f, g=g)
