@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pipelines.models.classifiers import MLP, LeNet, Perceptron
 from pipelines.models.generators import ConvGenerator
-from pipelines.models.network import Classifier, Generator, ImageShape
+from pipelines.models.network import Classifier, Generator
+from pipelines.shape import ImageShape
 from pipelines.spec import ConvGeneratorSpec, LeNetSpec, MLPSpec, ModelSpec, PerceptronSpec
 
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.errors import CheckpointError
 from pipelines.models.build import build_model
-from pipelines.models.network import Classifier, Generator, ImageShape
+from pipelines.models.network import Classifier, Generator
+from pipelines.shape import ImageShape
 from pipelines.spec import ModelSpec
 
 WEIGHTS = "weights.safetensors"

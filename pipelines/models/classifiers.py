@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.errors import SpecError
-from pipelines.models.network import Classifier, ImageShape
+from pipelines.models.network import Classifier
+from pipelines.shape import ImageShape
 
 
 class Perceptron(Classifier):

@@ -7,7 +7,8 @@ import math
 
 from torch import Tensor, nn
 
-from pipelines.models.network import Generator, ImageShape
+from pipelines.models.network import Generator
+from pipelines.shape import ImageShape
 
 
 class ConvGenerator(Generator):

@@ -2,28 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class ImageShape:
-    """Shape of one image: channels, height, width."""
-
-    channels: int
-    height: int
-    width: int
-
-    @property
-    def dims(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
-        return self.channels, self.height, self.width
-
-    @property
-    def pixels(self) -> int:
-        """Numbers in one image."""
-        return self.channels * self.height * self.width
+from pipelines.shape import ImageShape
 
 
 class Network(nn.Module):
