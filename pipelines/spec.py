@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipelines.errors import SpecError
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+CostName = Literal["squared-euclidean", "euclidean", "cosine"]
 Images = Annotated[int, Field(ge=1, description="a duration, in images seen by the whole job")]
 
 
@@ -93,7 +94,7 @@ class TransportSpec(_Section):
     """A generator that minimises the cost of the optimal plan between its samples and real images."""
 
     kind: Literal["transport"]
-    cost: Literal["squared-euclidean", "euclidean", "cosine"] = "squared-euclidean"
+    cost: CostName = "squared-euclidean"
     plans: Literal["service", "local"] = Field(
         default="service", description="who solves the plans: the transport service, or each rank for itself"
     )

@@ -8,8 +8,9 @@ from typing import Protocol
 import torch
 
 from pipelines import distributed
+from pipelines.spec import CostName
 from pipelines.transport.plan import RowBlock, TransportPlan
-from pipelines.transport.problem import CostName, TransportProblem
+from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import solve
 
 

@@ -1,0 +1,20 @@
+"""What an evaluation found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Numbers and pictures.
+
+    Attributes:
+        metrics: numbers for the curves.
+        pictures: (h, w) or (h, w, 3) uint8 images by name.
+    """
+
+    metrics: dict[str, float]
+    pictures: dict[str, np.ndarray]
