@@ -6,6 +6,7 @@ MLflow takes seconds to import, so nothing here imports it before it is needed.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -80,3 +81,8 @@ def brief(error: BaseException) -> str:
     """The first line of an error; MLflow appends whole stack traces."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
+
+
+def metric_name(name: str) -> str:
+    """A name that MLflow takes for a metric: characters that it does not take become ``_``."""
+    return re.sub(r"[^/\w.\- :]", "_", name)

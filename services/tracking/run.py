@@ -23,7 +23,7 @@ import numpy as np
 import pipelines
 from pipelines.errors import ServiceError
 from pipelines.spec import JobSpec
-from services.tracking.connection import brief, connect, is_passing, reaching
+from services.tracking.connection import brief, connect, is_passing, metric_name, reaching
 from services.tracking.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Run:
         self._images = max(self._images, images)
         now = _now()
         for name, number in values.items():
-            name, value = re.sub(r"[^/\w.\- :]", "_", name), float(number)
+            name, value = metric_name(name), float(number)
             if math.isfinite(value):
                 self._outbox.put(_Point(name, value, images, now))
             elif name not in self._not_finite:
