@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayTaskError
 
 from pipelines.data.manifest import MANIFEST, Manifest, read_manifest
 from pipelines.data.shard import RECEIPTS, Receipt, bind, check_bad, chunks, finished, write_shard
 from pipelines.data.source import Source, fingerprint, open_source
-from pipelines.errors import ShardError
+from pipelines.errors import MongeError, ShardError
 from pipelines.spec import DataSpec
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,12 @@ def _write(
                 return
             (ready,), _ = ray.wait(list(running), num_returns=1)
             number = running.pop(ready)
-            yield number, ray.get(ready)
+            try:
+                receipt = ray.get(ready)
+            except RayTaskError as error:
+                # Our own errors pass as they are; Ray's wrapper prints a traceback where the message should be.
+                raise error.cause if isinstance(error.cause, MongeError) else error from None
+            yield number, receipt
     finally:
         for reference in running:
             ray.cancel(reference)
