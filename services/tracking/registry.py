@@ -1,12 +1,11 @@
 """The model registry: trained bundles under a name, a version and an alias.
 
-A model is named ``NAME`` (the version under the alias ``live``), ``NAME@ALIAS`` or ``NAME/VERSION``.
+How a model is named: see :mod:`services.tracking.names`.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from pipelines.errors import CheckpointError, ModelNotFoundError, ServiceError
 from pipelines.models.bundle import CARD, WEIGHTS, Bundle
 from pipelines.models.network import Classifier
 from services.tracking.connection import connect, metric_name, reaching
+from services.tracking.names import LIVE, split_name
 from services.tracking.run import Run
 
 if TYPE_CHECKING:
@@ -29,12 +29,8 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
     from mlflow.tracking import MlflowClient
 
-LIVE = "live"
-"""The alias that a bare name stands for."""
-
 KIND_TAG = "monge.kind"
 
-_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]{0,127})(?:@(?P<alias>[\w-]{1,64})|/(?P<version>[0-9]{1,9}))?")
 _SCRIPT = Path(__file__).with_name("served_model.py")
 _REQUIREMENTS = ("mlflow", "torch", "numpy", "safetensors", "pydantic", "pyyaml")
 
@@ -233,21 +229,6 @@ def list_models(uri: str) -> list[RegisteredModel]:
         )
         for model in models
     ]
-
-
-def split_name(model: str) -> tuple[str, str | None, int | None]:
-    """``NAME``, ``NAME@ALIAS`` or ``NAME/VERSION`` as (name, alias, version); a bare name has the alias ``live``.
-
-    Raises:
-        ModelNotFoundError: it is none of these.
-    """
-    match = _NAME.fullmatch(model)
-    if match is None:
-        raise ModelNotFoundError(
-            f"{model!r} cannot name a model", cure="write NAME, NAME@ALIAS or NAME/VERSION, as in cats@live"
-        )
-    version = int(match["version"]) if match["version"] else None
-    return match["name"], None if version is not None else match["alias"] or LIVE, version
 
 
 def _find_version(uri: str, model: str) -> tuple[ModelVersion, str | None]:
