@@ -70,7 +70,7 @@ def test_errors_of_a_task_are_ours(ray_cluster: None, tmp_path: Path, monkeypatc
     source = dataset.open_source(spec, tmp_path / "cache")
     (folder / "bee" / "3.png").unlink()
     monkeypatch.setattr(dataset, "open_source", lambda spec, cache: source)
-    with pytest.raises(SourceError, match="3.png: cannot be read") as caught:
+    with pytest.raises(SourceError, match=r"3.png: cannot be read") as caught:
         shard_dataset(spec, tmp_path / "out", tmp_path / "cache")
     assert type(caught.value) is SourceError
     assert caught.value.cure
@@ -87,7 +87,7 @@ def test_a_finished_data_set_is_left_alone(spec: DataSpec, tmp_path: Path, expec
 
 def test_another_data_set_is_not_overwritten(spec: DataSpec, tmp_path: Path, expected: dict[str, bytes]) -> None:
     other = spec.model_copy(update={"channels": 3})
-    with pytest.raises(ShardError, match="holds another data set, made of .*Some Images.npz"):
+    with pytest.raises(ShardError, match=r"holds another data set, made of .*Some Images.npz"):
         shard_dataset(other, tmp_path / "expected", tmp_path / "cache", workers=0)
     assert files(tmp_path / "expected") == expected
 
@@ -171,7 +171,7 @@ def test_too_many_bad_images_stop_the_job_early(tmp_path: Path) -> None:
             (tmp_path / "images" / name / f"{i:02d}.png").write_bytes(b"damaged")
     spec = DataSpec(source=str(tmp_path / "images"), size=8)
     seen: list[int] = []
-    with pytest.raises(TooManyBadImagesError, match="ant/00.png"):
+    with pytest.raises(TooManyBadImagesError, match=r"ant/00.png"):
         shard_dataset(spec, tmp_path / "out", tmp_path / "cache", 0, lambda done, total: seen.append(done))
     assert seen == [0]
 

@@ -47,7 +47,7 @@ def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     entry = catalogue.CATALOGUE["digits"]
     other = catalogue.Entry(entry.classes, "0" * 64, entry.fetch)
     monkeypatch.setitem(catalogue.CATALOGUE, "digits", other)
-    with pytest.raises(SourceError, match="digits: the arrays have sha256 .* expected 0000"):
+    with pytest.raises(SourceError, match=r"digits: the arrays have sha256 .* expected 0000"):
         catalogue.fetch("digits", tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -66,10 +66,10 @@ def test_a_forged_idx_file_is_named(tmp_path: Path) -> None:
     for split in ("train", "t10k"):
         for kind in ("images-idx3", "labels-idx1"):
             (folder / f"{split}-{kind}-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x08\x01\0\0\0\0"))
-    with pytest.raises(SourceError, match="train-images-idx3-ubyte.gz: its content has sha256"):
+    with pytest.raises(SourceError, match=r"train-images-idx3-ubyte.gz: its content has sha256"):
         catalogue.fetch("fashion-mnist", tmp_path)
     (folder / "train-images-idx3-ubyte.gz").write_bytes(b"no gzip")
-    with pytest.raises(SourceError, match="train-images-idx3-ubyte.gz: cannot be read"):
+    with pytest.raises(SourceError, match=r"train-images-idx3-ubyte.gz: cannot be read"):
         catalogue.fetch("fashion-mnist", tmp_path)
 
 

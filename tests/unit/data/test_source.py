@@ -112,7 +112,7 @@ def test_folders_that_are_no_source(tmp_path: Path, encode: Callable[..., bytes]
     (root / "bee" / "notes.txt").write_text("")
     with pytest.raises(SourceError, match="class 'bee' has no images"):
         open_source(spec, tmp_path)
-    with pytest.raises(SourceError, match="neither a folder nor an .npz file"):
+    with pytest.raises(SourceError, match=r"neither a folder nor an .npz file"):
         open_source(DataSpec(source=str(root / "stray.png")), tmp_path)
 
 
@@ -125,7 +125,7 @@ def test_a_folder_without_a_readable_image(folder: Path, tmp_path: Path) -> None
 
 def test_images_too_large_to_keep_their_size(folder: Path, tmp_path: Path, encode: Callable[..., bytes]) -> None:
     (folder / "ant" / "0.png").write_bytes(encode(np.zeros((1025, 1100), np.uint8)))
-    with pytest.raises(SourceError, match="1025 pixels.*\n.*set data.size"):
+    with pytest.raises(SourceError, match=r"1025 pixels.*\n.*set data.size"):
         open_source(DataSpec(source=str(folder)), tmp_path)
 
 
@@ -150,14 +150,14 @@ def test_arrays_that_are_no_source(tmp_path: Path, arrays: dict[str, np.ndarray]
 
 def test_a_damaged_npz_file(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 and no more")
-    with pytest.raises(SourceError, match="a.npz"):
+    with pytest.raises(SourceError, match=r"a.npz"):
         open_source(DataSpec(source=str(tmp_path / "a.npz")), tmp_path / "cache")
 
 
 def test_a_file_that_vanished(folder: Path, tmp_path: Path) -> None:
     source = open_source(DataSpec(source=str(folder)), tmp_path)
     (folder / "ant" / "3.png").unlink()
-    with pytest.raises(SourceError, match="3.png: cannot be read"):
+    with pytest.raises(SourceError, match=r"3.png: cannot be read"):
         source.item(3)
 
 
