@@ -50,7 +50,7 @@ class Split:
         self.labels = labels
         self._shards = shards
         self._rows = rows
-        self._ends = np.cumsum([len(shard) for shard in shards])
+        self._starts = np.cumsum([0, *(len(shard) for shard in shards)])
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -70,13 +70,11 @@ class Split:
         rows = self._rows[indices]
         images = np.empty((len(rows), *self._shards[0].shape[1:]), dtype=np.uint8)
         order = np.argsort(rows)  # the pages of a shard are then touched once, in the order of the file
-        bounds = np.searchsorted(rows[order], self._ends)
-        begin = 0
-        for shard, first, stop in zip(self._shards, self._ends - [len(s) for s in self._shards], bounds, strict=True):
-            if stop > begin:
-                places = order[begin:stop]
-                images[places] = shard[rows[places] - first]
-                begin = stop
+        shard_of = np.searchsorted(self._starts, rows[order], side="right") - 1
+        runs = np.flatnonzero(np.diff(shard_of, prepend=-1))
+        for begin, end in zip(runs, np.append(runs, len(order))[1:], strict=True):
+            number, places = shard_of[begin], order[begin:end]
+            images[places] = self._shards[number][rows[places] - self._starts[number]]
         return torch.from_numpy(images), torch.from_numpy(self.labels[indices])
 
 

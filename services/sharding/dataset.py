@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import ray
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 LOCK = ".lock"
 PATIENCE = 600.0
 """Seconds that a job leaves the work to another one that is sharding the same data set."""
+
+SILENCE = 30.0
+"""Seconds without a finished shard after which the log says so."""
 
 Progress = Callable[[int, int], None]
 
@@ -115,16 +119,17 @@ def _write(
     running: dict[ray.ObjectRef, int] = {}
     try:
         while True:
-            for number, start, stop in waiting:
+            for number, start, stop in islice(waiting, at_once - len(running)):
                 running[_write_shard.remote(shared, destination, number, start, stop)] = number
-                if len(running) >= at_once:
-                    break
             if not running:
                 return
-            (ready,), _ = ray.wait(list(running), num_returns=1)
-            number = running.pop(ready)
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=SILENCE)
+            if not ready:
+                log.warning("%s: no shard written for %g s; are all CPUs of the cluster taken?", destination, SILENCE)
+                continue
+            number = running.pop(ready[0])
             try:
-                receipt = ray.get(ready)
+                receipt = ray.get(ready[0])
             except RayTaskError as error:
                 # Our own errors pass as they are; Ray's wrapper prints a traceback where the message should be.
                 raise error.cause if isinstance(error.cause, MongeError) else error from None

@@ -60,6 +60,20 @@ def test_on_a_cluster(
     assert len(open_dataset(out).train) == sum(manifest.counts["train"].values())
 
 
+def test_a_cluster_without_a_free_cpu_is_not_waited_for_in_silence(
+    ray_cluster: None,
+    spec: DataSpec,
+    tmp_path: Path,
+    expected: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(dataset, "SILENCE", 1e-6)
+    shard_dataset(spec, tmp_path / "out", tmp_path / "cache", workers=2)
+    assert "no shard written for 1e-06 s" in caplog.text
+    assert files(tmp_path / "out") == expected
+
+
 def test_errors_of_a_task_are_ours(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "images"
     for name in ("ant", "bee"):
