@@ -57,7 +57,7 @@ def rank_slice(batch: int, rank: int, world: int) -> slice:
 
 @lru_cache(maxsize=4)
 def _kept_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    # Sorting takes some 80 ms for a million images: once an epoch is fine, once a step is not.
+    # Sorting a million keys takes a good part of a second: once an epoch is fine, once a step is not.
     order = epoch_order(n, seed, epoch)
     order.flags.writeable = False
     return order
