@@ -55,4 +55,4 @@ class Evaluator:
             "test_transport_max_gap": distances.max_gap,
         }
         samples = to_uint8(generation.sample(network, GRID, self._seed, self._device)).cpu().numpy()
-        return Evaluation(metrics, {"samples": image_grid(samples)})
+        return Evaluation(metrics, {"samples": image_grid(samples)}, {"transport_solver": distances.solver})

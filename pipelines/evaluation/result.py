@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,7 +14,9 @@ class Evaluation:
     Attributes:
         metrics: numbers for the curves.
         pictures: (h, w) or (h, w, 3) uint8 images by name.
+        tags: what is no number.
     """
 
     metrics: dict[str, float]
     pictures: dict[str, np.ndarray]
+    tags: dict[str, str] = field(default_factory=dict)

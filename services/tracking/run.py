@@ -13,7 +13,7 @@ import math
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -170,6 +170,10 @@ class Run:
         path = Path(path)
         self._outbox.put(_File(f"figures/{re.sub(r'[^a-zA-Z0-9_.-]', '_', name)}{path.suffix}", path.read_bytes()))
 
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag of the run."""
+        self._outbox.put(_Tag(name, value))
+
     def flush(self, timeout: float = 30.0) -> None:
         """Wait until all that was logged so far is stored.
 
@@ -245,6 +249,42 @@ def find_run(uri: str, job: str) -> str | None:
     with reaching(uri, f"look for the run of job {job!r}"):
         experiment = client.get_experiment_by_name(EXPERIMENT)
         return _find(client, experiment.experiment_id, job) if experiment is not None else None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run has logged.
+
+    Attributes:
+        latest: the last value of every curve.
+        series: all values of the curves that were asked for.
+        tags: of the run.
+    """
+
+    latest: Mapping[str, float]
+    series: Mapping[str, list[float]]
+    tags: Mapping[str, str]
+
+
+def read_run(uri: str, job: str, series: Sequence[str] = ()) -> Record:
+    """What the run of a job has logged.
+
+    Args:
+        uri: of the tracking server or store.
+        job: id of the job.
+        series: names of the curves that are wanted whole.
+
+    Raises:
+        ServiceError: MLflow cannot be reached, or the job has no run.
+    """
+    run_id = find_run(uri, job)
+    if run_id is None:
+        raise ServiceError(f"MLflow at {uri} has no run of job {job!r}", cure="see `monge jobs`")
+    client = connect(uri)
+    with reaching(uri, f"read run {run_id}"):
+        data = client.get_run(run_id).data
+        curves = {name: [point.value for point in client.get_metric_history(run_id, name)] for name in series}
+    return Record(data.metrics, curves, data.tags)
 
 
 def mark_killed(uri: str, run_id: str) -> None:

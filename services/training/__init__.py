@@ -1,0 +1,1 @@
+"""The training job: its driver, and what runs on each of its workers."""
