@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelines.data import shard
-from pipelines.data.loader import Batch, Loader, ShardedDataset, Split, open_dataset
+from pipelines.data.loader import Loader, ShardedDataset, Split, open_dataset
 from pipelines.data.partition import batch_indices, rank_slice
 from pipelines.data.shard import bind, chunks, write_shard
 from pipelines.data.source import open_source
@@ -124,20 +124,19 @@ def test_an_error_of_the_thread_is_raised_in_the_consumer(
         next(loader)
 
 
-def test_no_more_than_prefetch_is_read_ahead(dataset: ShardedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[int] = []
-    original = Loader._read
+def test_exactly_prefetch_is_read_ahead(dataset: ShardedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    requested: list[int] = []
+    original = Loader._request
 
-    def counting(self: Loader, step: int) -> Batch:
-        read.append(step)
-        return original(self, step)
+    def counting(self: Loader) -> None:
+        requested.append(self._step)
+        original(self)
 
-    monkeypatch.setattr(Loader, "_read", counting)
+    monkeypatch.setattr(Loader, "_request", counting)
     with Loader(dataset.train, batch=8, seed=0, prefetch=3) as loader:
-        for expected in range(5):
-            assert next(loader).step == expected
-            assert len(read) <= expected + 1 + 3
-    assert read == sorted(read)
+        for step in range(5):
+            assert requested == list(range(step + 3))
+            assert next(loader).step == step
 
 
 def test_arguments_out_of_range(dataset: ShardedDataset) -> None:

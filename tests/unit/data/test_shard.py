@@ -165,6 +165,7 @@ def test_swapped_shards_are_noticed_without_hashing(folder: Path, tmp_path: Path
         ("shard-00000", "../shard-00000"),
         ('"quarantined": 0', '"quarantined": -1'),
         ('"name"', '"nom"'),
+        ('"name"', '"more": 1, "name"'),
         ("{", ""),
     ],
 )
