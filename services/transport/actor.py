@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import time
 import warnings
@@ -19,7 +18,7 @@ from pipelines.transport.plan import RowBlock, TransportPlan
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import SolverName
 from services.settings import NAMESPACE
-from services.transport.engine import Engine
+from services.transport.engine import Engine, cores
 from services.transport.limits import Limits
 from services.transport.rendezvous import RankShare, Rendezvous
 
@@ -46,7 +45,7 @@ class TransportActor:
         # Solvers read their points and never write to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         torch.set_num_threads(1)
-        self._engine = Engine(limits, workers=workers, threads=threads or len(os.sched_getaffinity(0)))
+        self._engine = Engine(limits, workers=workers, threads=threads or cores())
         self._rendezvous = Rendezvous(self._engine)
 
     async def plan(self, problem: TransportProblem, client: str, solver: SolverName) -> TransportPlan:
@@ -56,6 +55,10 @@ class TransportActor:
     async def bring(self, share: RankShare, deadline: float) -> RowBlock:
         """See :meth:`Rendezvous.bring`."""
         return await self._rendezvous.bring(share, deadline)
+
+    async def meetings(self) -> int:
+        """How many global problems have no plan yet."""
+        return self._rendezvous.meetings
 
     async def limits(self) -> Limits:
         """What this replica refuses."""
@@ -115,7 +118,8 @@ def start_replicas(
     workers: int = 2,
     threads: int | None = None,
     timeout: float = 60.0,
-) -> list[str]:
+    created: list[str] | None = None,
+) -> None:
     """Get or create the actors, and wait until they answer.
 
     Args:
@@ -125,17 +129,16 @@ def start_replicas(
         workers: threads that solve, in each.
         threads: torch threads of a problem that is solved alone.
         timeout: seconds to wait for a node with the resource, and for the actors.
-
-    Returns:
-        The names of those that were created here.
+        created: receives the names of those that did not exist, before they are started: whatever happens then,
+            the caller knows what to stop.
 
     Raises:
         ServiceError: no node offers the resource, or the actors did not come up.
     """
     until = time.monotonic() + timeout
     names = replica_names(replicas)
-    created = [name for name in names if not _exists(name)]
-    while created and ray.cluster_resources().get(RESOURCE, 0) < resource * replicas:
+    absent = [name for name in names if not _exists(name)]
+    while absent and ray.cluster_resources().get(RESOURCE, 0) < resource * replicas:
         if time.monotonic() > until:
             offered = ray.cluster_resources().get(RESOURCE, 0)
             raise ServiceError(
@@ -144,6 +147,8 @@ def start_replicas(
                 cure=f"start a node with `ray start --resources='{{\"{RESOURCE}\": {resource * replicas:g}}}'`",
             )
         time.sleep(0.2)
+    if created is not None:
+        created += absent
     remote: Any = ray.remote(TransportActor)
     actors = [
         remote.options(
@@ -162,12 +167,11 @@ def start_replicas(
     _, silent = ray.wait(answers, num_returns=len(answers), timeout=max(0.0, until - time.monotonic()))
     if silent:
         slow = ", ".join(names[answers.index(answer)] for answer in silent)
-        stop_replicas(created)
+        stop_replicas(absent)
         raise ServiceError(
             f"{slow} did not answer within {timeout:g} s", cure="look at the actors' logs in the Ray dashboard"
         )
     ray.get(answers)
-    return created
 
 
 def stop_replicas(names: list[str]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
+import httpx
 import numpy as np
 import torch.distributed as dist
 
@@ -18,8 +19,10 @@ from pipelines.transport.plan import RowBlock, TransportPlan
 from pipelines.transport.planner import Share
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import SolverName
+from services.transport import wire
 from services.transport.cache import sketch
 from services.transport.engine import flat, in_memory
+from services.transport.npz import write_npz
 from services.transport.rendezvous import RankShare
 
 Answer = TypeVar("Answer", TransportPlan, RowBlock)
@@ -167,11 +170,10 @@ class RayPlanner(_RemotePlanner):
             return _owned(ray.get(answer, timeout=timeout))
         except GetTimeoutError:
             ray.cancel(answer)
-            raise ServiceError(
-                f"no plan within {self.deadline:g} s",
-                cure="raise MONGE_PLAN_DEADLINE, or solve smaller problems",
-            ) from None
+            raise _no_plan(self.deadline) from None
         except RayTaskError as error:
+            if isinstance(error.cause, ServiceError):
+                raise _LostError(str(error.cause.args[0]), cure=error.cause.cure) from None
             if isinstance(error.cause, MongeError):
                 raise error.cause from None
             raise ServiceError(f"the transport service broke down: {error.cause!r}") from error
@@ -181,7 +183,56 @@ class RayPlanner(_RemotePlanner):
             raise _LostError(str(error).splitlines()[0]) from error
 
 
+def _no_plan(deadline: float) -> ServiceError:
+    return ServiceError(
+        f"no plan within {deadline:g} s", cure="raise MONGE_PLAN_DEADLINE, or ask for plans of smaller problems"
+    )
+
+
 def _owned(answer: Any) -> Any:
     """The answer with arrays of its own: those that Ray hands out are read-only views of its memory."""
     arrays = {field.name: getattr(answer, field.name) for field in fields(answer)}
     return replace(answer, **{name: part.copy() for name, part in arrays.items() if isinstance(part, np.ndarray)})
+
+
+class HttpPlanner(_RemotePlanner):
+    """Asks the service over HTTP.
+
+    Args:
+        url: of the service, as in ``http://127.0.0.1:8100``.
+        job, rank, world, deadline, attempt, solver: see the base class.
+    """
+
+    def __init__(self, url: str, job: str = "", *args: Any, client: httpx.Client | None = None, **options: Any) -> None:
+        super().__init__(job, *args, **options)
+        # No proxy from the environment: the service is a neighbour.
+        self._client = client or httpx.Client(base_url=url, trust_env=False)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _plan(self, problem: TransportProblem, remaining: float) -> TransportPlan:
+        needless = () if problem.matrix is None else ("x", "y", "cost")
+        said = {name: value for name, value in vars(problem).items() if value is not None and name not in needless}
+        body = write_npz(said | {"solver": self.solver})
+        return wire.read_plan(self._post("/v1/plans?potentials=true", body, remaining))
+
+    def _bring(self, share: RankShare, remaining: float) -> RowBlock:
+        body = write_npz(vars(share) | {"deadline": remaining})
+        return wire.read_rows(self._post("/v1/shares", body, remaining + GRACE))
+
+    def _post(self, path: str, body: bytes, timeout: float) -> bytes:
+        headers = {"Content-Type": wire.NPZ, "X-Monge-Client": self.job}
+        try:
+            answer = self._client.post(path, content=body, headers=headers, timeout=timeout)
+        except httpx.TimeoutException:
+            raise _no_plan(self.deadline) from None
+        except httpx.TransportError as error:
+            raise _LostError(f"no transport service answers at {self._client.base_url}: {error}") from error
+        if answer.status_code == 200:
+            return answer.content
+        fault = wire.read_error(answer.content, answer.status_code)
+        if isinstance(fault, ServiceError):
+            raise _LostError(str(fault.args[0]), cure=fault.cure)
+        raise fault

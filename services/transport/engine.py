@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.errors import BusyError, MongeError, ServiceError, TooLargeError
+from pipelines.errors import BusyError, MongeError, ServiceError, TooLargeError, TransportError
 from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import SolverName, solve
@@ -67,7 +68,7 @@ class Engine:
         self, limits: Limits | None = None, *, workers: int = 2, threads: int | None = None, solver: Solve = solve
     ) -> None:
         self.limits = limits or Limits()
-        self.metrics = Metrics(lambda: len(self), lambda: self._cache.bytes)
+        self.metrics = Metrics(lambda: self.waiting, lambda: self._cache.bytes)
         self._workers, self._threads, self._solve = workers, threads, solver
         self._queue: FairQueue[_Flight] = FairQueue()
         self.queued_bytes = 0
@@ -81,7 +82,8 @@ class Engine:
         self._seconds_per_pair = 1e-7
         self._closed = False
 
-    def __len__(self) -> int:
+    @property
+    def waiting(self) -> int:
         """Problems that wait for a thread."""
         return len(self._queue)
 
@@ -101,8 +103,8 @@ class Engine:
         Raises:
             TooLargeError: over the limits.
             BusyError: the queue is full.
-            TransportError: as of :func:`pipelines.transport.solve.solve`.
-            ServiceError: the engine is closed, or the solver broke down.
+            TransportError: as of :func:`pipelines.transport.solve.solve`, or the solver broke down.
+            ServiceError: the engine is closed.
         """
         problem = in_memory(problem)
         self.check(problem.shape, size_of(problem))
@@ -262,7 +264,7 @@ class Engine:
             except MongeError as error:
                 outcome = error
             except Exception as error:
-                outcome = ServiceError(f"the solver broke down on {flight.problem.shape}: {error!r}")
+                outcome = TransportError(f"the solver broke down on {flight.problem.shape}: {error!r}")
             loop.call_soon_threadsafe(self._deliver, flight, outcome, started, time.perf_counter())
             if flight.sketch is not None and isinstance(outcome, TransportPlan):
                 # After delivery: nobody waits for the hash.
@@ -294,6 +296,12 @@ class Engine:
     def _forget(self, flight: _Flight) -> None:
         if flight.sketch is not None and self._flights.get(flight.sketch) is flight:
             del self._flights[flight.sketch]
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def in_memory(problem: TransportProblem) -> TransportProblem:

@@ -104,8 +104,9 @@ class Rendezvous:
         self._engine = engine
         self._meetings: dict[tuple[str, str], _Meeting] = {}
 
-    def __len__(self) -> int:
-        """Meetings that have no plan yet."""
+    @property
+    def meetings(self) -> int:
+        """How many have no plan yet."""
         return len(self._meetings)
 
     async def bring(self, share: RankShare, deadline: float) -> RowBlock:

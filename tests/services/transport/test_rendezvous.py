@@ -57,7 +57,7 @@ def test_each_rank_gets_its_rows_in_whatever_order_they_come(order: tuple[int, .
         blocks = [await calls[rank] for rank in range(3)]
         np.testing.assert_array_equal(assemble(blocks), whole(brought))
         assert all(block.waited > 0 for block in blocks)
-        assert len(rendezvous) == 0
+        assert rendezvous.meetings == 0
         assert engine.queued_bytes == 0
 
     run(main)
@@ -73,7 +73,7 @@ def test_a_missing_rank_is_named_to_all_who_wait() -> None:
         )
         assert all(isinstance(answer, RendezvousError) for answer in answers), answers
         assert all("step 1 of job: rank 1 did not come" in str(answer) for answer in answers)
-        assert (len(rendezvous), engine.queued_bytes) == (0, 0)
+        assert (rendezvous.meetings, engine.queued_bytes) == (0, 0)
         assert engine.metrics.registry.get_sample_value("monge_transport_rendezvous_timeouts_total") == 1
 
     run(main)
@@ -95,13 +95,13 @@ def test_ranks_that_disagree_all_get_the_same_error(change: dict[str, object], w
         rendezvous = Rendezvous(engine)
         first, second, third = shares()
         calls = [asyncio.ensure_future(rendezvous.bring(share, 10)) for share in (first, second)]
-        await until(lambda: len(rendezvous) == 1)
+        await until(lambda: rendezvous.meetings == 1)
         with pytest.raises(RendezvousError, match=words):
             await rendezvous.bring(replace(third, **change), 10)
         for call in calls:
             with pytest.raises(RendezvousError, match=words):
                 await call
-        assert (len(rendezvous), engine.queued_bytes) == (0, 0)
+        assert (rendezvous.meetings, engine.queued_bytes) == (0, 0)
 
     run(main)
 
@@ -124,11 +124,11 @@ def test_a_call_repeated_after_its_connection_broke_is_no_second_rank() -> None:
         brought = shares()
         # The service has not noticed yet that the first call is not heard any more.
         stale = asyncio.ensure_future(rendezvous.bring(brought[0], 10))
-        await until(lambda: len(rendezvous) == 1)
+        await until(lambda: rendezvous.meetings == 1)
         blocks = await asyncio.gather(*(rendezvous.bring(share, 10) for share in brought))
         np.testing.assert_array_equal(assemble(blocks), whole(brought))
         await stale
-        assert (len(rendezvous), engine.queued_bytes) == (0, 0)
+        assert (rendezvous.meetings, engine.queued_bytes) == (0, 0)
 
     run(main)
 
@@ -153,13 +153,13 @@ def test_a_restarted_job_never_meets_shares_of_its_former_self() -> None:
     async def main() -> None:
         rendezvous = Rendezvous(Engine())
         left_behind = asyncio.ensure_future(rendezvous.bring(shares(0, job="job/first")[0], 10))
-        await until(lambda: len(rendezvous) == 1)
+        await until(lambda: rendezvous.meetings == 1)
         brought = shares(1, job="job/second")
         blocks = await asyncio.gather(*(rendezvous.bring(share, 10) for share in brought))
         np.testing.assert_array_equal(assemble(blocks), whole(brought))
         left_behind.cancel()
         await asyncio.wait([left_behind])
-        assert len(rendezvous) == 0
+        assert rendezvous.meetings == 0
 
     run(main)
 
@@ -171,14 +171,14 @@ def test_when_all_ranks_are_gone_nothing_is_kept_and_nothing_solved(gated: Gated
         blocker = asyncio.ensure_future(engine.submit(TransportProblem.between(np.ones((2, 2)), np.ones((2, 2)))))
         await gated.begun()
         calls = [asyncio.ensure_future(rendezvous.bring(share, 10)) for share in shares()]
-        await until(lambda: len(engine) == 1)
+        await until(lambda: engine.waiting == 1)
         for call in calls:
             call.cancel()
         await asyncio.wait(calls)
-        await until(lambda: len(engine) == 0)
+        await until(lambda: engine.waiting == 0)
         gated.gate.set()
         await blocker
-        assert (len(rendezvous), engine.queued_bytes, len(gated.seen)) == (0, 0, 1)
+        assert (rendezvous.meetings, engine.queued_bytes, len(gated.seen)) == (0, 0, 1)
 
     run(main)
 
@@ -189,7 +189,7 @@ def test_the_limits_hold_for_the_whole_problem() -> None:
         rendezvous = Rendezvous(engine)
         answers = await asyncio.gather(*(rendezvous.bring(share, 10) for share in shares()), return_exceptions=True)
         assert [type(answer) for answer in answers] == [TooLargeError] * 3
-        assert (len(rendezvous), engine.queued_bytes) == (0, 0)
+        assert (rendezvous.meetings, engine.queued_bytes) == (0, 0)
 
     run(main)
 
@@ -200,14 +200,14 @@ def test_shares_that_wait_are_bounded_in_bytes_and_in_number() -> None:
         engine = Engine(Limits(queued_bytes=share.size, queue=1))
         rendezvous = Rendezvous(engine)
         waiting = asyncio.ensure_future(rendezvous.bring(share, 10))
-        await until(lambda: len(rendezvous) == 1)
+        await until(lambda: rendezvous.meetings == 1)
         with pytest.raises(BusyError, match="MiB of points wait"):
             await rendezvous.bring(shares()[2], 10)
         with pytest.raises(BusyError, match="1 global problems wait"):
             await rendezvous.bring(replace(share, key="step 2"), 10)
         waiting.cancel()
         await asyncio.wait([waiting])
-        assert (len(rendezvous), engine.queued_bytes) == (0, 0)
+        assert (rendezvous.meetings, engine.queued_bytes) == (0, 0)
 
     run(main)
 
@@ -228,7 +228,7 @@ def test_a_share_that_cannot_be_right_is_refused_at_once(change: dict[str, objec
         rendezvous = Rendezvous(Engine())
         with pytest.raises(error):
             await rendezvous.bring(replace(shares()[0], **change), 10)
-        assert len(rendezvous) == 0
+        assert rendezvous.meetings == 0
 
     run(main)
 
