@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from pipelines.errors import MongeError
 from services.settings import LOOPBACK, load_settings
@@ -126,7 +126,7 @@ def jobs() -> None:
     """List the jobs of the cluster, newest first."""
     from services.jobs.client import Jobs
 
-    table = Table("job", "status", "submitted (UTC)", "seconds")
+    table = Table(Column("job", no_wrap=True), "status", "submitted (UTC)", "seconds")
     colours = {"SUCCEEDED": "green", "FAILED": "red", "STOPPED": "yellow", "RUNNING": "cyan"}
     for job in Jobs(load_settings()).list():
         colour = colours.get(job.status, "default")

@@ -27,6 +27,10 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
         "RAY_COLOR_PREFIX": "0",
+        # A worker's lines come to the driver once, not also by Ray Train's own logger.
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        # On a cluster that scales up, machines have to boot before workers start.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     }
     if settings.ray_address is None:
         wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str((settings.home / TOKEN).absolute())}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import threading
 from pathlib import Path
@@ -18,8 +17,6 @@ from services.settings import Settings
 from services.training.progress import stage_line
 
 CHECKPOINTS_KEPT = 2
-START_TIMEOUT = 300
-"""Seconds for the workers to start; on a cluster that scales up, machines have to boot first."""
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +63,6 @@ def _run(job: str, spec: JobSpec, settings: Settings, uri: str) -> dict[str, obj
 
     from services.training.worker import train_worker, worker_config
 
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT))
     # Ray annotates neither functions that return something nor the value that it hands back.
     trainer: Any = TorchTrainer(
         cast(Any, train_worker),
