@@ -25,8 +25,8 @@ from pipelines.spec import DataSpec
 SHARD_BYTES = 16 * 2**20
 """Pixels of one shard at most."""
 
-SHARD_IMAGES = 4096
-"""Images of one shard at most."""
+SHARD_IMAGES = 1024
+"""Images of one shard at most: few enough that even a small data set is the work of several tasks."""
 
 CONTENT_BYTES = 16
 """Bytes kept of the sha256 of an image; two of 2³² different images agree with probability 2⁻⁶⁵."""
