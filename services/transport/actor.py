@@ -11,6 +11,7 @@ from typing import Any
 import ray
 import torch
 from prometheus_client import Metric
+from ray.exceptions import RayError
 from ray.util import list_named_actors
 
 from pipelines.errors import ServiceError
@@ -163,15 +164,27 @@ def start_replicas(
         ).remote(limits or Limits(), workers, threads)
         for name in names
     ]
-    answers = [actor.limits.remote() for actor in actors]
-    _, silent = ray.wait(answers, num_returns=len(answers), timeout=max(0.0, until - time.monotonic()))
-    if silent:
-        slow = ", ".join(names[answers.index(answer)] for answer in silent)
-        stop_replicas(absent)
-        raise ServiceError(
-            f"{slow} did not answer within {timeout:g} s", cure="look at the actors' logs in the Ray dashboard"
-        )
-    ray.get(answers)
+    for name, actor in zip(names, actors, strict=True):
+        fault = _answers(actor, until)
+        if fault is not None:
+            stop_replicas(absent)
+            raise ServiceError(
+                f"{name} did not answer within {timeout:g} s: {fault}",
+                cure="look at the actors' logs in the Ray dashboard",
+            )
+
+
+def _answers(actor: Any, until: float) -> str | None:
+    """Wait for an actor, which may be restarting; the reason, if it does not answer."""
+    while True:
+        try:
+            ray.get(actor.limits.remote(), timeout=max(0.0, until - time.monotonic()))
+        except RayError as error:
+            if time.monotonic() >= until:
+                return str(error).splitlines()[0]
+            time.sleep(0.1)
+        else:
+            return None
 
 
 def stop_replicas(names: list[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,11 +22,10 @@ from services.transport.cache import sketch
 from services.transport.limits import Limits
 from services.transport.rendezvous import RankShare
 
-ATTEMPTS = 8
-"""Replicas that a plan is asked of, one after the other, while they die; with the pauses between, some 10 s."""
-
-PATIENCE = 5.0
+REPORTING = 5.0
 """Seconds for an actor to tell its limits or its metrics."""
+
+LONGEST_PAUSE = 1.0
 
 
 class RayBackend:
@@ -32,10 +33,11 @@ class RayBackend:
 
     Args:
         names: of the actors.
+        patience: seconds for which a request is repeated while replicas die and restart.
     """
 
-    def __init__(self, names: list[str]) -> None:
-        self._names = names
+    def __init__(self, names: list[str], patience: float = 60.0) -> None:
+        self._names, self._patience = names, patience
 
     async def plan(self, problem: TransportProblem, client: str, solver: SolverName) -> TransportPlan:
         """See :class:`services.transport.backend.Backend`; asks the next replica when one dies."""
@@ -58,7 +60,7 @@ class RayBackend:
     async def metrics(self) -> bytes:
         """See :class:`services.transport.backend.Backend`; of all replicas that answer, each under its name."""
         answers = await asyncio.gather(
-            *(asyncio.wait_for(_ask(name, "metrics"), PATIENCE) for name in self._names), return_exceptions=True
+            *(asyncio.wait_for(_ask(name, "metrics"), REPORTING) for name in self._names), return_exceptions=True
         )
         counted = {name: answer for name, answer in zip(self._names, answers, strict=True) if isinstance(answer, list)}
         registry = CollectorRegistry()
@@ -73,22 +75,23 @@ class RayBackend:
         faults = []
         for name in self._names:
             try:
-                return await asyncio.wait_for(_ask(name, method), PATIENCE)
+                return await asyncio.wait_for(_ask(name, method), REPORTING)
             except (ServiceError, RayError, TimeoutError) as error:
                 faults.append(f"{name}: {str(error).splitlines()[0] if str(error) else 'no answer'}")
         raise ServiceError("; ".join(faults), cure="see `monge status`; replicas that die are restarted")
 
     async def _insist(self, names: list[str], method: str, *arguments: Any) -> Any:
-        pause = 0.1
-        for attempt in range(ATTEMPTS):
-            name = names[attempt % len(names)]
+        until, pause = time.monotonic() + self._patience, 0.05
+        for name in itertools.cycle(names):
             try:
                 return await _ask(name, method, *arguments)
             except RayError as error:
                 fault = str(error).splitlines()[0]
+            if time.monotonic() + pause > until:
+                raise ServiceError(f"{name} is away: {fault}", cure="ask again later: it is being restarted")
             await asyncio.sleep(pause)
-            pause = min(2 * pause, 2.0)
-        raise ServiceError(f"{name} is away: {fault}", cure="ask again in a few seconds: it is being restarted")
+            pause = min(2 * pause, LONGEST_PAUSE)
+        raise AssertionError("a cycle has no end")
 
 
 async def _ask(name: str, method: str, *arguments: Any) -> Any:

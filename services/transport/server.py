@@ -42,14 +42,16 @@ def serve(
     Raises:
         ServiceError: the port is taken, no cluster answers, or no node offers the resource.
     """
-    # Uvicorn raises the signal again when it has shut down; as an exit it passes through the clause below.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings = load_settings()
     with _bound(host, port) as listener:
+        if ray_address is not None:
+            _join(settings, ray_address)
+        # After Ray, which sets a handler of its own. Uvicorn shuts down and then raises the signal again; as an exit it
+        # passes through the clauses below.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         if ray_address is None:
             _run(LocalBackend(Engine(threads=cores())), listener, settings)
             return
-        _join(settings, ray_address)
         # Not at the top: without a cluster there is no need of Ray, whose import takes seconds.
         from services.transport.actor import replica_names, start_replicas, stop_replicas
         from services.transport.gateway import RayBackend

@@ -24,7 +24,7 @@ POINTS = 300
 
 
 @pytest.fixture(scope="module")
-def replicas(ray_cluster: None) -> Iterator[list[str]]:
+def started(ray_cluster: None) -> Iterator[list[str]]:
     from services.transport.actor import find_replicas, start_replicas, stop_replicas
 
     created: list[str] = []
@@ -32,6 +32,15 @@ def replicas(ray_cluster: None) -> Iterator[list[str]]:
     assert created == find_replicas() == ["transport-0", "transport-1"]
     yield created
     stop_replicas(created)
+
+
+@pytest.fixture
+def replicas(started: list[str]) -> list[str]:
+    """Two replicas, both alive again whatever the last test did to them."""
+    from services.transport.actor import start_replicas
+
+    start_replicas(2)
+    return started
 
 
 def ranks(world: int, ask: Callable[[int], RowBlock]) -> list[Future[RowBlock]]:
@@ -83,6 +92,7 @@ def test_errors_arrive_as_they_were_raised(replicas: list[str]) -> None:
         RayPlanner("job", solver="brute-force").plan(labelled(1, n=9))
 
 
+@pytest.mark.slow
 def test_a_killed_replica_is_waited_for_and_all_ranks_get_the_right_rows(replicas: list[str]) -> None:
     import ray
 
@@ -117,6 +127,7 @@ def _wait_for_meeting(actor: object) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_the_gateway_asks_another_replica_when_one_dies(replicas: list[str]) -> None:
     from services.transport.actor import replica_of
     from services.transport.cache import sketch
@@ -124,13 +135,27 @@ def test_the_gateway_asks_another_replica_when_one_dies(replicas: list[str]) -> 
 
     async def main() -> None:
         backend = RayBackend(replicas)
-        for label in range(6):
-            problem = labelled(label, n=30)
-            kill(replica_of(sketch(problem, "auto"), replicas))
-            plan = await backend.plan(problem, "client", "auto")
+        problems = [labelled(label, n=30) for label in range(40)]
+        victim = replicas[0]
+        theirs = [problem for problem in problems if replica_of(sketch(problem, "auto"), replicas) == victim]
+        kill(victim)
+        plans = await asyncio.gather(*(backend.plan(problem, "client", "auto") for problem in theirs))
+        for problem, plan in zip(theirs, plans, strict=True):
             np.testing.assert_array_equal(plan.assignment, solve(problem).assignment)
 
-    run(main, 120)
+    run(main, 60)
+
+
+@pytest.mark.slow
+def test_a_replica_that_stays_away_is_a_service_error(replicas: list[str]) -> None:
+    from services.transport.gateway import RayBackend
+
+    async def main() -> None:
+        kill(replicas[1])
+        with pytest.raises(ServiceError, match="transport-1 is away"):
+            await RayBackend(replicas[1:], patience=0.2).plan(labelled(1), "client", "auto")
+
+    run(main)
 
 
 def test_the_gateway_passes_on_errors_limits_and_the_metrics_of_all(replicas: list[str]) -> None:
