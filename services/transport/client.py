@@ -160,11 +160,12 @@ class RayPlanner(_RemotePlanner):
         from services.transport.actor import find_replicas, handle, replica_of
 
         try:
-            if not self._replicas:
-                self._replicas = {name: handle(name) for name in find_replicas()}
+            # Local, because plans may be asked for on several threads.
+            replicas = self._replicas or {name: handle(name) for name in find_replicas()}
+            self._replicas = replicas
         except ServiceError as error:
             raise _LostError(error.args[0], cure=error.cure) from None
-        actor = self._replicas[replica_of(content, list(self._replicas))]
+        actor = replicas[replica_of(content, list(replicas))]
         answer = getattr(actor, method).remote(*arguments)
         try:
             return _owned(ray.get(answer, timeout=timeout))

@@ -30,6 +30,7 @@ class Metrics:
         self.timeouts = Counter(
             "monge_transport_rendezvous_timeouts", "Global problems that lacked a rank", registry=own
         )
+        self.meetings = Gauge("monge_transport_meetings", "Global problems that have no plan yet", registry=own)
         queue = Gauge("monge_transport_queue_length", "Problems that wait", registry=own)
         queue.set_function(queue_length)
         held = Gauge("monge_transport_cache_bytes", "Bytes of plans kept", registry=own)

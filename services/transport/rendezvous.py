@@ -103,6 +103,7 @@ class Rendezvous:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._meetings: dict[tuple[str, str], _Meeting] = {}
+        engine.metrics.meetings.set_function(lambda: self.meetings)
 
     @property
     def meetings(self) -> int:

@@ -67,6 +67,9 @@ def test_sigterm_refuses_who_waits_and_ends_the_process() -> None:
 
         rank = threading.Thread(target=wait)
         rank.start()
+        until = time.monotonic() + 7
+        while "monge_transport_meetings 1.0" not in httpx.get(f"{url}/metrics", trust_env=False).text:
+            assert time.monotonic() < until, "the rank did not come"
         server.send_signal(signal.SIGTERM)
         assert server.wait(20) == 0
         rank.join(20)
