@@ -45,8 +45,6 @@ def map_arrays(path: Path) -> dict[str, np.ndarray]:
         OSError: the file cannot be read.
         ValueError: it is not a safetensors file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
             tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
