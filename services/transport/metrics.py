@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 _MILLISECONDS = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
 _GAPS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -16,6 +16,7 @@ class Metrics:
     def __init__(self, queue_length: Callable[[], int], cache_bytes: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
         own = self.registry
+        ProcessCollector(namespace="monge_transport", registry=own)
         self.solves = Counter("monge_transport_solves", "Problems solved", ["solver"], registry=own)
         self.failures = Counter("monge_transport_failures", "Problems not solved", ["error"], registry=own)
         self.refusals = Counter("monge_transport_refusals", "Problems refused", ["error"], registry=own)
