@@ -83,7 +83,7 @@ class Jobs:
         command = [
             "env",
             *(f"{name}={value}" for name, value in settings.items()),
-            *(python, "-m", "services.training", "--job", job),
+            *(python, "-m", "services.jobs", "--job", job),
             *("--spec", spec.model_dump_json()),
         ]
         self._client.submit_job(

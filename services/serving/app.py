@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import FastAPI, HTTPException, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
@@ -142,7 +143,7 @@ def create_app(settings: Settings, *, poll_seconds: float = 1.0, torch_threads: 
                 await following
             endpoint.close()
 
-    app = FastAPI(title="Monge models", version="1", lifespan=lifespan, description=documents.DESCRIPTION)
+    app = FastAPIOffline(title="Monge models", version="1", lifespan=lifespan, description=documents.DESCRIPTION)
     app.state.endpoint = endpoint
 
     async def counted(route: str, name: str, answer: Awaitable[Response]) -> Response:
@@ -317,10 +318,15 @@ async def _gone(request: Request, error: Exception) -> Response:
     return Response(status_code=499)
 
 
+async def _internal(request: Request, error: Exception) -> Response:
+    return _json({"error": "the endpoint failed", "cure": "its log says why"}, status=500)
+
+
 _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
     MongeError: _monge_error,
     StarletteHTTPException: _http_error,
     HTTPException: _http_error,
     RequestValidationError: _invalid,
     ClientDisconnect: _gone,
+    Exception: _internal,
 }

@@ -1,1 +1,1 @@
-"""The training job: its driver, and what runs on each of its workers."""
+"""The Ray Train run of a job, and what runs on each of its workers."""

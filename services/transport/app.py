@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 
 from pipelines.errors import (
     BusyError,
@@ -55,7 +56,7 @@ def build_app(backend: Backend, *, max_request: int = 64 * MIB, max_receiving: i
         yield
         await backend.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Monge: optimal transport",
         description="Optimal transport plans, each with the certificate of its quality.",
         version="1",

@@ -1,4 +1,4 @@
-"""``python -m services.training --job ID --spec JSON``: the entry point that a submitted job runs."""
+"""``python -m services.jobs --job ID --spec JSON``: the entry point that a submitted job runs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import sys
 
 from pipelines.errors import MongeError
 from pipelines.spec import parse_spec
+from services.jobs.driver import run_job
 from services.settings import load_settings
-from services.training.driver import run_job
 
 
 def main() -> int:
     """Run one job; 0 when it finished."""
-    parser = argparse.ArgumentParser(prog="python -m services.training", description="Run one training job.")
+    parser = argparse.ArgumentParser(prog="python -m services.jobs", description="Run one training job.")
     parser.add_argument("--job", required=True, help="id of the job")
     parser.add_argument("--spec", required=True, help="the resolved spec, as JSON")
     arguments = parser.parse_args()
