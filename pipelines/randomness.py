@@ -1,7 +1,8 @@
 """Randomness as a pure function of (seed, step, stream).
 
 Nothing draws from a generator that lives across steps. So there is no generator state to save: a run resumed at step k
-draws what the uninterrupted one drew, and a run on four ranks draws what a run on one rank did.
+draws what the uninterrupted one drew. Latent vectors and mirrored images are drawn for the whole global batch, so that
+a run on four ranks draws what a run on one rank did; dropout alone draws for each rank by itself.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ Images = Annotated[int, Field(ge=1, description="a duration, in images seen by t
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataSpec(_Section):
@@ -199,12 +199,12 @@ def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> JobSpec:
     """
     path = Path(path)
     try:
-        document = yaml.safe_load(path.read_text())
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SpecError(f"{path}: no such file", cure="see configs/ for specs to start from") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date such as 2024-13-01
         raise SpecError(f"{path}: not YAML: {error}") from None
     if not isinstance(document, dict):
         raise SpecError(f"{path}: a mapping with name, data, model, objective and train expected")
@@ -244,16 +244,23 @@ def _assign(document: dict[str, Any], override: str) -> None:
             raise SpecError(f"--set {override!r}: {key} is a value, not a section")
     try:
         document[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise SpecError(f"--set {override!r}: the value is not YAML: {error}") from None
 
 
 def _fault(error: Any) -> str:
-    # Pydantic inserts the chosen member of a union into the path; the reader's file does not have it.
-    kinds = {"perceptron", "mlp", "lenet", "conv-generator", "classification", "transport"}
-    path = ".".join(str(part) for part in error["loc"] if part not in kinds) or "spec"
+    location = list(error["loc"])
+    if location[:1] in (["model"], ["objective"]):
+        # Pydantic puts the chosen member of the union second in the path; the reader's file does not have it.
+        del location[1:2]
+    path = ".".join(str(part) for part in location) or "spec"
     message = error["msg"].removeprefix("Value error, ")
     received = error.get("input")
+    if error["type"] == "union_tag_invalid":
+        context = error["ctx"]
+        return f"  {path}.kind: one of {context['expected_tags']} expected (received {context['tag']!r})"
+    if error["type"] == "union_tag_not_found":
+        return f"  {path}.kind: missing"
     if error["type"] == "extra_forbidden":
         return f"  {path}: no such field (received {received!r})"
     if error["type"] == "missing":

@@ -97,7 +97,8 @@ class TransportJudge:
 def sample(generator: Generator, count: int, seed: int, device: torch.device, batch: int = 256) -> torch.Tensor:
     """Samples of latent vectors that depend on the seed alone, (count, c, h, w) in [−1, 1]."""
     latents = torch.randn(count, generator.latent, generator=step_generator(seed, 0, "fixed latents"))
+    was_training = generator.training
     generator.eval()
     samples = torch.cat([generator(chunk.to(device)) for chunk in latents.split(batch)])
-    generator.train()
+    generator.train(was_training)
     return samples

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -33,6 +33,7 @@ class Share:
     epsilon: float = 0.0
 
 
+@runtime_checkable
 class Planner(Protocol):
     """Solves transport problems: in this process, or in a service."""
 
