@@ -48,6 +48,7 @@ class WorkerConfig:
         data: folder of the sharded data set.
         mlflow_uri: where rank 0 logs.
         plan_deadline: seconds to wait for a plan.
+        staging: folder where checkpoints lie until Ray Train has taken them.
     """
 
     job: str
@@ -55,6 +56,7 @@ class WorkerConfig:
     data: str
     mlflow_uri: str
     plan_deadline: float
+    staging: str
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def _train(settings: WorkerConfig, spec: JobSpec) -> dict[str, Any]:
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
             load_checkpoint(state, Path(folder))
-    listener = _Listener(spec, tracker)
+    listener = _Listener(spec, tracker, Path(settings.staging))
     if tracker:
         tracker.say(
             f"training {network.parameter_count:,} parameters on {len(data.train):,} images, {world} workers, {device}"
@@ -153,9 +155,10 @@ class _Tracker:
 class _Listener:
     """Hears of the run on every rank; logs on rank 0, and hands checkpoints to Ray Train on all."""
 
-    def __init__(self, spec: JobSpec, tracker: _Tracker | None) -> None:
+    def __init__(self, spec: JobSpec, tracker: _Tracker | None, staging: Path) -> None:
         self._spec = spec
         self._tracker = tracker
+        self._staging = staging
         self.latest: dict[str, float] = {}
 
     def metrics(self, values: dict[str, float], images: int) -> None:
@@ -178,7 +181,8 @@ class _Listener:
         """See :class:`pipelines.training.loop.Listener`; every rank comes here, since Ray Train waits for all."""
         checkpoint = None
         if self._tracker:
-            folder = tempfile.mkdtemp(prefix="monge-checkpoint-")
+            self._staging.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.mkdtemp(dir=self._staging)
             save_checkpoint(state, Path(folder))
             checkpoint = Checkpoint.from_directory(folder)
         ray.train.report(
@@ -190,6 +194,8 @@ class _Listener:
         )
 
 
-def worker_config(job: str, spec: JobSpec, data: Path, mlflow_uri: str, plan_deadline: float) -> dict[str, Any]:
+def worker_config(
+    job: str, spec: JobSpec, data: Path, mlflow_uri: str, plan_deadline: float, staging: Path
+) -> dict[str, Any]:
     """The dictionary that :func:`train_worker` takes."""
-    return asdict(WorkerConfig(job, spec.model_dump(mode="json"), str(data), mlflow_uri, plan_deadline))
+    return asdict(WorkerConfig(job, spec.model_dump(mode="json"), str(data), mlflow_uri, plan_deadline, str(staging)))
