@@ -38,6 +38,7 @@ class Exponential(FlowUNet):
 def test_euler_steps_converge_to_the_flow_at_first_order() -> None:
     network = Exponential(ImageShape(1, 4, 4), width=8, steps=1)
     start = torch.full((1, 16), 0.3)
+    assert float(network.integrate(start, 1)[0, 0, 0, 0]) == pytest.approx(0.45)
     # x(t) = (x₀ − 4) e^{t/2} + 2t + 4
     exact = (0.3 - 4) * math.exp(0.5) + 6
     errors = [abs(float(network.integrate(start, steps)[0, 0, 0, 0]) - exact) for steps in (8, 16, 32)]
