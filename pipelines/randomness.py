@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import torch
 
 
@@ -26,3 +27,20 @@ def step_generator(seed: int, step: int, stream: str) -> torch.Generator:
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed the global generators for one step of one rank: dropout draws from them."""
     torch.manual_seed(derived_seed(seed, step, f"rank {rank}"))
+
+
+def normal_rows(keys: np.ndarray, width: int) -> torch.Tensor:
+    """Standard normal vectors, each a function of its own key alone.
+
+    Args:
+        keys: (k,) uint32.
+        width: of each vector.
+
+    Returns:
+        (k, width) float32.
+    """
+    rows = torch.empty(len(keys), width)
+    generator = torch.Generator()
+    for row, key in zip(rows, keys.tolist(), strict=True):
+        row.normal_(generator=generator.manual_seed(key))
+    return rows

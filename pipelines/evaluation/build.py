@@ -12,7 +12,7 @@ from pipelines.evaluation.figures import TILE, image_grid
 from pipelines.evaluation.result import Evaluation
 from pipelines.models.bundle import to_uint8
 from pipelines.models.network import Classifier, Generator
-from pipelines.spec import JobSpec, TransportSpec
+from pipelines.spec import ClassificationSpec, JobSpec, TransportSpec
 from pipelines.transport.planner import Planner
 
 GRID = 64
@@ -34,10 +34,9 @@ class Evaluator:
         self._device = device
         self._seed = spec.seed
         self._judge = None
-        if isinstance(spec.objective, TransportSpec) and rank() == 0:
-            self._judge = generation.TransportJudge(
-                data.split("train"), data.split("test"), spec.objective.cost, planner, spec.seed
-            )
+        if not isinstance(spec.objective, ClassificationSpec) and rank() == 0:
+            cost = spec.objective.cost if isinstance(spec.objective, TransportSpec) else "squared-euclidean"
+            self._judge = generation.TransportJudge(data.split("train"), data.split("test"), cost, planner, spec.seed)
 
     def __call__(self, network: torch.nn.Module) -> Evaluation:
         """Numbers and pictures of a network as it stands."""

@@ -21,6 +21,7 @@ class Step:
         index: number of the step, from 0.
         images: (k, c, h, w) float32 in [−1, 1], on the device.
         labels: (k,) int64, on the device.
+        indices: (k,) int64, the images' places in the training split.
         batch: size of the global batch.
         share: which of its places this rank holds.
         seed: of the job.
@@ -29,6 +30,7 @@ class Step:
     index: int
     images: Float32[Tensor, "k c h w"]
     labels: Int64[Tensor, " k"]
+    indices: Int64[Tensor, " k"]
     batch: int
     share: slice
     seed: int

@@ -70,6 +70,7 @@ def train(
             index=state.step,
             images=to_float(batch.images.to(device, non_blocking=True)),
             labels=batch.labels.to(device, non_blocking=True),
+            indices=batch.indices,
             batch=spec.train.batch,
             share=rank_slice(spec.train.batch, rank(), world_size()),
             seed=spec.seed,

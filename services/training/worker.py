@@ -17,14 +17,14 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device
 
 from pipelines.data.loader import Loader, ShardedDataset, open_dataset
-from pipelines.errors import CheckpointError, DivergedError, SpecError
+from pipelines.errors import CheckpointError, DivergedError, ShardError, SpecError
 from pipelines.evaluation.build import Evaluator
 from pipelines.evaluation.result import Evaluation
 from pipelines.models.build import build_model
 from pipelines.models.bundle import Bundle
 from pipelines.objectives.build import build_objective
 from pipelines.randomness import derived_seed
-from pipelines.spec import JobSpec, TransportSpec
+from pipelines.spec import ClassificationSpec, JobSpec
 from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.training.loop import train
 from pipelines.training.state import TrainState
@@ -75,7 +75,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     _configure_process()
     try:
         return _train(settings, spec)
-    except (SpecError, CheckpointError, DivergedError) as error:
+    except (SpecError, ShardError, CheckpointError, DivergedError) as error:
         return {"error": error.args[0], "cure": error.cure}
 
 
@@ -89,7 +89,7 @@ def _train(settings: WorkerConfig, spec: JobSpec) -> dict[str, Any]:
     torch.manual_seed(derived_seed(spec.seed, 0, "initialisation"))
     network = build_model(spec.model, data.image, len(data.classes)).to(device)
     planner = _planner(settings, spec, rank, world)
-    objective = build_objective(spec.objective, network, planner)
+    objective = build_objective(spec, network, planner, data)
     state = TrainState.start(spec, objective)
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
@@ -117,7 +117,7 @@ def _configure_process() -> None:
 
 
 def _planner(settings: WorkerConfig, spec: JobSpec, rank: int, world: int) -> Planner:
-    if isinstance(spec.objective, TransportSpec) and spec.objective.plans == "service":
+    if not isinstance(spec.objective, ClassificationSpec) and spec.objective.plans == "service":
         return RayPlanner(settings.job, rank, world, settings.plan_deadline)
     return LocalPlanner()
 
