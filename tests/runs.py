@@ -50,8 +50,13 @@ JOBS: dict[str, dict[str, Any]] = {
         "objective": {"kind": "flow", "coupling": {"kind": "batch"}, "plans": "local"},
         "optimizer": {"learning_rate": 0.002},
     },
+    "pool-flow": {
+        "model": {"kind": "flow-unet", "width": 8, "steps": 2},
+        "objective": {"kind": "flow", "coupling": {"kind": "pool", "points": 48}, "plans": "local"},
+        "optimizer": {"learning_rate": 0.002},
+    },
 }
-"""One job for each kind of network, without the sections that every job has."""
+"""Jobs of each kind of network and of coupling, without the sections that every job has."""
 
 
 def job(kind: str, source: str = "images.npz", size: int | None = None, **train_section: Any) -> JobSpec:
