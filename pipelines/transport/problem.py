@@ -135,22 +135,22 @@ class TransportProblem:
 
 def _points(name: str, value: Array) -> Array:
     """(n, d) contiguous float32, finite, at least one row and one column."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach()
-        value = value.float().reshape(len(value), -1).contiguous() if value.dim() else value
-        finite = bool(torch.isfinite(value).all())
-    else:
+    if not isinstance(value, torch.Tensor):
         value = np.asarray(value)
         if value.dtype.kind not in "fiub":
             raise ProblemError(f"{name}: numbers expected, received dtype {value.dtype}")
-        if value.ndim:
-            value = np.ascontiguousarray(value.reshape(len(value), -1), dtype=np.float32)
-        finite = bool(np.isfinite(value).all())
-    if value.ndim != 2 or 0 in value.shape:
+    if not value.shape or 0 in value.shape:
         raise ProblemError(
             f"{name}: shape {tuple(value.shape)} holds no points",
             cure="give an array of shape (n, d), n and d ≥ 1",
         )
+    if isinstance(value, torch.Tensor):
+        value = value.detach().float().reshape(len(value), -1).contiguous()
+        finite = bool(torch.isfinite(value).all())
+    else:
+        with np.errstate(over="ignore"):  # what is over float32's range is told below
+            value = np.ascontiguousarray(value.reshape(len(value), -1), dtype=np.float32)
+        finite = bool(np.isfinite(value).all())
     if not finite:
         bad = int((~torch.isfinite(torch.as_tensor(value))).sum())
         raise ProblemError(

@@ -30,8 +30,15 @@ def solve(problem: TransportProblem) -> TransportPlan:
     with warnings.catch_warnings():
         # Its warnings are about convergence, which the certificate below decides.
         warnings.simplefilter("ignore")
+        # It moves nothing where all costs are negative; a constant added to all of them leaves the plan as it is.
         plan, log = ot.emd(
-            a[sources], b[targets], inner, numItermax=MAX_PIVOTS, log=True, center_dual=False, numThreads=1
+            a[sources],
+            b[targets],
+            inner - inner.min(),
+            numItermax=MAX_PIVOTS,
+            log=True,
+            center_dual=False,
+            numThreads=1,
         )
     rows, columns = np.nonzero(plan)
     mass = plan[rows, columns]
