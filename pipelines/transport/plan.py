@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from pipelines.errors import NotConvergedError, ProblemError
+from pipelines.transport.problem import TransportProblem
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class TransportPlan:
     mass: np.ndarray | None = None
     f: np.ndarray | None = None
     g: np.ndarray | None = None
+    problem: TransportProblem | None = None
 
     def entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Non-zero entries ``(rows, columns, mass)``; the mass sums to 1.

@@ -1,0 +1,226 @@
+"""Entropic transport by Sinkhorn's algorithm, stabilised, over-relaxed and certified.
+
+``min <P, C> + epsilon KL(P | a bᵀ)`` has the solution ``P_ij = a_i b_j exp((f_i + g_j − C_ij) / epsilon)`` (Peyré &
+Cuturi 2019, prop. 4.3; the marginals as reference measure make the potentials independent of n). The potentials are
+kept in float64 and absorbed into a float32 kernel, whose entries then stay near their masses (Schmitzer 2019).
+Epsilon falls from the scale of the costs to its value (ibid.), and each step goes further than the marginal asks for
+(Thibault, Chizat, Dossal & Papadakis 2021) by a factor that is fitted to the rate of convergence.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from pipelines.errors import NotConvergedError, ProblemError
+from pipelines.transport.cost import CostRows, MatrixRows, cost_matrix, cost_rows
+from pipelines.transport.plan import Certificate, TransportPlan
+from pipelines.transport.problem import TransportProblem
+from pipelines.transport.solvers import bounds
+from pipelines.transport.solvers.relaxation import Tuner
+from pipelines.transport.solvers.sweep import Kernel, Relaxation, Sweep
+
+TOLERANCE = 1e-3
+"""Marginal error at which a plan counts as converged: mass that is not where the marginals want it."""
+
+MAX_SWEEPS = 10_000
+
+DENSE_BYTES = 2**30
+"""Memory for cost matrix and kernel up to which both are kept."""
+
+SMALLEST_EPSILON = 2e-6
+"""Least epsilon, as a fraction of the scale of the costs, whose kernel float32 costs still determine to some digits."""
+
+FALL = 4.0
+"""Ratio of two consecutive values of epsilon. Larger ones could take the kernel of the next under float32's range."""
+
+COARSE = 0.1
+"""Marginal error at which epsilon falls."""
+
+SAMPLED_ROWS = 32
+
+
+def fits_dense(problem: TransportProblem) -> bool:
+    """Whether the cost matrix and its kernel are small enough to be kept."""
+    n, m = problem.shape
+    return 8 * n * m <= DENSE_BYTES
+
+
+def solve(
+    problem: TransportProblem,
+    *,
+    tolerance: float = TOLERANCE,
+    max_sweeps: int = MAX_SWEEPS,
+    start: tuple[np.ndarray, np.ndarray] | None = None,
+    streaming: bool | None = None,
+) -> TransportPlan:
+    """An entropic plan, held by its potentials.
+
+    Runs where the points are: on a GPU if they are tensors there.
+
+    Args:
+        problem: epsilon > 0.
+        tolerance: marginal error to reach, the L1 norm over both marginals; for an unbalanced problem, relative gap.
+        max_sweeps: most passes over the kernel.
+        start: potentials (f, g) of a similar problem, to start from without scaling epsilon.
+        streaming: True computes the kernel block by block at each sweep, in memory O((n + m) d); False keeps it;
+            None decides by its size.
+
+    Returns:
+        A plan whose certificate bounds the optimum on both sides: ``dual`` by the potentials, ``primal`` by the plan
+        rounded to its marginals (Altschuler, Weed & Rigollet 2017). ``iterations`` counts sweeps.
+
+    Raises:
+        ProblemError: epsilon 0, or too small for float32 costs.
+        NotConvergedError: ``max_sweeps`` did not suffice.
+    """
+    started = time.perf_counter()
+    if streaming is None:
+        streaming = not fits_dense(problem)
+    rows = cost_rows(problem) if streaming else MatrixRows(cost_matrix(problem))
+    a, b = (
+        torch.as_tensor(weights, device=rows.device) for weights in (problem.source_weights(), problem.target_weights())
+    )
+    scale = scale_of(rows)
+    check_epsilon(problem.epsilon, scale)
+    kernel = Kernel(rows, a, b, keep=not streaming)
+    solver = Iteration(kernel, problem.epsilon, problem.marginal_penalty, tolerance, max_sweeps)
+    if start is None:
+        solver.descend(scale)
+    else:
+        solver.begin(torch.as_tensor(start[1], dtype=torch.float64, device=rows.device))
+        solver.run(problem.epsilon, tolerance)
+    primal, dual, error = solver.bounds()
+    certificate = Certificate(
+        primal=primal,
+        dual=dual,
+        marginal_error=error,
+        iterations=solver.sweeps,
+        converged=solver.converged,
+        solver="sinkhorn-streaming" if streaming else "sinkhorn",
+        milliseconds=(time.perf_counter() - started) * 1e3,
+    )
+    certificate.require_converged()
+    return TransportPlan(
+        problem.shape, certificate, f=solver.f.cpu().numpy(), g=solver.g.cpu().numpy(), problem=problem
+    )
+
+
+def scale_of(rows: CostRows) -> float:
+    """The spread of the costs, from some rows: where epsilon starts."""
+    n = rows.shape[0]
+    sampled = torch.cat([rows.costs(i, i + 1) for i in range(0, n, max(1, n // SAMPLED_ROWS))])
+    return float((sampled - sampled.amin()).double().square().mean().sqrt())
+
+
+def check_epsilon(epsilon: float, scale: float) -> None:
+    """Refuse what float32 costs cannot answer.
+
+    Raises:
+        ProblemError: epsilon 0, or too small.
+    """
+    if epsilon <= 0:
+        raise ProblemError(f"epsilon: {epsilon:g} received, Sinkhorn's algorithm needs > 0", cure="use solver 'auto'")
+    if epsilon < SMALLEST_EPSILON * scale:
+        raise ProblemError(
+            f"epsilon: {epsilon:g} is too small for costs of scale {scale:g} in float32",
+            cure=f"raise it over {SMALLEST_EPSILON * scale:.2g}, or give 0 for the exact problem",
+        )
+
+
+@dataclass
+class Iteration:
+    """The state of the algorithm.
+
+    Attributes:
+        kernel: the rows; a subclass may hold a part of them.
+        epsilon: the value to reach.
+        penalty: the marginal penalty of an unbalanced problem.
+        tolerance: see :func:`solve`.
+        max_sweeps: see :func:`solve`.
+        f, g: potentials.
+        last: masses under them; of the columns, before ``g``'s next step.
+    """
+
+    kernel: Kernel
+    epsilon: float
+    penalty: float | None
+    tolerance: float
+    max_sweeps: int
+    sweeps: int = 0
+    converged: bool = False
+    f: torch.Tensor = field(init=False)
+    g: torch.Tensor = field(init=False)
+    last: Sweep = field(init=False)
+
+    def descend(self, scale: float) -> None:
+        """From the scale of the costs down to epsilon."""
+        self.begin(torch.zeros_like(self.kernel.b))
+        epsilon = self.epsilon
+        if self.penalty is None:
+            while epsilon * FALL < scale:
+                epsilon *= FALL
+        while epsilon > self.epsilon * 1.5:
+            self.run(epsilon, COARSE)
+            epsilon /= FALL
+        self.run(self.epsilon, self.tolerance)
+
+    def begin(self, g: torch.Tensor) -> None:
+        """Start from target potentials."""
+        self.g = g
+        self.f = self.kernel.transform(g)
+
+    def run(self, epsilon: float, tolerance: float) -> None:
+        """Sweep at one epsilon until the marginals are met, rows exactly and columns to a tolerance."""
+        proximity = 1.0 if self.penalty is None else self.penalty / (self.penalty + epsilon)
+        tuner = Tuner(over=self.penalty is None)
+        self.converged = False
+        self._sweep(epsilon, Relaxation(1.0, proximity))
+        while self.sweeps < self.max_sweeps:
+            error = self._error(epsilon)
+            if not math.isfinite(error):
+                raise NotConvergedError(
+                    f"Sinkhorn's algorithm left float32's range at epsilon {epsilon:g}",
+                    cure="raise epsilon, or give 0 for the exact problem",
+                )
+            plain = tuner.omega == 1.0
+            if error <= tolerance and plain:
+                self.converged = True
+                return
+            # The rows are met exactly by a plain step only.
+            tuner.observe(error, finish=error <= tolerance)
+            relaxation = Relaxation(tuner.omega, proximity)
+            self.g = relaxation.step(self.g, self._columns(), epsilon)
+            self._sweep(epsilon, relaxation)
+
+    def bounds(self) -> tuple[float, float, float]:
+        """Primal, dual and marginal error at the potentials."""
+        if self.penalty is not None:
+            return bounds.unbalanced(self.kernel, self.f, self.g, self.last, self.epsilon, self.penalty)
+        return bounds.balanced(self.kernel, self.f, self.g, self.last, self.epsilon)
+
+    def _sweep(self, epsilon: float, relaxation: Relaxation) -> None:
+        self.last = self.kernel.sweep(self.f, self.g, epsilon, relaxation)
+        self.f = self.last.f
+        self.sweeps += 1
+
+    def _columns(self) -> torch.Tensor:
+        """Masses of the columns, none of them 0: a column that nothing reaches starts from its c-transform."""
+        columns = self.last.columns
+        lost = columns < 1e-30
+        if bool(lost.any()):
+            self.g = torch.where(lost, self.kernel.column_transform(self.f), self.g)
+            columns = torch.where(lost, 1.0, columns)
+        return columns
+
+    def _error(self, epsilon: float) -> float:
+        if self.penalty is not None and epsilon == self.epsilon:
+            primal, dual, _ = self.bounds()
+            return (primal - dual) / max(abs(primal), abs(dual), 1e-300)
+        rows = self.kernel.a @ (self.last.rows - 1).abs()
+        columns = self.kernel.b @ (self.last.columns - 1).abs()
+        return float(rows + columns)
