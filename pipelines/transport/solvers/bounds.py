@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pipelines.transport.solvers.sweep import Kernel, Relaxation, Sweep
+from pipelines.transport.solvers.sweep import Kernel, Sweep
 
 
 def balanced(
@@ -22,7 +22,7 @@ def balanced(
     error = float((a * last.rows - a).abs().sum() + (columns - b).abs().sum())
     dual = float(a @ f + b @ g) - epsilon * (float(columns.sum()) - float(b.sum()))
     scaled_g = g - epsilon * last.columns.clamp_min(1).log()
-    kept = kernel.sweep(f, scaled_g, epsilon, Relaxation(0.0))
+    kept = kernel.sweep(f, scaled_g, epsilon, None)
     # Rows are met up to rounding; what float32 leaves above a row's weight is taken off with its potential.
     scaled_f = f - epsilon * kept.rows.clamp_min(1).log()
     rows = a * kept.rows.clamp_max(1)

@@ -1,10 +1,10 @@
-"""Entropic transport by Sinkhorn's algorithm, stabilised, over-relaxed and certified.
+"""Entropic transport by Sinkhorn's algorithm, stabilised, accelerated and certified.
 
 ``min <P, C> + epsilon KL(P | a bᵀ)`` has the solution ``P_ij = a_i b_j exp((f_i + g_j − C_ij) / epsilon)`` (Peyré &
 Cuturi 2019, prop. 4.3; the marginals as reference measure make the potentials independent of n). The potentials are
 kept in float64 and absorbed into a float32 kernel, whose entries then stay near their masses (Schmitzer 2019).
-Epsilon falls from the scale of the costs to its value (ibid.), and each step goes further than the marginal asks for
-(Thibault, Chizat, Dossal & Papadakis 2021) by a factor that is fitted to the rate of convergence.
+Epsilon falls from the scale of the costs to its value (ibid.), and the iteration on the target potentials is
+accelerated.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pipelines.transport.cost import CostRows, MatrixRows, cost_matrix, cost_row
 from pipelines.transport.plan import Certificate, TransportPlan
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solvers import bounds
-from pipelines.transport.solvers.relaxation import Tuner
-from pipelines.transport.solvers.sweep import Kernel, Relaxation, Sweep
+from pipelines.transport.solvers.anderson import Anderson
+from pipelines.transport.solvers.sweep import LOG2E, Kernel, Sweep
 
 TOLERANCE = 1e-3
 """Marginal error at which a plan counts as converged: mass that is not where the marginals want it."""
@@ -177,25 +177,22 @@ class Iteration:
     def run(self, epsilon: float, tolerance: float) -> None:
         """Sweep at one epsilon until the marginals are met, rows exactly and columns to a tolerance."""
         proximity = 1.0 if self.penalty is None else self.penalty / (self.penalty + epsilon)
-        tuner = Tuner(over=self.penalty is None)
+        accelerated = Anderson(self.kernel.b)
         self.converged = False
-        self._sweep(epsilon, Relaxation(1.0, proximity))
-        while self.sweeps < self.max_sweeps:
+        while True:
+            self._sweep(epsilon, proximity)
             error = self._error(epsilon)
             if not math.isfinite(error):
                 raise NotConvergedError(
                     f"Sinkhorn's algorithm left float32's range at epsilon {epsilon:g}",
                     cure="raise epsilon, or give 0 for the exact problem",
                 )
-            plain = tuner.omega == 1.0
-            if error <= tolerance and plain:
-                self.converged = True
+            self.converged = error <= tolerance
+            if self.converged or self.sweeps >= self.max_sweeps:
                 return
-            # The rows are met exactly by a plain step only.
-            tuner.observe(error, finish=error <= tolerance)
-            relaxation = Relaxation(tuner.omega, proximity)
-            self.g = relaxation.step(self.g, self._columns(), epsilon)
-            self._sweep(epsilon, relaxation)
+            columns = self._columns()
+            step = proximity * (self.g - epsilon / LOG2E * columns.log2()) - self.g
+            self.g = accelerated.next(self.g, step, error)
 
     def bounds(self) -> tuple[float, float, float]:
         """Primal, dual and marginal error at the potentials."""
@@ -203,8 +200,8 @@ class Iteration:
             return bounds.unbalanced(self.kernel, self.f, self.g, self.last, self.epsilon, self.penalty)
         return bounds.balanced(self.kernel, self.f, self.g, self.last, self.epsilon)
 
-    def _sweep(self, epsilon: float, relaxation: Relaxation) -> None:
-        self.last = self.kernel.sweep(self.f, self.g, epsilon, relaxation)
+    def _sweep(self, epsilon: float, proximity: float) -> None:
+        self.last = self.kernel.sweep(self.f, self.g, epsilon, proximity)
         self.f = self.last.f
         self.sweeps += 1
 

@@ -4,8 +4,8 @@ A textbook iteration reads the kernel twice: for ``K v``, then for ``Kᵀ u``. H
 cache: a block's row sums give its new source potentials, and with them its part of the column sums, before the next
 block is looked at. A kernel in memory is read once a sweep; one that is computed on the fly is computed once a sweep.
 
-Exponents are taken in base 2: torch's ``exp`` falls to a fortieth of its speed where results underflow, as most
-entries of a kernel of small epsilon do; its ``exp2`` does not.
+Exponents and logarithms are taken in base 2: torch's ``exp`` falls to a fortieth of its speed where results underflow,
+as most entries of a kernel of small epsilon do; its ``exp2`` does not.
 """
 
 from __future__ import annotations
@@ -37,32 +37,14 @@ class Sweep:
     """What one pass found.
 
     Attributes:
-        f: new source potentials, (n,) float64.
-        rows: mass of each row under ``(f, g)``, in units of its weight, (n,) float64.
+        f: source potentials, (n,) float64.
+        rows: mass of each row under them, in units of its weight, (n,) float64.
         columns: the same of the columns, (m,) float64, over the rows held here.
     """
 
     f: torch.Tensor
     rows: torch.Tensor
     columns: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Relaxation:
-    """How far potentials go towards those that would meet their marginal.
-
-    Attributes:
-        omega: over-relaxation, in [1, 2); 1 meets the marginal.
-        proximity: ``rho / (rho + epsilon)`` of an unbalanced problem; 1 for a balanced one.
-    """
-
-    omega: float = 1.0
-    proximity: float = 1.0
-
-    def step(self, potential: torch.Tensor, mass: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """The potential after a step, given the masses of its rows (or columns) in units of their weights."""
-        target = self.proximity * (potential - epsilon * mass.log())
-        return potential + self.omega * (target - potential)
 
 
 class Kernel:
@@ -85,44 +67,56 @@ class Kernel:
         self._keep = keep
         self._base: tuple[torch.Tensor, torch.Tensor, float] | None = None
 
-    def sweep(self, f: torch.Tensor, g: torch.Tensor, epsilon: float, relaxation: Relaxation) -> Sweep:
+    def sweep(self, f: torch.Tensor, g: torch.Tensor, epsilon: float, proximity: float | None = 1.0) -> Sweep:
         """New source potentials, and the masses that they leave.
 
         Args:
-            f: (n,) float64, near those that meet the marginals; rows that are far off start from their c-transform.
+            f: (n,) float64; where it is so far off that float32 cannot hold a row, its c-transform is taken instead.
             g: (m,) float64.
             epsilon: > 0.
-            relaxation: of the step.
+            proximity: ``rho / (rho + epsilon)`` of an unbalanced problem (Chizat et al. 2018); 1 meets the row marginal;
+                None leaves ``f`` as it is.
         """
+        found = self._pass(f, g, epsilon, proximity)
+        lost = ~((found.rows > SMALLEST) & (found.rows < LARGEST))
+        if bool(lost.any()):
+            f = torch.where(lost, self.transform(g), f)
+            self._base = None
+            found = self._pass(f, g, epsilon, proximity)
+        if proximity is None:
+            return found
+        # Only now, for all rows at once: a logarithm wakes all threads, however short the vector.
+        new_f = proximity * (f - found.rows.log2() * (epsilon / LOG2E))
+        return Sweep(new_f, found.rows * ((new_f - f) * (LOG2E / epsilon)).exp2(), found.columns)
+
+    def _pass(self, f: torch.Tensor, g: torch.Tensor, epsilon: float, proximity: float | None) -> Sweep:
+        """Masses of the rows before ``f``'s step, of the columns after it."""
         fresh = not self._near(f, g, epsilon)
         if fresh:
-            self._base = (f.clone(), g, epsilon)
+            self._base = (f, g, epsilon)
         assert self._base is not None
         base_f, base_g, _ = self._base
-        shift = ((g - base_g) / epsilon).exp()
+        scale = LOG2E / epsilon
+        shift = ((g - base_g) * scale).exp2()
         right = (self.b * shift).float()
-        u = ((f - base_f) / epsilon).exp()
+        u = ((f - base_f) * scale).exp2()
+        left = self.a * u
+        if proximity is not None and proximity < 1:
+            left = left * ((proximity - 1) * f * scale).exp2()
         rows = torch.empty_like(f)
-        new_f = f.clone()
         columns = torch.zeros(len(g), device=g.device)
         for start, stop in self._blocks():
             inside = slice(start, stop)
-            block = self._block(start, stop) if self._keep else self._kernel[: stop - start]
+            block = self._kernel[inside] if self._keep else self._kernel[: stop - start]
             if fresh:
                 self._fill(block, start, stop)
-            sums = (block @ right).double() * u[inside]
-            if not bool(((sums > SMALLEST) & (sums < LARGEST)).all()):
-                f[inside] = new_f[inside] = base_f[inside] = self._transform(start, stop, base_g)
-                u[inside] = 1
-                self._fill(block, start, stop)
-                sums = (block @ right).double()
-            new_f[inside] = relaxation.step(f[inside], sums, epsilon)
-            moved = ((new_f[inside] - f[inside]) / epsilon).exp()
-            rows[inside] = sums * moved
-            columns.addmv_(block.T, (self.a[inside] * u[inside] * moved).float())
+            sums = torch.mv(block, right).double().mul_(u[inside])
+            rows[inside] = sums
+            weights = left[inside] if proximity is None else left[inside] / sums.pow_(proximity)
+            columns.addmv_(block.T, weights.float())
         if not self._keep:
             self._base = None
-        return Sweep(new_f, rows, columns.double() * shift)
+        return Sweep(f, rows, columns.double() * shift)
 
     def transform(self, g: torch.Tensor) -> torch.Tensor:
         """The c-transform ``min_j C_ij − g_j``, (n,) float64."""
@@ -152,9 +146,6 @@ class Kernel:
     def _blocks(self) -> list[tuple[int, int]]:
         n = self.costs.shape[0]
         return [(start, min(start + self._height, n)) for start in range(0, n, self._height)]
-
-    def _block(self, start: int, stop: int) -> torch.Tensor:
-        return self._kernel[start:stop]
 
     def _fill(self, block: torch.Tensor, start: int, stop: int) -> None:
         assert self._base is not None
