@@ -41,11 +41,18 @@ class TransportObjective:
         real = step.images.flatten(1)
         started = time.perf_counter()
         block = self.planner.plan_rows(
-            Share(key=f"step-{step.index}", x=samples.detach(), y=real, cost=self.spec.cost, epsilon=0.0)
+            Share(
+                key=f"step-{step.index}",
+                x=samples.detach(),
+                y=real,
+                cost=self.spec.cost,
+                epsilon=0.0,
+                power=self.spec.power,
+            )
         )
         waited = time.perf_counter() - started
         rows, columns, mass = (torch.as_tensor(a).to(samples.device) for a in (block.rows, block.columns, block.mass))
-        costs = matched_cost(samples[rows], gather_rows(real)[columns], self.spec.cost)
+        costs = matched_cost(samples[rows], gather_rows(real)[columns], self.spec.cost, self.spec.power)
         loss = (mass.to(costs.dtype) * costs).sum()
         return Loss(
             loss,

@@ -23,6 +23,13 @@ def cost_matrix(problem: TransportProblem) -> torch.Tensor:
     return pairwise_cost(torch.as_tensor(problem.x), torch.as_tensor(problem.y), problem.cost, problem.power)
 
 
+def with_known_cost(problem: TransportProblem) -> TransportProblem:
+    """The problem, its cost matrix computed where exact solvers know no screen for the cost."""
+    if problem.cost == "power" and problem.matrix is None and problem.epsilon == 0:
+        return problem.with_matrix(cost_matrix(problem))
+    return problem
+
+
 def pairwise_cost(x: torch.Tensor, y: torch.Tensor, cost: CostName, power: float = 2.0) -> torch.Tensor:
     """Cost of every pair, differentiable in both arguments.
 
@@ -79,7 +86,8 @@ def with_conditions(points: torch.Tensor, labels: torch.Tensor, classes: int, we
     points = points.float().reshape(len(points), -1)
     if labels.shape != points.shape[:1] or bool(((labels < 0) | (labels >= classes)).any()):
         raise ProblemError(
-            f"labels: {tuple(labels.shape)} for {len(points)} points", cure=f"give each point one from 0 to {classes - 1}"
+            f"labels: {tuple(labels.shape)} for {len(points)} points",
+            cure=f"give each point one from 0 to {classes - 1}",
         )
     if not math.isfinite(weight) or weight < 0:
         raise ProblemError(f"weight: {weight} received", cure="give a number ≥ 0")

@@ -49,8 +49,8 @@ def unbalanced(
 ) -> tuple[float, float, float]:
     """The same for ``min <P, C> + epsilon KL(P | a bᵀ) + rho KL(P 1 | a) + rho KL(Pᵀ 1 | b)``.
 
-    Every plan is feasible, so the upper bound is its objective; the lower one is the dual's (Chizat et al. 2018, "Scaling
-    algorithms for unbalanced optimal transport problems", theorem 3.2). The error says how far the plan's marginals
+    Every plan is feasible, so the upper bound is its objective; the lower one is the dual's (Chizat et al. 2018,
+    "Scaling algorithms for unbalanced optimal transport problems", theorem 3.2). The error says how far the plan's marginals
     are from a and b, which is what the penalty permits.
     """
     a, b = kernel.a, kernel.b

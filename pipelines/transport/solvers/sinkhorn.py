@@ -44,10 +44,14 @@ COARSE = 0.1
 SAMPLED_ROWS = 32
 
 
-def fits_dense(problem: TransportProblem) -> bool:
-    """Whether the cost matrix and its kernel are small enough to be kept."""
+def choose(problem: TransportProblem) -> tuple[str, str]:
+    """Whether the cost matrix and its kernel are small enough to be kept, and why."""
     n, m = problem.shape
-    return 8 * n * m <= DENSE_BYTES
+    needed = 8 * n * m
+    sizes = f"cost matrix and kernel take {needed / 2**20:.0f} MiB"
+    if needed <= DENSE_BYTES:
+        return "sinkhorn", f"epsilon > 0; {sizes}"
+    return "sinkhorn-streaming", f"epsilon > 0; {sizes}, over the {DENSE_BYTES / 2**20:.0f} that are kept"
 
 
 def solve(
@@ -80,7 +84,7 @@ def solve(
     """
     started = time.perf_counter()
     if streaming is None:
-        streaming = not fits_dense(problem)
+        streaming = choose(problem)[0] == "sinkhorn-streaming"
     rows = cost_rows(problem) if streaming else MatrixRows(cost_matrix(problem))
     a, b = (
         torch.as_tensor(weights, device=rows.device) for weights in (problem.source_weights(), problem.target_weights())

@@ -74,8 +74,8 @@ class Kernel:
             f: (n,) float64; where it is so far off that float32 cannot hold a row, its c-transform is taken instead.
             g: (m,) float64.
             epsilon: > 0.
-            proximity: ``rho / (rho + epsilon)`` of an unbalanced problem (Chizat et al. 2018); 1 meets the row marginal;
-                None leaves ``f`` as it is.
+            proximity: ``rho / (rho + epsilon)`` of an unbalanced problem (Chizat et al. 2018); 1 meets the row
+                marginal; None leaves ``f`` as it is.
         """
         found = self._pass(f, g, epsilon, proximity)
         lost = ~((found.rows > SMALLEST) & (found.rows < LARGEST))

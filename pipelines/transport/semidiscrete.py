@@ -1,0 +1,126 @@
+"""Semidiscrete transport: from a distribution that can be sampled to a whole data set, by one potential."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from pipelines.errors import NotConvergedError, ProblemError
+from pipelines.transport.cost import PointRows
+from pipelines.transport.plan import Certificate
+from pipelines.transport.problem import TransportProblem
+from pipelines.transport.solvers.sinkhorn import scale_of
+
+BLOCK = 2**22
+"""Costs that are held at a time."""
+
+Sampler = Callable[[int, int], torch.Tensor]
+"""``(count, draw) -> (count, d)`` samples of the source, a function of the number of the draw."""
+
+
+@dataclass(frozen=True, eq=False)
+class SemidiscretePlan:
+    """A map from any point of the source distribution to a data point: ``argmin_j C(x, y_j) − g_j``.
+
+    Attributes:
+        y: the data, (m, d).
+        g: their potentials, (m,) float64.
+        certificate: by fresh samples, and so up to their noise: ``dual`` estimates the semidual, ``primal`` the cost of
+            the map, which for a sample equals it but for ``<g, P(x → j) − b_j>``; ``marginal_error`` is the L1
+            distance between the shares of samples that data points receive and their weights, which for K samples of a
+            perfect map is about ``√(2 m / (π K))`` each time m ≪ K.
+    """
+
+    y: torch.Tensor
+    g: torch.Tensor
+    certificate: Certificate
+
+    def assign(self, x: torch.Tensor) -> torch.Tensor:
+        """Places of the data points to which samples go, (k,) int64: a maximum search, in blocks."""
+        return _search(x, self.y, self.g)[0]
+
+
+def solve(
+    sampler: Sampler,
+    y: torch.Tensor,
+    *,
+    steps: int = 2000,
+    batch: int = 512,
+    rate: float | None = None,
+    tolerance: float = 0.5,
+    check: int = 8,
+) -> SemidiscretePlan:
+    """The potential of a data set under the squared Euclidean cost, by averaged stochastic ascent of the semidual.
+
+    Genevay et al. (2016), algorithm 2: each batch of samples adds to ``g`` what its data points should have received
+    less what they did. The mean of the iterates is kept (Polyak & Juditsky 1992).
+
+    Args:
+        sampler: of the source distribution.
+        y: the data, (m, d), of equal weights.
+        steps: of ascent.
+        batch: samples in a step.
+        rate: first step length, in units of the cost, falling as ``1 / √step``; by default fitted to the costs.
+        tolerance: marginal error over what the noise of the check's own samples explains.
+        check: times m samples with which the certificate is made.
+
+    Raises:
+        ProblemError: data that make no problem.
+        NotConvergedError: the map's marginal error is over the tolerance.
+    """
+    started = time.perf_counter()
+    if steps < 1 or batch < 1 or check < 1:
+        raise ProblemError(f"steps {steps}, batch {batch}, check {check} received", cure="give at least 1 of each")
+    problem = TransportProblem.between(sampler(batch, 0), y)
+    y = torch.as_tensor(problem.y)
+    m = len(y)
+    scale = scale_of(PointRows(torch.as_tensor(problem.x), y, "squared-euclidean"))
+    rate = scale * m**0.5 / 4 if rate is None else rate
+    g = torch.zeros(m, dtype=torch.float64, device=y.device)
+    mean = torch.zeros_like(g)
+    for step in range(1, steps + 1):
+        places, _ = _search(sampler(batch, step), y, g)
+        received = torch.bincount(places, minlength=m).double() / batch
+        g = g + rate / step**0.5 * (1 / m - received)
+        # Only the second half counts: the first has not forgotten the start.
+        if 2 * step > steps:
+            mean += (g - mean) / (step - steps // 2)
+    g = mean - mean.mean()
+    samples = check * m
+    received, value, done = torch.zeros_like(g), 0.0, 0
+    while done < samples:
+        count = min(max(batch, BLOCK // m), samples - done)
+        places, least = _search(sampler(count, steps + 1 + done), y, g)
+        received += torch.bincount(places, minlength=m)
+        value += float(least.sum())
+        done += count
+    shares = received / samples
+    error = float((shares - 1 / m).abs().sum())
+    noise = (2 * m / (torch.pi * samples)) ** 0.5
+    dual = value / samples + float(g.mean())
+    certificate = Certificate(
+        primal=value / samples + float(g @ shares),
+        dual=dual,
+        marginal_error=error,
+        iterations=steps,
+        converged=error - noise <= tolerance,
+        solver="semidiscrete",
+        milliseconds=(time.perf_counter() - started) * 1e3,
+    )
+    if not certificate.converged:
+        raise NotConvergedError(
+            f"the semidiscrete map has marginal error {error:.3g} after {steps} steps, its check's noise {noise:.3g}",
+            cure="take more steps, or larger batches",
+        )
+    return SemidiscretePlan(y, g, certificate)
+
+
+def _search(x: torch.Tensor, y: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each sample ``argmin_j C_ij − g_j`` and the least itself, (k,) int64 and (k,) float64."""
+    rows = PointRows(torch.as_tensor(x).float().reshape(len(x), -1).to(y.device), y, "squared-euclidean")
+    height = max(1, BLOCK // len(y))
+    found = [(rows.costs(start, start + height).double() - g).min(1) for start in range(0, rows.shape[0], height)]
+    return torch.cat([each.indices for each in found]), torch.cat([each.values for each in found])
