@@ -68,7 +68,7 @@ class _Value(torch.autograd.Function):
         return torch.tensor(plan.certificate.dual, dtype=torch.float64, device=x.device)
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         x, y = ctx.saved_tensors
         problem = ctx.plan.problem
         by_x, by_y = torch.zeros_like(x), torch.zeros_like(y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -79,5 +80,5 @@ def _rows(plan: TransportPlan) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         order = np.argsort(rows[mass > 0], kind="stable")
         rows, columns, mass = (part[mass > 0][order] for part in (rows, columns, mass))
         bounds = np.searchsorted(rows, np.arange(stop - start + 1))
-        for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+        for first, last in itertools.pairwise(bounds):
             yield columns[first:last], mass[first:last]

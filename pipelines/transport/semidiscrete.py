@@ -9,10 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from pipelines.errors import NotConvergedError, ProblemError
-from pipelines.transport.cost import PointRows
 from pipelines.transport.plan import Certificate
 from pipelines.transport.problem import TransportProblem
-from pipelines.transport.solvers.sinkhorn import scale_of
 
 BLOCK = 2**22
 """Costs that are held at a time."""
@@ -77,8 +75,9 @@ def solve(
     problem = TransportProblem.between(sampler(batch, 0), y)
     y = torch.as_tensor(problem.y)
     m = len(y)
-    scale = scale_of(PointRows(torch.as_tensor(problem.x), y, "squared-euclidean"))
-    rate = scale * m**0.5 / 4 if rate is None else rate
+    if rate is None:
+        # Costs of a point to the data differ by about as much as the data's own spread.
+        rate = float((y - y.mean(0)).square().sum(1).mean()) * m**0.5 / 4
     g = torch.zeros(m, dtype=torch.float64, device=y.device)
     mean = torch.zeros_like(g)
     for step in range(1, steps + 1):
@@ -120,7 +119,9 @@ def solve(
 
 def _search(x: torch.Tensor, y: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """For each sample ``argmin_j C_ij − g_j`` and the least itself, (k,) int64 and (k,) float64."""
-    rows = PointRows(torch.as_tensor(x).float().reshape(len(x), -1).to(y.device), y, "squared-euclidean")
-    height = max(1, BLOCK // len(y))
-    found = [(rows.costs(start, start + height).double() - g).min(1) for start in range(0, rows.shape[0], height)]
-    return torch.cat([each.indices for each in found]), torch.cat([each.values for each in found])
+    centre = y.mean(0)
+    x, y = torch.as_tensor(x).float().reshape(len(x), -1).to(y.device) - centre, y - centre
+    level = (y * y).sum(1) - g.float()
+    found = [torch.addmm(level, part, y.T, alpha=-2).min(1) for part in x.split(max(1, BLOCK // len(y)))]
+    least = torch.cat([each.values for each in found]).double() + (x * x).sum(1)
+    return torch.cat([each.indices for each in found]), least

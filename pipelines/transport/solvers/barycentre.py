@@ -75,9 +75,8 @@ def solve(
         if last - objective <= tolerance * max(abs(objective), 1e-12):
             return Barycentre(points, objective, plans, step)
         last = objective
-        points = sum(  # type: ignore[assignment]
-            share * _means(plan, cloud) for share, plan, cloud in zip(weights, plans, clouds, strict=True)
-        ).astype(np.float32)  # type: ignore[attr-defined]
+        means = [_means(plan, cloud) for plan, cloud in zip(plans, clouds, strict=True)]
+        points = np.tensordot(weights, means, 1).astype(np.float32)
     raise NotConvergedError(
         f"the barycentre still moves after {MAX_STEPS} steps, objective {last:g}", cure="raise the tolerance"
     )

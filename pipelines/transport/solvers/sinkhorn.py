@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pipelines.errors import NotConvergedError, ProblemError
-from pipelines.transport.cost import CostRows, MatrixRows, cost_matrix, cost_rows
+from pipelines.transport.cost import MatrixRows, cost_matrix, cost_rows
 from pipelines.transport.plan import Certificate, TransportPlan
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solvers import bounds
@@ -89,36 +89,20 @@ def solve(
     a, b = (
         torch.as_tensor(weights, device=rows.device) for weights in (problem.source_weights(), problem.target_weights())
     )
-    scale = scale_of(rows)
-    check_epsilon(problem.epsilon, scale)
     kernel = Kernel(rows, a, b, keep=not streaming)
     solver = Iteration(kernel, problem.epsilon, problem.marginal_penalty, tolerance, max_sweeps)
-    if start is None:
-        solver.descend(scale)
-    else:
-        solver.begin(torch.as_tensor(start[1], dtype=torch.float64, device=rows.device))
-        solver.run(problem.epsilon, tolerance)
-    primal, dual, error = solver.bounds()
-    certificate = Certificate(
-        primal=primal,
-        dual=dual,
-        marginal_error=error,
-        iterations=solver.sweeps,
-        converged=solver.converged,
-        solver="sinkhorn-streaming" if streaming else "sinkhorn",
-        milliseconds=(time.perf_counter() - started) * 1e3,
-    )
-    certificate.require_converged()
-    return TransportPlan(
-        problem.shape, certificate, f=solver.f.cpu().numpy(), g=solver.g.cpu().numpy(), problem=problem
-    )
+    solver.solve(start)
+    return solver.plan(problem, "sinkhorn-streaming" if streaming else "sinkhorn", started)
 
 
-def scale_of(rows: CostRows) -> float:
-    """The spread of the costs, from some rows: where epsilon starts."""
-    n = rows.shape[0]
-    sampled = torch.cat([rows.costs(i, i + 1) for i in range(0, n, max(1, n // SAMPLED_ROWS))])
-    return float((sampled - sampled.amin()).double().square().mean().sqrt())
+def scale_of(kernel: Kernel) -> float:
+    """The size of the costs above their least, from some rows: where epsilon starts."""
+    n = kernel.costs.shape[0]
+    sampled = torch.cat([kernel.costs.costs(i, i + 1) for i in range(0, n, max(1, n // SAMPLED_ROWS))]).double()
+    least = kernel.gather(sampled.amin()[None], "min")
+    sums = torch.stack([(sampled - least).square().sum(), torch.ones_like(sampled).sum()])
+    total, count = kernel.gather(sums, "sum").tolist()
+    return math.sqrt(total / count)
 
 
 def check_epsilon(epsilon: float, scale: float) -> None:
@@ -160,6 +144,40 @@ class Iteration:
     f: torch.Tensor = field(init=False)
     g: torch.Tensor = field(init=False)
     last: Sweep = field(init=False)
+
+    def solve(self, start: tuple[np.ndarray, np.ndarray] | None) -> None:
+        """From potentials to start from, or from nothing, to those asked for."""
+        scale = scale_of(self.kernel)
+        check_epsilon(self.epsilon, scale)
+        if start is None:
+            self.descend(scale)
+            return
+        g = torch.as_tensor(start[1], dtype=torch.float64, device=self.kernel.b.device)
+        if g.shape != self.kernel.b.shape or not bool(torch.isfinite(g).all()):
+            raise ProblemError(f"start: finite potentials of shape {tuple(self.kernel.b.shape)} expected")
+        self.begin(g)
+        self.run(self.epsilon, self.tolerance)
+
+    def plan(self, problem: TransportProblem, solver: str, started: float) -> TransportPlan:
+        """The plan at the potentials.
+
+        Raises:
+            NotConvergedError: it is not what was asked for.
+        """
+        primal, dual, error = self.bounds()
+        certificate = Certificate(
+            primal=primal,
+            dual=dual,
+            marginal_error=error,
+            iterations=self.sweeps,
+            converged=self.converged,
+            solver=solver,
+            milliseconds=(time.perf_counter() - started) * 1e3,
+        )
+        certificate.require_converged()
+        return TransportPlan(
+            problem.shape, certificate, f=self.f.cpu().numpy(), g=self.g.cpu().numpy(), problem=problem
+        )
 
     def descend(self, scale: float) -> None:
         """From the scale of the costs down to epsilon."""
@@ -222,6 +240,5 @@ class Iteration:
         if self.penalty is not None and epsilon == self.epsilon:
             primal, dual, _ = self.bounds()
             return (primal - dual) / max(abs(primal), abs(dual), 1e-300)
-        rows = self.kernel.a @ (self.last.rows - 1).abs()
-        columns = self.kernel.b @ (self.last.columns - 1).abs()
-        return float(rows + columns)
+        rows = self.kernel.total(self.kernel.a * (self.last.rows - 1).abs())
+        return rows + float(self.kernel.b @ (self.last.columns - 1).abs())

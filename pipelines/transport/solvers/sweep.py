@@ -11,7 +11,8 @@ as most entries of a kernel of small epsilon do; its ``exp2`` does not.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -83,6 +84,7 @@ class Kernel:
             f = torch.where(lost, self.transform(g), f)
             self._base = None
             found = self._pass(f, g, epsilon, proximity)
+        found = replace(found, columns=self.gather(found.columns, "sum"))
         if proximity is None:
             return found
         # Only now, for all rows at once: a logarithm wakes all threads, however short the vector.
@@ -128,14 +130,22 @@ class Kernel:
         for start, stop in self._blocks():
             costs = self.costs.costs(start, stop)
             least = torch.minimum(least, (costs - f[start:stop, None].float()).amin(0).double())
-        return least
+        return self.gather(least, "min")
 
     def bilinear(self, p: torch.Tensor, q: torch.Tensor) -> float:
         """``pᵀ C q``."""
         total = 0.0
         for start, stop in self._blocks():
             total += float(p[start:stop] @ (self.costs.costs(start, stop) @ q.float()).double())
-        return total
+        return float(self.gather(torch.tensor([total], dtype=torch.float64, device=p.device), "sum"))
+
+    def total(self, over_rows: torch.Tensor) -> float:
+        """The sum of (n,) numbers over all rows."""
+        return float(self.gather(over_rows.sum()[None], "sum"))
+
+    def gather(self, parts: torch.Tensor, by: Literal["sum", "min"]) -> torch.Tensor:
+        """What is known of all rows, from what these rows say: here they are all."""
+        return parts
 
     def _near(self, f: torch.Tensor, g: torch.Tensor, epsilon: float) -> bool:
         if self._base is None or self._base[2] != epsilon:
