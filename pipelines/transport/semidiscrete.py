@@ -26,14 +26,15 @@ class SemidiscretePlan:
     Attributes:
         y: the data, (m, d).
         g: their potentials, (m,) float64.
-        certificate: by fresh samples, and so up to their noise: ``dual`` estimates the semidual, ``primal`` the cost of
-            the map, which for a sample equals it but for ``<g, P(x → j) − b_j>``; ``marginal_error`` is the L1
-            distance between the shares of samples that data points receive and their weights, which for K samples of a
-            perfect map is about ``√(2 m / (π K))`` each time m ≪ K.
+        semidual: estimate of the semidual at ``g``, a lower bound of the cost of transport to equal weights.
+        certificate: by K fresh samples, and so up to their noise. The map is optimal for the shares of mass that data
+            points receive from it: ``primal`` and ``dual`` are both its cost. ``marginal_error`` is the L1 distance
+            between these shares and equal ones; the noise alone makes it ``√(2 m / (π K))`` for a perfect map.
     """
 
     y: torch.Tensor
     g: torch.Tensor
+    semidual: float
     certificate: Certificate
 
     def assign(self, x: torch.Tensor) -> torch.Tensor:
@@ -48,8 +49,8 @@ def solve(
     steps: int = 2000,
     batch: int = 512,
     rate: float | None = None,
-    tolerance: float = 0.5,
-    check: int = 8,
+    tolerance: float = 0.2,
+    check: int = 32,
 ) -> SemidiscretePlan:
     """The potential of a data set under the squared Euclidean cost, by averaged stochastic ascent of the semidual.
 
@@ -99,10 +100,10 @@ def solve(
     shares = received / samples
     error = float((shares - 1 / m).abs().sum())
     noise = (2 * m / (torch.pi * samples)) ** 0.5
-    dual = value / samples + float(g.mean())
+    cost = value / samples + float(g @ shares)
     certificate = Certificate(
-        primal=value / samples + float(g @ shares),
-        dual=dual,
+        primal=cost,
+        dual=cost,
         marginal_error=error,
         iterations=steps,
         converged=error - noise <= tolerance,
@@ -114,7 +115,7 @@ def solve(
             f"the semidiscrete map has marginal error {error:.3g} after {steps} steps, its check's noise {noise:.3g}",
             cure="take more steps, or larger batches",
         )
-    return SemidiscretePlan(y, g, certificate)
+    return SemidiscretePlan(y, g, value / samples + float(g.mean()), certificate)
 
 
 def _search(x: torch.Tensor, y: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -38,6 +38,9 @@ SMALLEST_EPSILON = 2e-6
 FALL = 4.0
 """Ratio of two consecutive values of epsilon. Larger ones could take the kernel of the next under float32's range."""
 
+SMALLEST_TOLERANCE = 1e-6
+"""Least marginal error that sums in float32 can tell from none."""
+
 COARSE = 0.1
 """Marginal error at which epsilon falls."""
 
@@ -79,7 +82,7 @@ def solve(
         rounded to its marginals (Altschuler, Weed & Rigollet 2017). ``iterations`` counts sweeps.
 
     Raises:
-        ProblemError: epsilon 0, or too small for float32 costs.
+        ProblemError: epsilon or tolerance too small for float32; potentials that do not fit.
         NotConvergedError: ``max_sweeps`` did not suffice.
     """
     started = time.perf_counter()
@@ -147,6 +150,10 @@ class Iteration:
 
     def solve(self, start: tuple[np.ndarray, np.ndarray] | None) -> None:
         """From potentials to start from, or from nothing, to those asked for."""
+        if self.tolerance < SMALLEST_TOLERANCE:
+            raise ProblemError(
+                f"tolerance: {self.tolerance:g} received, float32 reaches {SMALLEST_TOLERANCE:g}", cure="give more"
+            )
         scale = scale_of(self.kernel)
         check_epsilon(self.epsilon, scale)
         if start is None:
