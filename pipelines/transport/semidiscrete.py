@@ -50,7 +50,7 @@ def solve(
     batch: int = 512,
     rate: float | None = None,
     tolerance: float = 0.2,
-    check: int = 32,
+    check: int = 2**15,
 ) -> SemidiscretePlan:
     """The potential of a data set under the squared Euclidean cost, by averaged stochastic ascent of the semidual.
 
@@ -64,7 +64,7 @@ def solve(
         batch: samples in a step.
         rate: first step length, in units of the cost, falling as ``1 / √step``; by default fitted to the costs.
         tolerance: marginal error over what the noise of the check's own samples explains.
-        check: times m samples with which the certificate is made.
+        check: samples with which the certificate is made; at least ten for each data point are taken.
 
     Raises:
         ProblemError: data that make no problem.
@@ -89,7 +89,7 @@ def solve(
         if 2 * step > steps:
             mean += (g - mean) / (step - steps // 2)
     g = mean - mean.mean()
-    samples = check * m
+    samples = max(check, 10 * m)
     received, value, done = torch.zeros_like(g), 0.0, 0
     while done < samples:
         count = min(max(batch, BLOCK // m), samples - done)

@@ -59,7 +59,8 @@ class Anderson:
         differences = steps[1:] - steps[:-1]
         weighted = differences * self._weights
         normal = weighted @ differences.T
-        normal.diagonal().add_(RIDGE * float(normal.trace()))
-        share = torch.linalg.lstsq(normal, (weighted @ step)[:, None]).solution[:, 0]
+        # Not lstsq, whose answers differ from run to run.
+        normal.diagonal().add_(RIDGE * normal.trace() + torch.finfo(normal.dtype).tiny)
+        share = torch.linalg.solve(normal, weighted @ step)
         moves = torch.stack(list(self._points)).diff(dim=0) + differences
         return g + step - share @ moves

@@ -123,8 +123,9 @@ def test_conditions_keep_classes_apart():
         50.0 * (labels_x[:, None] != labels_y),
         atol=1e-3,
     )
-    rows, columns, _ = solve(TransportProblem.between(*pointed)).entries()
-    assert (labels_x[rows] == labels_y[columns]).all()
+    rows, columns, mass = solve(TransportProblem.between(*pointed)).entries()
+    # The simplex splits masses down to rounding.
+    assert mass[labels_x[rows].numpy() != labels_y[columns].numpy()].sum() < 1e-9
     free = solve(TransportProblem.between(X, Y)).entries()
     assert not (labels_x[free[0]] == labels_y[free[1]]).all()
     with pytest.raises(ProblemError, match="labels"):

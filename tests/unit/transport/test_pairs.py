@@ -23,7 +23,7 @@ def test_a_permutation_is_taken_as_it_is():
     assert pairs.sources.tolist() == list(range(200))
 
 
-@pytest.mark.parametrize(("epsilon", "covered"), [(0.05, 0.95), (1000.0, 0.95)])
+@pytest.mark.parametrize(("epsilon", "covered"), [(0.05, 0.92), (1000.0, 0.92)])
 def test_targets_are_covered_evenly(epsilon, covered):
     """Independent draws from a uniform plan would cover 63%."""
     targets = draw_pairs(plan_of(epsilon), seed=0).targets
@@ -39,7 +39,7 @@ def test_pairs_follow_the_plan():
         pairs = draw_pairs(plan, seed=1, draw=draw)
         counts[pairs.sources, pairs.targets] += 1 / 400
     dense = plan.dense() * 20
-    assert np.abs(counts - dense).sum(1).mean() < 0.35
+    assert np.abs(counts - dense).sum(1).mean() < 0.4
     assert (counts[dense < 1e-6] < 0.05).all()
 
 
