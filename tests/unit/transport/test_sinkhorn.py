@@ -14,7 +14,7 @@ from pipelines.transport.solve import solve
 from pipelines.transport.solvers import sinkhorn
 
 
-@pytest.fixture()
+@pytest.fixture
 def weighted() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     a, b = rng.uniform(0.1, 1, 40), rng.uniform(0.1, 1, 50)
@@ -153,7 +153,7 @@ def test_equal_inputs_give_equal_plans(weighted):
     assert np.array_equal(plans[0].g, plans[1].g)
 
 
-@pytest.mark.gpu()
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_gpu_finds_the_same_plan(weighted, streaming):
