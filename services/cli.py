@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -104,9 +105,9 @@ def submit(
 ) -> None:
     """Submit a training job."""
     from pipelines.spec import load_spec
-    from services.jobs.client import Jobs, with_absolute_source
+    from services.jobs.client import Jobs, with_absolute_paths
 
-    resolved = with_absolute_source(load_spec(spec, overrides or ()))
+    resolved = with_absolute_paths(load_spec(spec, overrides or ()))
     if dry_run:
         console.print(resolved.to_yaml(), markup=False, highlight=False, end="", soft_wrap=True)
         return
@@ -119,6 +120,41 @@ def submit(
         follow_job(jobs, job, console)
         return
     _say(f"follow it with: monge logs {job} --follow")
+
+
+@app.command()
+def couple(
+    spec: Annotated[Path, typer.Argument(help="A job spec in YAML, of which the data section counts.")],
+    out: Annotated[Path, typer.Option(help="The file to write, for objective.coupling.file of a flow.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a field, as in data.source=digits; may be repeated."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Noise vectors for each image, one an epoch.")] = 4,
+    pool: Annotated[int, typer.Option(min=1, max=65536, help="Most points on each side of a plan.")] = 4096,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same pairs.")] = 0,
+) -> None:
+    """Couple noise with a whole data set by optimal plans, ahead of the jobs that will read the pairs like labels."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from pipelines.spec import load_spec
+    from services.jobs.client import with_absolute_paths
+    from services.jobs.couple import couple as couple_dataset
+
+    resolved = with_absolute_paths(load_spec(spec, overrides or ()))
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        bars = {name: progress.add_task(name, total=None) for name in ("images sharded", "pairs coupled")}
+
+        def on(name: str) -> Callable[[int, int], None]:
+            return lambda done, total: progress.update(bars[name], completed=done, total=total)
+
+        coupling = couple_dataset(
+            resolved.data, load_settings(), rounds, pool, seed, on("images sharded"), on("pairs coupled")
+        )
+    coupling.write(out)
+    _say(f"mean cost of a pair {coupling.costs.mean():.2f}, largest relative gap of a plan {coupling.max_gap:.1e}")
+    _say(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB)")
 
 
 @app.command()

@@ -6,12 +6,13 @@ import torch
 
 from pipelines.data.loader import ShardedDataset
 from pipelines.distributed import rank
+from pipelines.errors import ShardError
 from pipelines.evaluation import classification, generation
-from pipelines.evaluation.figures import image_grid
+from pipelines.evaluation.figures import TILE, image_grid
 from pipelines.evaluation.result import Evaluation
 from pipelines.models.bundle import to_uint8
 from pipelines.models.network import Classifier, Generator
-from pipelines.spec import JobSpec, TransportSpec
+from pipelines.spec import ClassificationSpec, JobSpec, TransportSpec
 from pipelines.transport.planner import Planner
 
 GRID = 64
@@ -21,16 +22,22 @@ class Evaluator:
     """Judges the served network of a job on its held-out split.
 
     Every rank calls it; pictures and transport distances are made by rank 0 alone.
+
+    Raises:
+        ShardError: there are no held-out images.
     """
 
     def __init__(self, spec: JobSpec, data: ShardedDataset, planner: Planner, device: torch.device) -> None:
+        if not len(data.test):
+            raise ShardError("the test split is empty", cure="add images, or change data.test_fraction")
         self._data = data
         self._device = device
         self._seed = spec.seed
         self._judge = None
-        if isinstance(spec.objective, TransportSpec) and rank() == 0:
+        if not isinstance(spec.objective, ClassificationSpec) and rank() == 0:
+            judged = spec.objective if isinstance(spec.objective, TransportSpec) else TransportSpec(kind="transport")
             self._judge = generation.TransportJudge(
-                data.split("train"), data.split("test"), spec.objective.cost, planner, spec.seed
+                data.split("train"), data.split("test"), judged.cost, planner, spec.seed, judged.power
             )
 
     def __call__(self, network: torch.nn.Module) -> Evaluation:
@@ -55,4 +62,4 @@ class Evaluator:
             "test_transport_max_gap": distances.max_gap,
         }
         samples = to_uint8(generation.sample(network, GRID, self._seed, self._device)).cpu().numpy()
-        return Evaluation(metrics, {"samples": image_grid(samples)}, {"transport_solver": distances.solver})
+        return Evaluation(metrics, {"samples": image_grid(samples, tile=TILE)}, {"transport_solver": distances.solver})

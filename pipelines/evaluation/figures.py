@@ -8,18 +8,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
+TILE = 56
+"""Pixels of an image in a picture that is looked at."""
 
-def image_grid(images: np.ndarray, columns: int | None = None, border: int = 1) -> np.ndarray:
+
+def image_grid(images: np.ndarray, columns: int | None = None, border: int = 1, tile: int = 1) -> np.ndarray:
     """Images side by side.
 
     Args:
         images: (k, c, h, w) uint8, c of 1 or 3.
         columns: images in a row; as square as can be by default.
         border: pixels between images.
+        tile: pixels that the longer side of an image has at least: smaller images are enlarged by a whole factor, so
+            that each of their pixels stays a square.
 
     Returns:
         (H, W) uint8 for grey images, (H, W, 3) for colour.
     """
+    factor = math.ceil(tile / max(images.shape[2:]))
+    images = images.repeat(factor, axis=2).repeat(factor, axis=3)
     count, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

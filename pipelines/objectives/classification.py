@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,7 +31,9 @@ class Classification:
         return Loss(loss, sums={"loss": loss.detach(), "train_accuracy": correct})
 
 
-def classification_loss(logits: Tensor, labels: Tensor, loss: str) -> Tensor:
+def classification_loss(
+    logits: Float[Tensor, "b classes"], labels: Int64[Tensor, " b"], loss: str
+) -> Float[Tensor, " b"]:
     """Loss of each prediction.
 
     Args:
@@ -48,5 +51,5 @@ def classification_loss(logits: Tensor, labels: Tensor, loss: str) -> Tensor:
     return (logits.softmax(1) - targets).square().sum(1)
 
 
-def _mirror(images: Tensor, uniform: Tensor) -> Tensor:
+def _mirror(images: Float[Tensor, "b c h w"], uniform: Float32[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
     return torch.where((uniform < 0.5)[:, None, None, None], images.flip(3), images)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 from pipelines.randomness import step_generator
@@ -20,19 +21,21 @@ class Step:
         index: number of the step, from 0.
         images: (k, c, h, w) float32 in [−1, 1], on the device.
         labels: (k,) int64, on the device.
+        indices: (k,) int64, the images' places in the training split.
         batch: size of the global batch.
         share: which of its places this rank holds.
         seed: of the job.
     """
 
     index: int
-    images: Tensor
-    labels: Tensor
+    images: Float32[Tensor, "k c h w"]
+    labels: Int64[Tensor, " k"]
+    indices: Int64[Tensor, " k"]
     batch: int
     share: slice
     seed: int
 
-    def normal(self, stream: str, width: int) -> Tensor:
+    def normal(self, stream: str, width: int) -> Float32[Tensor, "k {width}"]:
         """Standard normal vectors for this rank's places, (k, width).
 
         They are drawn for the whole batch and cut, so that the batch does not depend on the number of ranks.
@@ -44,7 +47,7 @@ class Step:
         drawn = torch.randn(self.batch, width, generator=step_generator(self.seed, self.index, stream))
         return drawn[self.share].to(self.images.device)
 
-    def uniform(self, stream: str) -> Tensor:
+    def uniform(self, stream: str) -> Float32[Tensor, " k"]:
         """Uniform numbers in [0, 1) for this rank's places, (k,); see :meth:`normal`."""
         drawn = torch.rand(self.batch, generator=step_generator(self.seed, self.index, stream))
         return drawn[self.share].to(self.images.device)
@@ -60,7 +63,7 @@ class Loss:
         maxima: numbers for the curves, whose maximum over ranks and steps is meant.
     """
 
-    total: Tensor
+    total: Float[Tensor, ""]
     sums: Mapping[str, Tensor | float] = field(default_factory=dict)
     maxima: Mapping[str, Tensor | float] = field(default_factory=dict)
 
@@ -82,6 +85,7 @@ class Phase:
     every: int = 1
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What a job minimises."""
 

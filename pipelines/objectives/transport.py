@@ -7,6 +7,7 @@ import time
 import torch
 
 from pipelines.distributed import gather_rows, world_size
+from pipelines.errors import DivergedError, ProblemError
 from pipelines.models.network import Generator
 from pipelines.objectives.phase import Loss, Phase, Step
 from pipelines.spec import TransportSpec
@@ -40,16 +41,22 @@ class TransportObjective:
         samples = self.generator(step.normal("latents", self.generator.latent)).flatten(1)
         real = step.images.flatten(1)
         started = time.perf_counter()
-        block = self.planner.plan_rows(
-            Share(
-                key=f"step-{step.index}",
-                x=samples.detach(),
-                y=real,
-                cost=self.spec.cost,
-                epsilon=0.0,
-                power=self.spec.power,
-            )
+        share = Share(
+            key=f"step-{step.index}",
+            x=samples.detach(),
+            y=real,
+            cost=self.spec.cost,
+            epsilon=0.0,
+            power=self.spec.power,
         )
+        try:
+            block = self.planner.plan_rows(share)
+        except ProblemError as error:
+            # Real images are bytes, and as many as samples: only samples that are not finite make no problem.
+            raise DivergedError(
+                f"at step {step.index} the generator's samples make no transport problem: {error.args[0]}",
+                cure="lower optimizer.learning_rate",
+            ) from error
         waited = time.perf_counter() - started
         rows, columns, mass = (torch.as_tensor(a).to(samples.device) for a in (block.rows, block.columns, block.mass))
         costs = matched_cost(samples[rows], gather_rows(real)[columns], self.spec.cost, self.spec.power)

@@ -78,7 +78,7 @@ def load_checkpoint(state: TrainState, folder: Path) -> None:
                 slots.setdefault(int(index), {})[slot] = value
             optimizer.load_state_dict(optimizer.state_dict() | {"state": slots})
         state.step, state.images = int(numbers["step"]), int(numbers["images"])
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: not a checkpoint of this job: {error}") from error
 
 

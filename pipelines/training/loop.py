@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from pipelines.training.optimizer import learning_rate
 from pipelines.training.state import TrainState
 
 
+@runtime_checkable
 class Listener(Protocol):
     """Who hears of a run's progress. All ranks call it at the same images, with the same metrics."""
 
@@ -58,7 +59,7 @@ def train(
         device: where the networks are.
 
     Raises:
-        DivergedError: a loss is no longer finite.
+        DivergedError: a loss or a weight is no longer finite; on every rank.
     """
     meters = Meters(device)
     for batch in batches:
@@ -69,6 +70,7 @@ def train(
             index=state.step,
             images=to_float(batch.images.to(device, non_blocking=True)),
             labels=batch.labels.to(device, non_blocking=True),
+            indices=batch.indices,
             batch=spec.train.batch,
             share=rank_slice(spec.train.batch, rank(), world_size()),
             seed=spec.seed,
@@ -81,11 +83,16 @@ def train(
         meters.count(spec.train.batch)
 
         finished = state.images >= spec.train.images
-        if _crossed(before, state.images, spec.train.log_every) or finished:
+        evaluates = finished or _crossed(before, state.images, spec.train.evaluate_every)
+        saves = finished or _crossed(before, state.images, spec.train.checkpoint_every)
+        if finished or _crossed(before, state.images, spec.train.log_every):
             listener.metrics(meters.point(), state.images)
-        if _crossed(before, state.images, spec.train.evaluate_every) or finished:
+        if evaluates or saves:
+            # The losses told of the weights before the step; these are the ones after it.
+            state.require_finite()
+        if evaluates:
             listener.evaluation(evaluate(state.judged), state.images)
-        if _crossed(before, state.images, spec.train.checkpoint_every) or finished:
+        if saves:
             listener.checkpoint(state)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from pipelines.errors import DivergedError
 from pipelines.objectives.phase import Objective
 from pipelines.spec import JobSpec
 from pipelines.training.optimizer import build_optimizer
@@ -57,6 +58,20 @@ class TrainState:
     def judged(self) -> nn.Module:
         """The network that is evaluated, registered and served: the average where there is one."""
         return self.networks[self.served] if self.average is None else self.average
+
+    def require_finite(self) -> None:
+        """Refuse networks that must not be judged, saved or served. Ranks hold the same weights, so all of them raise.
+
+        Raises:
+            DivergedError: a weight is not finite.
+        """
+        for network, module in self.networks.items():
+            for name, weights in module.named_parameters():
+                if not bool(weights.isfinite().all()):
+                    raise DivergedError(
+                        f"after {self.images} images, weights {name} of the {network} are no longer finite",
+                        cure="lower optimizer.learning_rate",
+                    )
 
     @torch.no_grad()
     def advance(self, batch: int, half_life: int | None) -> None:

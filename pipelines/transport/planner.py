@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -35,6 +35,7 @@ class Share:
     power: float = 2.0
 
 
+@runtime_checkable
 class Planner(Protocol):
     """Solves transport problems: in this process, or in a service."""
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from pipelines.errors import ProblemError
-from pipelines.randomness import step_generator
 from pipelines.spec import CostName
 from pipelines.transport.plan import Certificate
 from pipelines.transport.planner import Planner
@@ -28,7 +28,7 @@ class Pairs:
         x: source points, (k, ...).
         y: their targets, (k, ...).
         sources: places of the sources in their pool, (k,) int64.
-        targets: places of the targets in their pool, (k,) int64: labels are carried along by them.
+        targets: places of the targets in their pool, (k,) int64, consecutive.
         pool: the pool's number.
         certificate: of the pool's plan.
         waited: seconds that the call waited for it.
@@ -47,8 +47,7 @@ class Pairs:
 class _Pool:
     x: torch.Tensor
     y: torch.Tensor
-    order: torch.Tensor
-    targets: torch.Tensor
+    sources: torch.Tensor
     certificate: Certificate
 
 
@@ -59,8 +58,9 @@ class CouplingStream:
     flow matching"; Tong et al. 2024): the next plans are solved while the current one is consumed, and training waits
     for a plan only where solving takes longer than all the steps that it serves.
 
-    What a step gets is a function of (seed, step) alone: a stream can be resumed at any step, and every rank that
-    builds the same one sees the same batches, of which it takes its rows. A service that all ranks ask for the same
+    Batches follow the order of the targets, so whatever belongs to these, as labels do, stays with them; draw them
+    shuffled. What a step gets is a function of the step alone: a stream can be resumed at any one, and every rank that
+    builds the same stream sees the same batches, of which it takes its rows. A service that all ranks ask for the same
     plans solves each once.
 
     Args:
@@ -68,7 +68,6 @@ class CouplingStream:
         draw: the points of a pool; called from background threads, so it must not share a generator with others.
         pool: points on each side of a pool, a multiple of ``batch``.
         batch: pairs in a batch.
-        seed: of the order in which a pool's pairs come.
         cost: name of the cost.
         ahead: plans in flight beyond the current one; 1 is right for a planner in this process.
 
@@ -83,7 +82,6 @@ class CouplingStream:
         *,
         pool: int,
         batch: int,
-        seed: int = 0,
         cost: CostName = "squared-euclidean",
         ahead: int = 1,
     ) -> None:
@@ -94,7 +92,7 @@ class CouplingStream:
         if ahead < 1:
             raise ProblemError(f"ahead: {ahead} received", cure="give at least 1")
         self.pool, self.batch, self.ahead = pool, batch, ahead
-        self._planner, self._draw, self._seed, self._cost = planner, draw, seed, cost
+        self._planner, self._draw, self._cost = planner, draw, cost
         self._threads = ThreadPoolExecutor(ahead, thread_name_prefix="coupling")
         self._plans: dict[int, Future[_Pool]] = {}
 
@@ -121,8 +119,8 @@ class CouplingStream:
             del self._plans[number]
             raise
         waited = time.perf_counter() - started
-        sources = pool.order[place * self.batch : (place + 1) * self.batch]
-        targets = pool.targets[sources]
+        targets = torch.arange(place * self.batch, (place + 1) * self.batch)
+        sources = pool.sources[targets]
         return Pairs(pool.x[sources], pool.y[targets], sources, targets, number, pool.certificate, waited)
 
     def close(self) -> None:
@@ -143,5 +141,4 @@ class CouplingStream:
         plan = self._planner.plan(TransportProblem.between(x, y, cost=self._cost))
         if plan.assignment is None:
             raise ProblemError(f"pool {number}: {plan.certificate.solver} gave no permutation")
-        order = torch.randperm(self.pool, generator=step_generator(self._seed, number, "order of pairs"))
-        return _Pool(x, y, order, torch.as_tensor(plan.assignment), plan.certificate)
+        return _Pool(x, y, torch.as_tensor(np.argsort(plan.assignment)), plan.certificate)

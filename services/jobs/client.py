@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.errors import ServiceError
-from pipelines.spec import JobSpec
+from pipelines.errors import ServiceError, SpecError
+from pipelines.spec import FlowSpec, JobSpec, RecordedSpec
 from services.cluster import ray_environment
 from services.settings import Settings
 
@@ -173,9 +173,15 @@ class Jobs:
         return found
 
 
-def with_absolute_source(spec: JobSpec) -> JobSpec:
-    """The spec with a source on this machine's disk named absolutely: the job runs in another folder."""
-    path = Path(spec.data.source).expanduser()
-    if not path.exists():
-        return spec
-    return spec.model_copy(update={"data": spec.data.model_copy(update={"source": str(path.absolute())})})
+def with_absolute_paths(spec: JobSpec) -> JobSpec:
+    """The spec with what it names on this machine's disk named absolutely: the job runs in another folder."""
+    source = Path(spec.data.source).expanduser()
+    if source.exists():
+        spec = spec.model_copy(update={"data": spec.data.model_copy(update={"source": str(source.absolute())})})
+    if isinstance(spec.objective, FlowSpec) and isinstance(spec.objective.coupling, RecordedSpec):
+        file = Path(spec.objective.coupling.file).expanduser().absolute()
+        if not file.is_file():
+            raise SpecError(f"objective.coupling.file: {file} does not exist", cure="write it with `monge couple`")
+        coupling = spec.objective.coupling.model_copy(update={"file": str(file)})
+        spec = spec.model_copy(update={"objective": spec.objective.model_copy(update={"coupling": coupling})})
+    return spec

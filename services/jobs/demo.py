@@ -19,7 +19,7 @@ from pipelines.spec import JobSpec, load_spec
 from services.jobs import platform
 from services.jobs.client import Jobs
 from services.jobs.follow import follow
-from services.jobs.processes import wait_until
+from services.jobs.processes import alone, wait_until
 from services.settings import Settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -67,8 +67,16 @@ def run_demo(settings: Settings, console: Console, stop: bool) -> bool:
 
     Returns:
         Whether every stage reached its bar.
+
+    Raises:
+        ServiceError: another demo runs in this home.
     """
     folder = settings.home / "demo"
+    with alone(settings.home / "demo.lock", f"another `monge demo` runs in {settings.home}"):
+        return _run(settings, console, folder, stop)
+
+
+def _run(settings: Settings, console: Console, folder: Path, stop: bool) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     demo = _Demo(settings, console, folder)
     try:

@@ -12,8 +12,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import httpx
 
 from pipelines.errors import ServiceError
 from services.cluster import TOKEN, make_token, ray_environment
-from services.jobs.processes import Started, end, free_port, start, tail, wait_until
+from services.jobs.processes import Started, alone, end, free_port, start, tail, wait_until
 from services.settings import LOOPBACK, Settings
 from services.tracking.server import server_command, server_environment
 
@@ -102,7 +101,7 @@ def up(home: Path, say: Callable[[str], None], cpus: int | None = None) -> Platf
     """
     home = home.absolute()
     make_token(home)
-    with _lock(home):
+    with alone(home / "platform.lock", f"another `monge up` works in {home}"):
         platform = Platform.read(home)
         services = _services(home, platform, cpus)
         for name in _ORDER:
@@ -226,18 +225,3 @@ def _answers(home: Path, name: str, url: str) -> bool:
 
 def _log(home: Path, name: str) -> Path:
     return home / "logs" / f"{name}.log"
-
-
-@contextmanager
-def _lock(home: Path) -> Iterator[None]:
-    """One ``up`` at a time in a home; the lock goes with its process, however that ends."""
-    import fcntl
-
-    with (home / "platform.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ServiceError(
-                f"another `monge up` works in {home}", cure="wait for it, or end it, then start again"
-            ) from None
-        yield

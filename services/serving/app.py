@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
 from pipelines.errors import BusyError, CorruptImageError, ModelNotFoundError, MongeError
-from pipelines.evaluation.figures import encode_png, image_grid
+from pipelines.evaluation.figures import TILE, encode_png, image_grid
 from services.serving import documents
 from services.serving.batching import MicroBatcher
 from services.serving.bodies import LimitBody, parse_predict, rejected
@@ -228,7 +228,7 @@ def _samples(model: ServedModel, wanted: GenerateRequest, as_json: bool) -> Resp
     samples = model.bundle.generate(wanted.count, wanted.seed)
     headers = {"X-Monge-Model": f"{model.ref.name}/{model.ref.version}"}
     if not as_json:
-        return Response(encode_png(image_grid(samples)), media_type="image/png", headers=headers)
+        return Response(encode_png(image_grid(samples, tile=TILE)), media_type="image/png", headers=headers)
     document = {
         "model": model.ref.name,
         "version": model.ref.version,

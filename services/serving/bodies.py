@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from pipelines.shape import ImageShape
 MAX_IMAGES = 256
 """Most images in one request."""
 
-ENCODED = ("image/png", "image/jpeg")
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each malformed request
 
 
 class LimitBody:

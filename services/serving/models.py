@@ -112,7 +112,7 @@ class ModelStore:
         self._failures: dict[tuple[str, str], _Failure] = {}
         self._loading = threading.Lock()
         self.polled = False
-        """Whether the registry has answered once."""
+        """Whether the registry has answered once, and what it lists was loaded as far as it can be."""
         self.registry_error: str | None = None
         """Why the registry could not be read last time, None when it could."""
 
@@ -177,7 +177,7 @@ class ModelStore:
             self.registry_error = str(error)
             self._metrics.registry_up.set(0)
             return
-        self.polled, self.registry_error = True, None
+        self.registry_error = None
         self._metrics.registry_up.set(1)
         with self._loading:
             followed = {*self._table.by_alias, *((name, LIVE) for name in registered)}
@@ -191,6 +191,7 @@ class ModelStore:
             }
             self._failures = {key: failure for key, failure in self._failures.items() if key in wanted}
             self._publish(by_alias, registered)
+        self.polled = True
 
     def _follow(self, key: tuple[str, str], version: int) -> ServedModel | None:
         """The model to serve under an alias: the version it points to, else what was served before."""

@@ -16,7 +16,8 @@ def server_command(host: str, port: int, backend_uri: str, artifacts_dir: str | 
     one writer at a time anyway. Start it in the environment of :func:`server_environment`.
 
     Args:
-        host: address to listen on. The server refuses requests under other host names than its own and localhost.
+        host: address to listen on. Whatever it is, the server answers under localhost and private addresses alone; for
+            other names it wants ``--allowed-hosts``.
         port: to listen on.
         backend_uri: of the store of runs and models, as in ``sqlite:////data/monge/mlflow.db``.
         artifacts_dir: a folder, or an ``s3://`` address whose keys only this server has.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,14 +35,17 @@ def fit(job: str, spec: JobSpec, data: Path, settings: Settings) -> dict[str, An
         TrainingError: training failed, or its workers failed more often than the spec allows.
         ServiceError: the cluster has too few processors.
     """
+    storage = (settings.home / "jobs").absolute()
+    staging = storage / ".staging" / job
+    uri = settings.address("mlflow_uri")
     # Ray annotates neither functions that return something nor the value that it hands back.
     trainer: Any = TorchTrainer(
         cast(Any, train_worker),
-        train_loop_config=worker_config(job, spec, data, settings.address("mlflow_uri"), settings.plan_deadline),
+        train_loop_config=worker_config(job, spec, data, uri, settings.plan_deadline, staging),
         scaling_config=ScalingConfig(num_workers=spec.workers.count, use_gpu=_use_gpu(spec)),
         run_config=RunConfig(
             name=job,
-            storage_path=str((settings.home / "jobs").absolute()),
+            storage_path=str(storage),
             failure_config=FailureConfig(max_failures=spec.workers.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
         ),
@@ -52,6 +56,9 @@ def fit(job: str, spec: JobSpec, data: Path, settings: Settings) -> dict[str, An
         raise TrainingError(
             f"the workers of {job} failed: {_innermost(error)}", cure=f"read `monge logs {job}`"
         ) from error
+    finally:
+        # Workers that were killed leave behind what Ray Train had not taken yet.
+        shutil.rmtree(staging, ignore_errors=True)
     outcome = dict(result.return_value or {})
     if "error" in outcome:
         raise TrainingError(str(outcome["error"]), cure=outcome["cure"])

@@ -17,14 +17,14 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device
 
 from pipelines.data.loader import Loader, ShardedDataset, open_dataset
-from pipelines.errors import CheckpointError, DivergedError, SpecError
+from pipelines.errors import CheckpointError, DivergedError, ShardError, SpecError
 from pipelines.evaluation.build import Evaluator
 from pipelines.evaluation.result import Evaluation
 from pipelines.models.build import build_model
 from pipelines.models.bundle import Bundle
 from pipelines.objectives.build import build_objective
 from pipelines.randomness import derived_seed
-from pipelines.spec import JobSpec, TransportSpec
+from pipelines.spec import ClassificationSpec, JobSpec
 from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.training.loop import train
 from pipelines.training.state import TrainState
@@ -48,6 +48,7 @@ class WorkerConfig:
         data: folder of the sharded data set.
         mlflow_uri: where rank 0 logs.
         plan_deadline: seconds to wait for a plan.
+        staging: folder where checkpoints lie until Ray Train has taken them.
     """
 
     job: str
@@ -55,6 +56,7 @@ class WorkerConfig:
     data: str
     mlflow_uri: str
     plan_deadline: float
+    staging: str
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     _configure_process()
     try:
         return _train(settings, spec)
-    except (SpecError, CheckpointError, DivergedError) as error:
+    except (SpecError, ShardError, CheckpointError, DivergedError) as error:
         return {"error": error.args[0], "cure": error.cure}
 
 
@@ -87,12 +89,12 @@ def _train(settings: WorkerConfig, spec: JobSpec) -> dict[str, Any]:
     torch.manual_seed(derived_seed(spec.seed, 0, "initialisation"))
     network = build_model(spec.model, data.image, len(data.classes)).to(device)
     planner = _planner(settings, spec, rank, world)
-    objective = build_objective(spec.objective, network, planner)
+    objective = build_objective(spec, network, planner, data)
     state = TrainState.start(spec, objective)
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
             load_checkpoint(state, Path(folder))
-    listener = _Listener(spec, tracker)
+    listener = _Listener(spec, tracker, Path(settings.staging))
     if tracker:
         tracker.say(
             f"training {network.parameter_count:,} parameters on {len(data.train):,} images, {world} workers, {device}"
@@ -115,7 +117,7 @@ def _configure_process() -> None:
 
 
 def _planner(settings: WorkerConfig, spec: JobSpec, rank: int, world: int) -> Planner:
-    if isinstance(spec.objective, TransportSpec) and spec.objective.plans == "service":
+    if not isinstance(spec.objective, ClassificationSpec) and spec.objective.plans == "service":
         return RayPlanner(settings.job, rank, world, settings.plan_deadline)
     return LocalPlanner()
 
@@ -153,9 +155,10 @@ class _Tracker:
 class _Listener:
     """Hears of the run on every rank; logs on rank 0, and hands checkpoints to Ray Train on all."""
 
-    def __init__(self, spec: JobSpec, tracker: _Tracker | None) -> None:
+    def __init__(self, spec: JobSpec, tracker: _Tracker | None, staging: Path) -> None:
         self._spec = spec
         self._tracker = tracker
+        self._staging = staging
         self.latest: dict[str, float] = {}
 
     def metrics(self, values: dict[str, float], images: int) -> None:
@@ -178,7 +181,8 @@ class _Listener:
         """See :class:`pipelines.training.loop.Listener`; every rank comes here, since Ray Train waits for all."""
         checkpoint = None
         if self._tracker:
-            folder = tempfile.mkdtemp(prefix="monge-checkpoint-")
+            self._staging.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.mkdtemp(dir=self._staging)
             save_checkpoint(state, Path(folder))
             checkpoint = Checkpoint.from_directory(folder)
         ray.train.report(
@@ -190,6 +194,8 @@ class _Listener:
         )
 
 
-def worker_config(job: str, spec: JobSpec, data: Path, mlflow_uri: str, plan_deadline: float) -> dict[str, Any]:
+def worker_config(
+    job: str, spec: JobSpec, data: Path, mlflow_uri: str, plan_deadline: float, staging: Path
+) -> dict[str, Any]:
     """The dictionary that :func:`train_worker` takes."""
-    return asdict(WorkerConfig(job, spec.model_dump(mode="json"), str(data), mlflow_uri, plan_deadline))
+    return asdict(WorkerConfig(job, spec.model_dump(mode="json"), str(data), mlflow_uri, plan_deadline, str(staging)))

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from pipelines.spec import load_spec
 from services.cli import app
-from services.jobs.client import with_absolute_source
+from services.jobs.client import with_absolute_paths
 
 ROOT = Path(__file__).parents[3]
 LENET = ROOT / "configs" / "lenet.yaml"
@@ -71,7 +71,7 @@ def test_status_of_nothing_is_a_table_and_a_failure(tmp_path: Path) -> None:
 def test_a_relative_source_is_named_absolutely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
-    spec = with_absolute_source(load_spec(LENET, ["data.source=mine"]))
+    spec = with_absolute_paths(load_spec(LENET, ["data.source=mine"]))
     assert spec.data.source == str(tmp_path / "mine")
     catalogue = load_spec(LENET)
-    assert with_absolute_source(catalogue) == catalogue
+    assert with_absolute_paths(catalogue) == catalogue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from pipelines.errors import ServiceError
 from services.jobs import processes
+from services.jobs.processes import alone
 
 SPAWNS_A_CHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
 IGNORES_TERM = """
@@ -77,3 +79,23 @@ def test_free_port_prefers_but_does_not_insist() -> None:
 
 def test_wait_until_gives_up() -> None:
     assert not processes.wait_until(lambda: False, timeout=0.1, interval=0.01)
+
+
+def test_a_lock_is_held_by_one_and_goes_with_it(tmp_path: Path) -> None:
+    lock = tmp_path / "new" / "lock"
+    with alone(lock, "taken"), pytest.raises(ServiceError, match="taken"), alone(lock, "taken"):
+        pass
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"import fcntl, time; f = open({str(lock)!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX);"
+         "print('held', flush=True); time.sleep(60)"],
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(ServiceError, match="taken"), alone(lock, "taken"):
+        pass
+    holder.kill()
+    holder.wait(10)
+    holder.stdout.close()
+    with alone(lock, "taken"):
+        pass

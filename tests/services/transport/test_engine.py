@@ -8,6 +8,7 @@ from pipelines.errors import BusyError, NotConvergedError, ProblemError, Service
 from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import solve
+from services.transport.cache import sketch
 from services.transport.engine import BATCH, Engine
 from services.transport.limits import Limits
 from tests.services.transport.support import GatedSolver, labelled, run, until
@@ -116,13 +117,15 @@ def test_problems_that_only_look_equal_are_not_confused(gated: GatedSolver) -> N
         engine = Engine(workers=1, solver=gated)
         x = np.zeros((2000, 3), dtype=np.float32)
         other = x.copy()
-        other[3, 1] = 1  # 6000 numbers: the sketch takes every fifth
+        other[3, 2] = 1  # the twelfth of 6000 numbers: the sketch takes every fifth
+        assert sketch(TransportProblem.between(x, x), "auto") == sketch(TransportProblem.between(other, x), "auto")
         calls = [asyncio.ensure_future(engine.submit(TransportProblem.between(p, x))) for p in (x, other)]
         await gated.begun()
         gated.gate.set()
         plain, moved = await asyncio.gather(*calls)
         assert plain.certificate.primal == 0
         assert moved.certificate.primal > 0
+        await until(lambda: value(engine, "cache_bytes") == 2 * 3 * 2000 * 8)  # kept after they were delivered
         for points, primal in ((x, 0.0), (other, moved.certificate.primal)):
             assert (await engine.submit(TransportProblem.between(points, x))).certificate.primal == primal
         assert len(gated.seen) == 2

@@ -135,13 +135,15 @@ def test_a_call_repeated_after_its_connection_broke_is_no_second_rank() -> None:
 
 def test_a_call_repeated_while_the_plan_is_solved_joins_in(gated: GatedSolver) -> None:
     async def main() -> None:
-        rendezvous = Rendezvous(Engine(solver=gated))
+        engine = Engine(solver=gated)
+        rendezvous = Rendezvous(engine)
         brought = shares()
         calls = [asyncio.ensure_future(rendezvous.bring(share, 10)) for share in brought]
         await gated.begun()
         calls[1].cancel()
         calls[1] = asyncio.ensure_future(rendezvous.bring(brought[1], 10))
         await asyncio.sleep(0)
+        assert engine.queued_bytes == 0  # its points are in the problem that is being solved
         gated.gate.set()
         np.testing.assert_array_equal(assemble(await asyncio.gather(*calls)), whole(brought))
         assert len(gated.seen) == 1

@@ -52,7 +52,7 @@ def test_a_pool_gives_each_point_once_along_its_optimal_plan() -> None:
             batches = [pairs.at(3 * number + place) for place in range(3)]
             sources = torch.cat([batch.sources for batch in batches])
             targets = torch.cat([batch.targets for batch in batches])
-            assert sorted(sources.tolist()) == sorted(targets.tolist()) == list(range(POOL))
+            assert sorted(sources.tolist()) == targets.tolist() == list(range(POOL))
             assert targets.tolist() == plan.assignment[sources.numpy()].tolist()
             for batch in batches:
                 assert batch.pool == number
@@ -61,16 +61,12 @@ def test_a_pool_gives_each_point_once_along_its_optimal_plan() -> None:
                 torch.testing.assert_close(batch.y, y[batch.targets], rtol=0, atol=0)
 
 
-def test_a_batch_is_a_function_of_seed_and_step() -> None:
+def test_a_batch_is_a_function_of_the_step() -> None:
     with stream(ahead=1) as first, stream(ahead=3) as second:
         in_order = [first.at(step) for step in range(9)]
         for step in (7, 0, 8, 3, 3):
             assert second.at(step).sources.tolist() == in_order[step].sources.tolist()
             assert second.at(step).targets.tolist() == in_order[step].targets.tolist()
-    with stream(seed=1) as other:
-        assert any(other.at(step).sources.tolist() != in_order[step].sources.tolist() for step in range(3))
-    orders = [[in_order[3 * number + place].sources.tolist() for place in range(3)] for number in range(3)]
-    assert orders[0] != orders[1] != orders[2]
 
 
 @pytest.mark.parametrize("ahead", [1, 3])
