@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -96,6 +96,7 @@ def with_conditions(points: torch.Tensor, labels: torch.Tensor, classes: int, we
     return torch.cat([points, codes], 1)
 
 
+@runtime_checkable
 class CostRows(Protocol):
     """A cost matrix of which some rows are looked at at a time."""
 
