@@ -20,8 +20,8 @@ from pipelines.transport.cost import CostRows
 
 LOG2E = math.log2(math.e)
 
-CPU_BLOCK = 2**20
-"""Kernel entries in a block on a CPU: 4 MiB, within the cache next to it."""
+CPU_BLOCK = 2**21
+"""Kernel entries in a block on a CPU: 8 MiB, within its last cache."""
 
 GPU_BLOCK = 2**26
 """The same on a GPU, where a launch costs as much as a million entries."""

@@ -58,6 +58,6 @@ def test_a_function_of_seed_and_draw():
 
 
 def test_a_source_without_mass_has_no_target():
-    problem = TransportProblem.between(np.eye(3), np.eye(3), a=[0.0, 0.5, 0.5], epsilon=0.5)
+    problem = TransportProblem.between(np.eye(3), np.eye(3), a=np.array([0.0, 0.5, 0.5]), epsilon=0.5)
     with pytest.raises(ProblemError, match="source 0 carries no mass"):
         draw_pairs(solve(problem), seed=0)
