@@ -31,10 +31,11 @@ DIMENSION = 64
 
 
 def pot_solver(x: np.ndarray, y: np.ndarray, epsilon: float) -> tuple[str, Callable[[], object]]:
-    """POT's Sinkhorn where float64 holds its kernel, its log-domain one elsewhere.
+    """POT's Sinkhorn in float64 where that holds its kernel, its log-domain one elsewhere.
 
     It stops by the L2 norm of the error, which for errors as Gaussian noise would leave is √(π / 2n) of the L1 norm.
     """
+    x, y = x.astype(np.float64), y.astype(np.float64)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tried = ot.sinkhorn([], [], ot.dist(x, y), epsilon, numItermax=20, stopThr=0, warn=False)
