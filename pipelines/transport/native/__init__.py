@@ -22,7 +22,7 @@ LEVELS = ("baseline", "avx2", "avx512")
 """Instruction sets, the best last. The baseline is what the compiler takes for granted: SSE2, or NEON on ARM."""
 
 _KINDS = {"costs": 0, "products": 1, "bfloat16-products": 2}
-_STATUS = ("solved", "too coarse", "ties", "out of budget", "out of memory")
+_STATUS = ("solved", "too coarse", "out of budget", "out of memory")
 
 
 class _Request(ctypes.Structure):
@@ -46,6 +46,7 @@ class _Request(ctypes.Structure):
         ("budget", ctypes.c_int64),
         ("f", ctypes.c_void_p),
         ("g", ctypes.c_void_p),
+        ("matched", ctypes.c_void_p),
         ("assignment", ctypes.c_void_p),
         ("counts", ctypes.c_void_p),
     )
@@ -94,9 +95,10 @@ class Solution:
     """What the solver returns.
 
     Attributes:
-        status: ``solved``, or why not: ``too coarse``, ``ties``, ``out of budget``.
+        status: ``solved``, or why not: ``too coarse`` or ``out of budget``.
         assignment: (n,) int64.
         f, g: (n,) float64, ``f_i + g_j ≤`` the exact entry for every i and j.
+        matched: (n,) float64, the exact entry of each pair of the assignment.
         readings, bids, pops: rows of the screen read in full; bids of augmenting row reduction; columns scanned by
             Dijkstra's method.
     """
@@ -105,6 +107,7 @@ class Solution:
     assignment: np.ndarray
     f: np.ndarray
     g: np.ndarray
+    matched: np.ndarray
     readings: int
     bids: int
     pops: int
@@ -215,7 +218,8 @@ def assign(screen: Screen, points: Points | None = None, start: np.ndarray | Non
         MemoryError: candidate lists did not fit.
     """
     n = len(screen.matrix)
-    f, g, assignment, counts = np.empty(n), np.empty(n), np.empty(n, np.int64), np.zeros(5, np.int64)
+    f, g, matched = np.empty((3, n))
+    assignment, counts = np.empty(n, np.int64), np.zeros(5, np.int64)
     d = points.x.shape[1] if points else 0
     stored = np.uint16 if screen.kind == "bfloat16-products" else np.float32
     request = _Request(
@@ -235,6 +239,7 @@ def assign(screen: Screen, points: Points | None = None, start: np.ndarray | Non
         budget=budget,
         f=f.ctypes.data,
         g=g.ctypes.data,
+        matched=matched.ctypes.data,
         assignment=assignment.ctypes.data,
         counts=counts.ctypes.data,
     )
@@ -242,7 +247,7 @@ def assign(screen: Screen, points: Points | None = None, start: np.ndarray | Non
     if status == "out of memory":
         raise MemoryError(f"candidate lists of an assignment of {n} points")
     readings, bids, _, pops, _ = counts.tolist()
-    return Solution(status, assignment, f, g, readings, bids, pops)
+    return Solution(status, assignment, f, g, matched, readings, bids, pops)
 
 
 def summarise(x: np.ndarray) -> tuple[np.ndarray, float]:

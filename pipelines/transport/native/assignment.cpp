@@ -10,10 +10,7 @@
 namespace {
 
 enum Kind : std::int32_t { costs = 0, products = 1, bfloat16_products = 2 };
-enum Status : std::int32_t { solved = 0, too_coarse = 1, ties = 2, out_of_budget = 3, out_of_memory = 4 };
-
-// A share of ties with the least cost of a row above which candidate lists would hold the matrix.
-constexpr float most_ties = 0.05f;
+enum Status : std::int32_t { solved = 0, too_coarse = 1, out_of_budget = 2, out_of_memory = 3 };
 
 }  // namespace
 
@@ -30,23 +27,30 @@ struct Request {
   double scale;
   const double *row, *column;  // (n,), or null
   const float* start;        // (n,) column potentials to start from, or null
-  std::int64_t budget;
-  double *f, *g;             // (n,) out
+  std::int64_t budget;       // rows that may be read in full
+  double *f, *g, *matched;   // (n,) out
   std::int64_t* assignment;  // (n,) out
   std::int64_t* counts;      // (5,) out
 };
+
+// Over a sample of the rows.
+template <class Screen>
+static double mean_error(const Request& q) {
+  const auto* screen = static_cast<const typename Screen::Stored*>(q.screen);
+  const std::int64_t stride = std::max<std::int64_t>(1, q.n / 32);
+  double total = 0;
+  int rows = 0;
+  for (std::int64_t i = 0; i < q.n; i += stride, ++rows)
+    total += (q.error ? q.error[i] : 0) + Screen::rounding(screen + i * q.n, static_cast<int>(q.n));
+  return total / rows;
+}
 
 template <class Screen>
 static Status run(const Request& q) {
   const auto* screen = static_cast<const typename Screen::Stored*>(q.screen);
   const int n = static_cast<int>(q.n);
   const auto potentials = monge::Sinkhorn<Screen>(screen, n).run(q.start);
-  if (n > 64 && potentials.ties * n > 24 && potentials.ties > most_ties) return ties;
-  if (q.strict && q.error) {
-    double mean = 0;
-    for (int i = 0; i < n; ++i) mean += q.error[i] / n;
-    if (potentials.scale < mean) return too_coarse;
-  }
+  if (q.strict && potentials.scale < mean_error<Screen>(q)) return too_coarse;
   const monge::Exact exact{q.x ? nullptr : static_cast<const float*>(q.screen), q.x, q.y, q.n, q.d, q.scale,
                            q.root != 0, q.row, q.column};
   monge::Solver<Screen> solver(screen, exact, q.error, potentials, q.budget);
@@ -55,7 +59,7 @@ static Status run(const Request& q) {
                                  solver.counts.pops, solver.counts.listed};
   std::copy(counts, counts + 5, q.counts);
   if (!finished) return out_of_budget;
-  solver.write(q.f, q.g, q.assignment);
+  solver.write(q.f, q.g, q.matched, q.assignment);
   return solved;
 }
 

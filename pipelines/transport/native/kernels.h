@@ -106,14 +106,26 @@ void collect_at_most(const float* values, int n, float threshold, Take take) {
   }
 }
 
-// ‖x − y‖² of float32 points in float64: the differences are exact, so that only the sum rounds.
+// ‖x − y‖² of float32 points in float64: the differences are exact, so that only the sum rounds. Several partial sums
+// hide the latency of additions.
 inline double squared_distance(const float* x, const float* y, std::int64_t d) {
+  constexpr int lanes = 32;
+  double partial[lanes] = {};
+  std::int64_t k = 0;
+  for (; k + lanes <= d; k += lanes) {
+#pragma omp simd
+    for (int lane = 0; lane < lanes; ++lane) {
+      const double difference = static_cast<double>(x[k + lane]) - static_cast<double>(y[k + lane]);
+      partial[lane] += difference * difference;
+    }
+  }
+  for (int lane = 0; k < d; ++k, ++lane) {
+    const double difference = static_cast<double>(x[k]) - static_cast<double>(y[k]);
+    partial[lane] += difference * difference;
+  }
   double total = 0;
 #pragma omp simd reduction(+ : total)
-  for (std::int64_t k = 0; k < d; ++k) {
-    const double difference = static_cast<double>(x[k]) - static_cast<double>(y[k]);
-    total += difference * difference;
-  }
+  for (int lane = 0; lane < lanes; ++lane) total += partial[lane];
   return total;
 }
 

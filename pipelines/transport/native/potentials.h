@@ -12,7 +12,6 @@ namespace monge {
 struct Potentials {
   std::vector<float> v;  // one for each column
   float scale;           // median distance from a row's least reduced cost to its 17th: how far candidates lie apart
-  float ties;            // largest share of a sampled row that ties with its least
 };
 
 template <class Screen>
@@ -45,7 +44,7 @@ class Sinkhorn {
     }
     const float gap = candidate_gap();
     anneal(std::min(top, 0.35f * gap), std::min(top, 0.15f * gap), fine_passes, 1);
-    return {std::move(v_), gap, ties_};
+    return {std::move(v_), gap};
   }
 
  private:
@@ -66,26 +65,25 @@ class Sinkhorn {
       }
     const double count = static_cast<double>(sample_.size()) * n_;
     for (int j = 0; j < n_; ++j) v_[j] = static_cast<float>(mean[j]);
-    magnitude_ = static_cast<float>(largest);
     return static_cast<float>(std::sqrt(std::max(0.0, squares / count - total / count * (total / count))) +
                               1e-6 * largest + 1e-30);
   }
 
-  // Median over the sampled rows of the distance from the least reduced cost to the 17th.
+  // Median over the sampled rows of the distance from the least reduced cost to the 17th, and not below the resolution
+  // of float32 there.
   float candidate_gap() {
     const int k = std::min(neighbours, n_ / 4);
     std::vector<float> reduced(n_), gaps;
-    float magnitude = magnitude_;
-    ties_ = 0;
+    float resolution = 1e-30f;
     for (int i : sample_) {
       const float least = reduce_row<Screen>(row(i), v_.data(), n_, reduced.data());
-      for (int j = 0; j < n_; ++j) magnitude = std::max(magnitude, std::fabs(Screen::decode(row(i)[j])));
-      ties_ = std::max(ties_, static_cast<float>(count_at_most(reduced.data(), n_, least + 1e-6f * magnitude)) / n_);
+      const auto at = std::find(reduced.begin(), reduced.end(), least) - reduced.begin();
+      resolution = std::max(resolution, 0x1p-21f * (std::fabs(Screen::decode(row(i)[at])) + std::fabs(v_[at])));
       std::nth_element(reduced.begin(), reduced.begin() + k, reduced.end());
       gaps.push_back(reduced[k] - least);
     }
     std::nth_element(gaps.begin(), gaps.begin() + gaps.size() / 2, gaps.end());
-    return std::max({gaps[gaps.size() / 2], 1e-6f * magnitude, 1e-30f});
+    return std::max(gaps[gaps.size() / 2], resolution);
   }
 
   void anneal(float from, float to, int passes, int stride) {
@@ -121,7 +119,6 @@ class Sinkhorn {
   int n_;
   std::vector<float> v_, shift_;
   std::vector<int> sample_;
-  float magnitude_ = 0, ties_ = 0;
 };
 
 }  // namespace monge

@@ -33,6 +33,12 @@ struct Exact {
     const double cost = scale * (root ? std::sqrt(squared) : squared);
     return row ? cost - row[i] - column[j] : cost;
   }
+
+  // Candidates lie anywhere among the points: fetch the next while this one is computed.
+  void prefetch(int j) const {
+    if (matrix) return;
+    for (std::int64_t k = 0; k < d; k += 16) __builtin_prefetch(y + j * d + k);
+  }
 };
 
 struct Counts {
@@ -42,7 +48,7 @@ struct Counts {
 template <class Screen>
 class Solver {
   using Stored = typename Screen::Stored;
-  static constexpr int list_length = 24;
+  static constexpr int list_length = 16;
 
   struct Row {
     std::int64_t first = 0;  // where its list starts in columns_ and costs_
@@ -64,7 +70,7 @@ class Solver {
   // budget: rows that may be read again before the solver gives up.
   Solver(const Stored* screen, const Exact& exact, const double* error, const Potentials& start, std::int64_t budget)
       : n_(static_cast<int>(exact.n)), screen_(screen), exact_(exact), width_(start.scale), budget_(budget),
-        v_(start.v.begin(), start.v.end()), v_screen_(start.v), rows_(n_), column_of_(n_, -1), row_of_(n_, -1),
+        list_budget_(affordable(exact.n, exact.d)), v_(start.v.begin(), start.v.end()), v_screen_(start.v), rows_(n_), column_of_(n_, -1), row_of_(n_, -1),
         matched_cost_(n_), reduced_(n_) {
     const int expected = std::min(n_, 2 * list_length);
     columns_.reserve(static_cast<std::int64_t>(n_) * expected);
@@ -86,7 +92,7 @@ class Solver {
 
   // f[i] ≤ C[i][j] − v[j] for every j: the listed entries are looked at, the others lie above the bound. Returns
   // nothing that the search believed: a fault there shows as a duality gap.
-  void write(double* f, double* v, std::int64_t* assignment) const {
+  void write(double* f, double* v, double* matched, std::int64_t* assignment) const {
     for (int i = 0; i < n_; ++i) {
       const Row& r = rows_[i];
       double least = r.bound;
@@ -94,12 +100,18 @@ class Solver {
       f[i] = least;
       v[i] = v_[i];
       assignment[i] = column_of_[i];
+      matched[i] = exact_(i, column_of_[i]);
     }
   }
 
  private:
   const Stored* row(int i) const { return screen_ + static_cast<std::int64_t>(i) * n_; }
-  bool exhausted() const { return counts.readings > budget_; }
+  bool exhausted() const { return counts.readings > budget_ || counts.listed > list_budget_; }
+
+  // Exact entries that cost no more than a dense method would: the fewer the coordinates, the more of them.
+  static std::int64_t affordable(std::int64_t n, std::int64_t d) {
+    return std::max(200 * n, std::min(2 * n * n, 16 * n * n / std::max<std::int64_t>(d, 1)));
+  }
 
   void lower(int j, double value) {
     v_[j] = value;
@@ -155,14 +167,14 @@ class Solver {
     r.count = count;
     counts.listed += count;
     std::int64_t k = r.first;
-    const auto take = [&](int j) {
-      columns_[k] = j;
-      costs_[k++] = exact_(i, j);
-    };
     if (count == n_) {
-      for (int j = 0; j < n_; ++j) take(j);
+      for (int j = 0; j < n_; ++j) columns_[k++] = j;
     } else {
-      collect_at_most(reduced_.data(), n_, threshold, take);
+      collect_at_most(reduced_.data(), n_, threshold, [&](int j) { columns_[k++] = j; });
+    }
+    for (k = r.first; k < r.first + count; ++k) {
+      if (k + 1 < r.first + count) exact_.prefetch(columns_[k + 1]);
+      costs_[k] = exact_(i, columns_[k]);
     }
   }
 
@@ -170,7 +182,9 @@ class Solver {
     const int wanted = std::min(n_, list_length);
     for (int i = 0; i < n_ && !exhausted(); ++i) {
       read(i, width_, wanted);
-      if (rows_[i].bound < infinity) width_ = 0.9f * width_ + 0.1f * rows_[i].width * (rows_[i].count > wanted ? 0.97f : 1.03f);
+      // The next row's window is a running mean, drawn towards lists of the wanted length.
+      const float window = rows_[i].width * (rows_[i].count > wanted ? 0.97f : 1.03f);
+      if (rows_[i].bound < infinity) width_ = 0.9f * width_ + 0.1f * window;
     }
   }
 
@@ -288,7 +302,7 @@ class Solver {
       if (exhausted()) return;
     }
     for (int j : scanned_) {
-      lower(j, v_[j] + distance_[j] - nearest_);
+      lower(j, v_[j] + std::min(0.0, distance_[j] - nearest_));
       done_[j] = 0;
     }
     for (int j : touched_) distance_[j] = infinity;
@@ -307,7 +321,8 @@ class Solver {
     for (std::int64_t k = r.first; k < r.first + r.count; ++k) {
       const int j = columns_[k];
       const double there = base + (costs_[k] - v_[j]);
-      if (there >= nearest_ || there >= distance_[j]) continue;
+      // A scanned column is settled, even where rounding would bring it nearer: the path back to it must not change.
+      if (there >= nearest_ || there >= distance_[j] || done_[j]) continue;
       if (distance_[j] == infinity) touched_.push_back(j);
       distance_[j] = there;
       before_[j] = i;
@@ -349,7 +364,7 @@ class Solver {
   const Stored* screen_;
   const Exact exact_;
   float width_;
-  std::int64_t budget_;
+  std::int64_t budget_, list_budget_;
   double magnitude_ = 0;  // largest |v| so far
   std::vector<double> v_;
   std::vector<float> v_screen_;
