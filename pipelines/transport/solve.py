@@ -7,14 +7,16 @@ from collections.abc import Callable
 from typing import Literal
 
 from pipelines.errors import ProblemError
+from pipelines.transport import native
 from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
-from pipelines.transport.solvers import assignment, brute_force, network_simplex
+from pipelines.transport.solvers import assignment, brute_force, exact, network_simplex
 
-SolverName = Literal["auto", "brute-force", "assignment", "network-simplex"]
+SolverName = Literal["auto", "brute-force", "exact", "assignment", "network-simplex"]
 
 _SOLVERS: dict[str, Callable[[TransportProblem], TransportPlan]] = {
     "brute-force": brute_force.solve,
+    "exact": exact.solve,
     "assignment": assignment.solve,
     "network-simplex": network_simplex.solve,
 }
@@ -25,7 +27,10 @@ def choose(problem: TransportProblem) -> tuple[str, str]:
     if problem.epsilon > 0:
         raise ProblemError(f"epsilon: {problem.epsilon:g} asks for an entropic plan, and no solver here makes one")
     if problem.is_assignment:
-        return "assignment", "uniform weights on as many points: an optimal plan is a permutation"
+        reason = "uniform weights on as many points: an optimal plan is a permutation"
+        if native.native_available():
+            return "exact", reason
+        return "assignment", f"{reason}; no native build"
     return "network-simplex", "weighted or rectangular: an optimal plan splits masses"
 
 
@@ -48,4 +53,5 @@ def solve(problem: TransportProblem, solver: SolverName = "auto") -> TransportPl
         raise ProblemError(f"solver: {name!r} is not a solver", cure=f"choose one of auto, {', '.join(_SOLVERS)}")
     plan = _SOLVERS[name](problem)
     plan.certificate.require_converged()
+    reason = "; ".join(filter(None, (reason, plan.certificate.reason)))
     return dataclasses.replace(plan, certificate=dataclasses.replace(plan.certificate, reason=reason))

@@ -191,7 +191,9 @@ def _loaded() -> ctypes.CDLL:
     level = native_level()
     library = _library(level) if level else None
     if library is None:
-        raise TransportError("the native solver is not available", cure="install a C++ compiler, then `pip install -e .`")
+        raise TransportError(
+            "the native solver is not available", cure="install a C++ compiler, then `pip install -e .`"
+        )
     return library
 
 
@@ -204,7 +206,9 @@ def _pointer(array: np.ndarray | None, dtype: type | str, shape: tuple[int, ...]
     return array.ctypes.data
 
 
-def assign(screen: Screen, points: Points | None = None, start: np.ndarray | None = None, budget: int = 2**62) -> Solution:
+def assign(
+    screen: Screen, points: Points | None = None, start: np.ndarray | None = None, budget: int = 2**62
+) -> Solution:
     """An optimal assignment; any number of threads may call it at once.
 
     Args:

@@ -108,9 +108,9 @@ class Solver {
   const Stored* row(int i) const { return screen_ + static_cast<std::int64_t>(i) * n_; }
   bool exhausted() const { return counts.readings > budget_ || counts.listed > list_budget_; }
 
-  // Exact entries that cost no more than a dense method would: the fewer the coordinates, the more of them.
+  // Exact entries that cost no more than a dense method would: of points, the more the fewer coordinates they have.
   static std::int64_t affordable(std::int64_t n, std::int64_t d) {
-    return std::max(200 * n, std::min(2 * n * n, 16 * n * n / std::max<std::int64_t>(d, 1)));
+    return d == 0 ? 200 * n : std::max(200 * n, std::min(2 * n * n, 16 * n * n / d));
   }
 
   void lower(int j, double value) {

@@ -2,8 +2,8 @@
 
 Most costs cannot matter to an optimal assignment. A cheap screen (a matrix product in bfloat16 where the processor has
 it) finds those that may; only these are computed exactly, from the points themselves in float64. What the screen leaves
-out is bounded, so that the answer is optimal for the exact costs, and the same bounds prove its dual potentials feasible
-over the whole matrix: each row's ``f_i`` is at most its bound, under every unlisted ``C_ij − g_j``, and at most every
+out is bounded, so that the answer is optimal for the exact costs, and the same bounds prove its dual potentials
+feasible over the whole matrix: each row's ``f_i`` is at most its bound, under every unlisted ``C_ij − g_j``, and at most every
 listed one, which is looked at. The solver itself is described in ``native/solver.h``.
 """
 
@@ -32,11 +32,19 @@ READINGS = 12
 """Times n rows read in full: past them, dense shortest paths are the better method. Image data take 1.1 to 1.5 n."""
 
 
+SAMPLED_ROWS = 24
+MOST_TIES = 16
+"""Entries equal to their row's least, in the median row, above which candidate lists grow as long as rows."""
+
+HEAVY_TAIL = 4
+"""Mean over median of the costs above their least from which few of a row's entries hold all its scale (lognormal)."""
+
+
 def solve(problem: TransportProblem, *, g: np.ndarray | None = None) -> TransportPlan:
     """An optimal permutation, with potentials that prove it.
 
-    Exact for the float64 costs between the given float32 points, or for the given cost matrix. Where the data defeat the
-    screens (many equal costs, heavy tails), or without the native build, lapx solves the float32 cost matrix.
+    Exact for the float64 costs between the given float32 points, or for the given cost matrix. Where the data defeat
+    the screens (many equal costs, heavy tails), or without the native build, lapx solves the float32 cost matrix.
 
     Args:
         problem: uniform weights, as many points on both sides, epsilon 0.
@@ -56,6 +64,8 @@ def solve(problem: TransportProblem, *, g: np.ndarray | None = None) -> Transpor
         raise ProblemError(f"g: finite potentials of shape ({n},) expected, received shape {np.shape(g)}")
     if not native.native_available():
         return _by_lapx(problem, "no native build")
+    if obstacle := _obstacle(problem):
+        return _by_lapx(problem, obstacle)
     status = ""
     for screened in _screens(problem):
         start = None if g is None else (g / screened.unit - screened.column).astype(np.float32)
@@ -89,6 +99,20 @@ def solve_batch(problems: Sequence[TransportProblem], *, threads: int | None = N
         torch.set_num_threads(before)
 
 
+def _obstacle(problem: TransportProblem) -> str:
+    """Why dense shortest paths are the better method for a cost matrix, by a look at some rows; "" if they are not."""
+    if problem.matrix is None:
+        return ""
+    n = problem.shape[0]
+    rows = screens.as_numpy(problem.matrix[:: max(1, n // SAMPLED_ROWS)])
+    above = rows - rows.min()
+    if np.median((rows == rows.min(1, keepdims=True)).sum(1)) > MOST_TIES:
+        return "many equal costs"
+    if above.mean() > HEAVY_TAIL * np.median(above):
+        return "heavy-tailed costs"
+    return ""
+
+
 def _screens(problem: TransportProblem) -> Iterator[screens.Screened]:
     """Screens to try, the cheapest first; each is made when it is asked for."""
     if problem.matrix is not None:
@@ -97,7 +121,7 @@ def _screens(problem: TransportProblem) -> Iterator[screens.Screened]:
     assert problem.x is not None
     assert problem.y is not None
     x, y = screens.as_numpy(problem.x), screens.as_numpy(problem.y)
-    constants: tuple[np.ndarray | float, np.ndarray | float] = (0.0, 0.0)
+    constants = np.zeros(len(x)), np.zeros(len(y))
     if problem.cost == "cosine":
         (x, row), (y, column) = screens.on_sphere(x), screens.on_sphere(y)
         constants = row, column
@@ -115,7 +139,9 @@ def _screens(problem: TransportProblem) -> Iterator[screens.Screened]:
         screened = make()
         if problem.cost == "cosine":
             unit = screened.unit / 2
-            row, column = (side + shift / unit for side, shift in zip((screened.row, screened.column), constants, strict=True))
+            row, column = (
+                side + shift / unit for side, shift in zip((screened.row, screened.column), constants, strict=True)
+            )
             screened = dataclasses.replace(screened, unit=unit, row=row, column=column)
         yield screened
 
@@ -124,7 +150,7 @@ def _plan(screened: screens.Screened, solution: native.Solution, started: float)
     n = len(solution.assignment)
     unit = screened.unit
     f, g = unit * (solution.f + screened.row), unit * (solution.g + screened.column)
-    constants = float(np.mean(screened.row) + np.mean(screened.column))
+    constants = float(np.mean(screened.row)) + float(np.mean(screened.column))
     primal = unit * (float(solution.matched.mean()) + constants)
     dual = unit * (float(solution.f.mean()) + float(solution.g.mean()) + constants)
     size = abs(primal) + float(np.abs(f).mean() + np.abs(g).mean())

@@ -6,6 +6,7 @@ never to lie above an exact cost by more than a known error, up to constants of 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,14 +36,15 @@ class Screened:
     screen: native.Screen
     points: native.Points | None
     unit: float
-    row: np.ndarray | float
-    column: np.ndarray | float
+    row: np.ndarray
+    column: np.ndarray
 
 
 def from_matrix(problem: TransportProblem) -> Screened:
     """A cost matrix as its own screen."""
     assert problem.matrix is not None
-    return Screened(native.Screen("costs", as_numpy(problem.matrix)), None, 1.0, 0.0, 0.0)
+    none = np.zeros(problem.shape[0])
+    return Screened(native.Screen("costs", as_numpy(problem.matrix)), None, 1.0, none, none)
 
 
 def from_products(x: np.ndarray, y: np.ndarray, *, bfloat16: bool) -> Screened:
@@ -55,7 +57,7 @@ def from_products(x: np.ndarray, y: np.ndarray, *, bfloat16: bool) -> Screened:
     d = x.shape[1]
     (centre_x, largest_x), (centre_y, largest_y) = native.summarise(x), native.summarise(y)
     # A power of two near the points' size keeps squares inside float32's range, and changes no digit.
-    scale = 2.0 ** -np.frexp(max(largest_x, largest_y))[1]
+    scale = 2.0 ** -math.frexp(max(largest_x, largest_y))[1]
     left = native.prepare(x, centre_x, centre_y, scale, bfloat16=bfloat16)
     right = native.prepare(y, centre_y, centre_x, scale, bfloat16=bfloat16)
     norm, residual = right.norm.max(), right.residual.max()
@@ -76,18 +78,20 @@ def from_differences(x: np.ndarray, y: np.ndarray, *, root: bool) -> Screened:
     """
     d = x.shape[1]
     largest = max(float(np.abs(x).max()), float(np.abs(y).max()))
-    scale = np.float32(2.0 ** -np.frexp(largest)[1])
+    scale = np.float32(2.0 ** -math.frexp(largest)[1])
     # Differences that underflow float32 here are below 2^-149 of the largest coordinate.
     matrix = native.distances(x * scale, y * scale, 1 - (d + 4) * ULP, root=root)
     factor = float(scale) if root else float(scale) ** 2
     points = native.Points(x, y, factor, root=root)
-    return Screened(native.Screen("costs", matrix), points, 1 / factor, 0.0, 0.0)
+    none = np.zeros(len(x))
+    return Screened(native.Screen("costs", matrix), points, 1 / factor, none, none)
 
 
 def from_distances(x: np.ndarray, y: np.ndarray) -> Screened:
     """Euclidean distances from a matrix product: the square root of a lower bound of the square."""
     squares = from_products(x, y, bfloat16=False)
     assert squares.points is not None
+    assert squares.screen.error is not None
     matrix = torch.from_numpy(squares.screen.matrix)
     row = torch.from_numpy((squares.row - squares.screen.error).astype(np.float32))
     # Three more roundings of numbers no larger than the constants, and one of the root.
@@ -96,7 +100,8 @@ def from_distances(x: np.ndarray, y: np.ndarray) -> Screened:
     matrix.neg_().add_(row[:, None]).add_(column).mul_(2).clamp_min_(0).sqrt_().mul_(1 - 4 * ULP)
     factor = float(np.sqrt(2 * squares.points.scale))
     points = native.Points(x, y, factor, root=True)
-    return Screened(native.Screen("costs", squares.screen.matrix), points, 1 / factor, 0.0, 0.0)
+    none = np.zeros(len(x))
+    return Screened(native.Screen("costs", squares.screen.matrix), points, 1 / factor, none, none)
 
 
 def on_sphere(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
