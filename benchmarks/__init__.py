@@ -1,0 +1,1 @@
+"""Tables of Monge beside its peers, all measured in the same run: ``python -m benchmarks.<name>``."""
