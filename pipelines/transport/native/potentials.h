@@ -43,7 +43,7 @@ class Sinkhorn {
       top = spread / 6;
     }
     const float gap = candidate_gap();
-    anneal(std::min(top, 0.35f * gap), std::min(top, 0.15f * gap), fine_passes, 1);
+    if (!start) anneal(std::min(top, 0.35f * gap), std::min(top, 0.15f * gap), fine_passes, 1);
     return {std::move(v_), gap};
   }
 
