@@ -54,15 +54,16 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     Losses are sums over the rank's samples divided by the *global* batch, so that the sum over ranks is the gradient
     of the global mean, whatever the number of ranks and however unevenly they share the batch.
     """
-    if world_size() == 1:
-        return
     gradients = []
     for parameter in parameters:
         if parameter.requires_grad:
-            # A rank whose share did not touch a parameter still takes part in the sum.
+            # A rank whose share did not touch a parameter still takes part in the sum; and a process of its own does
+            # the same, since optimizers pass over what has no gradient but still move what has one of zero.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
+    if world_size() == 1 or not gradients:
+        return
     flat = torch._utils._flatten_dense_tensors(gradients)
     dist.all_reduce(flat)
     for gradient, total in zip(gradients, torch._utils._unflatten_dense_tensors(flat, gradients), strict=True):

@@ -17,11 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipelines.errors import SpecError
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+CostName = Literal["squared-euclidean", "euclidean", "cosine"]
 Images = Annotated[int, Field(ge=1, description="a duration, in images seen by the whole job")]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataSpec(_Section):
@@ -78,7 +79,18 @@ class ConvGeneratorSpec(_Section):
     width: int = Field(default=32, ge=4, le=512, description="channels of the last hidden layer")
 
 
-ModelSpec = Annotated[PerceptronSpec | MLPSpec | LeNetSpec | ConvGeneratorSpec, Field(discriminator="kind")]
+class FlowUNetSpec(_Section):
+    """A U-Net that gives the velocity of a flow from noise to images (Lipman et al. 2023)."""
+
+    kind: Literal["flow-unet"]
+    width: int = Field(default=64, ge=8, le=512, multiple_of=8, description="channels at the first resolution")
+    steps: int = Field(default=8, ge=1, le=1000, description="Euler steps from noise to image when it is served")
+
+
+ModelSpec = Annotated[
+    PerceptronSpec | MLPSpec | LeNetSpec | ConvGeneratorSpec | FlowUNetSpec, Field(discriminator="kind")
+]
+GeneratorSpec = ConvGeneratorSpec | FlowUNetSpec
 
 
 class ClassificationSpec(_Section):
@@ -93,13 +105,61 @@ class TransportSpec(_Section):
     """A generator that minimises the cost of the optimal plan between its samples and real images."""
 
     kind: Literal["transport"]
-    cost: Literal["squared-euclidean", "euclidean", "cosine"] = "squared-euclidean"
+    cost: CostName = "squared-euclidean"
     plans: Literal["service", "local"] = Field(
         default="service", description="who solves the plans: the transport service, or each rank for itself"
     )
 
 
-ObjectiveSpec = Annotated[ClassificationSpec | TransportSpec, Field(discriminator="kind")]
+class IndependentSpec(_Section):
+    """Fresh noise for each image."""
+
+    kind: Literal["independent"]
+
+
+class BatchPlanSpec(_Section):
+    """The optimal plan between noise and images of each global batch."""
+
+    kind: Literal["batch"]
+
+
+class PoolPlanSpec(_Section):
+    """Optimal plans between pools much larger than a batch, solved ahead of the training."""
+
+    kind: Literal["pool"]
+    points: int = Field(
+        default=4096, ge=1, le=65536, description="of noise and of images in a pool; a multiple of train.batch"
+    )
+
+
+class RecordedSpec(_Section):
+    """Pairs that `monge couple` solved for the whole data set."""
+
+    kind: Literal["recorded"]
+    file: str = Field(min_length=1, description="what `monge couple` wrote")
+
+
+CouplingSpec = Annotated[IndependentSpec | BatchPlanSpec | PoolPlanSpec | RecordedSpec, Field(discriminator="kind")]
+
+
+class FlowSpec(_Section):
+    """Flow matching: a velocity field that carries noise to images along coupled pairs."""
+
+    kind: Literal["flow"]
+    coupling: CouplingSpec = PoolPlanSpec(kind="pool")
+    plans: Literal["service", "local"] = Field(
+        default="service", description="who solves the plans: the transport service, or each rank for itself"
+    )
+
+
+ObjectiveSpec = Annotated[ClassificationSpec | TransportSpec | FlowSpec, Field(discriminator="kind")]
+
+
+_TRAINS = {
+    "classification": ("perceptron", "mlp", "lenet"),
+    "transport": ("conv-generator",),
+    "flow": ("flow-unet",),
+}
 
 
 class OptimizerSpec(_Section):
@@ -157,11 +217,17 @@ class JobSpec(_Section):
 
     @model_validator(mode="after")
     def _belong_together(self) -> JobSpec:
-        generates = isinstance(self.model, ConvGeneratorSpec)
-        wants_generator = isinstance(self.objective, TransportSpec)
-        if generates != wants_generator:
-            fitting = "conv-generator" if wants_generator else "perceptron, mlp or lenet"
-            raise ValueError(f"objective {self.objective.kind!r} cannot train model {self.model.kind!r}; use {fitting}")
+        fitting = _TRAINS[self.objective.kind]
+        if self.model.kind not in fitting:
+            raise ValueError(
+                f"objective {self.objective.kind!r} cannot train model {self.model.kind!r}; use {' or '.join(fitting)}"
+            )
+        if isinstance(self.objective, FlowSpec) and isinstance(self.objective.coupling, PoolPlanSpec):
+            points = self.objective.coupling.points
+            if points % self.train.batch:
+                raise ValueError(
+                    f"objective.coupling.points {points} is not a multiple of train.batch {self.train.batch}"
+                )
         if self.train.batch < self.workers.count:
             raise ValueError(
                 f"train.batch {self.train.batch} leaves some of {self.workers.count} workers without images"
@@ -198,12 +264,12 @@ def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> JobSpec:
     """
     path = Path(path)
     try:
-        document = yaml.safe_load(path.read_text())
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SpecError(f"{path}: no such file", cure="see configs/ for specs to start from") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date such as 2024-13-01
         raise SpecError(f"{path}: not YAML: {error}") from None
     if not isinstance(document, dict):
         raise SpecError(f"{path}: a mapping with name, data, model, objective and train expected")
@@ -243,16 +309,24 @@ def _assign(document: dict[str, Any], override: str) -> None:
             raise SpecError(f"--set {override!r}: {key} is a value, not a section")
     try:
         document[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise SpecError(f"--set {override!r}: the value is not YAML: {error}") from None
 
 
 def _fault(error: Any) -> str:
-    # Pydantic inserts the chosen member of a union into the path; the reader's file does not have it.
-    kinds = {"perceptron", "mlp", "lenet", "conv-generator", "classification", "transport"}
-    path = ".".join(str(part) for part in error["loc"] if part not in kinds) or "spec"
+    location = list(error["loc"])
+    # Pydantic puts the chosen member of a union behind the field's name; the reader's file does not have it.
+    for field in ("coupling", "objective", "model"):
+        if field in location[:-1]:
+            del location[location.index(field) + 1]
+    path = ".".join(str(part) for part in location) or "spec"
     message = error["msg"].removeprefix("Value error, ")
     received = error.get("input")
+    if error["type"] == "union_tag_invalid":
+        context = error["ctx"]
+        return f"  {path}.kind: one of {context['expected_tags']} expected (received {context['tag']!r})"
+    if error["type"] == "union_tag_not_found":
+        return f"  {path}.kind: missing"
     if error["type"] == "extra_forbidden":
         return f"  {path}: no such field (received {received!r})"
     if error["type"] == "missing":

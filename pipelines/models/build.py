@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pipelines.models.classifiers import MLP, LeNet, Perceptron
+from pipelines.models.flow import FlowUNet
 from pipelines.models.generators import ConvGenerator
-from pipelines.models.network import Classifier, Generator, ImageShape
-from pipelines.spec import ConvGeneratorSpec, LeNetSpec, MLPSpec, ModelSpec, PerceptronSpec
+from pipelines.models.network import Classifier, Generator
+from pipelines.shape import ImageShape
+from pipelines.spec import ConvGeneratorSpec, FlowUNetSpec, LeNetSpec, MLPSpec, ModelSpec, PerceptronSpec
 
 
 def build_model(spec: ModelSpec, image: ImageShape, classes: int) -> Classifier | Generator:
@@ -28,3 +30,5 @@ def build_model(spec: ModelSpec, image: ImageShape, classes: int) -> Classifier 
             return LeNet(image, classes, spec.dropout)
         case ConvGeneratorSpec():
             return ConvGenerator(image, spec.latent, spec.width)
+        case FlowUNetSpec():
+            return FlowUNet(image, spec.width, spec.steps)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, UInt8
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
-from pipelines.errors import CheckpointError
+from pipelines.errors import CheckpointError, SpecError
 from pipelines.models.build import build_model
-from pipelines.models.network import Classifier, Generator, ImageShape
+from pipelines.models.network import Classifier, Generator
+from pipelines.shape import ImageShape
 from pipelines.spec import ModelSpec
 
 WEIGHTS = "weights.safetensors"
@@ -44,11 +47,13 @@ class Bundle:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
-        save_file(weights, folder / WEIGHTS)
+        blob = save(weights)
+        (folder / WEIGHTS).write_bytes(blob)
         card = {
             "model": self.spec.model_dump(mode="json"),
             "image": asdict(self.image),
             "classes": self.classes,
+            "sha256": hashlib.sha256(blob).hexdigest(),
         }
         (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
         return folder
@@ -66,10 +71,15 @@ class Bundle:
             spec = _MODEL_SPEC.validate_python(card["model"])
             image = ImageShape(**card["image"])
             classes = tuple(str(name) for name in card["classes"])
+            blob = (folder / WEIGHTS).read_bytes()
+            if hashlib.sha256(blob).hexdigest() != card["sha256"]:
+                raise ValueError("the weights do not match the card's hash")
             network = build_model(spec, image, len(classes))
-            network.load_state_dict(load_file(folder / WEIGHTS))
+            network.load_state_dict(load(blob))
         except (
             OSError,
+            SpecError,
+            ArithmeticError,
             ValueError,
             KeyError,
             TypeError,
@@ -81,7 +91,7 @@ class Bundle:
         return cls(network.to(device).eval(), spec, image, classes)
 
     @torch.inference_mode()
-    def predict(self, images: np.ndarray) -> np.ndarray:
+    def predict(self, images: UInt8[np.ndarray, "b c h w"]) -> Float32[np.ndarray, "b classes"]:
         """Class probabilities.
 
         Args:
@@ -95,11 +105,11 @@ class Bundle:
         """
         if not isinstance(self.network, Classifier):
             raise TypeError("a generator has no classes to predict")
-        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
+        pixels = torch.from_numpy(np.require(images, requirements=("C", "W"))).to(self._device)
         return self.network(to_float(pixels)).softmax(1).cpu().numpy()
 
     @torch.inference_mode()
-    def generate(self, count: int, seed: int) -> np.ndarray:
+    def generate(self, count: int, seed: int) -> UInt8[np.ndarray, "{count} c h w"]:
         """Samples; the same seed gives the same samples.
 
         Args:
@@ -122,11 +132,11 @@ class Bundle:
         return next(self.network.parameters()).device
 
 
-def to_float(pixels: torch.Tensor) -> torch.Tensor:
+def to_float(pixels: UInt8[torch.Tensor, "*shape"]) -> Float32[torch.Tensor, "*shape"]:
     """uint8 pixels 0…255 as float32 in [−1, 1], the range in which networks see images."""
     return pixels.float().div_(127.5).sub_(1)
 
 
-def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
+def to_uint8(pixels: Float[torch.Tensor, "*shape"]) -> UInt8[torch.Tensor, "*shape"]:
     """Floats in [−1, 1] as uint8 pixels, rounded."""
     return pixels.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)

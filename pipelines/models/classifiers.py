@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipelines.errors import SpecError
-from pipelines.models.network import Classifier, ImageShape
+from pipelines.models.network import Classifier, Images, Logits
+from pipelines.shape import ImageShape
 
 
 class Perceptron(Classifier):
@@ -18,7 +19,7 @@ class Perceptron(Classifier):
         super().__init__(image, classes)
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(image.pixels, classes))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Images) -> Logits:
         """See :class:`Classifier`."""
         return self.layers(images)
 
@@ -46,7 +47,7 @@ class MLP(Classifier):
         layers.append(nn.Linear(width, classes))
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Images) -> Logits:
         """See :class:`Classifier`."""
         return self.layers(images)
 
@@ -76,6 +77,6 @@ class LeNet(Classifier):
             nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes),
         )  # fmt: skip
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Images) -> Logits:
         """See :class:`Classifier`."""
         return self.head(self.features(images))

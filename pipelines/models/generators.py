@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 
-from torch import Tensor, nn
+from torch import nn
 
-from pipelines.models.network import Generator, ImageShape
+from pipelines.models.network import Generator, Images, Latents
+from pipelines.shape import ImageShape
 
 
 class ConvGenerator(Generator):
@@ -46,7 +47,7 @@ class ConvGenerator(Generator):
         self.blocks = nn.Sequential(*blocks)
         self.to_pixels = nn.Conv2d(channels[-1], image.channels, 3, padding=1)
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def forward(self, latents: Latents) -> Images:
         """See :class:`Generator`."""
         maps = self.blocks(self.unfold(latents))
         return self.to_pixels(maps)[..., : self.image.height, : self.image.width].tanh()

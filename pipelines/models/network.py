@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from pipelines.shape import ImageShape
 
-@dataclass(frozen=True)
-class ImageShape:
-    """Shape of one image: channels, height, width."""
-
-    channels: int
-    height: int
-    width: int
-
-    @property
-    def dims(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
-        return self.channels, self.height, self.width
-
-    @property
-    def pixels(self) -> int:
-        """Numbers in one image."""
-        return self.channels * self.height * self.width
+Images = Float[Tensor, "b {self.image.channels} {self.image.height} {self.image.width}"]
+Latents = Float[Tensor, "b {self.latent}"]
+Logits = Float[Tensor, "b {self.classes}"]
+"""Shapes by the attributes of the network whose method takes or returns them."""
 
 
 class Network(nn.Module):
@@ -48,7 +35,7 @@ class Classifier(Network):
         self.image = image
         self.classes = classes
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Images) -> Logits:
         """Logits of a batch of images."""
         raise NotImplementedError
 
@@ -66,6 +53,6 @@ class Generator(Network):
         self.image = image
         self.latent = latent
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def forward(self, latents: Latents) -> Images:
         """Images of a batch of latent vectors."""
         raise NotImplementedError

@@ -1,0 +1,1 @@
+"""The loop, what it carries from step to step, and how that is saved."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from pipelines.transport.problem import CostName, TransportProblem
+from pipelines.spec import CostName
+from pipelines.transport.problem import TransportProblem
 
 
 def cost_matrix(problem: TransportProblem) -> torch.Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from pipelines import distributed
+from pipelines.spec import CostName
 from pipelines.transport.plan import RowBlock, TransportPlan
-from pipelines.transport.problem import CostName, TransportProblem
+from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import solve
 
 
@@ -32,6 +33,7 @@ class Share:
     epsilon: float = 0.0
 
 
+@runtime_checkable
 class Planner(Protocol):
     """Solves transport problems: in this process, or in a service."""
 

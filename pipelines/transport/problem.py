@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 
 from pipelines.errors import ProblemError
+from pipelines.spec import CostName
 
 Array = np.ndarray | torch.Tensor
-CostName = Literal["squared-euclidean", "euclidean", "cosine"]
 
 MASS_TOLERANCE = 1e-4
 """Relative difference between the two total masses that is taken for rounding and normalised away."""

@@ -1,0 +1,1 @@
+"""Jobs and the local platform that runs them."""

@@ -1,0 +1,59 @@
+"""Named arrays in a safetensors file: written atomically, read through the page cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file that is there as a whole or not at all, also when two processes write it at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> str:
+    """Write arrays to a safetensors file, atomically.
+
+    Returns:
+        The sha256 of the file, in hexadecimal.
+    """
+    data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    write_atomically(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def map_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of a safetensors file, mapped into memory: pages are read when they are touched.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not a safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file: {error}") from None
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

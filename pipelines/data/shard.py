@@ -1,0 +1,231 @@
+"""Sources into shards: each chunk of a source becomes a file by itself, then the driver writes what binds them.
+
+Every step is deterministic and every file is written atomically. A job that was killed goes on where it stopped, and
+two jobs that build the same data set at once write the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from pipelines.data.arrays import file_sha256, map_arrays, write_arrays, write_atomically
+from pipelines.data.manifest import INDEX, QUARANTINE, Count, Manifest, Record, Sha256, ShardEntry
+from pipelines.data.source import Source
+from pipelines.data.split import SPLITS, TRAIN, split_by_content
+from pipelines.errors import CorruptImageError, ShardError, SourceError, TooManyBadImagesError
+from pipelines.shape import ImageShape
+from pipelines.spec import DataSpec
+
+SHARD_BYTES = 16 * 2**20
+"""Pixels of one shard at most."""
+
+SHARD_IMAGES = 1024
+"""Images of one shard at most: few enough that even a small data set is the work of several tasks."""
+
+CONTENT_BYTES = 16
+"""Bytes kept of the sha256 of an image; two of 2³² different images agree with probability 2⁻⁶⁵."""
+
+RECEIPTS = ".receipts"
+_NAMED = 5
+
+
+class BadImage(Record):
+    """An image that was set aside: its position in the source, its name, and why."""
+
+    position: Count
+    name: str
+    reason: str
+
+
+class Receipt(Record):
+    """What became of one chunk of a source.
+
+    Attributes:
+        fingerprint: of the source.
+        start, stop: positions of the chunk in the source.
+        shard: the file with its readable images; None when none is readable.
+        bad: the others.
+    """
+
+    fingerprint: Sha256
+    start: Count
+    stop: Count
+    shard: ShardEntry | None
+    bad: tuple[BadImage, ...]
+
+
+def chunks(n: int, image: ImageShape) -> list[tuple[int, int]]:
+    """Cut the positions 0 … n − 1 of a source into the (start, stop) of its shards."""
+    size = max(1, min(SHARD_IMAGES, SHARD_BYTES // image.pixels))
+    return [(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def write_shard(source: Source, folder: Path, number: int, start: int, stop: int) -> Receipt:
+    """Decode one chunk of a source and write its shard and its receipt.
+
+    Args:
+        source: where the images come from.
+        folder: of the data set.
+        number: of the shard.
+        start, stop: positions of the chunk.
+
+    Raises:
+        SourceError: a file cannot be read.
+    """
+    images, labels, content, bad = [], [], [], []
+    for position in range(start, stop):
+        try:
+            _, label, pixels = source.item(position)
+        except CorruptImageError as error:
+            bad.append(BadImage(position=position, name=source.name(position), reason=str(error)))
+            continue
+        images.append(pixels)
+        labels.append(label)
+        content.append(content_hash(pixels))
+    entry = None
+    if images:
+        file = f"shard-{number:05d}.safetensors"
+        stacked = np.stack(images)
+        arrays = {
+            "images": stacked,
+            "labels": np.array(labels, dtype=np.int64),
+            "content": np.stack(content),
+            "sums": _sums(stacked),
+        }
+        entry = ShardEntry(file=file, count=len(images), sha256=write_arrays(folder / file, arrays))
+    receipt = Receipt(fingerprint=source.fingerprint, start=start, stop=stop, shard=entry, bad=tuple(bad))
+    write_atomically(_receipt_path(folder, number), receipt.model_dump_json().encode())
+    return receipt
+
+
+def finished(source: Source, folder: Path, number: int, start: int, stop: int) -> Receipt | None:
+    """The receipt of a chunk whose shard was written before and is intact, else None."""
+    try:
+        receipt = Receipt.model_validate_json(_receipt_path(folder, number).read_bytes())
+        if (receipt.fingerprint, receipt.start, receipt.stop) != (source.fingerprint, start, stop):
+            return None
+        if receipt.shard and file_sha256(folder / receipt.shard.file) != receipt.shard.sha256:
+            return None
+    except (OSError, ValidationError):
+        return None
+    return receipt
+
+
+def check_bad(receipts: Sequence[Receipt], total: int, spec: DataSpec) -> None:
+    """Refuse a source with too many unreadable images.
+
+    Args:
+        receipts: of the chunks done so far.
+        total: images in the whole source.
+        spec: holds ``max_bad_fraction``.
+
+    Raises:
+        TooManyBadImagesError: naming the first of them.
+    """
+    bad = sorted((image for receipt in receipts for image in receipt.bad), key=lambda image: image.position)
+    if len(bad) <= spec.max_bad_fraction * total:
+        return
+    named = "\n".join(f"  {image.name}: {image.reason}" for image in bad[:_NAMED])
+    raise TooManyBadImagesError(
+        f"{spec.source}: {len(bad)} or more of {total} images cannot be decoded, over data.max_bad_fraction "
+        f"{spec.max_bad_fraction:g}; the first:\n{named}",
+        cure="repair or remove them, or raise data.max_bad_fraction",
+    )
+
+
+def bind(source: Source, spec: DataSpec, folder: Path, receipts: Sequence[Receipt]) -> Manifest:
+    """Split the images, and write index, quarantine and, last, the manifest.
+
+    Args:
+        source: where the images came from.
+        spec: name of the source, share of the test split and of bad images.
+        folder: of the data set.
+        receipts: of all chunks, in order.
+
+    Raises:
+        TooManyBadImagesError: more images are unreadable than the spec allows.
+        SourceError: a class has no readable image.
+        ShardError: a shard vanished meanwhile.
+    """
+    check_bad(receipts, len(source), spec)
+    parts = [(r, _columns(folder / r.shard.file)) for r in receipts if r.shard]
+    labels = np.concatenate([part["labels"] for _, part in parts])
+    sums = np.concatenate([part["sums"] for _, part in parts])
+    split = _official(source, [receipt for receipt, _ in parts])
+    if split is None:
+        split = split_by_content(np.concatenate([part["content"] for _, part in parts]), labels, spec.test_fraction)
+    per_class = [np.bincount(labels[split == side], minlength=len(source.classes)) for side in range(len(SPLITS))]
+    for name, count in zip(source.classes, per_class[TRAIN], strict=True):
+        if not count:
+            raise SourceError(f"{spec.source}: class {name!r} has no readable image", cure="repair or remove the class")
+    bad = [image for receipt in receipts for image in receipt.bad]
+    lines = [json.dumps({"name": image.name, "reason": image.reason}) + "\n" for image in bad]
+    write_atomically(folder / QUARANTINE, "".join(lines).encode())
+    mean, std = _moments(sums[split == TRAIN], source.image)
+    manifest = Manifest(
+        name=spec.source,
+        classes=source.classes,
+        image=source.image,
+        shards=tuple(receipt.shard for receipt, _ in parts if receipt.shard),
+        index_sha256=write_arrays(folder / INDEX, {"split": split, "labels": labels}),
+        counts={
+            side: {name: int(k) for name, k in zip(source.classes, counts, strict=True)}
+            for side, counts in zip(SPLITS, per_class, strict=True)
+        },
+        quarantined=len(bad),
+        ignored=source.ignored,
+        mean=mean,
+        std=std,
+        fingerprint=source.fingerprint,
+    )
+    manifest.write(folder)
+    return manifest
+
+
+def content_hash(pixels: np.ndarray) -> np.ndarray:
+    """The first 16 bytes of the sha256 over shape and pixels of an image, as (16,) uint8."""
+    state = hashlib.sha256(repr(pixels.shape).encode())
+    state.update(np.ascontiguousarray(pixels).data)
+    return np.frombuffer(state.digest()[:CONTENT_BYTES], np.uint8)
+
+
+def _receipt_path(folder: Path, number: int) -> Path:
+    return folder / RECEIPTS / f"{number:05d}.json"
+
+
+def _sums(images: np.ndarray) -> np.ndarray:
+    """Sum and sum of squares of each image and channel, (k, c, 2): integers, so that no order of adding matters."""
+    flat = images.reshape(*images.shape[:2], -1)
+    squares = np.square(flat, dtype=np.uint16)
+    return np.stack([flat.sum(2, dtype=np.int64), squares.sum(2, dtype=np.int64)], axis=2)
+
+
+def _moments(sums: np.ndarray, image: ImageShape) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    count = len(sums) * image.height * image.width
+    mean, square = (sums.sum(0).T / count / np.array([[255.0], [255.0**2]])).tolist()
+    return tuple(mean), tuple(float(max(s - m * m, 0.0) ** 0.5) for m, s in zip(mean, square, strict=True))
+
+
+def _columns(path: Path) -> dict[str, np.ndarray]:
+    """All of a shard but its images."""
+    try:
+        return {name: array for name, array in map_arrays(path).items() if name != "images"}
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{path}: {error}", cure="run again: the shard is then written anew") from None
+
+
+def _official(source: Source, receipts: Sequence[Receipt]) -> np.ndarray | None:
+    """The source's own split of the readable images, in the order of the shards."""
+    parts = []
+    for receipt in receipts:
+        split = source.official_split(receipt.start, receipt.stop)
+        if split is None:
+            return None
+        parts.append(np.delete(split, [image.position - receipt.start for image in receipt.bad]))
+    return np.concatenate(parts)

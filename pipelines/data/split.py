@@ -1,0 +1,45 @@
+"""Which images are held out: decided by content, so that no image is both learned and tested."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+
+SplitName = Literal["train", "test"]
+
+TRAIN, TEST = 0, 1
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+
+
+def split_by_content(content: np.ndarray, labels: np.ndarray, test_fraction: float) -> np.ndarray:
+    """Hold out a share of each class.
+
+    Images of the same content get the same side, whatever their names and labels. Contents are taken in the order of
+    their hashes, which is as good as random and depends on nothing else: neither on a seed nor on the order of the
+    images.
+
+    Args:
+        content: (n, 16) uint8 hashes of the images.
+        labels: (n,) int64; a content with several labels counts for the least of them.
+        test_fraction: share of the distinct contents of each class that is held out, to the nearest image. A class
+            of two or more keeps at least one on each side.
+
+    Returns:
+        (n,) uint8: 0 for train, 1 for test.
+    """
+    # Sorted by content and then by label: the first of each run speaks for its content, in hash order.
+    keys = np.ascontiguousarray(content).view(">u8").astype(np.uint64)
+    order = np.lexsort((labels, keys[:, 1], keys[:, 0]))
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = (keys[order[1:]] != keys[order[:-1]]).any(1)
+    classes = labels[order[is_first]]
+    held_out = np.zeros(len(classes), dtype=np.uint8)
+    for label in np.unique(classes):
+        members = np.flatnonzero(classes == label)
+        count = round(test_fraction * len(members))
+        count = min(max(count, 1), len(members) - 1)
+        held_out[members[:count]] = TEST
+    split = np.empty(len(order), dtype=np.uint8)
+    split[order] = held_out[np.cumsum(is_first) - 1]
+    return split

@@ -1,0 +1,63 @@
+"""The evaluation that belongs to an objective."""
+
+from __future__ import annotations
+
+import torch
+
+from pipelines.data.loader import ShardedDataset
+from pipelines.distributed import rank
+from pipelines.errors import ShardError
+from pipelines.evaluation import classification, generation
+from pipelines.evaluation.figures import TILE, image_grid
+from pipelines.evaluation.result import Evaluation
+from pipelines.models.bundle import to_uint8
+from pipelines.models.network import Classifier, Generator
+from pipelines.spec import ClassificationSpec, JobSpec, TransportSpec
+from pipelines.transport.planner import Planner
+
+GRID = 64
+
+
+class Evaluator:
+    """Judges the served network of a job on its held-out split.
+
+    Every rank calls it; pictures and transport distances are made by rank 0 alone.
+
+    Raises:
+        ShardError: there are no held-out images.
+    """
+
+    def __init__(self, spec: JobSpec, data: ShardedDataset, planner: Planner, device: torch.device) -> None:
+        if not len(data.test):
+            raise ShardError("the test split is empty", cure="add images, or change data.test_fraction")
+        self._data = data
+        self._device = device
+        self._seed = spec.seed
+        self._judge = None
+        if not isinstance(spec.objective, ClassificationSpec) and rank() == 0:
+            cost = spec.objective.cost if isinstance(spec.objective, TransportSpec) else "squared-euclidean"
+            self._judge = generation.TransportJudge(data.split("train"), data.split("test"), cost, planner, spec.seed)
+
+    def __call__(self, network: torch.nn.Module) -> Evaluation:
+        """Numbers and pictures of a network as it stands."""
+        if isinstance(network, Classifier):
+            test = self._data.split("test")
+            metrics = {f"test_{name}": v for name, v in classification.accuracy(network, test, self._device).items()}
+            if rank() != 0:
+                return Evaluation(metrics, {})
+            picture = classification.predictions(network, test, self._data.classes, self._device)
+            return Evaluation(metrics, {"predictions": picture})
+        if not isinstance(network, Generator):
+            raise TypeError(f"no evaluation is known for a {type(network).__name__}")
+        if self._judge is None:
+            return Evaluation({}, {})
+        distances = self._judge.judge(network, self._device)
+        metrics = {
+            "test_transport_cost": distances.generator,
+            "test_transport_cost_gaussian": distances.gaussian_baseline,
+            "test_transport_cost_real": distances.real_floor,
+            "test_transport_points": float(distances.points),
+            "test_transport_max_gap": distances.max_gap,
+        }
+        samples = to_uint8(generation.sample(network, GRID, self._seed, self._device)).cpu().numpy()
+        return Evaluation(metrics, {"samples": image_grid(samples, tile=TILE)}, {"transport_solver": distances.solver})

@@ -1,0 +1,64 @@
+"""From a spec to an objective."""
+
+from __future__ import annotations
+
+from pipelines.data.loader import ShardedDataset
+from pipelines.errors import SpecError
+from pipelines.models.flow import FlowUNet
+from pipelines.models.network import Classifier, Generator
+from pipelines.objectives.classification import Classification
+from pipelines.objectives.couplings import BatchPlan, Coupling, Independent, PoolPlan, Recorded
+from pipelines.objectives.flow import FlowMatching
+from pipelines.objectives.phase import Objective
+from pipelines.objectives.recorded import RecordedCoupling
+from pipelines.objectives.transport import TransportObjective
+from pipelines.spec import (
+    BatchPlanSpec,
+    ClassificationSpec,
+    CouplingSpec,
+    FlowSpec,
+    IndependentSpec,
+    JobSpec,
+    PoolPlanSpec,
+    RecordedSpec,
+    TransportSpec,
+)
+from pipelines.transport.planner import Planner
+
+
+def build_objective(
+    spec: JobSpec, network: Classifier | Generator, planner: Planner, data: ShardedDataset
+) -> Objective:
+    """The objective that a spec describes, over a network that is already on its device.
+
+    Args:
+        spec: which objective, and the batch and seed that it draws by.
+        network: the network that the job trains.
+        planner: who solves transport plans, for the objectives that need them.
+        data: the images, for the objectives that see more of them than a batch.
+
+    Raises:
+        SpecError: the network is not of the kind that the objective trains.
+        ShardError: recorded couplings are missing, or of another data set.
+    """
+    match spec.objective, network:
+        case ClassificationSpec(), Classifier():
+            return Classification(spec.objective, network)
+        case TransportSpec(), Generator():
+            return TransportObjective(spec.objective, network, planner)
+        case FlowSpec(), FlowUNet():
+            return FlowMatching(network, _coupling(spec.objective.coupling, spec, planner, data))
+    raise SpecError(f"objective {spec.objective.kind!r} cannot train a {type(network).__name__}")
+
+
+def _coupling(coupling: CouplingSpec, spec: JobSpec, planner: Planner, data: ShardedDataset) -> Coupling:
+    match coupling:
+        case IndependentSpec():
+            return Independent()
+        case BatchPlanSpec():
+            return BatchPlan(planner)
+        case PoolPlanSpec():
+            return PoolPlan(planner, data.train, coupling.points, spec.train.batch, spec.seed)
+        case RecordedSpec():
+            fingerprint = data.manifest.fingerprint
+            return Recorded(RecordedCoupling.read(coupling.file, fingerprint, len(data.train)))

@@ -1,0 +1,138 @@
+"""Which noise belongs to which image: the couplings of flow matching."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from pipelines.data.loader import Split
+from pipelines.data.partition import batch_indices
+from pipelines.distributed import gather_rows, world_size
+from pipelines.models.bundle import to_float
+from pipelines.objectives.phase import Step
+from pipelines.objectives.recorded import RecordedCoupling
+from pipelines.randomness import normal_rows, step_generator
+from pipelines.transport.planner import Planner, Share
+from pipelines.transport.stream import CouplingStream
+
+
+@dataclass(frozen=True, eq=False)
+class Coupled:
+    """The noise for one rank's images of one step.
+
+    Attributes:
+        noise: (k, pixels), standard normal over all steps.
+        sums, maxima: numbers for the curves, as those of :class:`pipelines.objectives.phase.Loss`.
+    """
+
+    noise: Float32[Tensor, "k d"]
+    sums: Mapping[str, float] = field(default_factory=dict)
+    maxima: Mapping[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Coupling(Protocol):
+    """Gives each image of a step its noise: a pure function of the job's seed and the step."""
+
+    def noise(self, step: Step) -> Coupled:
+        """The noise for this rank's images."""
+        ...
+
+
+class Independent:
+    """Fresh noise for each image."""
+
+    def noise(self, step: Step) -> Coupled:
+        """See :class:`Coupling`."""
+        return Coupled(step.normal("noise", step.images[0].numel()))
+
+
+class BatchPlan:
+    """Noise and images of the global batch paired by the optimal plan between them: solved while the step waits.
+
+    Args:
+        planner: who solves; every rank gets the rows of its own images.
+    """
+
+    def __init__(self, planner: Planner) -> None:
+        self._planner = planner
+
+    def noise(self, step: Step) -> Coupled:
+        """See :class:`Coupling`."""
+        images = step.images.flatten(1)
+        noise = step.normal("noise", images.shape[1])
+        started = time.perf_counter()
+        block = self._planner.plan_rows(Share(key=f"step-{step.index}", x=images, y=noise))
+        waited = time.perf_counter() - started
+        columns = torch.empty(len(images), dtype=torch.int64)
+        columns[torch.as_tensor(block.rows)] = torch.as_tensor(block.columns)
+        return Coupled(
+            gather_rows(noise)[columns.to(noise.device)],
+            _times(waited, block.certificate.milliseconds),
+            {"plan_relative_gap": block.certificate.relative_gap},
+        )
+
+
+class PoolPlan:
+    """Pairs along the optimal plan between pools of noise and images much larger than the batch.
+
+    The plans do not depend on the weights, so they are solved ahead of the training. A pool holds the images of the
+    steps that it serves, in their order; a plan is the same for all ranks, and a service that several ask for it
+    solves it once.
+
+    Args:
+        planner: who solves.
+        split: the training images.
+        points: of each side of a pool, a multiple of ``batch``.
+        batch: global batch.
+        seed: of the job.
+    """
+
+    def __init__(self, planner: Planner, split: Split, points: int, batch: int, seed: int) -> None:
+        self._split, self._points, self._seed = split, points, seed
+        self._stream = CouplingStream(planner, self._draw, pool=points, batch=batch)
+
+    def noise(self, step: Step) -> Coupled:
+        """See :class:`Coupling`."""
+        pairs = self._stream.at(step.index)
+        return Coupled(
+            pairs.x[step.share].to(step.images.device),
+            _times(pairs.waited, pairs.certificate.milliseconds / (self._points // step.batch)),
+            {"plan_relative_gap": pairs.certificate.relative_gap},
+        )
+
+    def _draw(self, number: int) -> tuple[Tensor, Tensor]:
+        images, _ = self._split.take(batch_indices(len(self._split), self._seed, self._points, number))
+        real = to_float(images).flatten(1)
+        return torch.randn(real.shape, generator=step_generator(self._seed, number, "pool of noise")), real
+
+
+class Recorded:
+    """Pairs that were solved for the whole data set before, and are read like labels.
+
+    Args:
+        coupling: what was solved; its rounds are taken in turn, one an epoch.
+    """
+
+    def __init__(self, coupling: RecordedCoupling) -> None:
+        self._coupling = coupling
+
+    def noise(self, step: Step) -> Coupled:
+        """See :class:`Coupling`."""
+        seeds = self._coupling.seeds
+        first = step.index * step.batch
+        rounds = np.arange(first, first + step.batch)[step.share] // seeds.shape[1] % seeds.shape[0]
+        keys = seeds[rounds, step.indices.numpy()]
+        return Coupled(normal_rows(keys, step.images[0].numel()).to(step.images.device))
+
+
+def _times(waited: float, milliseconds: float) -> dict[str, float]:
+    # Every rank tells its own, and the curves show the mean over ranks.
+    return {"plan_wait_ms": 1e3 * waited / world_size(), "plan_solve_ms": milliseconds / world_size()}

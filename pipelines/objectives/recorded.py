@@ -1,0 +1,153 @@
+"""Couplings of noise and a whole data set, solved ahead and kept in a file of a few bytes an image.
+
+An image's noise is not stored but its key: :func:`pipelines.randomness.normal_rows` makes the one from the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from pipelines.data.arrays import write_atomically
+from pipelines.errors import ProblemError, ShardError
+from pipelines.randomness import derived_seed, normal_rows
+from pipelines.spec import CostName
+from pipelines.transport.planner import Planner
+from pipelines.transport.problem import TransportProblem
+
+KIND = "monge coupling 1"
+IN_FLIGHT = 2
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedCoupling:
+    """The noise of every image of a data set, in several rounds.
+
+    Attributes:
+        seeds: (rounds, n) uint32, key of the noise of image i in a round.
+        fingerprint: of the data set.
+        costs: mean cost of a pair in each round, (rounds,) float64.
+        max_gap: the largest relative duality gap of the plans behind it.
+    """
+
+    seeds: np.ndarray
+    fingerprint: str
+    costs: np.ndarray
+    max_gap: float
+
+    def write(self, path: Path) -> None:
+        """Write it as a safetensors file, atomically."""
+        told = {"kind": KIND, "fingerprint": self.fingerprint, "max_gap": repr(self.max_gap)}
+        write_atomically(path, save({"seeds": self.seeds, "costs": self.costs}, metadata=told))
+
+    @classmethod
+    def read(cls, path: str | Path, fingerprint: str, images: int) -> RecordedCoupling:
+        """Read the coupling of a data set.
+
+        Args:
+            path: the file.
+            fingerprint: of the data set that it must belong to.
+            images: in the data set's training split.
+
+        Raises:
+            ShardError: the file cannot be read, or belongs to another data set.
+        """
+        cure = "solve it again with `monge couple`"
+        try:
+            with safe_open(path, framework="np") as file:
+                told = file.metadata() or {}
+                if told.get("kind") != KIND:
+                    raise ValueError("it has no such metadata")
+                coupling = cls(
+                    file.get_tensor("seeds"), told["fingerprint"], file.get_tensor("costs"), float(told["max_gap"])
+                )
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ShardError(f"{path}: not a recorded coupling: {error}", cure=cure) from None
+        shape = coupling.seeds.shape
+        if coupling.fingerprint != fingerprint or len(shape) != 2 or shape[1] != images or not shape[0]:
+            raise ShardError(f"{path}: couples another data set than this one of {images} images", cure=cure)
+        return coupling
+
+
+def record(
+    planner: Planner,
+    take: Callable[[np.ndarray], torch.Tensor],
+    images: int,
+    fingerprint: str,
+    *,
+    rounds: int,
+    pool: int,
+    seed: int = 0,
+    cost: CostName = "squared-euclidean",
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> RecordedCoupling:
+    """Couple noise with a whole data set by exact plans over large pools.
+
+    Each round shuffles the images into pools of nearly equal size, and gives each image one noise vector of its
+    pool along the optimal plan.
+
+    Args:
+        planner: who solves the plans, several at once where it can.
+        take: images of given places, (k,) int64 → (k, d) float32.
+        images: in the data set.
+        fingerprint: of the data set.
+        rounds: couplings of the whole data set, each with noise of its own.
+        pool: most points on each side of a plan.
+        seed: of shuffles and noise.
+        cost: name of the cost.
+        on_progress: called with the images coupled and the number of them in all.
+
+    Raises:
+        ProblemError: there is nothing to couple.
+        TransportError: a plan could not be had.
+    """
+    if min(images, rounds, pool) < 1:
+        raise ProblemError(f"images, rounds and pool: at least 1 each expected, received {images}, {rounds}, {pool}")
+    seeds = np.empty((rounds, images), dtype=np.uint32)
+    costs = np.zeros(rounds)
+    max_gap = 0.0
+
+    def solve(number: int, places: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, float, float]:
+        # Keys have the 32 bits that PyTorch's generator reads of a seed; no two images of a round share one.
+        keys = ((derived_seed(seed, number, "recorded noise") + places) % 2**32).astype(np.uint32)
+        real = take(places)
+        plan = planner.plan(TransportProblem.between(real, normal_rows(keys, real.shape[1]), cost=cost))
+        if plan.assignment is None:
+            raise ProblemError(f"round {number}: {plan.certificate.solver} gave no permutation")
+        certificate = plan.certificate
+        return number, places, keys[plan.assignment], certificate.primal, certificate.relative_gap
+
+    done = 0
+    with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="couple") as threads:
+        for number, places, keys, primal, gap in _in_flight(threads, solve, _pools(images, rounds, pool, seed)):
+            seeds[number, places] = keys
+            costs[number] += primal * len(places) / images
+            max_gap = max(max_gap, gap)
+            done += len(places)
+            on_progress(done, rounds * images)
+    return RecordedCoupling(seeds, fingerprint, costs, max_gap)
+
+
+def _pools(images: int, rounds: int, pool: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
+    for number in range(rounds):
+        order = np.random.default_rng(derived_seed(seed, number, "pools")).permutation(images)
+        for places in np.array_split(order, -(-images // pool)):
+            yield number, places
+
+
+def _in_flight(threads: ThreadPoolExecutor, call: Callable, tasks: Iterator[tuple]) -> Iterator:
+    """Results in the order of the tasks, of which a few are under way at any time."""
+    waiting: list[Future] = []
+    for task in tasks:
+        waiting.append(threads.submit(call, *task))
+        if len(waiting) > IN_FLIGHT:
+            yield waiting.pop(0).result()
+    for future in waiting:
+        yield future.result()

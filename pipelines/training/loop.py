@@ -1,0 +1,113 @@
+"""The training loop: phases over batches, with curves, evaluations and checkpoints at their times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from pipelines.data.loader import Batch
+from pipelines.data.partition import rank_slice
+from pipelines.distributed import rank, sum_gradients, world_size
+from pipelines.evaluation.result import Evaluation
+from pipelines.models.bundle import to_float
+from pipelines.objectives.phase import Objective, Phase, Step
+from pipelines.randomness import seed_step
+from pipelines.spec import JobSpec
+from pipelines.training.meters import Meters
+from pipelines.training.optimizer import learning_rate
+from pipelines.training.state import TrainState
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """Who hears of a run's progress. All ranks call it at the same images, with the same metrics."""
+
+    def metrics(self, values: dict[str, float], images: int) -> None:
+        """A point of the curves."""
+        ...
+
+    def evaluation(self, evaluation: Evaluation, images: int) -> None:
+        """An evaluation."""
+        ...
+
+    def checkpoint(self, state: TrainState) -> None:
+        """A state worth keeping."""
+        ...
+
+
+def train(
+    spec: JobSpec,
+    objective: Objective,
+    state: TrainState,
+    batches: Iterable[Batch],
+    evaluate: Callable[[nn.Module], Evaluation],
+    listener: Listener,
+    device: torch.device,
+) -> None:
+    """Train until ``spec.train.images`` images were seen; resumes where ``state`` stands.
+
+    Args:
+        spec: durations, batch, rates.
+        objective: the phases.
+        state: moved in place.
+        batches: this rank's batches from ``state.step`` on, without end.
+        evaluate: judges the network that will be served; called on every rank.
+        listener: hears of curves, evaluations and checkpoints.
+        device: where the networks are.
+
+    Raises:
+        DivergedError: a loss or a weight is no longer finite; on every rank.
+    """
+    meters = Meters(device)
+    for batch in batches:
+        if state.images >= spec.train.images:
+            break
+        seed_step(spec.seed, state.step, rank())
+        step = Step(
+            index=state.step,
+            images=to_float(batch.images.to(device, non_blocking=True)),
+            labels=batch.labels.to(device, non_blocking=True),
+            indices=batch.indices,
+            batch=spec.train.batch,
+            share=rank_slice(spec.train.batch, rank(), world_size()),
+            seed=spec.seed,
+        )
+        for phase in objective.phases:
+            if state.step % phase.every == 0:
+                _move(spec, phase, step, state, meters)
+        before = state.images
+        state.advance(spec.train.batch, spec.train.ema_half_life)
+        meters.count(spec.train.batch)
+
+        finished = state.images >= spec.train.images
+        evaluates = finished or _crossed(before, state.images, spec.train.evaluate_every)
+        saves = finished or _crossed(before, state.images, spec.train.checkpoint_every)
+        if finished or _crossed(before, state.images, spec.train.log_every):
+            listener.metrics(meters.point(), state.images)
+        if evaluates or saves:
+            # The losses told of the weights before the step; these are the ones after it.
+            state.require_finite()
+        if evaluates:
+            listener.evaluation(evaluate(state.judged), state.images)
+        if saves:
+            listener.checkpoint(state)
+
+
+def _move(spec: JobSpec, phase: Phase, step: Step, state: TrainState, meters: Meters) -> None:
+    optimizer = state.optimizers[phase.name]
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(spec, state.images)
+    # Other phases may have left gradients on this phase's networks; none of them is meant here.
+    optimizer.zero_grad(set_to_none=True)
+    loss = phase.loss(step)
+    loss.total.backward()
+    sum_gradients(phase.module.parameters())
+    optimizer.step()
+    meters.add(loss)
+
+
+def _crossed(before: int, after: int, interval: int) -> bool:
+    return after // interval > before // interval

@@ -1,0 +1,67 @@
+"""Curves: numbers gathered over the steps and ranks between two points."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+import torch.distributed as dist
+
+from pipelines.distributed import world_size
+from pipelines.errors import DivergedError
+from pipelines.objectives.phase import Loss
+
+
+class Meters:
+    """Means of sums and maxima of maxima, kept on the device until a point is asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._maxima: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._images = 0
+        self._started = time.perf_counter()
+
+    def add(self, loss: Loss) -> None:
+        """Add one phase's numbers."""
+        for name, value in loss.sums.items():
+            value = torch.as_tensor(value, dtype=torch.float32, device=self._device)
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+        for name, value in loss.maxima.items():
+            value = torch.as_tensor(value, dtype=torch.float32, device=self._device)
+            self._maxima[name] = torch.maximum(self._maxima.get(name, value), value)
+
+    def count(self, images: int) -> None:
+        """Count images, for the throughput."""
+        self._images += images
+
+    def point(self) -> dict[str, float]:
+        """The numbers since the last point, over all ranks; every rank calls it and gets the same.
+
+        Raises:
+            DivergedError: one of them is not finite.
+        """
+        names, maxima = sorted(self._sums), sorted(self._maxima)
+        point: dict[str, float] = {}
+        if names:
+            sums = torch.stack([self._sums[name] / self._counts[name] for name in names])
+            if world_size() > 1:
+                dist.all_reduce(sums)
+            point |= dict(zip(names, sums.tolist(), strict=True))
+        if maxima:
+            highest = torch.stack([self._maxima[name] for name in maxima])
+            if world_size() > 1:
+                dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+            point |= dict(zip(maxima, highest.tolist(), strict=True))
+        for name, value in point.items():
+            if not math.isfinite(value):
+                raise DivergedError(f"{name} is {value}", cure="lower optimizer.learning_rate")
+        point["images_per_second"] = self._images / max(time.perf_counter() - self._started, 1e-9)
+        self._clear()
+        return point

@@ -1,0 +1,86 @@
+"""Everything that a run carries from one step to the next."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from pipelines.errors import DivergedError
+from pipelines.objectives.phase import Objective
+from pipelines.spec import JobSpec
+from pipelines.training.optimizer import build_optimizer
+
+
+@dataclass(eq=False)
+class TrainState:
+    """The resumable whole of a run.
+
+    Randomness and learning rates are pure functions of the step (see ``pipelines.randomness``), and the place in the
+    data is the step itself, so networks, their averages and all optimizers are all there is.
+
+    Attributes:
+        networks: every network of the objective, by name.
+        optimizers: one for each phase, by the phase's name.
+        average: exponential moving average of the served network; None where the spec asks for none.
+        served: the name of the served network.
+        fingerprint: of the spec.
+        step: steps done.
+        images: images seen by all ranks together.
+    """
+
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    average: nn.Module | None
+    served: str
+    fingerprint: str
+    step: int = 0
+    images: int = field(default=0)
+
+    @classmethod
+    def start(cls, spec: JobSpec, objective: Objective) -> TrainState:
+        """The state before the first step."""
+        networks = dict(objective.networks)
+        average = None
+        if spec.train.ema_half_life is not None:
+            average = copy.deepcopy(networks[objective.served]).requires_grad_(False).eval()
+        return cls(
+            networks=networks,
+            optimizers={phase.name: build_optimizer(spec.optimizer, phase.module) for phase in objective.phases},
+            average=average,
+            served=objective.served,
+            fingerprint=spec.fingerprint(),
+        )
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is evaluated, registered and served: the average where there is one."""
+        return self.networks[self.served] if self.average is None else self.average
+
+    def require_finite(self) -> None:
+        """Refuse networks that must not be judged, saved or served. Ranks hold the same weights, so all of them raise.
+
+        Raises:
+            DivergedError: a weight is not finite.
+        """
+        for network, module in self.networks.items():
+            for name, weights in module.named_parameters():
+                if not bool(weights.isfinite().all()):
+                    raise DivergedError(
+                        f"after {self.images} images, weights {name} of the {network} are no longer finite",
+                        cure="lower optimizer.learning_rate",
+                    )
+
+    @torch.no_grad()
+    def advance(self, batch: int, half_life: int | None) -> None:
+        """Count a step of ``batch`` images, and let the average follow with that half-life (in images)."""
+        self.step += 1
+        self.images += batch
+        if self.average is not None and half_life is not None:
+            keep = 0.5 ** (batch / half_life)
+            followed = self.networks[self.served]
+            torch._foreach_lerp_(list(self.average.parameters()), list(followed.parameters()), 1 - keep)
+            for mean, current in zip(self.average.buffers(), followed.buffers(), strict=True):
+                mean.copy_(current)

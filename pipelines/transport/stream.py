@@ -1,0 +1,144 @@
+"""Pairs of points along optimal plans, solved ahead of the training that consumes them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipelines.errors import ProblemError
+from pipelines.spec import CostName
+from pipelines.transport.plan import Certificate
+from pipelines.transport.planner import Planner
+from pipelines.transport.problem import TransportProblem
+
+Draw = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
+"""Sources and targets of a pool, (n, ...) each, as a function of the pool's number alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """One batch of a coupling.
+
+    Attributes:
+        x: source points, (k, ...).
+        y: their targets, (k, ...).
+        sources: places of the sources in their pool, (k,) int64.
+        targets: places of the targets in their pool, (k,) int64, consecutive.
+        pool: the pool's number.
+        certificate: of the pool's plan.
+        waited: seconds that the call waited for it.
+    """
+
+    x: torch.Tensor
+    y: torch.Tensor
+    sources: torch.Tensor
+    targets: torch.Tensor
+    pool: int
+    certificate: Certificate
+    waited: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    x: torch.Tensor
+    y: torch.Tensor
+    sources: torch.Tensor
+    certificate: Certificate
+
+
+class CouplingStream:
+    """Batches of pairs along Monge maps between pools much larger than a batch.
+
+    For objectives whose couplings do not depend on the weights, as flow matching's (Pooladian et al. 2023, "Multisample
+    flow matching"; Tong et al. 2024): the next plans are solved while the current one is consumed, and training waits
+    for a plan only where solving takes longer than all the steps that it serves.
+
+    Batches follow the order of the targets, so whatever belongs to these, as labels do, stays with them; draw them
+    shuffled. What a step gets is a function of the step alone: a stream can be resumed at any one, and every rank that
+    builds the same stream sees the same batches, of which it takes its rows. A service that all ranks ask for the same
+    plans solves each once.
+
+    Args:
+        planner: who solves; asked from background threads.
+        draw: the points of a pool; called from background threads, so it must not share a generator with others.
+        pool: points on each side of a pool, a multiple of ``batch``.
+        batch: pairs in a batch.
+        cost: name of the cost.
+        ahead: plans in flight beyond the current one; 1 is right for a planner in this process.
+
+    Raises:
+        ProblemError: ``pool`` is not a multiple of ``batch``.
+    """
+
+    def __init__(
+        self,
+        planner: Planner,
+        draw: Draw,
+        *,
+        pool: int,
+        batch: int,
+        cost: CostName = "squared-euclidean",
+        ahead: int = 1,
+    ) -> None:
+        if batch < 1 or pool < batch or pool % batch:
+            raise ProblemError(
+                f"a pool of {pool} does not divide into batches of {batch}", cure="make it a multiple of the batch"
+            )
+        if ahead < 1:
+            raise ProblemError(f"ahead: {ahead} received", cure="give at least 1")
+        self.pool, self.batch, self.ahead = pool, batch, ahead
+        self._planner, self._draw, self._cost = planner, draw, cost
+        self._threads = ThreadPoolExecutor(ahead, thread_name_prefix="coupling")
+        self._plans: dict[int, Future[_Pool]] = {}
+
+    def at(self, step: int) -> Pairs:
+        """The batch of a step; steps that follow each other find their plans solved.
+
+        Args:
+            step: counted from 0; any step may be asked for.
+
+        Raises:
+            TransportError: the plan of the step's pool could not be had; asking again solves again.
+        """
+        number, place = divmod(step, self.pool // self.batch)
+        wanted = range(number, number + self.ahead + 1)
+        for passed in [index for index in self._plans if index not in wanted]:
+            self._plans.pop(passed).cancel()
+        for index in wanted:
+            if index not in self._plans:
+                self._plans[index] = self._threads.submit(self._solve, index)
+        started = time.perf_counter()
+        try:
+            pool = self._plans[number].result()
+        except Exception:
+            del self._plans[number]
+            raise
+        waited = time.perf_counter() - started
+        targets = torch.arange(place * self.batch, (place + 1) * self.batch)
+        sources = pool.sources[targets]
+        return Pairs(pool.x[sources], pool.y[targets], sources, targets, number, pool.certificate, waited)
+
+    def close(self) -> None:
+        """Forget the plans ahead; those being solved end on their own."""
+        self._plans.clear()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def __enter__(self) -> CouplingStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _solve(self, number: int) -> _Pool:
+        x, y = self._draw(number)
+        if len(x) != self.pool or len(y) != self.pool:
+            raise ProblemError(f"pool {number} has {len(x)} sources and {len(y)} targets, {self.pool} were promised")
+        plan = self._planner.plan(TransportProblem.between(x, y, cost=self._cost))
+        if plan.assignment is None:
+            raise ProblemError(f"pool {number}: {plan.certificate.solver} gave no permutation")
+        return _Pool(x, y, torch.as_tensor(np.argsort(plan.assignment)), plan.certificate)

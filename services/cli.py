@@ -1,0 +1,295 @@
+"""The ``monge`` command."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from pipelines.errors import MongeError
+from services.settings import LOOPBACK, load_settings
+
+app = typer.Typer(
+    name="monge",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Train image models on a Ray cluster, watch them in MLflow, call them behind an endpoint.\n\n"
+    "Start with `monge up`, then `monge submit configs/lenet.yaml --follow`. Add `--debug` to any command for the "
+    "traceback of an error.",
+)
+transport = typer.Typer(no_args_is_help=True, help="The optimal-transport service.")
+app.add_typer(transport, name="transport")
+
+console = Console()
+errors = Console(stderr=True)
+
+
+def main() -> None:
+    """Entry point: errors are one readable message, and a traceback only with ``--debug``."""
+    debug = "--debug" in sys.argv
+    try:
+        app(args=[argument for argument in sys.argv[1:] if argument != "--debug"], prog_name="monge")
+    except MongeError as error:
+        if debug:
+            traceback.print_exc()
+        errors.print("error:", style="bold red", end=" ")
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        raise SystemExit(130) from None
+
+
+def _say(text: str) -> None:
+    console.print(f"  {text}", highlight=False, markup=False)
+
+
+# The commands import what they need when they run: `monge --help` should not wait for Ray, torch and MLflow.
+
+
+@app.command()
+def up(
+    cpus: Annotated[int | None, typer.Option(help="Processors that Ray offers to jobs; all by default.")] = None,
+) -> None:
+    """Start the local platform: Ray, the MLflow server, the transport service and the model endpoint."""
+    from services.jobs import platform
+
+    settings = load_settings()
+    platform.up(settings.home, _say, cpus)
+    _show_status()
+
+
+@app.command()
+def down() -> None:
+    """End the local platform; data, runs, models and checkpoints stay."""
+    from services.jobs import platform
+
+    if not platform.down(load_settings().home, _say):
+        _say("nothing ran")
+
+
+@app.command()
+def status() -> None:
+    """Show which services run, where, and whether they answer."""
+    raise typer.Exit(0 if _show_status() else 1)
+
+
+def _show_status() -> bool:
+    from services.jobs import platform
+
+    table = Table("service", "url", "health", "pid")
+    found = platform.status(load_settings().home)
+    for service in found:
+        health = "[green]answers[/]" if service.healthy else "[red]down[/]" if service.pid is None else "[red]silent[/]"
+        table.add_row(service.name, service.url, health, str(service.pid or ""))
+    console.print(table)
+    return all(service.healthy for service in found)
+
+
+@app.command()
+def submit(
+    spec: Annotated[Path, typer.Argument(help="A job spec in YAML; see configs/.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a field, as in train.images=20000; may be repeated."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec and submit nothing.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show the job until it ends.")] = False,
+) -> None:
+    """Submit a training job."""
+    from pipelines.spec import load_spec
+    from services.jobs.client import Jobs, with_absolute_paths
+
+    resolved = with_absolute_paths(load_spec(spec, overrides or ()))
+    if dry_run:
+        console.print(resolved.to_yaml(), markup=False, highlight=False, end="", soft_wrap=True)
+        return
+    jobs = Jobs(load_settings())
+    job = jobs.submit(resolved)
+    console.print(f"submitted [bold]{job}[/]", highlight=False)
+    if follow:
+        from services.jobs.follow import follow as follow_job
+
+        follow_job(jobs, job, console)
+        return
+    _say(f"follow it with: monge logs {job} --follow")
+
+
+@app.command()
+def couple(
+    spec: Annotated[Path, typer.Argument(help="A job spec in YAML, of which the data section counts.")],
+    out: Annotated[Path, typer.Option(help="The file to write, for objective.coupling.file of a flow.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a field, as in data.source=digits; may be repeated."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Noise vectors for each image, one an epoch.")] = 4,
+    pool: Annotated[int, typer.Option(min=1, max=65536, help="Most points on each side of a plan.")] = 4096,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same pairs.")] = 0,
+) -> None:
+    """Couple noise with a whole data set by optimal plans, ahead of the jobs that will read the pairs like labels."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from pipelines.spec import load_spec
+    from services.jobs.client import with_absolute_paths
+    from services.jobs.couple import couple as couple_dataset
+
+    resolved = with_absolute_paths(load_spec(spec, overrides or ()))
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        bars = {name: progress.add_task(name, total=None) for name in ("images sharded", "pairs coupled")}
+
+        def on(name: str) -> Callable[[int, int], None]:
+            return lambda done, total: progress.update(bars[name], completed=done, total=total)
+
+        coupling = couple_dataset(
+            resolved.data, load_settings(), rounds, pool, seed, on("images sharded"), on("pairs coupled")
+        )
+    coupling.write(out)
+    _say(f"mean cost of a pair {coupling.costs.mean():.2f}, largest relative gap of a plan {coupling.max_gap:.1e}")
+    _say(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB)")
+
+
+@app.command()
+def jobs() -> None:
+    """List the jobs of the cluster, newest first."""
+    from services.jobs.client import Jobs
+
+    table = Table(Column("job", no_wrap=True), "status", "submitted (UTC)", "seconds")
+    colours = {"SUCCEEDED": "green", "FAILED": "red", "STOPPED": "yellow", "RUNNING": "cyan"}
+    for job in Jobs(load_settings()).list():
+        colour = colours.get(job.status, "default")
+        table.add_row(job.id, f"[{colour}]{job.status}[/]", f"{job.started:%Y-%m-%d %H:%M:%S}", f"{job.seconds:.0f}")
+    console.print(table)
+
+
+@app.command()
+def logs(
+    job: Annotated[str, typer.Argument(help="Id of the job; see `monge jobs`.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+) -> None:
+    """Print the log of a job."""
+    from services.jobs.client import Jobs
+    from services.jobs.follow import plain
+
+    for line in Jobs(load_settings()).logs(job, follow):
+        print(plain(line), flush=True)
+
+
+@app.command()
+def cancel(job: Annotated[str, typer.Argument(help="Id of the job.")]) -> None:
+    """Stop a job and its workers; its MLflow run is marked KILLED."""
+    from services.jobs.client import Jobs
+
+    ended = Jobs(load_settings()).cancel(job)
+    _say(f"{ended.id} is {ended.status}")
+
+
+@app.command()
+def models() -> None:
+    """List the registered models, their aliases and latest versions."""
+    from services.tracking.registry import list_models
+
+    table = Table("model", "latest version", "aliases")
+    for model in list_models(load_settings().address("mlflow_uri")):
+        aliases = ", ".join(f"{alias} → {version}" for alias, version in model.aliases.items())
+        table.add_row(model.name, str(model.latest), aliases)
+    console.print(table)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="PNG or JPEG files.")],
+    model: Annotated[str, typer.Option(help="NAME, NAME@ALIAS or NAME/VERSION.")],
+) -> None:
+    """Classify images with a model behind the endpoint."""
+    from services.serving.client import EndpointClient
+
+    table = Table("image", "class", "probability", "version")
+    with EndpointClient(load_settings().address("endpoint_url")) as endpoint:
+        for prediction in endpoint.predict(model, images):
+            table.add_row(
+                str(prediction.path), prediction.label, f"{prediction.probability:.3f}", str(prediction.version)
+            )
+    console.print(table)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Option(help="NAME, NAME@ALIAS or NAME/VERSION.")],
+    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("grid.png"),
+    count: Annotated[int, typer.Option(min=1, help="How many samples.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same samples.")] = 0,
+) -> None:
+    """Draw samples from a generator behind the endpoint, as one picture."""
+    from services.serving.client import EndpointClient
+
+    with EndpointClient(load_settings().address("endpoint_url")) as endpoint:
+        _say(f"wrote {endpoint.generate(model, count, seed, out)}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, what answers, what is missing, and the cure."""
+    from services.jobs.doctor import examine
+
+    table = Table("what", "found", "cure")
+    findings = examine(load_settings())
+    for finding in findings:
+        mark = "[green]✓[/]" if finding.ok else "[red]✗[/]"
+        table.add_row(f"{mark} {finding.what}", finding.found, finding.cure)
+    console.print(table)
+    raise typer.Exit(0 if all(finding.ok or finding.optional for finding in findings) else 1)
+
+
+@app.command()
+def demo(
+    stop: Annotated[bool, typer.Option("--stop", help="End the platform afterwards.")] = False,
+) -> None:
+    """The whole way on cats and dogs: fetch, shard, train four networks, register, serve, call."""
+    from services.jobs.demo import run_demo
+
+    raise typer.Exit(0 if run_demo(load_settings(), console, stop) else 1)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a job spec, for editors."""
+    from pipelines.spec import json_schema
+
+    print(json_schema(), end="")
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = LOOPBACK,
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+) -> None:
+    """Serve every registered model, in this process; `monge up` runs it for you."""
+    from services.serving.server import serve as serve_models
+
+    serve_models(host, port)
+
+
+@transport.command("serve")
+def transport_serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = LOOPBACK,
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8100,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster that is to solve the plans.")] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Solving processes on the cluster.")] = 1,
+) -> None:
+    """Solve transport plans over HTTP: in this process, or on a Ray cluster."""
+    from services.transport.server import serve as serve_plans
+
+    serve_plans(host, port, ray, replicas)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""How a process joins a Ray cluster: on loopback unless told otherwise, and with the cluster's token."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import ServiceError
+from services.settings import LOOPBACK, NAMESPACE, Settings
+
+TOKEN = "ray.token"
+
+log = logging.getLogger(__name__)
+
+
+def ray_environment(settings: Settings) -> dict[str, str]:
+    """The environment of every process that starts or joins a Ray cluster, as far as the user has not set it.
+
+    Ray takes the network interface's address unless it believes that the machine cannot form a cluster, listens
+    without authentication unless there is a token, and counts usage unless told not to.
+    """
+    wanted = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_COLOR_PREFIX": "0",
+        # A worker's lines come to the driver once, not also by Ray Train's own logger.
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        # On a cluster that scales up, machines have to boot before workers start.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    }
+    if settings.ray_address is None:
+        wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str((settings.home / TOKEN).absolute())}
+    return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def make_token(home: Path) -> Path:
+    """The file with the local cluster's token, made where there is none; readable by its owner alone."""
+    path = home / TOKEN
+    home.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))
+    return path
+
+
+def join_cluster(settings: Settings) -> None:
+    """Connect this process to the cluster; inside a job it is the job's own.
+
+    Raises:
+        ServiceError: no cluster answers.
+    """
+    os.environ.update(ray_environment(settings))
+    # Not at the top: the environment above has to be in place before Ray is imported, and the import is slow.
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS") or settings.address("ray_address")
+    options: dict[str, Any] = {}
+    if address.startswith(LOOPBACK):
+        options["_node_ip_address"] = LOOPBACK
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=True, logging_level=logging.WARNING, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ServiceError(
+            f"no Ray cluster answers at {address}: {error}", cure="see `monge status`; `monge up` starts one here"
+        ) from error

@@ -1,0 +1,59 @@
+"""Couplings of a whole data set, solved by the transport service before any job reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import ray
+import torch
+
+from pipelines.data.loader import open_dataset
+from pipelines.models.bundle import to_float
+from pipelines.objectives.recorded import RecordedCoupling, record
+from pipelines.spec import DataSpec
+from services.cluster import join_cluster
+from services.settings import Settings
+from services.sharding.dataset import dataset_folder, shard_dataset
+from services.transport.client import RayPlanner
+
+Progress = Callable[[int, int], None]
+
+
+def couple(
+    spec: DataSpec, settings: Settings, rounds: int, pool: int, seed: int, shards: Progress, pairs: Progress
+) -> RecordedCoupling:
+    """Couple noise with the training images of a data set, sharding it first if need be.
+
+    Args:
+        spec: the data set.
+        settings: where everything is.
+        rounds: couplings of the whole data set, each with noise of its own.
+        pool: most points on each side of a plan.
+        seed: of shuffles and noise.
+        shards, pairs: called with what is done and what there is in all.
+
+    Raises:
+        MongeError: of the data, or of the service.
+    """
+    join_cluster(settings)
+    try:
+        folder = dataset_folder(settings.home, spec).absolute()
+        shard_dataset(spec, folder, settings.home / "cache", on_progress=shards)
+        data = open_dataset(folder)
+
+        def take(places: np.ndarray) -> torch.Tensor:
+            return to_float(data.train.take(places)[0]).flatten(1)
+
+        return record(
+            RayPlanner("couple", deadline=settings.plan_deadline),
+            take,
+            len(data.train),
+            data.manifest.fingerprint,
+            rounds=rounds,
+            pool=pool,
+            seed=seed,
+            on_progress=pairs,
+        )
+    finally:
+        ray.shutdown()

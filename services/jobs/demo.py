@@ -1,0 +1,277 @@
+"""``monge demo``: the whole way on cats and dogs, each stage held to a stated bar."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.errors import MongeError, ServiceError
+from pipelines.spec import JobSpec, load_spec
+from services.jobs import platform
+from services.jobs.client import Jobs
+from services.jobs.follow import follow
+from services.jobs.processes import alone, wait_until
+from services.settings import Settings
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SPECS = {
+    "perceptron": "perceptron.yaml",
+    "mlp": "mlp.yaml",
+    "lenet": "lenet.yaml",
+    "generator": "transport-generator.yaml",
+}
+ACCURACY_BARS = {"perceptron": 0.80, "mlp": 0.90, "lenet": 0.96}
+GAP_BAR = 1e-5
+"""Largest relative duality gap of a plan that still counts as exact: float32 costs have no more digits."""
+HELD_OUT_OF_EACH_CLASS = 8
+RIGHT_OF_HELD_OUT = 14
+SAMPLES = 64
+
+
+@dataclass
+class Stage:
+    """One stage, as the summary tells it."""
+
+    name: str
+    seconds: float
+    ok: bool
+    note: str = ""
+
+
+@dataclass
+class Summary:
+    """What ``summary.json`` holds."""
+
+    stages: list[Stage] = field(default_factory=list)
+    accuracy: dict[str, float] = field(default_factory=dict)
+    transport: dict[str, Any] = field(default_factory=dict)
+    endpoint: dict[str, bool] = field(default_factory=lambda: {"predict_ok": False, "generate_ok": False})
+
+
+def run_demo(settings: Settings, console: Console, stop: bool) -> bool:
+    """Run every stage; the pictures and ``summary.json`` are left in ``demo/`` of the home folder.
+
+    Args:
+        settings: the home folder.
+        console: where to tell of it.
+        stop: whether to end the platform afterwards.
+
+    Returns:
+        Whether every stage reached its bar.
+
+    Raises:
+        ServiceError: another demo runs in this home.
+    """
+    folder = settings.home / "demo"
+    with alone(settings.home / "demo.lock", f"another `monge demo` runs in {settings.home}"):
+        return _run(settings, console, folder, stop)
+
+
+def _run(settings: Settings, console: Console, folder: Path, stop: bool) -> bool:
+    folder.mkdir(parents=True, exist_ok=True)
+    demo = _Demo(settings, console, folder)
+    try:
+        demo.run()
+    except MongeError as error:
+        console.print(f"[bold red]error:[/] {error}", highlight=False)
+    finally:
+        (folder / "summary.json").write_text(json.dumps(asdict(demo.summary), indent=2) + "\n")
+        demo.show()
+        if stop:
+            platform.down(settings.home, demo.say)
+    return demo.passed
+
+
+class _Demo:
+    def __init__(self, settings: Settings, console: Console, folder: Path) -> None:
+        self.home = settings.home
+        self.console = console
+        self.folder = folder
+        self.summary = Summary()
+        self.finished = False
+
+    @property
+    def passed(self) -> bool:
+        return self.finished and all(stage.ok for stage in self.summary.stages)
+
+    def say(self, text: str) -> None:
+        self.console.print(f"  {text}", highlight=False, markup=False)
+
+    def run(self) -> None:
+        with self._stage("platform"):
+            platform.up(self.home, self.say)
+        settings = Settings(home=self.home)
+        jobs = Jobs(settings)
+        with self._stage("jobs of an earlier demo"):
+            self._cancel_leftovers(jobs)
+        specs = {name: load_spec(CONFIGS / file) for name, file in SPECS.items()}
+        with self._stage("fetch and shard"):
+            data = self._shard(specs["lenet"], settings)
+        self._train(jobs, specs, settings)
+        with self._stage("predict") as stage:
+            stage.note, stage.ok = self._predict(settings, specs["lenet"], data)
+            self.summary.endpoint["predict_ok"] = stage.ok
+        with self._stage("generate") as stage:
+            stage.note, stage.ok = self._generate(settings, specs["generator"])
+            self.summary.endpoint["generate_ok"] = stage.ok
+        self.finished = True
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[Stage]:
+        self.console.rule(f"[bold]{name}", align="left", style="dim")
+        stage = Stage(name, 0.0, True)
+        self.summary.stages.append(stage)
+        started = time.perf_counter()
+        try:
+            yield stage
+        except BaseException:
+            stage.ok = False
+            raise
+        finally:
+            stage.seconds = round(time.perf_counter() - started, 1)
+            self.console.print(f"  {'done' if stage.ok else 'fell short'} in {stage.seconds} s {stage.note}")
+
+    def _cancel_leftovers(self, jobs: Jobs) -> None:
+        names = tuple(f"{load_spec(CONFIGS / file).name}-" for file in SPECS.values())
+        for job in jobs.list():
+            if not job.ended and job.id.startswith(names):
+                self.say(f"cancelling {job.id}, left over from an interrupted demo")
+                jobs.cancel(job.id)
+
+    def _shard(self, spec: JobSpec, settings: Settings) -> Path:
+        import ray
+
+        from services.cluster import join_cluster
+        from services.sharding.dataset import dataset_folder, shard_dataset
+
+        join_cluster(settings)
+        folder = dataset_folder(self.home, spec.data).absolute()
+        try:
+            manifest = shard_dataset(
+                spec.data,
+                folder,
+                self.home / "cache",
+                workers=2,
+                on_progress=lambda done, total: self.say(f"sharded {done:,}/{total:,} images"),
+            )
+        finally:
+            ray.shutdown()
+        self.say(f"{manifest.images:,} images in {len(manifest.shards)} shards, {manifest.quarantined} set aside")
+        return folder
+
+    def _train(self, jobs: Jobs, specs: dict[str, JobSpec], settings: Settings) -> None:
+        """Each job is submitted while its forerunner trains, so that its start-up is over when the workers are free."""
+        order = list(specs)
+        submitted: dict[str, str] = {}
+
+        def submit(name: str) -> None:
+            if name not in submitted:
+                submitted[name] = jobs.submit(specs[name])
+
+        def submit_next(after: str) -> Callable[[str], None]:
+            following = order[order.index(after) + 1 :][:1]
+
+            def on_stage(stage: str) -> None:
+                if following and stage.startswith("training"):
+                    submit(following[0])
+
+            return on_stage
+
+        for name in order:
+            with self._stage(f"train the {name}") as stage:
+                submit(name)
+                follow(jobs, submitted[name], self.console, submit_next(name))
+                stage.note, stage.ok = self._judge(name, submitted[name], settings)
+
+    def _judge(self, name: str, job: str, settings: Settings) -> tuple[str, bool]:
+        from services.tracking.run import read_run
+
+        generates = name not in ACCURACY_BARS
+        record = read_run(settings.address("mlflow_uri"), job, ("plan_relative_gap",) if generates else ())
+        latest = record.latest
+        if not generates:
+            accuracy = latest["test_accuracy"]
+            self.summary.accuracy[name] = accuracy
+            return f"accuracy {accuracy:.4f}, bar {ACCURACY_BARS[name]}", accuracy >= ACCURACY_BARS[name]
+        max_gap = max([*record.series["plan_relative_gap"], latest["test_transport_max_gap"]])
+        self.summary.transport = {
+            "generator": latest["test_transport_cost"],
+            "gaussian_baseline": latest["test_transport_cost_gaussian"],
+            "real_images": latest["test_transport_cost_real"],
+            "points": int(latest["test_transport_points"]),
+            "solver": record.tags["transport_solver"],
+            "max_gap": max_gap,
+        }
+        found = self.summary.transport
+        note = (
+            f"transport cost to held-out images {found['generator']:.1f}, Gaussian {found['gaussian_baseline']:.1f}, "
+            f"gap ≤ {max_gap:.1e}"
+        )
+        return note, found["generator"] < found["gaussian_baseline"] and max_gap <= GAP_BAR
+
+    def _predict(self, settings: Settings, spec: JobSpec, data: Path) -> tuple[str, bool]:
+        from pipelines.data.loader import open_dataset
+        from pipelines.evaluation.figures import encode_png, image_grid, predictions_figure
+        from services.serving.client import EndpointClient
+
+        dataset = open_dataset(data)
+        chosen = np.concatenate(
+            [np.flatnonzero(dataset.test.labels == label)[:HELD_OUT_OF_EACH_CLASS] for label in (0, 1)]
+        )
+        images, labels = (tensor.numpy() for tensor in dataset.test.take(chosen))
+        paths = []
+        for place, (image, label) in enumerate(zip(images, labels, strict=True)):
+            paths.append(self.folder / "held-out" / f"{dataset.classes[label]}-{place}.png")
+            paths[-1].parent.mkdir(exist_ok=True)
+            paths[-1].write_bytes(encode_png(image_grid(image[None], border=0)))
+        with EndpointClient(settings.address("endpoint_url")) as endpoint:
+            _await_model(endpoint, spec.registered.name)
+            answers = endpoint.predict(spec.registered.name, paths)
+        probabilities = np.array([[answer.probabilities[name] for name in dataset.classes] for answer in answers])
+        figure = predictions_figure(images, probabilities, dataset.classes, labels)
+        (self.folder / "predictions.png").write_bytes(encode_png(figure))
+        right = int((probabilities.argmax(1) == labels).sum())
+        return f"{right} of {len(labels)} right, bar {RIGHT_OF_HELD_OUT}", right >= RIGHT_OF_HELD_OUT
+
+    def _generate(self, settings: Settings, spec: JobSpec) -> tuple[str, bool]:
+        from PIL import Image
+
+        from services.serving.client import EndpointClient
+
+        with EndpointClient(settings.address("endpoint_url")) as endpoint:
+            _await_model(endpoint, spec.registered.name)
+            out = endpoint.generate(spec.registered.name, SAMPLES, 0, self.folder / "samples.png")
+        with Image.open(out) as picture:
+            pixels = np.asarray(picture)
+        # A generator that has collapsed, or one that answers with noise or nothing, has no such spread.
+        return f"{pixels.shape[1]}×{pixels.shape[0]} pixels in {out.name}", bool(pixels.std() > 10)
+
+    def show(self) -> None:
+        """The closing table and the addresses."""
+        table = Table("stage", "seconds", "", "result")
+        for stage in self.summary.stages:
+            table.add_row(stage.name, f"{stage.seconds:.1f}", "[green]✓[/]" if stage.ok else "[red]✗[/]", stage.note)
+        table.add_row("total", f"{sum(stage.seconds for stage in self.summary.stages):.1f}", "", "")
+        self.console.print(table)
+        urls = platform.Platform.read(self.home).urls()
+        for what, url in [("runs and models", urls["mlflow"]), ("endpoint", f"{urls['endpoint']}/docs")]:
+            if url:
+                self.console.print(f"  {what}: {url}", highlight=False)
+        self.console.print(f"  pictures and summary.json: {self.folder}", highlight=False, soft_wrap=True)
+
+
+def _await_model(endpoint: Any, name: str) -> None:
+    def known() -> bool:
+        return any(model["name"] == name for model in endpoint.models())
+
+    if not wait_until(known, timeout=30):
+        raise ServiceError(f"the endpoint does not list model {name}", cure="see its log in logs/endpoint.log")

@@ -1,0 +1,92 @@
+"""What is installed, what answers, what is missing, and the cure."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from pipelines.errors import MongeError
+from services.jobs import platform
+from services.settings import Settings
+
+PACKAGES = ("torch", "ray", "mlflow", "pot", "lapx", "boto3", "pydantic", "fastapi", "uvicorn")
+LEAST_FREE_GIB = 2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at.
+
+    Attributes:
+        what: it is.
+        found: what was found.
+        ok: whether that will do.
+        cure: what to do where it will not.
+        optional: whether Monge works without it.
+    """
+
+    what: str
+    found: str
+    ok: bool
+    cure: str = ""
+    optional: bool = False
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Look at Python, packages, processors, disk and services, in this order."""
+    return [*_python(), *_processors(), _disk(settings), *_services(settings)]
+
+
+def _python() -> list[Finding]:
+    current = ".".join(map(str, sys.version_info[:3]))
+    findings = [Finding("Python", current, sys.version_info >= (3, 11), "" if sys.version_info >= (3, 11) else "3.11+")]
+    for package in PACKAGES:
+        try:
+            findings.append(Finding(package, version(package), True))
+        except PackageNotFoundError:
+            findings.append(Finding(package, "missing", False, f"pip install {package}"))
+    return findings
+
+
+def _processors() -> list[Finding]:
+    import torch
+
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return [
+        Finding("CPUs", str(cpus), cpus >= 2, "" if cpus >= 2 else "two workers on one CPU take turns", optional=True),
+        Finding("GPUs", ", ".join(gpus) or "none: jobs run on CPUs", True, optional=True),
+    ]
+
+
+def _disk(settings: Settings) -> Finding:
+    existing = next(
+        folder for folder in [settings.home.absolute(), *settings.home.absolute().parents] if folder.exists()
+    )
+    free = shutil.disk_usage(existing).free / 2**30
+    return Finding(
+        f"disk of {settings.home}",
+        f"{free:.1f} GiB free",
+        free >= LEAST_FREE_GIB,
+        "" if free >= LEAST_FREE_GIB else "make room, or set MONGE_HOME to a larger disk",
+    )
+
+
+def _services(settings: Settings) -> list[Finding]:
+    try:
+        found = platform.status(settings.home)
+    except MongeError as error:
+        return [Finding("platform", str(error.args[0]), False, error.cure or "")]
+    return [
+        Finding(
+            service.name,
+            f"answers at {service.url}" if service.healthy else "does not answer" if service.pid else "not started",
+            service.healthy,
+            "" if service.healthy else "monge up" if not service.pid else "monge down, then monge up",
+            optional=service.pid is None,
+        )
+        for service in found
+    ]

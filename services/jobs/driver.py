@@ -1,0 +1,96 @@
+"""The driver of a job: shards the data, trains, and leaves no run behind that looks as if it went on."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pipelines.errors import MongeError, ServiceError
+from pipelines.spec import JobSpec
+from services.cluster import join_cluster
+from services.settings import Settings
+from services.training.progress import stage_line
+
+
+def run_job(job: str, spec: JobSpec, settings: Settings) -> dict[str, Any]:
+    """Run a job from its images to its registered model, on the cluster that this process belongs to.
+
+    Args:
+        job: its id.
+        spec: what to do.
+        settings: where everything is.
+
+    Returns:
+        ``{"model": name/version, "metrics": {…}}``.
+
+    Raises:
+        MongeError: the job failed; its MLflow run is then FAILED, and KILLED where this process was told to stop.
+    """
+    signal.signal(signal.SIGTERM, _stop)
+    uri = settings.address("mlflow_uri")
+    try:
+        return _run(job, spec, settings)
+    except (KeyboardInterrupt, SystemExit):
+        _close(uri, job, spec, "KILLED")
+        raise
+    except MongeError:
+        _close(uri, job, spec, "FAILED")
+        raise
+
+
+def _run(job: str, spec: JobSpec, settings: Settings) -> dict[str, Any]:
+    # Ray Train and torch take seconds to import; that happens while the data is sharded.
+    importing = threading.Thread(target=_import_trainer, daemon=True)
+    importing.start()
+    _say("joining the cluster")
+    join_cluster(settings)
+    data = _shard(spec, settings)
+    _say(f"starting {spec.workers.count} workers")
+    importing.join()
+    from services.training.trainer import fit
+
+    outcome = fit(job, spec, data, settings)
+    _say(f"done: {outcome['model']}")
+    return outcome
+
+
+def _shard(spec: JobSpec, settings: Settings) -> Path:
+    from services.sharding.dataset import dataset_folder, shard_dataset
+
+    folder = dataset_folder(settings.home, spec.data).absolute()
+    _say(f"sharding {spec.data.source} into {folder}")
+    manifest = shard_dataset(spec.data, folder, settings.home / "cache", on_progress=_shard_progress)
+    if manifest.quarantined:
+        _say(f"set aside {manifest.quarantined} unreadable images, listed in {folder / 'quarantine.jsonl'}")
+    return folder
+
+
+def _import_trainer() -> None:
+    import services.training.trainer  # noqa: F401
+
+
+def _close(uri: str, job: str, spec: JobSpec, status: str) -> None:
+    """Close the job's MLflow run; the error that ended the job matters more than one of MLflow's."""
+    from services.tracking.run import Run, find_run, mark_killed
+
+    with contextlib.suppress(ServiceError):
+        if status == "FAILED":
+            Run.open(uri, job, spec).close("FAILED")
+        elif run_id := find_run(uri, job):
+            mark_killed(uri, run_id)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
+
+
+def _say(text: str) -> None:
+    print(stage_line(text), flush=True)
+
+
+def _shard_progress(done: int, total: int) -> None:
+    _say(f"sharded {done:,}/{total:,} images")

@@ -1,0 +1,138 @@
+"""Processes of the local platform: started detached, known again by pid and birth, ended with all their children."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from pipelines.errors import ServiceError
+from services.settings import LOOPBACK
+
+_BIRTH_TOLERANCE = 2.0
+_GRACE = 5.0
+
+
+@dataclass(frozen=True)
+class Started:
+    """A process that the platform started.
+
+    Attributes:
+        pid: of the process.
+        born: its start time; a pid alone may by now be somebody else's.
+    """
+
+    pid: int
+    born: float
+
+    def process(self) -> psutil.Process | None:
+        """The process, None when it is gone."""
+        try:
+            process = psutil.Process(self.pid)
+            if abs(process.create_time() - self.born) > _BIRTH_TOLERANCE or process.status() == psutil.STATUS_ZOMBIE:
+                return None
+        except psutil.NoSuchProcess:
+            return None
+        return process
+
+
+def start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Started:
+    """Start a process in a session of its own, so that it outlives this one; its output goes to ``log``.
+
+    Raises:
+        ServiceError: the program cannot be started.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                list(command),
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise ServiceError(f"{command[0]} cannot be started: {error}") from error
+    return Started(process.pid, psutil.Process(process.pid).create_time())
+
+
+def end(started: Started, grace: float = _GRACE) -> bool:
+    """End a process and all its children: asked first, killed after ``grace`` seconds.
+
+    Returns:
+        Whether there was anything to end.
+    """
+    process = started.process()
+    if process is None:
+        return False
+    family = [process, *process.children(recursive=True)]
+    _signal(process, kill=False)
+    _, alive = psutil.wait_procs(family, timeout=grace)
+    for survivor in alive:
+        _signal(survivor, kill=True)
+    psutil.wait_procs(alive, timeout=grace)
+    return True
+
+
+def _signal(process: psutil.Process, kill: bool) -> None:
+    try:
+        process.kill() if kill else process.terminate()
+    except psutil.NoSuchProcess:
+        return
+
+
+def free_port(preferred: int | None = None) -> int:
+    """A port on loopback that nobody listens on: the preferred one where it is free."""
+    for candidate in [preferred, 0] if preferred else [0]:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((LOOPBACK, candidate))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise ServiceError("no port is free on this machine")
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """The end of a log, for an error message."""
+    try:
+        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ""
+
+
+def wait_until(condition: Callable[[], bool], timeout: float, interval: float = 0.2) -> bool:
+    """Ask ``condition()`` until it holds; False when it did not within ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(interval)
+    return False
+
+
+@contextmanager
+def alone(lock: Path, otherwise: str) -> Iterator[None]:
+    """Hold a lock file; the lock goes with its process, however that ends.
+
+    Raises:
+        ServiceError: another process holds it; the message is ``otherwise``.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServiceError(otherwise, cure="wait for it, or end it, then start again") from None
+        yield

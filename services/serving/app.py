@@ -1,0 +1,332 @@
+"""The model endpoint: one ASGI app, the same under uvicorn and under Ray Serve."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, HTTPException, Path, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
+
+from pipelines.errors import BusyError, CorruptImageError, ModelNotFoundError, MongeError
+from pipelines.evaluation.figures import TILE, encode_png, image_grid
+from services.serving import documents
+from services.serving.batching import MicroBatcher
+from services.serving.bodies import LimitBody, parse_predict, rejected
+from services.serving.documents import GenerateRequest
+from services.serving.metrics import Metrics
+from services.serving.models import ModelStore, ServedModel
+from services.settings import Settings
+
+SMALL_BODY = 2**16
+"""Bytes up to which a body is parsed on the event loop: handing it to a thread would take longer."""
+
+GENERATE_QUEUE = 8
+"""Generate requests that may wait or run; beyond that 503."""
+
+ModelName = Annotated[
+    str, Path(description="NAME (the version under the alias `live`) or NAME@ALIAS", examples=["cats"])
+]
+
+log = logging.getLogger(__name__)
+
+
+class Endpoint:
+    """What the routes of one app share."""
+
+    def __init__(self, settings: Settings, torch_threads: int) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.store = ModelStore(
+            settings.address("mlflow_uri"), settings.home / "models", settings.max_image_pixels, self.metrics
+        )
+        self.batcher = MicroBatcher(threads=torch_threads, on_batch=self.metrics.batch.observe)
+        self.metrics.watch_queue(lambda: self.batcher.queued)
+        # Samples take long; in a thread of their own they do not hold up predictions.
+        self.generator = ThreadPoolExecutor(1, thread_name_prefix="generate")
+        self.generating = 0
+
+    async def follow(self, every: float) -> None:
+        """Poll the registry for ever."""
+        while True:
+            try:
+                await asyncio.to_thread(self.store.poll)
+            except Exception:
+                log.exception("the registry's answer was not understood")
+            await asyncio.sleep(every)
+
+    async def model(self, name: str) -> ServedModel:
+        """A model by name, loaded now if it is not served yet."""
+        found = self.store.find(name)
+        return found if found is not None else await asyncio.to_thread(self.store.load, name)
+
+    async def predict(self, name: str, request: Request) -> Response:
+        """Answer a predict request; see the route."""
+        model = await self.model(name)
+        if model.kind != "classifier":
+            raise rejected(422, f"model {name!r} is a {model.kind}", "ask its /generate", "model")
+        content_type, body, shape = request.headers.get("content-type", ""), await request.body(), model.bundle.image
+        if len(body) <= SMALL_BODY:
+            images = parse_predict(content_type, body, shape)
+        else:
+            images = await asyncio.to_thread(parse_predict, content_type, body, shape)
+        rows = await self.batcher.predict(model, images)
+        return _json(
+            {
+                "model": model.ref.name,
+                "version": model.ref.version,
+                "predictions": [_prediction(row, model.bundle.classes) for row in rows],
+            }
+        )
+
+    async def generate(self, name: str, wanted: GenerateRequest, accept: str) -> Response:
+        """Answer a generate request; see the route."""
+        model = await self.model(name)
+        if model.kind != "generator":
+            raise rejected(422, f"model {name!r} is a {model.kind}", "ask its /predict", "model")
+        if wanted.count > self.settings.max_generate:
+            raise rejected(
+                422, f"count {wanted.count} is over the limit of {self.settings.max_generate}", field="count"
+            )
+        if wanted.count * model.bundle.image.pixels > self.settings.max_image_pixels:
+            most = self.settings.max_image_pixels // model.bundle.image.pixels
+            raise rejected(422, f"count {wanted.count} makes too many pixels", f"ask for {most} at most", "count")
+        if self.generating >= GENERATE_QUEUE:
+            raise BusyError(f"{self.generating} generate requests wait already", cure="ask again in a second")
+        as_json = (wanted.format or ("json" if "application/json" in accept else "png")) == "json"
+        self.generating += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.generator, _samples, model, wanted, as_json)
+        finally:
+            self.generating -= 1
+
+    def close(self) -> None:
+        """End the threads."""
+        self.batcher.close()
+        self.generator.shutdown(wait=False, cancel_futures=True)
+
+
+def create_app(settings: Settings, *, poll_seconds: float = 1.0, torch_threads: int = 1) -> FastAPI:
+    """The endpoint of every registered model.
+
+    Args:
+        settings: address of the registry, limits, and the home in whose folder ``models`` bundles are kept.
+        poll_seconds: between two looks at the registry's aliases.
+        torch_threads: of one pass through a network; more help large networks only.
+
+    Raises:
+        ServiceError: the registry's address is not known.
+    """
+    endpoint = Endpoint(settings, torch_threads)
+    metrics = endpoint.metrics
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        following = asyncio.create_task(endpoint.follow(poll_seconds))
+        try:
+            yield
+        finally:
+            following.cancel()
+            with suppress(asyncio.CancelledError):
+                await following
+            endpoint.close()
+
+    app = FastAPIOffline(title="Monge models", version="1", lifespan=lifespan, description=documents.DESCRIPTION)
+    app.state.endpoint = endpoint
+
+    async def counted(route: str, name: str, answer: Awaitable[Response]) -> Response:
+        start, status = time.perf_counter(), 500
+        try:
+            response = await answer
+            status = response.status_code
+            return response
+        except Exception as error:
+            status = _status(error)
+            raise
+        finally:
+            # Names that are not registered would grow the metrics without bound.
+            known = name.partition("@")[0].partition("/")[0]
+            metrics.requests.labels(route, known if known in endpoint.store.registered else "", status).inc()
+            metrics.seconds.labels(route).observe(time.perf_counter() - start)
+
+    @app.post("/v1/models/{name}/predict", **documents.PREDICT)
+    async def predict(name: ModelName, request: Request) -> Response:
+        """Class probabilities of images, which are cropped, resized and converted as in training."""
+        return await counted("predict", name, endpoint.predict(name, request))
+
+    @app.post("/v1/models/{name}/versions/{version}/predict", **documents.PREDICT)
+    async def predict_version(name: ModelName, version: int, request: Request) -> Response:
+        """The same, by a version whatever the aliases say."""
+        return await counted("predict", name, endpoint.predict(f"{name}/{version}", request))
+
+    @app.post("/v1/models/{name}/generate", **documents.GENERATE)
+    async def generate(name: ModelName, wanted: GenerateRequest, request: Request) -> Response:
+        """Samples of a generator: a PNG grid, or a tensor with `format` json or Accept: application/json."""
+        accept = request.headers.get("accept", "")
+        return await counted("generate", name, endpoint.generate(name, wanted, accept))
+
+    @app.post("/v1/models/{name}/versions/{version}/generate", **documents.GENERATE)
+    async def generate_version(name: ModelName, version: int, wanted: GenerateRequest, request: Request) -> Response:
+        """The same, by a version whatever the aliases say."""
+        accept = request.headers.get("accept", "")
+        return await counted("generate", name, endpoint.generate(f"{name}/{version}", wanted, accept))
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """Every registered model, and the versions that are served."""
+        return {"models": [_listed(name, endpoint.store) for name in sorted(endpoint.store.registered)]}
+
+    @app.get("/v1/models/{name}", responses=documents.ERRORS)
+    async def model(name: ModelName) -> dict[str, Any]:
+        """One model: its versions, classes and the images that it takes or makes."""
+        found = await endpoint.model(name)
+        return _listed(found.ref.name, endpoint.store) | _card(found)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether the process lives."""
+        return {"status": "live"}
+
+    @app.get("/ready")
+    async def ready(response: Response) -> dict[str, Any]:
+        """Whether models can be served; what is wrong with the registry or with a version, where something is.
+
+        A registry that is away does not make a serving endpoint unready: what is loaded stays served.
+        """
+        store = endpoint.store
+        response.status_code = 200 if store.polled else 503
+        return {
+            "ready": store.polled,
+            "registry": {"up": store.polled and store.registry_error is None, "error": store.registry_error},
+            "serving": {f"{model.ref.name}@{alias}": model.ref.version for alias, model in store.served},
+            "failing": store.failures,
+        }
+
+    @app.get("/metrics", include_in_schema=False)
+    async def prometheus() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    app.add_middleware(LimitBody, max_bytes=int(settings.max_request_mib * 2**20))
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+    return app
+
+
+def _samples(model: ServedModel, wanted: GenerateRequest, as_json: bool) -> Response:
+    samples = model.bundle.generate(wanted.count, wanted.seed)
+    headers = {"X-Monge-Model": f"{model.ref.name}/{model.ref.version}"}
+    if not as_json:
+        return Response(encode_png(image_grid(samples, tile=TILE)), media_type="image/png", headers=headers)
+    document = {
+        "model": model.ref.name,
+        "version": model.ref.version,
+        "shape": samples.shape,
+        "images": base64.b64encode(samples.tobytes()).decode(),
+    }
+    return _json(document, headers)
+
+
+def _prediction(row: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
+    # Six digits: float32 has no more, and batches of other sizes differ in the seventh.
+    numbers = row.astype(np.float64).round(6).tolist()
+    best = int(row.argmax())
+    return {
+        "class": classes[best],
+        "probability": numbers[best],
+        "probabilities": dict(zip(classes, numbers, strict=True)),
+    }
+
+
+def _listed(name: str, store: ModelStore) -> dict[str, Any]:
+    known = store.registered.get(name)
+    return {
+        "name": name,
+        "aliases": dict(known.aliases) if known else {},
+        "latest": known.latest if known else None,
+        "serving": {alias: model.ref.version for alias, model in store.served if model.ref.name == name},
+    }
+
+
+def _card(model: ServedModel) -> dict[str, Any]:
+    bundle = model.bundle
+    return {
+        "version": model.ref.version,
+        "kind": model.kind,
+        "network": bundle.spec.kind,
+        "parameters": bundle.network.parameter_count,
+        "classes": list(bundle.classes),
+        "image": dict(zip(("channels", "height", "width"), bundle.image.dims, strict=True)),
+        "run_id": model.ref.run_id,
+    }
+
+
+def _json(document: dict[str, Any], headers: dict[str, str] | None = None, status: int = 200) -> Response:
+    content = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    return Response(content, status, headers, "application/json")
+
+
+def _status(error: Exception) -> int:
+    match error:
+        case StarletteHTTPException():
+            return error.status_code
+        case ModelNotFoundError():
+            return 404
+        case CorruptImageError():
+            return 422
+        case BusyError() | MongeError():
+            return 503
+        case ClientDisconnect():
+            return 499
+    return 500
+
+
+async def _monge_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, MongeError)
+    document = {"error": error.args[0], "cure": error.cure}
+    if isinstance(error, CorruptImageError):
+        document["field"] = str(error.args[0]).partition(":")[0]
+    headers = {"Retry-After": f"{error.retry_after:.0f}"} if isinstance(error, BusyError) else None
+    return _json(document, headers, _status(error))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StarletteHTTPException)
+    detail = error.detail if isinstance(error.detail, dict) else {"error": error.detail, "cure": "see /docs"}
+    return _json(detail, dict(error.headers or {}), error.status_code)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"] if part not in ("body", "path", "query")) or "body"
+    return _json({"error": f"{field}: {first['msg']}", "cure": "see /docs", "field": field}, status=422)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)
+
+
+async def _internal(request: Request, error: Exception) -> Response:
+    return _json({"error": "the endpoint failed", "cure": "its log says why"}, status=500)
+
+
+_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    MongeError: _monge_error,
+    StarletteHTTPException: _http_error,
+    HTTPException: _http_error,
+    RequestValidationError: _invalid,
+    ClientDisconnect: _gone,
+    Exception: _internal,
+}

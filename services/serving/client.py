@@ -1,0 +1,175 @@
+"""The endpoint's client."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from pipelines.errors import BusyError, CorruptImageError, ModelNotFoundError, ServiceError, SourceError
+from services.tracking.names import split_name
+
+_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+_IMAGES_A_REQUEST = 64
+_BYTES_A_REQUEST = 2**24
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the endpoint says of one image.
+
+    Attributes:
+        path: of the image.
+        label: the most probable class.
+        probability: of that class.
+        probabilities: of every class.
+        version: of the model that answered.
+    """
+
+    path: Path
+    label: str
+    probability: float
+    probabilities: Mapping[str, float]
+    version: int
+
+
+class EndpointClient:
+    """Calls the models behind an endpoint.
+
+    Args:
+        url: of the endpoint, ``http://host:port``.
+        timeout: seconds to wait for an answer.
+        transport: swapped in tests for one in the same process.
+    """
+
+    def __init__(self, url: str, timeout: float = 60.0, transport: httpx.BaseTransport | None = None) -> None:
+        self.url = url
+        self._http = httpx.Client(base_url=url, timeout=timeout, transport=transport)
+
+    def __enter__(self) -> EndpointClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def predict(self, model: str, paths: Sequence[str | Path]) -> list[Prediction]:
+        """Class probabilities of image files, in their order.
+
+        Args:
+            model: ``NAME``, ``NAME@ALIAS`` or ``NAME/VERSION``.
+            paths: PNG or JPEG files.
+
+        Raises:
+            ModelNotFoundError: no such model.
+            SourceError: a file cannot be read.
+            CorruptImageError: the endpoint cannot decode a file.
+            BusyError: its queue is full.
+            ServiceError: it is away, or refuses for another reason.
+        """
+        predictions: list[Prediction] = []
+        for batch in _batches([Path(path) for path in paths]):
+            files = [("images", (path.name, data, _TYPES.get(path.suffix.lower()))) for path, data in batch]
+            answer = self._call("POST", f"{_address(model)}/predict", [path for path, _ in batch], files=files).json()
+            predictions += [
+                Prediction(path, row["class"], row["probability"], row["probabilities"], answer["version"])
+                for (path, _), row in zip(batch, answer["predictions"], strict=True)
+            ]
+        return predictions
+
+    def generate(self, model: str, count: int, seed: int, out: str | Path) -> Path:
+        """Samples of a generator as one PNG picture, written to ``out``.
+
+        Args:
+            model: ``NAME``, ``NAME@ALIAS`` or ``NAME/VERSION``.
+            count: samples.
+            seed: the same seed gives the same samples.
+            out: the file; its folder is made if need be.
+
+        Raises:
+            ModelNotFoundError: no such model.
+            BusyError: too many wait already.
+            ServiceError: the endpoint is away, or refuses for another reason.
+        """
+        wanted = {"count": count, "seed": seed, "format": "png"}
+        picture = self._call("POST", f"{_address(model)}/generate", json=wanted).content
+        out = Path(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(picture)
+        return out
+
+    def models(self) -> list[dict[str, Any]]:
+        """Every registered model: name, aliases, latest version, versions that are served.
+
+        Raises:
+            ServiceError: the endpoint is away.
+        """
+        return list(self._call("GET", "/v1/models").json()["models"])
+
+    def ready(self) -> dict[str, Any]:
+        """The endpoint's own account of what it serves and what fails.
+
+        Raises:
+            ServiceError: the endpoint is away.
+        """
+        return dict(self._call("GET", "/ready", accept=(200, 503)).json())
+
+    def _call(
+        self, method: str, path: str, files_sent: Sequence[Path] = (), accept: Sequence[int] = (200,), **body: Any
+    ) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **body)
+        except httpx.HTTPError as error:
+            raise ServiceError(
+                f"the endpoint at {self.url} does not answer: {error or type(error).__name__}",
+                cure="run `monge up`, or set MONGE_ENDPOINT_URL",
+            ) from error
+        if response.status_code not in accept:
+            raise _error(response, files_sent)
+        return response
+
+
+def _address(model: str) -> str:
+    name, alias, version = split_name(model)
+    return f"/v1/models/{name}/versions/{version}" if version is not None else f"/v1/models/{name}@{alias}"
+
+
+def _batches(paths: list[Path]) -> Iterator[list[tuple[Path, bytes]]]:
+    """Files in requests of a moderate size, each read when it is its turn."""
+    batch: list[tuple[Path, bytes]] = []
+    size = 0
+    for path in paths:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise SourceError(f"{path}: cannot be read: {error.strerror}") from None
+        if batch and (len(batch) == _IMAGES_A_REQUEST or size + len(data) > _BYTES_A_REQUEST):
+            yield batch
+            batch, size = [], 0
+        batch.append((path, data))
+        size += len(data)
+    if batch:
+        yield batch
+
+
+def _error(response: httpx.Response, files: Sequence[Path]) -> Exception:
+    try:
+        document = response.json()
+        message, cure, field = str(document["error"]), document.get("cure"), str(document.get("field", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ServiceError(f"the endpoint answered {response.status_code}: {response.text[:200]!r}")
+    match response.status_code:
+        case 404:
+            return ModelNotFoundError(message, cure=cure)
+        case 422 if (match := re.fullmatch(r"images\[(\d+)\]", field)) and int(match[1]) < len(files):
+            return CorruptImageError(f"{files[int(match[1])]}: {message.partition(': ')[2]}", cure=cure)
+        case 503 if "retry-after" in response.headers:
+            return BusyError(message, cure=cure, retry_after=float(response.headers["retry-after"]))
+    return ServiceError(message, cure=cure)

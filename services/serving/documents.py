@@ -1,0 +1,99 @@
+"""What the endpoint's OpenAPI pages say of bodies and answers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DESCRIPTION = """Every registered model behind one address.
+
+A model is `NAME` (the version under the alias `live`), `NAME@ALIAS`, or a version by number under
+`/v1/models/NAME/versions/NUMBER`. When an alias moves in the registry, the endpoint follows within seconds, without a
+restart. Errors are JSON: `error`, `cure`, and `field` where one is to blame.
+"""
+
+
+class GenerateRequest(BaseModel):
+    """What to draw from a generator; the same seed gives the same samples."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"count": 16, "seed": 0}]})
+
+    count: int = Field(default=16, ge=1, description="samples")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of the latent vectors")
+    format: Literal["png", "json"] | None = Field(
+        default=None, description="png: one picture, a grid; json: base64 of the uint8 samples with their shape"
+    )
+
+
+class Problem(BaseModel):
+    """An answer to a request that failed."""
+
+    error: str
+    cure: str | None
+    field: str | None = None
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    404: {"model": Problem, "description": "no such model; the cure lists those there are"},
+    413: {"model": Problem, "description": "the request is too large"},
+    415: {"model": Problem, "description": "the content type is not understood"},
+    422: {"model": Problem, "description": "a field is wrong"},
+    503: {"model": Problem, "description": "too busy, or the registry is away"},
+}
+
+_PREDICTED = {
+    "model": "cats",
+    "version": 3,
+    "predictions": [{"class": "cat", "probability": 0.98, "probabilities": {"cat": 0.98, "dog": 0.02}}],
+}
+
+PREDICT: dict[str, Any] = {
+    "responses": ERRORS
+    | {200: {"description": "one prediction an image", "content": {"application/json": {"example": _PREDICTED}}}},
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "properties": {
+                            "images": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                        },
+                    }
+                },
+                "image/png": {"schema": {"type": "string", "format": "binary"}},
+                "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["images"],
+                        "properties": {
+                            "images": {
+                                "description": "(k, c, h, w) integers 0…255 as nested lists, or base64 of their bytes",
+                                "oneOf": [{"type": "array", "items": {}}, {"type": "string", "format": "byte"}],
+                            }
+                        },
+                    },
+                    "example": {"images": [[[[0, 255], [255, 0]]]]},
+                },
+            },
+        }
+    },
+}
+
+GENERATE: dict[str, Any] = {
+    "responses": ERRORS
+    | {
+        200: {
+            "description": "a grid of samples, or the samples",
+            "content": {
+                "image/png": {"schema": {"type": "string", "format": "binary"}},
+                "application/json": {
+                    "example": {"model": "faces", "version": 1, "shape": [16, 1, 28, 28], "images": "AAEC…"}
+                },
+            },
+        }
+    },
+}

@@ -1,0 +1,238 @@
+"""The models that an endpoint serves: it follows the registry's aliases without a restart.
+
+A new version is loaded beside the old one and takes its place in one assignment. Requests under way keep the version
+that they began with. What fails — the registry, a download, a damaged bundle — changes nothing of what is served.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.data.decode import decode
+from pipelines.errors import CorruptImageError, MongeError, ServiceError
+from pipelines.models.bundle import Bundle
+from pipelines.models.network import Classifier
+from services.serving.metrics import Metrics
+from services.tracking.names import LIVE, split_name
+from services.tracking.registry import ModelRef, RegisteredModel, download, list_models, resolve
+
+PINNED = 16
+"""Versions kept that were asked for by number and that no alias points to."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """A loaded version. Predictions of concurrent requests share batches (``batching.Predictor``).
+
+    Attributes:
+        ref: which version.
+        bundle: its network and card.
+        max_image_pixels: limit on an encoded image.
+    """
+
+    ref: ModelRef
+    bundle: Bundle
+    max_image_pixels: int
+
+    @property
+    def kind(self) -> str:
+        """``classifier`` or ``generator``."""
+        return "classifier" if isinstance(self.bundle.network, Classifier) else "generator"
+
+    def decode(self, images: Sequence[bytes] | np.ndarray) -> np.ndarray:
+        """Encoded images as in training: (k, c, h, w) uint8.
+
+        Raises:
+            CorruptImageError: naming which one.
+        """
+        if isinstance(images, np.ndarray):
+            return images
+        shape = self.bundle.image
+        pixels = np.empty((len(images), *shape.dims), np.uint8)
+        for place, data in enumerate(images):
+            try:
+                pixels[place] = decode(data, shape.height, shape.channels, max_pixels=self.max_image_pixels)
+            except CorruptImageError as error:
+                raise CorruptImageError(f"images[{place}]: {error}") from None
+        return pixels
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Class probabilities, see :meth:`Bundle.predict`."""
+        return self.bundle.predict(images)
+
+    def warm_up(self) -> None:
+        """One pass, so that no request pays for the first, and a network that cannot run is never served."""
+        if self.kind == "classifier":
+            self.bundle.predict(np.zeros((1, *self.bundle.image.dims), np.uint8))
+        else:
+            self.bundle.generate(1, seed=0)
+
+
+@dataclass
+class _Failure:
+    version: int
+    message: str
+    attempts: int = 0
+    not_before: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What is served, replaced as a whole: readers need no lock."""
+
+    registered: Mapping[str, RegisteredModel] = field(default_factory=dict)
+    by_alias: Mapping[tuple[str, str], ServedModel] = field(default_factory=dict)
+
+
+class ModelStore:
+    """Loaded models, by name and alias or version. Its methods block; they are for worker threads, save :meth:`find`.
+
+    Args:
+        uri: of the registry.
+        cache: folder of downloaded bundles.
+        max_image_pixels: limit on an encoded image.
+        metrics: told what is served and what fails.
+    """
+
+    def __init__(self, uri: str, cache: Path, max_image_pixels: int, metrics: Metrics) -> None:
+        self.uri = uri
+        self._cache, self._max_image_pixels, self._metrics = cache, max_image_pixels, metrics
+        self._table = _Table()
+        self._pinned: OrderedDict[tuple[str, int], ServedModel] = OrderedDict()
+        self._failures: dict[tuple[str, str], _Failure] = {}
+        self._loading = threading.Lock()
+        self.polled = False
+        """Whether the registry has answered once, and what it lists was loaded as far as it can be."""
+        self.registry_error: str | None = None
+        """Why the registry could not be read last time, None when it could."""
+
+    @property
+    def registered(self) -> Mapping[str, RegisteredModel]:
+        """The registry's models at the last poll, by name."""
+        return self._table.registered
+
+    @property
+    def served(self) -> list[tuple[str, ServedModel]]:
+        """Alias and model of all that is followed."""
+        return [(alias, model) for (_, alias), model in sorted(self._table.by_alias.items(), key=lambda item: item[0])]
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Aliases whose newest version cannot be loaded, and why."""
+        return {f"{name}@{alias}": failure.message for (name, alias), failure in self._failures.items()}
+
+    def find(self, model: str) -> ServedModel | None:
+        """A loaded model by ``NAME``, ``NAME@ALIAS`` or ``NAME/VERSION``; None when it is not loaded. Never blocks.
+
+        Raises:
+            ModelNotFoundError: that cannot name a model.
+        """
+        name, alias, version = split_name(model)
+        if version is None:
+            return self._table.by_alias.get((name, alias or LIVE))
+        return self._by_version(name, version)
+
+    def load(self, model: str) -> ServedModel:
+        """Load a model that :meth:`find` did not find; an alias is followed from then on.
+
+        Raises:
+            ModelNotFoundError: it is not registered; the cure lists what is.
+            ServiceError: the registry cannot be reached.
+            CheckpointError: what is stored cannot be loaded.
+        """
+        with self._loading:
+            found = self.find(model)  # another request may have been quicker
+            if found is not None:
+                return found
+            ref = resolve(self.uri, model)
+            loaded = self._by_version(ref.name, ref.version) or self._download(ref)
+            if ref.alias is not None:
+                self._publish({**self._table.by_alias, (ref.name, ref.alias): loaded}, self._table.registered)
+            else:
+                self._pinned[ref.name, ref.version] = loaded
+                while len(self._pinned) > PINNED:
+                    self._pinned.popitem(last=False)
+            return loaded
+
+    def poll(self) -> None:
+        """Read the registry once and follow it: every ``live`` alias, and every other one that was asked for.
+
+        Raises nothing: what fails is kept in ``registry_error`` and ``failures`` for ``/ready`` and the metrics.
+        """
+        try:
+            registered = {model.name: model for model in list_models(self.uri)}
+        except ServiceError as error:
+            if self.registry_error is None:
+                log.warning("registry away, what is loaded stays served: %s", error)
+            self.registry_error = str(error)
+            self._metrics.registry_up.set(0)
+            return
+        self.registry_error = None
+        self._metrics.registry_up.set(1)
+        with self._loading:
+            followed = {*self._table.by_alias, *((name, LIVE) for name in registered)}
+            wanted = {
+                (name, alias): registered[name].aliases[alias]
+                for name, alias in followed
+                if name in registered and alias in registered[name].aliases
+            }
+            by_alias = {
+                key: model for key, version in wanted.items() if (model := self._follow(key, version)) is not None
+            }
+            self._failures = {key: failure for key, failure in self._failures.items() if key in wanted}
+            self._publish(by_alias, registered)
+        self.polled = True
+
+    def _follow(self, key: tuple[str, str], version: int) -> ServedModel | None:
+        """The model to serve under an alias: the version it points to, else what was served before."""
+        name, alias = key
+        current = self._table.by_alias.get(key)
+        if current is not None and current.ref.version == version:
+            self._failures.pop(key, None)
+            return current
+        failure = self._failures.get(key)
+        if failure is not None and failure.version == version and time.monotonic() < failure.not_before:
+            return current
+        try:
+            ref = resolve(self.uri, f"{name}@{alias}")
+            loaded = self._by_version(name, ref.version) or self._download(ref)
+        except Exception as error:  # whatever is wrong with a new version, the old one goes on
+            if failure is None or failure.version != version:
+                failure = self._failures[key] = _Failure(version, "")
+                log.warning("%s@%s: version %d cannot be loaded: %s", name, alias, version, error)
+            failure.message = f"version {version}: {error if isinstance(error, MongeError) else repr(error)}"
+            failure.attempts += 1
+            failure.not_before = time.monotonic() + min(2.0**failure.attempts, 60.0)
+            self._metrics.load_failures.labels(name).inc()
+            return current
+        self._failures.pop(key, None)
+        if current is not None:
+            log.info("%s@%s: version %d replaces %d", name, alias, version, current.ref.version)
+        return loaded
+
+    def _by_version(self, name: str, version: int) -> ServedModel | None:
+        models = [*self._table.by_alias.values(), *self._pinned.values()]
+        return next((model for model in models if (model.ref.name, model.ref.version) == (name, version)), None)
+
+    def _download(self, ref: ModelRef) -> ServedModel:
+        model = ServedModel(ref, download(self.uri, ref, self._cache), self._max_image_pixels)
+        model.warm_up()
+        return model
+
+    def _publish(
+        self, by_alias: Mapping[tuple[str, str], ServedModel], registered: Mapping[str, RegisteredModel]
+    ) -> None:
+        self._table = _Table(registered, by_alias)
+        self._metrics.model_version.clear()
+        for (name, alias), model in by_alias.items():
+            self._metrics.model_version.labels(name, alias).set(model.ref.version)

@@ -1,0 +1,42 @@
+"""The endpoint as a Ray Serve application: the same app, on as many replicas as the cluster is given.
+
+``serve run services.serving.serve_on_ray:endpoint``, or ``serve.run(bind(settings, replicas=2))``.
+"""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+
+from services.serving.app import create_app
+from services.settings import Settings, load_settings
+
+
+def bind(settings: Settings, *, replicas: int = 1, cpus: float = 1.0) -> Application:
+    """An application to hand to ``serve.run``.
+
+    Each replica follows the registry and batches its own requests.
+
+    Args:
+        settings: as for :func:`~services.serving.app.create_app`.
+        replicas: processes that answer.
+        cpus: that each of them reserves.
+    """
+
+    def build() -> FastAPI:
+        # Evaluated in the replica: threads and metrics do not travel.
+        return create_app(settings)
+
+    deployment = serve.deployment(
+        name="monge-endpoint",
+        num_replicas=replicas,
+        max_ongoing_requests=128,
+        ray_actor_options={"num_cpus": cpus},
+    )(serve.ingress(build)())
+    return deployment.bind()
+
+
+def endpoint(arguments: dict[str, str]) -> Application:
+    """For ``serve run``: settings from the environment, ``replicas=N`` from the command line."""
+    return bind(load_settings(), replicas=int(arguments.get("replicas", "1")))

@@ -1,0 +1,382 @@
+"""One MLflow run for one job, across restarts; held by rank 0 alone.
+
+Nothing here may slow or stop training: what is logged goes to an :class:`~services.tracking.outbox.Outbox`, whose
+thread sends it, and keeps it while the server is away. Steps are images seen.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+import pipelines
+from pipelines.errors import ServiceError
+from pipelines.spec import JobSpec
+from services.tracking.connection import brief, connect, is_passing, metric_name, reaching
+from services.tracking.outbox import Outbox
+
+if TYPE_CHECKING:
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+    from mlflow.tracking import MlflowClient
+
+EXPERIMENT = "monge"
+JOB_TAG = "monge.job"
+FINGERPRINT_TAG = "monge.fingerprint"
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+_LONGEST_PARAM = 6_000
+_PARAMS_A_CALL = 100
+_SYSTEM_METRICS_EVERY = 10.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Point:
+    name: str
+    value: float
+    images: int
+    milliseconds: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Picture:
+    name: str
+    pixels: np.ndarray
+    images: int
+    milliseconds: int
+
+
+@dataclass(frozen=True, eq=False)
+class _File:
+    path: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class _Tag:
+    name: str
+    value: str
+
+
+_Entry = _Point | _Picture | _File | _Tag
+
+
+class Run:
+    """The MLflow run of a job. Made by :meth:`open`; methods may be called from any thread.
+
+    Attributes:
+        uri: of the tracking server or store.
+        run_id: MLflow's id of the run.
+    """
+
+    def __init__(self, client: MlflowClient, uri: str, run_id: str) -> None:
+        self.uri, self.run_id = uri, run_id
+        self._client = client
+        self._images = 0
+        self._not_finite: set[str] = set()
+        self._closed = False
+        self._monitor = _system_monitor(uri, run_id)
+        self._next_sample = time.monotonic() + _SYSTEM_METRICS_EVERY
+        self._outbox: Outbox[_Entry] = Outbox(
+            self._send, is_passing, joins=lambda entry: isinstance(entry, _Point), tick=self._sample_system
+        )
+
+    @classmethod
+    def open(cls, uri: str, job: str, spec: JobSpec, run_id: str | None = None) -> Run:
+        """Create the run of a job, or open it again after a restart; its status becomes RUNNING.
+
+        A job has one run: without ``run_id`` the run that carries the job's id is looked for before one is made.
+
+        Args:
+            uri: tracking server (``http://…``) or store (``sqlite:///…``).
+            job: id of the job.
+            spec: the resolved spec; its fields become parameters, and the whole of it the artifact ``spec.yaml``.
+            run_id: of an earlier start of this job, where it is known.
+
+        Raises:
+            ServiceError: MLflow cannot be reached, the run is gone, or it belongs to another spec.
+        """
+        client = connect(uri)
+        with reaching(uri, f"open the run of job {job!r}"):
+            experiment = _experiment(client)
+            run_id = run_id or _find(client, experiment, job)
+            if run_id is None:
+                run_id = _create(client, experiment, job, spec)
+            else:
+                fingerprint = client.get_run(run_id).data.tags.get(FINGERPRINT_TAG)
+                if fingerprint != spec.fingerprint():
+                    raise ServiceError(
+                        f"run {run_id} of job {job!r} has fingerprint {fingerprint}, the spec {spec.fingerprint()}",
+                        cure="submit a changed spec as a new job",
+                    )
+                client.update_run(run_id, status="RUNNING")
+        return cls(client, uri, run_id)
+
+    def metrics(self, values: Mapping[str, float], images: int) -> None:
+        """Log one point of each named curve; returns at once.
+
+        A value that is not finite is left out of its curve, since the stores turn infinity into 1.8e308, which
+        flattens the rest of the curve. The first one of each name is kept as the tag ``not_finite.<name>`` instead.
+
+        Args:
+            values: name to value; characters that MLflow does not take in a name become ``_``.
+            images: images seen so far.
+        """
+        self._images = max(self._images, images)
+        now = _now()
+        for name, number in values.items():
+            name, value = metric_name(name), float(number)
+            if math.isfinite(value):
+                self._outbox.put(_Point(name, value, images, now))
+            elif name not in self._not_finite:
+                self._not_finite.add(name)
+                log.warning("metric %s is %s at %d images", name, value, images)
+                self._outbox.put(_Tag(f"not_finite.{name}", f"{value} at {images} images"))
+
+    def image(self, name: str, png: np.ndarray, images: int) -> None:
+        """Log a picture, one of a series over the run; the UI shows the series with a slider over steps.
+
+        Args:
+            name: of the series, as in ``samples``.
+            png: (h, w) or (h, w, 3) uint8.
+            images: images seen so far.
+
+        Raises:
+            ValueError: the array is not such a picture.
+        """
+        if png.dtype != np.uint8 or not (png.ndim == 2 or (png.ndim == 3 and png.shape[2] in (1, 3, 4))):
+            raise ValueError(f"a picture is (h, w) or (h, w, 3) uint8, received {png.shape} {png.dtype}")
+        self._outbox.put(_Picture(re.sub(r"[^a-zA-Z0-9_\-./ ]", "_", name), png.copy(), images, _now()))
+
+    def figure(self, name: str, path: str | Path) -> None:
+        """Log a file as the artifact ``figures/<name>`` with the file's suffix; read now, sent later.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        path = Path(path)
+        self._outbox.put(_File(f"figures/{re.sub(r'[^a-zA-Z0-9_.-]', '_', name)}{path.suffix}", path.read_bytes()))
+
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag of the run."""
+        self._outbox.put(_Tag(name, value))
+
+    def flush(self, timeout: float = 30.0) -> None:
+        """Wait until all that was logged so far is stored.
+
+        Raises:
+            ServiceError: it is not, after ``timeout`` seconds; it is still kept and tried again.
+        """
+        self._report(self._outbox.flush(timeout))
+
+    def close(self, status: Status = "FINISHED", timeout: float = 30.0) -> None:
+        """Send the rest and set the final status. A second call does nothing.
+
+        Args:
+            status: how the job ended.
+            timeout: seconds to try for.
+
+        Raises:
+            ServiceError: the rest or the status could not be stored; training is over by then all the same.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        failure = self._outbox.close(timeout)
+        if self._outbox.dropped:
+            log.warning("tracking lost %d entries of run %s", self._outbox.dropped, self.run_id)
+        self._report(failure)
+        with reaching(self.uri, f"close run {self.run_id} as {status}"):
+            self._client.set_terminated(self.run_id, status)
+
+    def _report(self, failure: BaseException | None) -> None:
+        if failure is not None:
+            raise ServiceError(
+                f"MLflow at {self.uri} has not taken {len(self._outbox)} entries of run {self.run_id}: "
+                f"{brief(failure)}",
+                cure="see that the MLflow server runs (`monge status`)",
+            ) from failure
+
+    def _send(self, entries: list[_Entry]) -> None:
+        from mlflow.entities import Metric
+
+        points = [e for e in entries if isinstance(e, _Point)]
+        if points:
+            # The stores ignore a point that they already have, so a batch may be sent twice.
+            self._client.log_batch(self.run_id, [Metric(p.name, p.value, p.milliseconds, p.images) for p in points])
+        for entry in entries:
+            match entry:
+                case _Picture(name, pixels, images, milliseconds):
+                    self._client.log_image(
+                        self.run_id, pixels, key=name, step=images, timestamp=milliseconds, synchronous=True
+                    )
+                case _File(path, content):
+                    self._client.log_stream(self.run_id, io.BytesIO(content), path)
+                case _Tag(name, value):
+                    self._client.set_tag(self.run_id, name, value)
+
+    def _sample_system(self) -> None:
+        if self._monitor is None or time.monotonic() < self._next_sample:
+            return
+        self._next_sample = time.monotonic() + _SYSTEM_METRICS_EVERY
+        self._monitor.collect_metrics()
+        values = self._monitor.aggregate_metrics()
+        for device in self._monitor.monitors:
+            device.clear_metrics()
+        self.metrics({f"system/{name}": value for name, value in values.items()}, self._images)
+
+
+def find_run(uri: str, job: str) -> str | None:
+    """The id of a job's run, None when it has none yet.
+
+    Raises:
+        ServiceError: MLflow cannot be reached.
+    """
+    client = connect(uri)
+    with reaching(uri, f"look for the run of job {job!r}"):
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        return _find(client, experiment.experiment_id, job) if experiment is not None else None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run has logged.
+
+    Attributes:
+        latest: the last value of every curve.
+        series: all values of the curves that were asked for.
+        tags: of the run.
+    """
+
+    latest: Mapping[str, float]
+    series: Mapping[str, list[float]]
+    tags: Mapping[str, str]
+
+
+def read_run(uri: str, job: str, series: Sequence[str] = ()) -> Record:
+    """What the run of a job has logged.
+
+    Args:
+        uri: of the tracking server or store.
+        job: id of the job.
+        series: names of the curves that are wanted whole.
+
+    Raises:
+        ServiceError: MLflow cannot be reached, or the job has no run.
+    """
+    run_id = find_run(uri, job)
+    if run_id is None:
+        raise ServiceError(f"MLflow at {uri} has no run of job {job!r}", cure="see `monge jobs`")
+    client = connect(uri)
+    with reaching(uri, f"read run {run_id}"):
+        data = client.get_run(run_id).data
+        curves = {name: [point.value for point in client.get_metric_history(run_id, name)] for name in series}
+    return Record(data.metrics, curves, data.tags)
+
+
+def mark_killed(uri: str, run_id: str) -> None:
+    """Close the run of a job that was cancelled; a run that has ended already keeps its status.
+
+    Raises:
+        ServiceError: MLflow cannot be reached or has no such run.
+    """
+    client = connect(uri)
+    with reaching(uri, f"mark run {run_id} as KILLED"):
+        if client.get_run(run_id).info.status in ("RUNNING", "SCHEDULED"):
+            client.set_terminated(run_id, "KILLED")
+
+
+def _experiment(client: MlflowClient) -> str:
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(EXPERIMENT))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(EXPERIMENT)  # another job was quicker
+            assert experiment is not None
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
+
+
+def _find(client: MlflowClient, experiment: str, job: str) -> str | None:
+    runs = client.search_runs([experiment], f"tags.`{JOB_TAG}` = '{job}'", max_results=1)
+    return str(runs[0].info.run_id) if runs else None
+
+
+def _create(client: MlflowClient, experiment: str, job: str, spec: JobSpec) -> str:
+    from mlflow.entities import Param
+
+    tags = {
+        JOB_TAG: job,
+        FINGERPRINT_TAG: spec.fingerprint(),
+        "mlflow.source.name": "monge",
+        "mlflow.source.type": "JOB",
+    }
+    if commit := _git_commit():
+        tags["mlflow.source.git.commit"] = commit
+    run_id = str(client.create_run(experiment, run_name=spec.name, tags=tags).info.run_id)
+    params = [Param(name, _shortened(value)) for name, value in _flattened(spec.model_dump(mode="json"))]
+    for start in range(0, len(params), _PARAMS_A_CALL):
+        client.log_batch(run_id, params=params[start : start + _PARAMS_A_CALL])
+    client.log_text(run_id, spec.to_yaml(), "spec.yaml")
+    return run_id
+
+
+def _flattened(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
+
+
+def _shortened(value: str) -> str:
+    # The whole value is in spec.yaml.
+    return value if len(value) <= _LONGEST_PARAM else value[: _LONGEST_PARAM - 1] + "…"
+
+
+def _git_commit() -> str | None:
+    folder = Path(pipelines.__file__).parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None  # an installed package, not a checkout
+    return answer.stdout.strip()
+
+
+def _system_monitor(uri: str, run_id: str) -> SystemMetricsMonitor | None:
+    """MLflow's own collectors of CPU, memory, disk, network and GPU.
+
+    Only collectors: its thread would end for good at the first moment that the server is away.
+    """
+    try:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        return SystemMetricsMonitor(run_id, tracking_uri=uri)
+    except Exception as error:
+        log.warning("no system metrics: %s", error)
+        return None
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,201 @@
+"""What runs on each worker of a job: the composition root, where spec, data, network, planner and tracker meet."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train.torch import get_device
+
+from pipelines.data.loader import Loader, ShardedDataset, open_dataset
+from pipelines.errors import CheckpointError, DivergedError, ShardError, SpecError
+from pipelines.evaluation.build import Evaluator
+from pipelines.evaluation.result import Evaluation
+from pipelines.models.build import build_model
+from pipelines.models.bundle import Bundle
+from pipelines.objectives.build import build_objective
+from pipelines.randomness import derived_seed
+from pipelines.spec import ClassificationSpec, JobSpec
+from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
+from pipelines.training.loop import train
+from pipelines.training.state import TrainState
+from pipelines.transport.planner import LocalPlanner, Planner
+from services.tracking.registry import register
+from services.tracking.run import Run
+from services.training.progress import progress_line, stage_line
+from services.transport.client import RayPlanner
+
+EXAMPLES = 2
+"""Images in the input example of a registered classifier."""
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What the driver tells its workers.
+
+    Attributes:
+        job: id of the job.
+        spec: the resolved spec, as JSON holds it.
+        data: folder of the sharded data set.
+        mlflow_uri: where rank 0 logs.
+        plan_deadline: seconds to wait for a plan.
+        staging: folder where checkpoints lie until Ray Train has taken them.
+    """
+
+    job: str
+    spec: dict[str, Any]
+    data: str
+    mlflow_uri: str
+    plan_deadline: float
+    staging: str
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Train on this worker until the job is done; Ray Train calls it on every rank.
+
+    Args:
+        config: the fields of a :class:`WorkerConfig`.
+
+    Returns:
+        ``{"model": …}`` of the registered model; or ``{"error", "cure"}`` for what no restart would mend. Those errors
+        are the same on every rank, so that no rank is left waiting for another. All other errors are raised, and Ray
+        Train restarts the workers from the latest checkpoint.
+    """
+    settings = WorkerConfig(**config)
+    spec = JobSpec.model_validate(settings.spec)
+    _configure_process()
+    try:
+        return _train(settings, spec)
+    except (SpecError, ShardError, CheckpointError, DivergedError) as error:
+        return {"error": error.args[0], "cure": error.cure}
+
+
+def _train(settings: WorkerConfig, spec: JobSpec) -> dict[str, Any]:
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = get_device()
+    tracker = _Tracker(settings, spec) if rank == 0 else None
+    data = open_dataset(settings.data, verify=rank == 0)
+
+    torch.manual_seed(derived_seed(spec.seed, 0, "initialisation"))
+    network = build_model(spec.model, data.image, len(data.classes)).to(device)
+    planner = _planner(settings, spec, rank, world)
+    objective = build_objective(spec, network, planner, data)
+    state = TrainState.start(spec, objective)
+    if checkpoint := ray.train.get_checkpoint():
+        with checkpoint.as_directory() as folder:
+            load_checkpoint(state, Path(folder))
+    listener = _Listener(spec, tracker, Path(settings.staging))
+    if tracker:
+        tracker.say(
+            f"training {network.parameter_count:,} parameters on {len(data.train):,} images, {world} workers, {device}"
+            + (f", from image {state.images:,}" if state.images else "")
+        )
+    evaluator = Evaluator(spec, data, planner, device)
+    with Loader(data.train, spec.train.batch, spec.seed, rank, world, start_step=state.step) as batches:
+        train(spec, objective, state, batches, evaluator, listener, device)
+    if tracker is None:
+        return {}
+    return {"model": tracker.register(state, data), "metrics": listener.latest}
+
+
+def _configure_process() -> None:
+    # Workers share the cores of their machine; more threads than that and they wait for each other.
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s", force=True)
+    for chatty in ("ray", "mlflow", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _planner(settings: WorkerConfig, spec: JobSpec, rank: int, world: int) -> Planner:
+    if not isinstance(spec.objective, ClassificationSpec) and spec.objective.plans == "service":
+        return RayPlanner(settings.job, rank, world, settings.plan_deadline)
+    return LocalPlanner()
+
+
+class _Tracker:
+    """Rank 0's hold on MLflow, which takes seconds to import: that happens while the network is built."""
+
+    def __init__(self, settings: WorkerConfig, spec: JobSpec) -> None:
+        self._spec = spec
+        self._opened = ThreadPoolExecutor(1).submit(Run.open, settings.mlflow_uri, settings.job, spec)
+
+    @property
+    def run(self) -> Run:
+        return self._opened.result()
+
+    def say(self, text: str) -> None:
+        print(stage_line(text), flush=True)
+
+    def register(self, state: TrainState, data: ShardedDataset) -> str:
+        """Register the judged network and close the run; returns the model's name and version."""
+        target = self._spec.registered
+        self.say(f"registering {target.name}@{target.alias}")
+        network = state.judged.cpu().eval()
+        bundle = Bundle(network, self._spec.model, data.image, data.classes)  # type: ignore[arg-type]
+        examples, _ = data.test.take(np.arange(min(EXAMPLES, len(data.test))))
+        with tempfile.TemporaryDirectory() as folder:
+            bundle.save(folder)
+            reference = register(
+                self.run, folder, target.name, target.alias, examples=examples.numpy(), images=state.images
+            )
+        self.run.close("FINISHED")
+        return str(reference)
+
+
+class _Listener:
+    """Hears of the run on every rank; logs on rank 0, and hands checkpoints to Ray Train on all."""
+
+    def __init__(self, spec: JobSpec, tracker: _Tracker | None, staging: Path) -> None:
+        self._spec = spec
+        self._tracker = tracker
+        self._staging = staging
+        self.latest: dict[str, float] = {}
+
+    def metrics(self, values: dict[str, float], images: int) -> None:
+        """See :class:`pipelines.training.loop.Listener`."""
+        self.latest |= values
+        if self._tracker:
+            self._tracker.run.metrics(values, images)
+            print(progress_line(images, self._spec.train.images, values), flush=True)
+
+    def evaluation(self, evaluation: Evaluation, images: int) -> None:
+        """See :class:`pipelines.training.loop.Listener`."""
+        self.metrics(evaluation.metrics, images)
+        if self._tracker:
+            for name, picture in evaluation.pictures.items():
+                self._tracker.run.image(name, picture, images)
+            for name, value in evaluation.tags.items():
+                self._tracker.run.tag(name, value)
+
+    def checkpoint(self, state: TrainState) -> None:
+        """See :class:`pipelines.training.loop.Listener`; every rank comes here, since Ray Train waits for all."""
+        checkpoint = None
+        if self._tracker:
+            self._staging.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.mkdtemp(dir=self._staging)
+            save_checkpoint(state, Path(folder))
+            checkpoint = Checkpoint.from_directory(folder)
+        ray.train.report(
+            {"images": state.images, **self.latest},
+            checkpoint=checkpoint,
+            checkpoint_dir_name=f"images-{state.images:012d}",
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+
+def worker_config(
+    job: str, spec: JobSpec, data: Path, mlflow_uri: str, plan_deadline: float, staging: Path
+) -> dict[str, Any]:
+    """The dictionary that :func:`train_worker` takes."""
+    return asdict(WorkerConfig(job, spec.model_dump(mode="json"), str(data), mlflow_uri, plan_deadline, str(staging)))

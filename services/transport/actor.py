@@ -1,0 +1,202 @@
+"""The service as detached Ray actors: found by name, restarted when they die."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+import warnings
+from typing import Any
+
+import ray
+import torch
+from prometheus_client import Metric
+from ray.exceptions import RayError
+from ray.util import list_named_actors
+
+from pipelines.errors import ServiceError
+from pipelines.transport.plan import RowBlock, TransportPlan
+from pipelines.transport.problem import TransportProblem
+from pipelines.transport.solve import SolverName
+from services.settings import NAMESPACE
+from services.transport.engine import Engine, cores
+from services.transport.limits import Limits
+from services.transport.rendezvous import RankShare, Rendezvous
+
+NAME = "transport"
+RESOURCE = "transport"
+"""The resource that a node offers where the service may run."""
+
+CALLS = 10_000
+"""Calls that one actor holds at once; each waits for its plan and takes no thread."""
+
+
+class TransportActor:
+    """One replica: an engine and the meetings of the jobs whose names fall to it.
+
+    Points arrive as read-only views of the node's shared memory, and only indices and masses go back.
+
+    Args:
+        limits: what is refused.
+        workers: threads that solve.
+        threads: torch threads of a large problem that is solved alone; as many as the process has cores by default.
+    """
+
+    def __init__(self, limits: Limits, workers: int, threads: int | None) -> None:
+        # Solvers read their points and never write to them.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        torch.set_num_threads(1)
+        self._engine = Engine(limits, workers=workers, threads=threads or cores())
+        self._rendezvous = Rendezvous(self._engine)
+
+    async def plan(self, problem: TransportProblem, client: str, solver: SolverName) -> TransportPlan:
+        """See :meth:`Engine.submit`."""
+        return await self._engine.submit(problem, client, solver)
+
+    async def bring(self, share: RankShare, deadline: float) -> RowBlock:
+        """See :meth:`Rendezvous.bring`."""
+        return await self._rendezvous.bring(share, deadline)
+
+    async def meetings(self) -> int:
+        """How many global problems have no plan yet."""
+        return self._rendezvous.meetings
+
+    async def limits(self) -> Limits:
+        """What this replica refuses."""
+        return self._engine.limits
+
+    async def metrics(self) -> list[Metric]:
+        """What this replica has counted."""
+        return list(self._engine.metrics.registry.collect())
+
+
+def replica_names(replicas: int) -> list[str]:
+    """Names of the actors: ``transport`` alone, or ``transport-0 … transport-(k−1)``."""
+    return [NAME] if replicas == 1 else [f"{NAME}-{index}" for index in range(replicas)]
+
+
+def find_replicas() -> list[str]:
+    """Names of the replicas that exist, in order; one that restarts counts.
+
+    Raises:
+        ServiceError: there is none.
+    """
+    pattern = re.compile(rf"{NAME}(-\d+)?")
+    names = [
+        actor["name"]
+        for actor in list_named_actors(all_namespaces=True)
+        if actor["namespace"] == NAMESPACE and pattern.fullmatch(actor["name"])
+    ]
+    if not names:
+        raise ServiceError(
+            "no transport service runs on this Ray cluster", cure="start it: `monge up`, or `monge transport serve`"
+        )
+    return sorted(names, key=lambda name: (len(name), name))
+
+
+def replica_of(content: bytes, names: list[str]) -> str:
+    """The replica to which a job's name or a problem's sketch falls."""
+    return names[int.from_bytes(hashlib.sha256(content).digest()[:8], "big") % len(names)]
+
+
+def handle(name: str) -> Any:
+    """The actor of a name.
+
+    Raises:
+        ServiceError: there is none.
+    """
+    try:
+        return ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        raise ServiceError(f"no actor {name!r} runs on this Ray cluster", cure="start it: `monge up`") from None
+
+
+def start_replicas(
+    replicas: int = 1,
+    limits: Limits | None = None,
+    *,
+    resource: float = 1.0,
+    workers: int = 2,
+    threads: int | None = None,
+    timeout: float = 60.0,
+    created: list[str] | None = None,
+) -> None:
+    """Get or create the actors, and wait until they answer.
+
+    Args:
+        replicas: how many.
+        limits: what they refuse.
+        resource: how much of the ``transport`` resource each takes.
+        workers: threads that solve, in each.
+        threads: torch threads of a problem that is solved alone.
+        timeout: seconds to wait for a node with the resource, and for the actors.
+        created: receives the names of those that did not exist, before they are started: whatever happens then,
+            the caller knows what to stop.
+
+    Raises:
+        ServiceError: no node offers the resource, or the actors did not come up.
+    """
+    until = time.monotonic() + timeout
+    names = replica_names(replicas)
+    absent = [name for name in names if not _exists(name)]
+    while absent and ray.cluster_resources().get(RESOURCE, 0) < resource * replicas:
+        if time.monotonic() > until:
+            offered = ray.cluster_resources().get(RESOURCE, 0)
+            raise ServiceError(
+                f"the nodes of this Ray cluster offer {offered:g} of the resource {RESOURCE!r}, "
+                f"{replicas} replicas of {resource:g} are wanted",
+                cure=f"start a node with `ray start --resources='{{\"{RESOURCE}\": {resource * replicas:g}}}'`",
+            )
+        time.sleep(0.2)
+    if created is not None:
+        created += absent
+    remote: Any = ray.remote(TransportActor)
+    actors = [
+        remote.options(
+            name=name,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=-1,
+            max_concurrency=CALLS,
+            num_cpus=0,
+            resources={RESOURCE: resource},
+        ).remote(limits or Limits(), workers, threads)
+        for name in names
+    ]
+    for name, actor in zip(names, actors, strict=True):
+        fault = _answers(actor, until)
+        if fault is not None:
+            stop_replicas(absent)
+            raise ServiceError(
+                f"{name} did not answer within {timeout:g} s: {fault}",
+                cure="look at the actors' logs in the Ray dashboard",
+            )
+
+
+def _answers(actor: Any, until: float) -> str | None:
+    """Wait for an actor, which may be restarting; the reason, if it does not answer."""
+    while True:
+        try:
+            ray.get(actor.limits.remote(), timeout=max(0.0, until - time.monotonic()))
+        except RayError as error:
+            if time.monotonic() >= until:
+                return str(error).splitlines()[0]
+            time.sleep(0.1)
+        else:
+            return None
+
+
+def stop_replicas(names: list[str]) -> None:
+    """End actors for good."""
+    for name in names:
+        if _exists(name):
+            ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+
+
+def _exists(name: str) -> bool:
+    try:
+        ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        return False
+    return True

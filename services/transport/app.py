@@ -1,0 +1,212 @@
+"""The service over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
+
+from pipelines.errors import (
+    BusyError,
+    MongeError,
+    NotConvergedError,
+    ProblemError,
+    RendezvousError,
+    ServiceError,
+    TooLargeError,
+)
+from services.transport import wire
+from services.transport.backend import Backend
+from services.transport.limits import MIB
+
+STATUS: dict[type[MongeError], int] = {
+    ProblemError: 422,
+    NotConvergedError: 422,
+    TooLargeError: 413,
+    BusyError: 429,
+    RendezvousError: 409,
+    ServiceError: 503,
+}
+
+DENSE_ENTRIES = 2**20
+"""Most entries of a plan that is sent as a dense array."""
+
+READING = 60.0
+"""Seconds in which a request's body has to arrive."""
+
+Answer = TypeVar("Answer")
+
+
+def build_app(backend: Backend, *, max_request: int = 64 * MIB, max_receiving: int = 1024 * MIB) -> FastAPI:
+    """The ASGI application.
+
+    Args:
+        backend: who solves.
+        max_request: most bytes of a request's body.
+        max_receiving: most bytes of all bodies that are being received.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await backend.close()
+
+    app = FastAPIOffline(
+        title="Monge: optimal transport",
+        description="Optimal transport plans, each with the certificate of its quality.",
+        version="1",
+        lifespan=lifespan,
+        responses={status: {"description": kind.__doc__} for kind, status in STATUS.items()},
+    )
+    intake = Intake(max_request, max_receiving)
+
+    @app.exception_handler(MongeError)
+    async def refuse(_: Request, error: Exception) -> Response:
+        assert isinstance(error, MongeError)
+        status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
+        headers = {"Retry-After": f"{max(1, round(error.retry_after))}"} if isinstance(error, BusyError) else None
+        return JSONResponse(wire.write_error(error), status, headers)
+
+    @app.post("/v1/plans", summary="Solve a problem", openapi_extra=_body(wire.PlanRequest))
+    async def plan(request: Request, potentials: bool = False, dense: bool = False) -> Response:
+        """The plan of a problem: `assignment`, or `rows`, `columns` and `mass`, with its `certificate`.
+
+        `potentials=true` adds the dual potentials `f` and `g`, `dense=true` the plan as a matrix. The answer has the
+        format of the request.
+        """
+        kind = _kind(request)
+        limits = await backend.limits()
+        async with intake.body(request, limits.json_bytes if kind == wire.JSON else max_request) as body:
+            problem, solver = await asyncio.to_thread(wire.read_problem, body, kind, limits.input_bytes)
+        n, m = problem.shape
+        if dense and n * m > DENSE_ENTRIES:
+            raise TooLargeError(
+                f"dense: a plan of {n} × {m} received, {DENSE_ENTRIES} entries at most are sent",
+                cure="take the non-zero entries",
+            )
+        answer = await _unless_gone(request, backend.plan(problem, _client(request), solver))
+        body = await asyncio.to_thread(wire.write_plan, answer, kind, potentials=potentials, dense=dense)
+        return Response(body, media_type=kind)
+
+    @app.post("/v1/shares", summary="Meet for a global plan", openapi_extra=_body(wire.ShareRequest))
+    async def share(request: Request) -> Response:
+        """This rank's rows of a plan over the points of all ranks: answered when all have come and it is solved."""
+        kind = _kind(request)
+        limits = await backend.limits()
+        async with intake.body(request, limits.json_bytes if kind == wire.JSON else max_request) as body:
+            brought, deadline = await asyncio.to_thread(wire.read_share, body, kind, limits.input_bytes)
+        block = await _unless_gone(request, backend.bring(brought, deadline))
+        return Response(await asyncio.to_thread(wire.write_rows, block, kind), media_type=kind)
+
+    @app.get("/health", summary="Whether plans can be had")
+    async def health() -> dict[str, str]:
+        await backend.limits()
+        return {"status": "ok"}
+
+    @app.get("/metrics", summary="Counters for Prometheus")
+    async def metrics() -> Response:
+        return Response(await backend.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/v1/limits", summary="What is refused")
+    async def limits() -> dict[str, float]:
+        return vars(await backend.limits()) | {"request_bytes": max_request, "dense_entries": DENSE_ENTRIES}
+
+    return app
+
+
+class Intake:
+    """Receives bodies, each within a limit, and all together within another.
+
+    Args:
+        each: most bytes of one.
+        together: most bytes of all that are being received.
+    """
+
+    def __init__(self, each: int, together: int) -> None:
+        self.each, self.together, self.receiving = each, together, 0
+
+    @asynccontextmanager
+    async def body(self, request: Request, limit: int) -> AsyncIterator[bytes]:
+        """The body of a request; it counts as being received until the block is left.
+
+        Raises:
+            TooLargeError: it is over the limit, as soon as that shows.
+            BusyError: too much is being received at once.
+            HTTPException: the client stalls (408).
+        """
+        limit = min(limit, self.each)
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > limit:
+            raise self._too_large(limit)
+        received = bytearray()
+        try:
+            async with asyncio.timeout(READING):
+                async for chunk in request.stream():
+                    if len(received) + len(chunk) > limit:
+                        raise self._too_large(limit)
+                    if self.receiving + len(chunk) > self.together:
+                        raise BusyError("too many requests are being received", cure="ask again in a second")
+                    received += chunk
+                    self.receiving += len(chunk)
+            yield bytes(received)
+        except TimeoutError:
+            raise HTTPException(408, f"the request did not arrive within {READING:g} s") from None
+        finally:
+            self.receiving -= len(received)
+
+    def _too_large(self, limit: int) -> TooLargeError:
+        return TooLargeError(
+            f"body: over the limit of {limit / MIB:g} MiB",
+            cure="send .npz and not JSON, fewer points, or raise MONGE_MAX_REQUEST_MIB",
+        )
+
+
+async def _unless_gone(request: Request, answer: Awaitable[Answer]) -> Answer:
+    """The answer; cancelled when the client hangs up before it is there."""
+    work = asyncio.ensure_future(answer)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise HTTPException(499, "the client hung up")  # for the log: nobody reads it
+        return work.result()
+    finally:
+        for task in (work, gone):
+            task.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _kind(request: Request) -> str:
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind == wire.JSON:
+        return wire.JSON
+    if kind in (wire.NPZ, "application/zip", "application/octet-stream"):
+        return wire.NPZ
+    raise HTTPException(415, f"content-type {kind[:64]!r} received; send {wire.NPZ} or {wire.JSON}")
+
+
+def _client(request: Request) -> str:
+    """Whose turn a request uses: what the client calls itself, or else its address."""
+    address = request.client.host if request.client else ""
+    return request.headers.get("x-monge-client", address)[:256]
+
+
+def _body(model: type[wire.PlanTerms]) -> dict[str, Any]:
+    """The request body in the OpenAPI document: the handlers read it themselves, within limits."""
+    npz = {"type": "string", "format": "binary", "description": "numpy.savez of the same fields"}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {wire.JSON: {"schema": model.model_json_schema()}, wire.NPZ: {"schema": npz}},
+        }
+    }

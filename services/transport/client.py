@@ -1,0 +1,239 @@
+"""Planners that ask the service: over Ray, or over HTTP."""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+import httpx
+import numpy as np
+import torch.distributed as dist
+
+from pipelines.errors import BusyError, MongeError, ServiceError
+from pipelines.transport.plan import RowBlock, TransportPlan
+from pipelines.transport.planner import Share
+from pipelines.transport.problem import TransportProblem
+from pipelines.transport.solve import SolverName
+from services.transport import wire
+from services.transport.cache import sketch
+from services.transport.engine import flat, in_memory
+from services.transport.npz import write_npz
+from services.transport.rendezvous import RankShare
+
+Answer = TypeVar("Answer", TransportPlan, RowBlock)
+
+GRACE = 2.0
+"""Seconds beyond its deadline that a call stays on the line, so that it hears which ranks were missing."""
+
+LONGEST_PAUSE = 2.0
+
+
+class _LostError(ServiceError):
+    """The service went away during a call, which may be repeated."""
+
+
+def shared_attempt() -> str:
+    """A token that is the same on all ranks of this attempt at a job, and new for each attempt: rank 0's choice.
+
+    It keeps a restarted job from meeting the shares that its former self has left behind. Without
+    ``torch.distributed`` the process is an attempt of its own.
+    """
+    token = [uuid.uuid4().hex]
+    if dist.is_initialized():
+        dist.broadcast_object_list(token, src=0)
+    return token[0]
+
+
+class _RemotePlanner(ABC):
+    """A planner whose calls cross a wire: repeated while the service is busy or away, until the deadline.
+
+    Args:
+        job: names the job.
+        rank: of this process.
+        world: the number of ranks.
+        deadline: seconds for each call, waiting for the other ranks included.
+        attempt: the same on all ranks and new after a restart; agreed on by ``torch.distributed`` when not given, so
+            that all ranks then have to construct their planners at the same time.
+        solver: a solver's name, or ``auto``.
+    """
+
+    def __init__(
+        self,
+        job: str,
+        rank: int = 0,
+        world: int = 1,
+        deadline: float = 60.0,
+        *,
+        attempt: str | None = None,
+        solver: SolverName = "auto",
+    ) -> None:
+        self.job, self.rank, self.world, self.deadline, self.solver = job, rank, world, deadline, solver
+        self._meeting_place = f"{job}/{shared_attempt() if attempt is None else attempt}"
+
+    def plan(self, problem: TransportProblem) -> TransportPlan:
+        """See :class:`pipelines.transport.planner.Planner`.
+
+        Raises:
+            ServiceError: the service did not answer before the deadline.
+            TransportError: what it answered.
+        """
+        problem = in_memory(problem)
+        return self._insist(lambda remaining: self._plan(problem, remaining))
+
+    def plan_rows(self, share: Share) -> RowBlock:
+        """See :class:`pipelines.transport.planner.Planner`.
+
+        Raises:
+            RendezvousError: a rank did not come before the deadline; the message names it.
+            ServiceError: the service did not answer before the deadline.
+            TransportError: what it answered, the same on every rank.
+        """
+        started = time.perf_counter()
+        brought = RankShare(
+            self._meeting_place,
+            share.key,
+            self.rank,
+            self.world,
+            flat(share.x),
+            flat(share.y),
+            share.cost,
+            share.epsilon,
+            self.solver,
+            ticket=uuid.uuid4().hex,
+        )
+        block = self._insist(lambda remaining: self._bring(brought, remaining))
+        return replace(block, waited=time.perf_counter() - started)
+
+    @abstractmethod
+    def _plan(self, problem: TransportProblem, remaining: float) -> TransportPlan: ...
+
+    @abstractmethod
+    def _bring(self, share: RankShare, remaining: float) -> RowBlock: ...
+
+    def _insist(self, call: Callable[[float], Answer]) -> Answer:
+        until = time.monotonic() + self.deadline
+        pause = 0.05
+        while True:
+            try:
+                return call(max(0.0, until - time.monotonic()))
+            except BusyError as error:
+                fault: MongeError = error
+                # Not all at the same moment.
+                wait = error.retry_after * random.uniform(0.8, 1.2)
+            except _LostError as error:
+                fault = error
+                wait, pause = pause, min(2 * pause, LONGEST_PAUSE)
+            if time.monotonic() + wait >= until:
+                if isinstance(fault, BusyError):
+                    raise fault
+                raise ServiceError(
+                    f"the transport service did not come back within {self.deadline:g} s: {fault.args[0]}",
+                    cure="see `monge status`; a service that restarts slowly needs a larger MONGE_PLAN_DEADLINE",
+                ) from fault
+            time.sleep(wait)
+
+
+class RayPlanner(_RemotePlanner):
+    """Asks the service's actors on the Ray cluster that this process has joined."""
+
+    _replicas: dict[str, Any]
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._replicas = {}
+
+    def _plan(self, problem: TransportProblem, remaining: float) -> TransportPlan:
+        return self._ask(sketch(problem, self.solver), "plan", (problem, self.job, self.solver), remaining)
+
+    def _bring(self, share: RankShare, remaining: float) -> RowBlock:
+        return self._ask(self.job.encode(), "bring", (share, remaining), remaining + GRACE)
+
+    def _ask(self, content: bytes, method: str, arguments: tuple[Any, ...], timeout: float) -> Any:
+        import ray
+        from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+        from services.transport.actor import find_replicas, handle, replica_of
+
+        try:
+            # Local, because plans may be asked for on several threads.
+            replicas = self._replicas or {name: handle(name) for name in find_replicas()}
+            self._replicas = replicas
+        except ServiceError as error:
+            raise _LostError(error.args[0], cure=error.cure) from None
+        actor = replicas[replica_of(content, list(replicas))]
+        answer = getattr(actor, method).remote(*arguments)
+        try:
+            return _owned(ray.get(answer, timeout=timeout))
+        except GetTimeoutError:
+            ray.cancel(answer)
+            raise _no_plan(self.deadline) from None
+        except RayTaskError as error:
+            if isinstance(error.cause, ServiceError):
+                raise _LostError(str(error.cause.args[0]), cure=error.cause.cure) from None
+            if isinstance(error.cause, MongeError):
+                raise error.cause from None
+            raise ServiceError(f"the transport service broke down: {error.cause!r}") from error
+        except RayError as error:
+            # A service that was stopped and started again has new actors.
+            self._replicas = {}
+            raise _LostError(str(error).splitlines()[0]) from error
+
+
+def _no_plan(deadline: float) -> ServiceError:
+    return ServiceError(
+        f"no plan within {deadline:g} s", cure="raise MONGE_PLAN_DEADLINE, or ask for plans of smaller problems"
+    )
+
+
+def _owned(answer: Any) -> Any:
+    """The answer with arrays of its own: those that Ray hands out are read-only views of its memory."""
+    arrays = {field.name: getattr(answer, field.name) for field in fields(answer)}
+    return replace(answer, **{name: part.copy() for name, part in arrays.items() if isinstance(part, np.ndarray)})
+
+
+class HttpPlanner(_RemotePlanner):
+    """Asks the service over HTTP.
+
+    Args:
+        url: of the service, as in ``http://127.0.0.1:8100``.
+        job, rank, world, deadline, attempt, solver: see the base class.
+    """
+
+    def __init__(self, url: str, job: str = "", *args: Any, client: httpx.Client | None = None, **options: Any) -> None:
+        super().__init__(job, *args, **options)
+        # No proxy from the environment: the service is a neighbour.
+        self._client = client or httpx.Client(base_url=url, trust_env=False)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _plan(self, problem: TransportProblem, remaining: float) -> TransportPlan:
+        needless = () if problem.matrix is None else ("x", "y", "cost")
+        said = {name: value for name, value in vars(problem).items() if value is not None and name not in needless}
+        body = write_npz(said | {"solver": self.solver})
+        return wire.read_plan(self._post("/v1/plans?potentials=true", body, remaining))
+
+    def _bring(self, share: RankShare, remaining: float) -> RowBlock:
+        body = write_npz(vars(share) | {"deadline": remaining})
+        return wire.read_rows(self._post("/v1/shares", body, remaining + GRACE))
+
+    def _post(self, path: str, body: bytes, timeout: float) -> bytes:
+        headers = {"Content-Type": wire.NPZ, "X-Monge-Client": self.job}
+        try:
+            answer = self._client.post(path, content=body, headers=headers, timeout=timeout)
+        except httpx.TimeoutException:
+            raise _no_plan(self.deadline) from None
+        except httpx.TransportError as error:
+            raise _LostError(f"no transport service answers at {self._client.base_url}: {error}") from error
+        if answer.status_code == 200:
+            return answer.content
+        fault = wire.read_error(answer.content, answer.status_code)
+        if isinstance(fault, ServiceError):
+            raise _LostError(str(fault.args[0]), cure=fault.cure)
+        raise fault

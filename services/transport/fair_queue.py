@@ -1,0 +1,60 @@
+"""A queue in which no client can stand in front of all others."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+class FairQueue(Generic[Item]):
+    """First in, first out for each client; clients take turns."""
+
+    def __init__(self) -> None:
+        self._lanes: OrderedDict[str, deque[Item]] = OrderedDict()
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def waiting(self, client: str) -> int:
+        """How many items of one client wait."""
+        return len(self._lanes.get(client, ()))
+
+    def put(self, client: str, item: Item) -> None:
+        """Add an item behind the client's own."""
+        self._lanes.setdefault(client, deque()).append(item)
+        self._length += 1
+
+    def peek(self) -> Item:
+        """The item that :meth:`take` would return.
+
+        Raises:
+            StopIteration: the queue is empty.
+        """
+        return next(iter(self._lanes.values()))[0]
+
+    def take(self) -> Item:
+        """The oldest item of the client whose turn it is.
+
+        Raises:
+            KeyError: the queue is empty.
+        """
+        client, lane = self._lanes.popitem(last=False)
+        item = lane.popleft()
+        self._length -= 1
+        if lane:
+            self._lanes[client] = lane
+        return item
+
+    def remove(self, client: str, item: Item) -> bool:
+        """Take out an item that is no longer wanted; whether it was there."""
+        lane = self._lanes.get(client, deque())
+        if item not in lane:
+            return False
+        lane.remove(item)
+        self._length -= 1
+        if not lane:
+            del self._lanes[client]
+        return True

@@ -1,0 +1,124 @@
+"""The HTTP server as a gateway to the actors of a Ray cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.registry import Collector
+from ray.exceptions import RayError, RayTaskError
+
+from pipelines.errors import MongeError, ServiceError
+from pipelines.transport.plan import RowBlock, TransportPlan
+from pipelines.transport.problem import TransportProblem
+from pipelines.transport.solve import SolverName
+from services.transport.actor import handle, replica_of
+from services.transport.cache import sketch
+from services.transport.limits import Limits
+from services.transport.rendezvous import RankShare
+
+REPORTING = 5.0
+"""Seconds for an actor to tell its limits or its metrics."""
+
+LONGEST_PAUSE = 1.0
+
+
+class RayBackend:
+    """Passes requests on to replicas: a job's shares to that of its name, a problem to that of its content.
+
+    Args:
+        names: of the actors.
+        patience: seconds for which a request is repeated while replicas die and restart.
+    """
+
+    def __init__(self, names: list[str], patience: float = 60.0) -> None:
+        self._names, self._patience = names, patience
+
+    async def plan(self, problem: TransportProblem, client: str, solver: SolverName) -> TransportPlan:
+        """See :class:`services.transport.backend.Backend`; asks the next replica when one dies."""
+        content = await asyncio.to_thread(sketch, problem, solver)
+        first = self._names.index(replica_of(content, self._names))
+        order = self._names[first:] + self._names[:first]
+        plan: TransportPlan = await self._insist(order, "plan", problem, client, solver)
+        return plan
+
+    async def bring(self, share: RankShare, deadline: float) -> RowBlock:
+        """See :class:`services.transport.backend.Backend`; waits for a replica that restarts."""
+        block: RowBlock = await self._insist([replica_of(share.job.encode(), self._names)], "bring", share, deadline)
+        return block
+
+    async def limits(self) -> Limits:
+        """See :class:`services.transport.backend.Backend`."""
+        limits: Limits = await self._first("limits")
+        return limits
+
+    async def metrics(self) -> bytes:
+        """See :class:`services.transport.backend.Backend`; of all replicas that answer, each under its name."""
+        answers = await asyncio.gather(
+            *(asyncio.wait_for(_ask(name, "metrics"), REPORTING) for name in self._names), return_exceptions=True
+        )
+        counted = {name: answer for name, answer in zip(self._names, answers, strict=True) if isinstance(answer, list)}
+        registry = CollectorRegistry()
+        registry.register(_Replicas(counted))
+        return generate_latest(registry)
+
+    async def close(self) -> None:
+        """See :class:`services.transport.backend.Backend`; the actors are their owner's to end."""
+
+    async def _first(self, method: str) -> Any:
+        """The answer of any replica."""
+        faults = []
+        for name in self._names:
+            try:
+                return await asyncio.wait_for(_ask(name, method), REPORTING)
+            except (ServiceError, RayError, TimeoutError) as error:
+                faults.append(f"{name}: {str(error).splitlines()[0] if str(error) else 'no answer'}")
+        raise ServiceError("; ".join(faults), cure="see `monge status`; replicas that die are restarted")
+
+    async def _insist(self, names: list[str], method: str, *arguments: Any) -> Any:
+        until, pause = time.monotonic() + self._patience, 0.05
+        for name in itertools.cycle(names):
+            try:
+                return await _ask(name, method, *arguments)
+            except RayError as error:
+                fault = str(error).splitlines()[0]
+            if time.monotonic() + pause > until:
+                raise ServiceError(f"{name} is away: {fault}", cure="ask again later: it is being restarted")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        raise AssertionError("a cycle has no end")
+
+
+async def _ask(name: str, method: str, *arguments: Any) -> Any:
+    """Call an actor; what it raised is raised here, and cancelling here cancels there."""
+    answer = getattr(await asyncio.to_thread(handle, name), method).remote(*arguments)
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        ray.cancel(answer)
+        raise
+    except RayTaskError as error:
+        if isinstance(error.cause, MongeError):
+            raise error.cause from None
+        raise ServiceError(f"{name} broke down: {error.cause!r}") from error
+
+
+class _Replicas(Collector):
+    """Metrics of several processes as one, told apart by a label."""
+
+    def __init__(self, counted: dict[str, list[Metric]]) -> None:
+        self._counted = counted
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for replica, metrics in self._counted.items():
+            for metric in metrics:
+                family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+                for sample in metric.samples:
+                    family.samples.append(sample._replace(labels=sample.labels | {"replica": replica}))
+        yield from families.values()

@@ -1,0 +1,86 @@
+"""The process of the service: an HTTP server around an engine, or in front of a Ray cluster's actors."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+
+import uvicorn
+
+from pipelines.errors import ServiceError
+from services.cluster import join_cluster
+from services.settings import LOOPBACK, Settings, load_settings
+from services.transport.app import build_app
+from services.transport.backend import Backend, LocalBackend
+from services.transport.engine import Engine, cores
+from services.transport.limits import MIB
+
+CONNECTIONS = 1024
+"""Requests served at once; more are told to come back."""
+
+
+def serve(
+    host: str = LOOPBACK,
+    port: int = 8100,
+    ray_address: str | None = None,
+    replicas: int = 1,
+    *,
+    resource: float = 1.0,
+    timeout: float = 60.0,
+) -> None:
+    """Serve until SIGTERM or SIGINT; then refuse what waits, and end the actors that were started here.
+
+    Args:
+        host: address to listen on. There is no authentication: others than the loopback belong behind a proxy.
+        port: to listen on.
+        ray_address: of the cluster whose actors solve; None to solve in this process.
+        replicas: how many actors.
+        resource: how much of a node's ``transport`` resource each takes.
+        timeout: seconds to wait for the actors.
+
+    Raises:
+        ServiceError: the port is taken, no cluster answers, or no node offers the resource.
+    """
+    settings = load_settings()
+    with _bound(host, port) as listener:
+        if ray_address is not None:
+            _join(settings, ray_address)
+        # After Ray, which sets a handler of its own. Uvicorn shuts down and then raises the signal again; as an exit it
+        # passes through the clauses below.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        if ray_address is None:
+            _run(LocalBackend(Engine(threads=cores())), listener, settings)
+            return
+        # Not at the top: without a cluster there is no need of Ray, whose import takes seconds.
+        from services.transport.actor import replica_names, start_replicas, stop_replicas
+        from services.transport.gateway import RayBackend
+
+        created: list[str] = []
+        try:
+            start_replicas(replicas, resource=resource, timeout=timeout, created=created)
+            _run(RayBackend(replica_names(replicas)), listener, settings)
+        finally:
+            stop_replicas(created)
+
+
+def _run(backend: Backend, listener: socket.socket, settings: Settings) -> None:
+    app = build_app(backend, max_request=int(settings.max_request_mib * MIB))
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _join(settings: Settings, ray_address: str) -> None:
+    if settings.platform.get("ray_address") != ray_address:
+        settings = settings.model_copy(update={"ray_address": ray_address})
+    join_cluster(settings)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket of that address: taken before anything is started that a taken port would leave behind."""
+    try:
+        return socket.create_server((host, port), backlog=2048)
+    except OSError as error:
+        raise ServiceError(f"cannot listen on {host}:{port}: {error.strerror}", cure="choose another port") from None

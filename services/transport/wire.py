@@ -1,0 +1,236 @@
+"""What crosses HTTP: problems, shares, plans and errors, as .npz or JSON; nothing that is received can run code."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipelines import errors
+from pipelines.errors import BusyError, MongeError, ProblemError, ServiceError
+from pipelines.spec import CostName
+from pipelines.transport.plan import Certificate, RowBlock, TransportPlan
+from pipelines.transport.problem import TransportProblem
+from pipelines.transport.solve import SolverName
+from services.transport.npz import read_npz, write_npz
+from services.transport.rendezvous import RankShare
+
+JSON = "application/json"
+NPZ = "application/x-npz"
+Points = Annotated[list[list[float]], Field(min_length=1, description="one row for each point")]
+Weights = Annotated[list[float], Field(min_length=1, description="one for each point, ≥ 0; uniform by default")]
+Label = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class PlanTerms(BaseModel):
+    """What a request for a plan says beside its arrays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cost: CostName = "squared-euclidean"
+    epsilon: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="0 for the exact problem")
+    solver: SolverName = "auto"
+
+
+class PlanRequest(PlanTerms):
+    """A transport problem: points x and y, or a cost matrix."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"x": [[0.0], [1.0]], "y": [[1.1], [0.2]]}]}
+    )
+
+    x: Points | None = None
+    y: Points | None = None
+    matrix: Annotated[list[list[float]], Field(min_length=1, description="costs, (n, m)")] | None = None
+    a: Weights | None = None
+    b: Weights | None = None
+
+
+class ShareTerms(PlanTerms):
+    """What a rank says beside its points."""
+
+    job: Label = Field(description="new for each attempt at a job")
+    key: Label = Field(description="names the problem within the job")
+    rank: int = Field(ge=0)
+    world: int = Field(ge=1)
+    ticket: str = Field(default="", max_length=64, description="the same when a call is repeated")
+    deadline: float = Field(default=60.0, ge=0, allow_inf_nan=False, description="seconds to wait for other ranks")
+
+
+class ShareRequest(ShareTerms):
+    """One rank's part of a global problem."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"job": "digits/1", "key": "step 1", "rank": 0, "world": 1, "x": [[0.0], [1.0]], "y": [[1.1], [0.2]]}
+            ]
+        },
+    )
+
+    x: list[list[float]]
+    y: list[list[float]]
+
+
+Terms = TypeVar("Terms", PlanTerms, ShareTerms)
+
+
+def read_problem(body: bytes, kind: str, limit: int) -> tuple[TransportProblem, SolverName]:
+    """The problem in a request.
+
+    Args:
+        body: of the request.
+        kind: :data:`JSON` or :data:`NPZ`.
+        limit: most bytes of its arrays, once unpacked.
+
+    Raises:
+        ProblemError: the message begins with the name of the field.
+        TooLargeError: the arrays are over the limit.
+    """
+    arrays, terms = _read(body, kind, limit, PlanTerms, PlanRequest, ("x", "y", "matrix", "a", "b"))
+    weights = {"a": arrays.get("a"), "b": arrays.get("b")}
+    if ("matrix" in arrays) == ("x" in arrays or "y" in arrays):
+        raise ProblemError(
+            f"matrix: fields {', '.join(arrays) or 'none'} received", cure="give x and y, or matrix, and not both"
+        )
+    if "matrix" in arrays:
+        return TransportProblem.from_cost(arrays["matrix"], epsilon=terms.epsilon, **weights), terms.solver
+    for side in "xy":
+        if side not in arrays:
+            raise ProblemError(f"{side}: missing", cure="give x and y, or matrix")
+    problem = TransportProblem.between(arrays["x"], arrays["y"], cost=terms.cost, epsilon=terms.epsilon, **weights)
+    return problem, terms.solver
+
+
+def read_share(body: bytes, kind: str, limit: int) -> tuple[RankShare, float]:
+    """The share in a request, and the seconds that its rank waits. Arguments and errors of :func:`read_problem`."""
+    arrays, terms = _read(body, kind, limit, ShareTerms, ShareRequest, ("x", "y"))
+    points: dict[str, Any] = {}
+    for side in "xy":
+        if side not in arrays or arrays[side].ndim < 1:
+            raise ProblemError(f"{side}: missing", cure="give x and y, one row for each point")
+        points[side] = arrays[side].reshape(len(arrays[side]), math.prod(arrays[side].shape[1:]))
+    return RankShare(**points, **terms.model_dump(exclude={"deadline"})), terms.deadline
+
+
+def write_plan(plan: TransportPlan, kind: str, *, potentials: bool = False, dense: bool = False) -> bytes:
+    """A plan as the body of an answer; one that is held by its potentials comes with them in any case."""
+    answer: dict[str, Any] = {"shape": np.array(plan.shape)}
+    if plan.assignment is not None:
+        answer["assignment"] = plan.assignment
+    elif plan.rows is not None:
+        answer |= {"rows": plan.rows, "columns": plan.columns, "mass": plan.mass}
+    else:
+        potentials = True
+    if potentials and plan.f is not None:
+        answer |= {"f": plan.f, "g": plan.g}
+    if dense:
+        answer["dense"] = plan.dense()
+    return _write(answer, plan.certificate, kind)
+
+
+def write_rows(block: RowBlock, kind: str) -> bytes:
+    """A rank's rows as the body of an answer."""
+    answer = {"rows": block.rows, "columns": block.columns, "mass": block.mass, "waited": np.float64(block.waited)}
+    return _write(answer, block.certificate, kind)
+
+
+def read_plan(body: bytes) -> TransportPlan:
+    """The plan in an .npz answer."""
+    answer, certificate = _read_answer(body)
+    n, m = answer.pop("shape").tolist()
+    answer.pop("dense", None)
+    return TransportPlan((n, m), certificate, **answer)
+
+
+def read_rows(body: bytes) -> RowBlock:
+    """The rows in an .npz answer."""
+    answer, certificate = _read_answer(body)
+    waited = float(answer.pop("waited"))
+    return RowBlock(certificate=certificate, waited=waited, **answer)
+
+
+def write_error(error: MongeError) -> dict[str, Any]:
+    """An error as the body of an answer."""
+    message = str(error.args[0])
+    field = message.split(":")[0]
+    known = ShareRequest.model_fields.keys() | PlanRequest.model_fields.keys()
+    answer: dict[str, Any] = {"error": type(error).__name__, "message": message, "cure": error.cure}
+    if isinstance(error, BusyError):
+        answer["retry_after"] = error.retry_after
+    if field in known:
+        answer["field"] = field
+    return answer
+
+
+def read_error(body: bytes, status: int) -> MongeError:
+    """The error in an answer, of the class that was raised in the service."""
+    try:
+        answer = json.loads(body)
+        name, message, cure = str(answer["error"]), str(answer["message"]), answer.get("cure")
+        kind = getattr(errors, name)
+        if not issubclass(kind, MongeError):
+            raise TypeError(name)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ServiceError(f"the transport service answered with status {status}: {body[:200]!r}")
+    error: MongeError = kind(message, cure=cure)
+    if isinstance(error, BusyError):
+        error.retry_after = float(answer.get("retry_after", 1.0))
+    return error
+
+
+def _read(
+    body: bytes, kind: str, limit: int, terms: type[Terms], request: type[BaseModel], names: tuple[str, ...]
+) -> tuple[dict[str, np.ndarray], Terms]:
+    """The arrays of a request, and what it says beside them."""
+    try:
+        if kind == JSON:
+            document = request.model_validate_json(body)
+            arrays = {name: getattr(document, name) for name in names if getattr(document, name) is not None}
+            said = document.model_dump(exclude=set(names))
+            return {name: _rectangular(name, rows) for name, rows in arrays.items()}, terms.model_validate(said)
+        received = read_npz(body, limit)
+        said = {name: value.item() for name, value in received.items() if name not in names and value.ndim == 0}
+        for name in names:
+            if name in received and received[name].dtype.kind == "U":
+                raise ProblemError(f"{name}: numbers expected, received dtype {received[name].dtype}")
+        stray = [name for name in received if name not in names and name not in said]
+        if stray:
+            raise ProblemError(f"{stray[0][:64]}: no such array is taken", cure=f"give {', '.join(names)}")
+        return {name: received[name] for name in names if name in received}, terms.model_validate(said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = str(first["loc"][0])[:64] if first["loc"] else "body"
+        raise ProblemError(f"{where}: {first['msg']}"[:500]) from None
+
+
+def _rectangular(name: str, rows: list[Any]) -> np.ndarray:
+    try:
+        return np.array(rows, dtype=np.float64)
+    except ValueError:
+        raise ProblemError(f"{name}: rows of different lengths received") from None
+
+
+def _write(answer: dict[str, Any], certificate: Certificate, kind: str) -> bytes:
+    if kind == NPZ:
+        return write_npz(answer | {"certificate": np.array(json.dumps(certificate.as_dict()))})
+    listed: dict[str, Any] = {name: _listed(value) for name, value in answer.items()}
+    return json.dumps(listed | {"certificate": certificate.as_dict()}, allow_nan=False).encode()
+
+
+def _listed(value: np.ndarray) -> Any:
+    """An array as nested lists; JSON has no infinity, which the potential of a point without mass may be."""
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        return np.where(np.isfinite(value), value, None).tolist()  # type: ignore[call-overload]
+    return value.tolist()
+
+
+def _read_answer(body: bytes) -> tuple[dict[str, Any], Certificate]:
+    answer: dict[str, Any] = dict(read_npz(body, limit=len(body)))
+    stated = json.loads(str(answer.pop("certificate")))
+    return answer, Certificate(**{field.name: stated[field.name] for field in fields(Certificate)})

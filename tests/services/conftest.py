@@ -1,0 +1,34 @@
+"""One small Ray cluster for all tests of services: on loopback, its files in a folder of its own."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+# Ray reads these when it is imported.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else its servers listen on all interfaces
+os.environ["RAY_AUTH_MODE"] = "disabled"  # else it keeps a token in the home folder
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A cluster of 2 CPUs, with room for 4 actors of the transport service, in this process's care."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="ray-")  # short: the paths of its sockets may have 107 bytes
+    ray.init(
+        num_cpus=2,
+        resources={"transport": 4},
+        object_store_memory=128 * 2**20,
+        include_dashboard=False,
+        namespace="monge",
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=folder,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)

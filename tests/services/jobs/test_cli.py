@@ -1,0 +1,77 @@
+"""The command line: it teaches, and its errors are one readable message."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.spec import load_spec
+from services.cli import app
+from services.jobs.client import with_absolute_paths
+
+ROOT = Path(__file__).parents[3]
+LENET = ROOT / "configs" / "lenet.yaml"
+
+
+def monge(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "MONGE_HOME": str(home), "NO_COLOR": "1", "COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, "-m", "services.cli", *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def test_help_names_every_command() -> None:
+    text = CliRunner().invoke(app, ["--help"]).output
+    commands = "up down status submit jobs logs cancel models predict generate doctor demo schema serve transport"
+    for command in commands.split():
+        assert f" {command} " in text
+
+
+def test_dry_run_prints_the_resolved_spec(tmp_path: Path) -> None:
+    done = monge("submit", str(LENET), "--set", "train.images=1000", "--dry-run", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "images: 1000" in done.stdout
+    assert "test_fraction: 0.2" in done.stdout
+
+
+def test_a_wrong_field_is_one_message_without_a_traceback(tmp_path: Path) -> None:
+    done = monge("submit", str(LENET), "--set", "train.imagse=1000", "--dry-run", home=tmp_path)
+    assert done.returncode == 1
+    assert "train.imagse: no such field (received 1000)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = monge("submit", "no-such.yaml", "--debug", home=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "no-such.yaml: no such file" in done.stderr
+
+
+@pytest.mark.parametrize("command", [["jobs"], ["models"], ["generate", "--model", "m"], ["cancel", "j"]])
+def test_without_a_platform_the_cure_is_named(command: list[str], tmp_path: Path) -> None:
+    done = monge(*command, home=tmp_path)
+    assert done.returncode == 1
+    assert "monge up" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_status_of_nothing_is_a_table_and_a_failure(tmp_path: Path) -> None:
+    done = monge("status", home=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout.count("down") == 4
+
+
+def test_a_relative_source_is_named_absolutely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    spec = with_absolute_paths(load_spec(LENET, ["data.source=mine"]))
+    assert spec.data.source == str(tmp_path / "mine")
+    catalogue = load_spec(LENET)
+    assert with_absolute_paths(catalogue) == catalogue

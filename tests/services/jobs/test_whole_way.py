@@ -1,0 +1,175 @@
+"""The whole way through a real platform: from a folder of images to answers of the endpoint."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image, ImageDraw
+
+from services.jobs.platform import Platform
+from services.jobs.processes import wait_until
+from services.settings import Settings
+from services.tracking.connection import connect
+from services.tracking.run import find_run, read_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[3]
+COUNT = 60
+SIDE = 20
+
+Monge = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def monge(home: Path) -> Iterator[Monge]:
+    """The command on a platform of its own, ended afterwards."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MONGE_"))}
+    environment = {**inherited, "MONGE_HOME": str(home), "COLUMNS": "200", "NO_COLOR": "1"}
+
+    def run(*arguments: str, fails: bool = False) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "services.cli", *arguments],
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400,
+        )  # fmt: skip
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    run("up")
+    yield run
+    run("down")
+    assert not (home / "platform.json").exists()
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Discs and squares of many sizes as colour PNGs, and one file that only calls itself an image."""
+    folder = tmp_path_factory.mktemp("shapes")
+    random = np.random.default_rng(0)
+    for name in ("disc", "square"):
+        (folder / name).mkdir()
+        for index in range(COUNT):
+            picture = Image.new("RGB", (SIDE + 4, SIDE), "navy")
+            left, top = random.integers(1, 9, 2).tolist()
+            size = int(random.integers(7, 11))
+            draw = ImageDraw.Draw(picture)
+            shape = draw.ellipse if name == "disc" else draw.rectangle
+            shape((left, top, left + size, top + size), fill="white")
+            picture.save(folder / name / f"{index}.png")
+    (folder / "disc" / "not-an-image.png").write_text("words")
+    return folder
+
+
+def _submitted(output: str) -> str:
+    match = re.search(r"submitted (\S+)", output)
+    assert match, output
+    return match.group(1)
+
+
+def _spec(name: str, source: Path, images: int, *more: str) -> list[str]:
+    fields = [f"name={name}", f"data.source={source}", f"train.images={images}", *more]
+    return ["submit", "configs/lenet.yaml", *(word for field in fields for word in ("--set", field))]
+
+
+def test_a_folder_of_ones_own_images_reaches_the_endpoint(monge: Monge, home: Path, shapes: Path) -> None:
+    output = monge(*_spec("shapes", shapes, 12_000), "--follow")
+    assert "set aside 1 unreadable images" in output
+    assert "registering shapes@live" in output
+
+    assert "shapes" in monge("models")
+    for name in ("disc", "square"):
+        answer = monge("predict", *(str(shapes / name / f"{index}.png") for index in range(10)), "--model", "shapes")
+        assert len(re.findall(rf"│ {name} +│", answer)) >= 9, answer
+
+    uri = Settings(home=home).address("mlflow_uri")
+    record = read_run(uri, _submitted(output), ["loss"])
+    assert record.latest["test_accuracy"] >= 0.9
+    assert record.series["loss"][-1] < record.series["loss"][0]
+    run_id = find_run(uri, _submitted(output))
+    assert run_id is not None
+    run = connect(uri).get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.kind"] == "lenet"
+    assert any("predictions" in artifact.path for artifact in connect(uri).list_artifacts(run_id, "images"))
+
+
+def test_a_cancelled_job_is_stopped_and_marked(monge: Monge, home: Path, shapes: Path) -> None:
+    job = _submitted(monge(*_spec("endless", shapes, 10**9)))
+    assert wait_until(lambda: "[train]" in monge("logs", job), timeout=180, interval=2)
+
+    assert f"{job} is STOPPED" in monge("cancel", job)
+
+    uri = Settings(home=home).address("mlflow_uri")
+    run_id = find_run(uri, job)
+    assert run_id is not None
+    assert connect(uri).get_run(run_id).info.status == "KILLED"
+    assert wait_until(lambda: not _workers(home), timeout=30)
+
+
+def test_a_killed_worker_resumes_and_changes_nothing(monge: Monge, home: Path, shapes: Path) -> None:
+    sizes = ("train.checkpoint_every=1024", "train.log_every=1024", "model.dropout=0.5")
+    images = 40_000
+    whole = _submitted(monge(*_spec("whole", shapes, images, *sizes), "--follow"))
+    killed = _submitted(monge(*_spec("killed", shapes, images, *sizes)))
+    assert wait_until(lambda: "[train] 4,096/" in monge("logs", killed), timeout=180, interval=1)
+    _workers(home)[0].kill()
+    assert wait_until(lambda: killed in monge("jobs") and "RUNNING" not in monge("jobs"), timeout=240, interval=2)
+
+    assert "from image" in monge("logs", killed)
+    uri = Settings(home=home).address("mlflow_uri")
+    one, other = read_run(uri, whole), read_run(uri, killed)
+    for name in ("loss", "test_loss", "test_accuracy"):
+        assert one.latest[name] == other.latest[name]
+
+
+def test_a_failing_job_says_why(monge: Monge, home: Path, shapes: Path) -> None:
+    output = monge(*_spec("diverges", shapes, 4_000, "optimizer.learning_rate=1e30"), "--follow", fails=True)
+    assert "loss is nan" in output
+    assert "learning_rate" in output
+    assert "Traceback" not in output
+
+
+def test_status_and_a_second_up(monge: Monge, home: Path) -> None:
+    before = Platform.read(home)
+    assert monge("status").count("answers") == 4
+    monge("up")
+    assert Platform.read(home) == before
+
+
+def test_a_dead_service_is_started_again(monge: Monge, home: Path) -> None:
+    endpoint = Platform.read(home).processes["endpoint"].process()
+    assert endpoint is not None
+    endpoint.kill()
+    endpoint.wait(10)
+    monge("status", fails=True)
+
+    monge("up")
+
+    assert monge("status").count("answers") == 4
+
+
+def _workers(home: Path) -> list[psutil.Process]:
+    """The Ray Train workers of this home's cluster."""
+    ray = Platform.read(home).processes["ray"].process()
+    assert ray is not None
+    return [child for child in ray.children(recursive=True) if "RayTrainWorker" in child.name() + _title(child)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""

@@ -1,0 +1,148 @@
+"""Bundles in the model registry."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.errors import CheckpointError, ModelNotFoundError, ServiceError
+from pipelines.models.bundle import to_uint8
+from services.tracking.connection import connect
+from services.tracking.names import split_name
+from services.tracking.registry import download, list_models, register, resolve
+from services.tracking.run import Run
+from tests.services.tracking.stores import CLASSES, make_bundle, open_run
+
+
+@pytest.fixture
+def run(uri: str) -> Run:
+    return open_run(uri)
+
+
+def test_a_bundle_comes_back_as_it_was(run: Run, tmp_path: Path) -> None:
+    bundle = make_bundle()
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 16, 16), dtype=np.uint8)
+    path = list(sys.path)
+    ref = register(run, bundle.save(tmp_path / "b"), "cats", examples=images, metrics={"accuracy": 0.9}, images=100)
+    assert sys.path == path
+    assert (ref.name, ref.version, ref.alias, ref.run_id) == ("cats", 1, "live", run.run_id)
+    assert resolve(run.uri, "cats") == ref
+    back = download(run.uri, ref, tmp_path / "cache")
+    np.testing.assert_array_equal(back.predict(images), bundle.predict(images))
+    assert (back.classes, back.image, back.spec) == (bundle.classes, bundle.image, bundle.spec)
+    (metric,) = connect(run.uri).get_metric_history(run.run_id, "accuracy")
+    assert (metric.value, metric.step) == (0.9, 100)
+    run.close()
+
+
+def test_the_model_card_says_what_it_is(run: Run, tmp_path: Path) -> None:
+    register(run, make_bundle().save(tmp_path / "b"), "cats", metrics={"accuracy": 0.9, "gap": float("nan")})
+    version = connect(run.uri).get_model_version("cats", "1")
+    assert version.tags["monge.kind"] == "classifier"
+    assert version.tags["monge.image"] == "1×16×16"
+    assert version.tags["metric.accuracy"] == "0.9"
+    assert "cat, dog, owl" in version.description
+    assert "mlp" in version.description
+    run.close()
+
+
+def test_aliases_move_and_versions_stay(run: Run, tmp_path: Path) -> None:
+    folders = [make_bundle(seed=seed).save(tmp_path / str(seed)) for seed in range(2)]
+    first = register(run, folders[0], "cats")
+    second = register(run, folders[1], "cats", "trial")
+    assert resolve(run.uri, "cats@live").version == first.version == 1
+    assert resolve(run.uri, "cats@trial").version == second.version == 2
+    third = register(run, folders[1], "cats")
+    assert resolve(run.uri, "cats").version == third.version == 3
+    pinned = resolve(run.uri, "cats/1")
+    assert (pinned.version, pinned.alias) == (1, None)
+    (model,) = list_models(run.uri)
+    assert (model.name, dict(model.aliases), model.latest) == ("cats", {"live": 3, "trial": 2}, 3)
+    run.close()
+
+
+def test_what_does_not_exist_is_answered_with_what_does(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError) as nothing:
+        resolve(run.uri, "cats")
+    assert "none is" in str(nothing.value.cure)
+    register(run, make_bundle().save(tmp_path / "b"), "cats")
+    with pytest.raises(ModelNotFoundError) as other_name:
+        resolve(run.uri, "dogs")
+    assert "cats" in str(other_name.value.cure)
+    for name in ("cats@trial", "cats/2"):
+        with pytest.raises(ModelNotFoundError) as other_version:
+            resolve(run.uri, name)
+        assert "@live = 1" in str(other_version.value.cure)
+    run.close()
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a@", "a/b", "a@b/1", "../a", "@live", "a/", "a@live/../b"])
+def test_what_cannot_be_a_name_is_refused(name: str) -> None:
+    with pytest.raises(ModelNotFoundError, match="cannot name"):
+        split_name(name)
+
+
+def test_names_have_three_forms() -> None:
+    assert split_name("cats") == ("cats", "live", None)
+    assert split_name("cats@trial") == ("cats", "trial", None)
+    assert split_name("cats/12") == ("cats", None, 12)
+
+
+def test_the_cache_serves_without_the_registry_and_heals(run: Run, tmp_path: Path) -> None:
+    ref = register(run, make_bundle().save(tmp_path / "b"), "cats")
+    download(run.uri, ref, tmp_path / "cache")
+    away = "http://127.0.0.1:9"
+    assert download(away, ref, tmp_path / "cache").classes == CLASSES
+    (cached,) = (tmp_path / "cache").iterdir()
+    (cached / "weights.safetensors").write_bytes(b"damaged")
+    assert download(run.uri, ref, tmp_path / "cache").classes == CLASSES
+    (cached / "weights.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ServiceError, match="look up"):
+        download(away, ref, tmp_path / "cache")
+    run.close()
+
+
+def test_a_damaged_upload_never_reaches_the_cache(run: Run, tmp_path: Path) -> None:
+    ref = register(run, make_bundle().save(tmp_path / "b"), "cats")
+    (weights,) = (tmp_path / "mlruns").rglob("weights.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(CheckpointError):
+        download(run.uri, ref, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+    run.close()
+
+
+def test_a_folder_without_a_bundle_is_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        register(run, tmp_path / "nothing", "cats")
+    assert list_models(run.uri) == []
+    run.close()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 16, 16), (2, 1, 8, 8)])
+def test_examples_must_fit(run: Run, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ServiceError, match="examples"):
+        register(run, make_bundle().save(tmp_path / "b"), "cats", examples=np.zeros(shape, np.uint8))
+    run.close()
+
+
+@pytest.mark.parametrize("kind", ["classification", "transport"])
+def test_mlflow_loads_the_model_by_itself(run: Run, tmp_path: Path, kind: str) -> None:
+    import mlflow
+
+    bundle = make_bundle(kind)
+    register(run, bundle.save(tmp_path / "b"), "cats")
+    run.close()
+    location = connect(run.uri).get_model_version_download_uri("cats", "1")
+    assert not list(Path(location.removeprefix("file://")).rglob("*.pkl"))
+    loaded = mlflow.pyfunc.load_model(location)
+    example = loaded.input_example
+    assert len(example) >= 2
+    if kind == "classification":
+        expected = bundle.predict(example)
+    else:
+        with torch.inference_mode():
+            expected = to_uint8(bundle.network(torch.from_numpy(example))).numpy()
+    np.testing.assert_array_equal(loaded.predict(example), expected)

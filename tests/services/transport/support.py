@@ -1,0 +1,62 @@
+"""A solver that a test can hold still, and a way to run coroutines that cannot hang."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+
+from pipelines.transport.plan import TransportPlan
+from pipelines.transport.problem import TransportProblem
+from pipelines.transport.solve import solve
+
+
+class GatedSolver:
+    """Solves like the real one, but only while its gate is open; keeps the labels of what it was given."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.entered = threading.Semaphore(0)
+        self.seen: list[float] = []
+
+    def __call__(self, problem: TransportProblem, solver: Any = "auto") -> TransportPlan:
+        self.seen.append(label_of(problem))
+        self.entered.release()
+        assert self.gate.wait(10), "the test did not open the gate"
+        return solve(problem, solver)
+
+    async def begun(self, times: int = 1) -> None:
+        """Wait until the solver was called so many more times."""
+        for _ in range(times):
+            assert await asyncio.to_thread(self.entered.acquire, timeout=10), "the solver was not called"
+
+
+def labelled(label: float, n: int = 4, d: int = 3) -> TransportProblem:
+    """A problem that can be told from others by its first coordinate."""
+    generator = np.random.default_rng(int(label))
+    x, y = generator.normal(size=(n, d)), generator.normal(size=(n, d))
+    x[0, 0] = label
+    return TransportProblem.between(x, y)
+
+
+def label_of(problem: TransportProblem) -> float:
+    """The label of :func:`labelled`."""
+    assert problem.x is not None
+    return float(problem.x[0, 0])
+
+
+def run(main: Callable[[], Awaitable[Any]], timeout: float = 30) -> Any:
+    """Run a coroutine on a loop of its own; fails rather than hangs."""
+
+    async def bounded() -> Any:
+        async with asyncio.timeout(timeout):
+            return await main()
+
+    return asyncio.run(bounded())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Give other coroutines their turn until a condition holds."""
+    while not condition():
+        await asyncio.sleep(0)

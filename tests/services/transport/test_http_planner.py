@@ -1,0 +1,96 @@
+"""The planner that asks over HTTP, against a server on a thread of this process."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+import torch
+import uvicorn
+
+from pipelines.errors import BusyError, ProblemError, RendezvousError, ServiceError
+from pipelines.transport.planner import Share
+from pipelines.transport.problem import TransportProblem
+from pipelines.transport.solve import solve
+from services.transport import wire
+from services.transport.app import build_app
+from services.transport.backend import LocalBackend
+from services.transport.client import HttpPlanner
+from services.transport.engine import Engine
+from tests.services.transport.support import labelled
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(build_app(LocalBackend(Engine())), log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(20)
+
+
+def test_plans_of_every_kind_cross_http(url: str) -> None:
+    planner = HttpPlanner(url, "job")
+    problems = [
+        labelled(1, n=30),
+        TransportProblem.between(torch.randn(5, 2), torch.randn(7, 2), a=np.arange(5), cost="euclidean"),
+        TransportProblem.from_cost(np.random.default_rng(0).random((4, 6))),
+        labelled(1, n=5).with_matrix(np.eye(5, dtype=np.float32)),
+    ]
+    for problem in problems:
+        plan, local = planner.plan(problem), solve(problem)
+        np.testing.assert_array_equal(plan.dense(), local.dense())
+        np.testing.assert_array_equal(plan.f, local.f)
+    planner.close()
+
+
+def test_ranks_meet_over_http(url: str) -> None:
+    x, y = torch.randn(30, 2), torch.randn(30, 2)
+
+    def ask(rank: int) -> np.ndarray:
+        planner = HttpPlanner(url, "ranks", rank, 3, 20, attempt="a")
+        block = planner.plan_rows(Share("step 1", x[10 * rank :][:10], y[10 * rank :][:10]))
+        assert block.waited > 0
+        return block.columns
+
+    with ThreadPoolExecutor(3) as pool:
+        columns = np.concatenate(list(pool.map(ask, range(3))))
+    np.testing.assert_array_equal(columns, solve(TransportProblem.between(x, y)).assignment)
+
+
+def test_errors_arrive_as_they_were_raised(url: str) -> None:
+    with pytest.raises(ProblemError, match="brute force takes"):
+        HttpPlanner(url, solver="brute-force").plan(labelled(1, n=9))
+    with pytest.raises(RendezvousError, match="rank 1 did not come"):
+        HttpPlanner(url, "j", 0, 2, 0.2, attempt="a").plan_rows(Share("k", torch.ones(2, 2), torch.ones(2, 2)))
+
+
+def test_an_absent_service_is_a_service_error_after_the_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    started = time.monotonic()
+    with pytest.raises(ServiceError, match=r"did not come back within 0\.3 s") as absence:
+        HttpPlanner(f"http://127.0.0.1:{port}", deadline=0.3).plan(labelled(1))
+    assert time.monotonic() - started < 2
+    assert absence.value.cure
+
+
+def test_a_busy_service_is_asked_again_until_the_deadline() -> None:
+    answers = [429, 429, 200]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if answers.pop(0) == 429:
+            return httpx.Response(429, json={"error": "BusyError", "message": "busy", "retry_after": 0.01})
+        return httpx.Response(200, content=wire.write_plan(solve(labelled(1)), wire.NPZ))
+
+    client = httpx.Client(transport=httpx.MockTransport(answer), base_url="http://test")
+    assert HttpPlanner("", client=client).plan(labelled(1)).certificate.converged
+    answers = [429] * 1000
+    with pytest.raises(BusyError, match="busy"):
+        HttpPlanner("", deadline=0.1, client=client).plan(labelled(1))

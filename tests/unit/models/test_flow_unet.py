@@ -1,0 +1,59 @@
+"""The velocity network and the flow it makes."""
+
+import math
+
+import pytest
+import torch
+
+from pipelines.models.flow import FlowUNet
+from pipelines.shape import ImageShape
+
+SMALL = ImageShape(1, 8, 8)
+
+
+def flow(image: ImageShape = SMALL, steps: int = 4) -> FlowUNet:
+    torch.manual_seed(0)
+    return FlowUNet(image, width=8, steps=steps)
+
+
+@pytest.mark.parametrize("dims", [(1, 28, 28), (3, 32, 32), (1, 9, 14), (3, 5, 4)])
+def test_images_of_any_size_keep_their_shape(dims: tuple[int, int, int]) -> None:
+    network = flow(ImageShape(*dims))
+    assert network.latent == math.prod(dims)
+    assert network(torch.randn(3, network.latent)).shape == (3, *dims)
+
+
+def test_an_untrained_flow_stands_still() -> None:
+    latents = torch.randn(5, 64)
+    torch.testing.assert_close(flow()(latents), latents.view(5, 1, 8, 8).clamp(-1, 1), rtol=0, atol=0)
+
+
+class Exponential(FlowUNet):
+    """A field with a known flow, x' = x/2 − t."""
+
+    def velocity(self, points: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        return points / 2 - times[:, None, None, None]
+
+
+def test_euler_steps_converge_to_the_flow_at_first_order() -> None:
+    network = Exponential(ImageShape(1, 4, 4), width=8, steps=1)
+    start = torch.full((1, 16), 0.3)
+    assert float(network.integrate(start, 1)[0, 0, 0, 0]) == pytest.approx(0.45)
+    # x(t) = (x₀ − 4) e^{t/2} + 2t + 4
+    exact = (0.3 - 4) * math.exp(0.5) + 6
+    errors = [abs(float(network.integrate(start, steps)[0, 0, 0, 0]) - exact) for steps in (8, 16, 32)]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.15)
+    assert errors[1] / errors[2] == pytest.approx(2, rel=0.15)
+
+
+def test_velocity_depends_on_place_and_time() -> None:
+    network = flow()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    points, times = torch.randn(2, 1, 8, 8), torch.tensor([0.25, 0.75])
+    velocity = network.velocity(points, times)
+    assert not torch.allclose(velocity, network.velocity(points, times + 0.1))
+    assert not torch.allclose(velocity, network.velocity(points + 0.1, times))
+    # A sample does not depend on the samples beside it.
+    torch.testing.assert_close(velocity[:1], network.velocity(points[:1], times[:1]))
