@@ -163,7 +163,11 @@ def native_level() -> str | None:
     Raises:
         TransportError: ``MONGE_SIMD`` asks for what this machine or this build does not have.
     """
-    asked = os.environ.get("MONGE_SIMD", "")
+    return _level(os.environ.get("MONGE_SIMD", ""))
+
+
+@cache
+def _level(asked: str) -> str | None:
     levels = usable_levels()
     if asked == "off":
         return None

@@ -56,7 +56,7 @@ static Status run(const Request& q) {
   monge::Solver<Screen> solver(screen, exact, q.error, potentials, q.budget);
   const bool finished = solver.run();
   const std::int64_t counts[] = {solver.counts.readings, solver.counts.bids, solver.counts.unassigned,
-                                 solver.counts.pops, solver.counts.listed};
+                                 solver.counts.pops, solver.counts.computed};
   std::copy(counts, counts + 5, q.counts);
   if (!finished) return out_of_budget;
   solver.write(q.f, q.g, q.matched, q.assignment);

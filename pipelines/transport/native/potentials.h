@@ -38,7 +38,7 @@ class Sinkhorn {
       v_.assign(start, start + n_);
     } else {
       const float spread = centre();
-      const int stride = n_ >= 1024 ? 8 : std::max(1, std::min(8, n_ / 128));
+      const int stride = n_ >= 1024 ? 8 : std::max(1, std::min(8, n_ / 64));
       anneal(1.2f * spread, spread / 6, coarse_passes, stride);
       top = spread / 6;
     }

@@ -1,10 +1,11 @@
 // The assignment problem over candidate lists that are grown on demand.
 //
-// Each row lists the columns of its least reduced costs C[i][j] − v[j], with their exact costs, and a bound under the
-// reduced costs of all the others. Column potentials only fall in the method of Jonker and Volgenant (1987), so that
-// reduced costs only rise and a bound once true stays true. A row is read again in full only where its bound would
-// decide: when its second minimum, or the length of the search from it, passes the bound. Hence every step is the one
-// that the dense method would take, and the bounds prove the potentials feasible over the whole matrix.
+// Each row lists the columns of its least reduced costs C[i][j] − v[j], and has a bound under the reduced costs of all
+// the others. Column potentials only fall in the method of Jonker and Volgenant (1987), so that reduced costs only rise
+// and a bound once true stays true. A row is read again in full only where its bound would decide: when its second
+// minimum, or the length of the search from it, passes the bound. A listed cost is a bound too, what the screen says
+// less the screen's error, until it would decide; then it is computed exactly. Hence every step is one that the dense
+// method could take, and the bounds prove the potentials feasible over the whole matrix.
 #pragma once
 
 #include <cstdint>
@@ -42,16 +43,21 @@ struct Exact {
 };
 
 struct Counts {
-  std::int64_t readings = 0, bids = 0, unassigned = 0, pops = 0, listed = 0;
+  std::int64_t readings = 0;    // rows read in full
+  std::int64_t bids = 0;        // of augmenting row reduction
+  std::int64_t unassigned = 0;  // rows that it left
+  std::int64_t pops = 0;        // columns scanned by Dijkstra's method
+  std::int64_t computed = 0;    // exact entries
 };
 
 template <class Screen>
 class Solver {
   using Stored = typename Screen::Stored;
   static constexpr int list_length = 16;
+  static constexpr std::int64_t most_listed = 400;  // times n places, given up ones included: a limit of memory
 
   struct Row {
-    std::int64_t first = 0;  // where its list starts in columns_ and costs_
+    std::int64_t first = 0;  // where its list starts in columns_, costs_ and known_
     int count = 0;
     float width = 0;         // of the window of reduced costs that the list holds
     double error = 0;        // of the screen in this row
@@ -70,11 +76,12 @@ class Solver {
   // budget: rows that may be read again before the solver gives up.
   Solver(const Stored* screen, const Exact& exact, const double* error, const Potentials& start, std::int64_t budget)
       : n_(static_cast<int>(exact.n)), screen_(screen), exact_(exact), width_(start.scale), budget_(budget),
-        list_budget_(affordable(exact.n, exact.d)), v_(start.v.begin(), start.v.end()), v_screen_(start.v), rows_(n_), column_of_(n_, -1), row_of_(n_, -1),
-        matched_cost_(n_), reduced_(n_) {
-    const int expected = std::min(n_, 2 * list_length);
-    columns_.reserve(static_cast<std::int64_t>(n_) * expected);
-    costs_.reserve(columns_.capacity());
+        entry_budget_(affordable(exact.n, exact.d)), v_(start.v.begin(), start.v.end()), v_screen_(start.v),
+        rows_(n_), column_of_(n_, -1), row_of_(n_, -1), matched_cost_(n_), reduced_(n_) {
+    const std::int64_t expected = static_cast<std::int64_t>(n_) * std::min(n_, 2 * list_length);
+    columns_.reserve(expected);
+    costs_.reserve(expected);
+    known_.reserve(expected);
     for (double v : v_) magnitude_ = std::max(magnitude_, std::fabs(v));
     for (int i = 0; i < n_; ++i) {
       rows_[i].error = (error ? error[i] : 0) + Screen::rounding(row(i), n_);
@@ -90,27 +97,41 @@ class Solver {
     return !exhausted();
   }
 
-  // f[i] ≤ C[i][j] − v[j] for every j: the listed entries are looked at, the others lie above the bound. Returns
-  // nothing that the search believed: a fault there shows as a duality gap.
-  void write(double* f, double* v, double* matched, std::int64_t* assignment) const {
+  // f[i] ≤ C[i][j] − v[j] for every j: the listed entries are looked at, the others lie above the bound. Nothing that
+  // the search believed goes in: a fault there shows as a duality gap.
+  void write(double* f, double* v, double* matched, std::int64_t* assignment) {
     for (int i = 0; i < n_; ++i) {
       const Row& r = rows_[i];
-      double least = r.bound;
-      for (std::int64_t k = r.first; k < r.first + r.count; ++k) least = std::min(least, costs_[k] - v_[columns_[k]]);
-      f[i] = least;
+      const int mate = column_of_[i];
+      assignment[i] = mate;
+      matched[i] = exact_(i, mate);
       v[i] = v_[i];
-      assignment[i] = column_of_[i];
-      matched[i] = exact_(i, column_of_[i]);
+      f[i] = std::min(r.bound, matched[i] - v_[mate]);
+      for (std::int64_t k = r.first; k < r.first + r.count; ++k) {
+        if (costs_[k] - v_[columns_[k]] < f[i]) compute(i, k);
+        f[i] = std::min(f[i], costs_[k] - v_[columns_[k]]);
+      }
     }
   }
 
  private:
   const Stored* row(int i) const { return screen_ + static_cast<std::int64_t>(i) * n_; }
-  bool exhausted() const { return counts.readings > budget_ || counts.listed > list_budget_; }
+  bool exhausted() const {
+    return counts.readings > budget_ || counts.computed > entry_budget_ ||
+           static_cast<std::int64_t>(columns_.size()) > most_listed * n_;
+  }
 
   // Exact entries that cost no more than a dense method would: of points, the more the fewer coordinates they have.
   static std::int64_t affordable(std::int64_t n, std::int64_t d) {
-    return d == 0 ? 200 * n : std::max(200 * n, std::min(2 * n * n, 16 * n * n / d));
+    return d == 0 ? 2 * n * n : std::max(200 * n, std::min(2 * n * n, 16 * n * n / d));
+  }
+
+  // The cost at place k, which was a bound until now.
+  void compute(int i, std::int64_t k) {
+    if (known_[k]) return;
+    ++counts.computed;
+    costs_[k] = exact_(i, columns_[k]);
+    known_[k] = 1;
   }
 
   void lower(int j, double value) {
@@ -159,22 +180,31 @@ class Solver {
   }
 
   void list(Row& r, int i, float threshold, int count) {
+    // What was computed once is kept: both lists are in the order of columns.
+    kept_.clear();
+    if (!exact_.matrix)
+      for (std::int64_t k = r.first; k < r.first + r.count; ++k)
+        if (known_[k]) kept_.emplace_back(costs_[k], columns_[k]);
     if (count > r.count) {  // a longer list goes to the end; its old place is given up
       r.first = static_cast<std::int64_t>(columns_.size());
-      columns_.resize(columns_.size() + count);
-      costs_.resize(costs_.size() + count);
+      columns_.resize(r.first + count);
+      costs_.resize(r.first + count);
+      known_.resize(r.first + count);
     }
     r.count = count;
-    counts.listed += count;
     std::int64_t k = r.first;
+    auto kept = kept_.begin();
+    const auto take = [&](int j) {
+      columns_[k] = j;
+      while (kept != kept_.end() && kept->second < j) ++kept;
+      known_[k] = exact_.matrix || (kept != kept_.end() && kept->second == j);
+      costs_[k] = known_[k] && !exact_.matrix ? kept->first : static_cast<double>(Screen::decode(row(i)[j])) - r.error;
+      ++k;
+    };
     if (count == n_) {
-      for (int j = 0; j < n_; ++j) columns_[k++] = j;
+      for (int j = 0; j < n_; ++j) take(j);
     } else {
-      collect_at_most(reduced_.data(), n_, threshold, [&](int j) { columns_[k++] = j; });
-    }
-    for (k = r.first; k < r.first + count; ++k) {
-      if (k + 1 < r.first + count) exact_.prefetch(columns_[k + 1]);
-      costs_[k] = exact_(i, columns_[k]);
+      collect_at_most(reduced_.data(), n_, threshold, take);
     }
   }
 
@@ -188,27 +218,42 @@ class Solver {
     }
   }
 
-  // The two least reduced costs of row i over all columns.
-  Best two_least(int i) {
-    for (bool again = false;; again = true) {
-      const Row& r = rows_[i];
-      Best best{infinity, infinity, -1, -1};
-      for (int k = 0; k < r.count; ++k) {
-        const double value = costs_[r.first + k] - v_[columns_[r.first + k]];
-        if (value >= best.second) continue;
-        if (value < best.least) {
-          best = {value, best.least, k, best.at};
-        } else {
-          best.second = value;
-          best.second_at = k;
-        }
-      }
-      if (best.second <= r.bound || exhausted()) return best;
-      if (again) {
-        read(i, r.width * 2, std::min(n_, 2 * r.count + list_length));
+  Best two_least_listed(const Row& r) const {
+    Best best{infinity, infinity, -1, -1};
+    for (int k = 0; k < r.count; ++k) {
+      const double value = costs_[r.first + k] - v_[columns_[r.first + k]];
+      if (value >= best.second) continue;
+      if (value < best.least) {
+        best = {value, best.least, k, best.at};
       } else {
-        read(i, width_, list_length);
+        best.second = value;
+        best.second_at = k;
       }
+    }
+    return best;
+  }
+
+  // The two least reduced costs of row i over all columns; the second may be a bound unless it is to be exact.
+  Best two_least(int i, bool exact_second) {
+    for (bool again = false;;) {
+      const Row& r = rows_[i];
+      const Best best = two_least_listed(r);
+      if (exhausted()) return best;
+      if (best.second > r.bound) {
+        if (again) {
+          read(i, r.width * 2, std::min(n_, 2 * r.count + list_length));
+        } else {
+          read(i, width_, list_length);
+        }
+        again = true;
+        continue;
+      }
+      const std::int64_t least = r.first + best.at, second = r.first + best.second_at;
+      const bool more = exact_second && best.second_at >= 0 && !known_[second];
+      if (known_[least] && !more) return best;
+      if (more) exact_.prefetch(columns_[second]);
+      compute(i, least);
+      if (more) compute(i, second);
     }
   }
 
@@ -216,7 +261,7 @@ class Solver {
   void reduce_rows() {
     std::vector<int> later;
     for (int i = 0; i < n_ && !exhausted(); ++i) {
-      const Best best = two_least(i);
+      const Best best = two_least(i, false);
       const std::int64_t k = rows_[i].first + best.at;
       if (row_of_[columns_[k]] < 0) {
         match(i, columns_[k], costs_[k]);
@@ -245,7 +290,7 @@ class Solver {
   // waits in later because prices did not move.
   int bid(int i, std::vector<int>& later) {
     ++counts.bids;
-    const Best best = two_least(i);
+    const Best best = two_least(i, true);
     int at = best.at;
     const bool strict = best.least < best.second;
     if (strict) {
@@ -320,9 +365,14 @@ class Solver {
     const double base = base_[i];
     for (std::int64_t k = r.first; k < r.first + r.count; ++k) {
       const int j = columns_[k];
-      const double there = base + (costs_[k] - v_[j]);
+      double there = base + (costs_[k] - v_[j]);
       // A scanned column is settled, even where rounding would bring it nearer: the path back to it must not change.
       if (there >= nearest_ || there >= distance_[j] || done_[j]) continue;
+      if (!known_[k]) {
+        compute(i, k);
+        there = base + (costs_[k] - v_[j]);
+        if (there >= nearest_ || there >= distance_[j]) continue;
+      }
       if (distance_[j] == infinity) touched_.push_back(j);
       distance_[j] = there;
       before_[j] = i;
@@ -364,7 +414,7 @@ class Solver {
   const Stored* screen_;
   const Exact exact_;
   float width_;
-  std::int64_t budget_, list_budget_;
+  const std::int64_t budget_, entry_budget_;
   double magnitude_ = 0;  // largest |v| so far
   std::vector<double> v_;
   std::vector<float> v_screen_;
@@ -373,7 +423,9 @@ class Solver {
   std::vector<double> matched_cost_;
   std::vector<float> reduced_;
   std::vector<int> columns_;  // the lists, one after the other
-  std::vector<double> costs_;
+  std::vector<double> costs_;         // exact where known, else bounds under the cost
+  std::vector<char> known_;
+  std::vector<std::pair<double, int>> kept_;
   std::vector<int> free_;
   // of one search
   std::vector<double> distance_, base_, before_cost_;

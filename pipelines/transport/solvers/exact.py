@@ -148,13 +148,12 @@ def _screens(problem: TransportProblem) -> Iterator[screens.Screened]:
 
 def _plan(screened: screens.Screened, solution: native.Solution, started: float) -> TransportPlan:
     n = len(solution.assignment)
-    unit = screened.unit
-    f, g = unit * (solution.f + screened.row), unit * (solution.g + screened.column)
-    constants = float(np.mean(screened.row)) + float(np.mean(screened.column))
-    primal = unit * (float(solution.matched.mean()) + constants)
-    dual = unit * (float(solution.f.mean()) + float(solution.g.mean()) + constants)
-    size = abs(primal) + float(np.abs(f).mean() + np.abs(g).mean())
-    size += unit * float(np.abs(screened.row).mean() + np.abs(screened.column).mean())
+    unit, row, column = screened.unit, screened.row, screened.column
+    f, g = unit * (solution.f + row), unit * (solution.g + column)
+    constants = float(row.sum() + column.sum())
+    primal = unit / n * (float(solution.matched.sum()) + constants)
+    dual = unit / n * (float(solution.f.sum() + solution.g.sum()) + constants)
+    size = abs(primal) + sum(float(np.abs(side).sum()) for side in (f, g, unit * row, unit * column)) / n
     taken = np.bincount(solution.assignment, minlength=n)
     certificate = Certificate(
         primal=primal,
