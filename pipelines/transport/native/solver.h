@@ -54,6 +54,7 @@ template <class Screen>
 class Solver {
   using Stored = typename Screen::Stored;
   static constexpr int list_length = 16;
+  static constexpr double look_ahead = 0.1;  // of a search, in distances between candidates
   static constexpr std::int64_t most_listed = 400;  // times n places, given up ones included: a limit of memory
 
   struct Row {
@@ -75,7 +76,7 @@ class Solver {
   // error: for each row, how far the screen can lie above the exact entries; null for zero.
   // budget: rows that may be read again before the solver gives up.
   Solver(const Stored* screen, const Exact& exact, const double* error, const Potentials& start, std::int64_t budget)
-      : n_(static_cast<int>(exact.n)), screen_(screen), exact_(exact), width_(start.scale), budget_(budget),
+      : n_(static_cast<int>(exact.n)), screen_(screen), exact_(exact), width_(start.scale), window_(look_ahead * start.scale), budget_(budget),
         entry_budget_(affordable(exact.n, exact.d)), v_(start.v.begin(), start.v.end()), v_screen_(start.v),
         rows_(n_), column_of_(n_, -1), row_of_(n_, -1), matched_cost_(n_), reduced_(n_) {
     const std::int64_t expected = static_cast<std::int64_t>(n_) * std::min(n_, 2 * list_length);
@@ -312,7 +313,8 @@ class Solver {
   }
 
   // Shortest augmenting paths by Dijkstra's method. The heap holds columns, at their distance, and rows (as ~i), at the
-  // distance from which an unlisted column could come before all others.
+  // distance up to which their steps were looked at. A row looks only a window ahead of the search, which mostly ends
+  // before the rest of its list would come in.
   void search_all() {
     distance_.assign(n_, infinity);
     base_.assign(n_, 0);
@@ -330,19 +332,19 @@ class Solver {
     scanned_.clear();
     heap_.clear();
     nearest_ = infinity;
-    base_[start] = 0;
-    relax(start);
+    base_[start] = -two_least(start, false).least;
+    relax(start, 0);
     while (!heap_.empty() && heap_.front().first < nearest_) {
       const auto [at, node] = pop();
       if (node < 0) {
-        widen(~node, at);
+        look_on(~node, at);
       } else if (!done_[node] && at <= distance_[node]) {
         ++counts.pops;
         done_[node] = 1;
         scanned_.push_back(node);
         const int i = row_of_[node];
         base_[i] = at - (matched_cost_[i] - v_[node]);
-        relax(i);
+        relax(i, at);
       }
       if (exhausted()) return;
     }
@@ -359,15 +361,15 @@ class Solver {
     }
   }
 
-  // Distances through row i, to the columns on its list.
-  void relax(int i) {
+  // Distances through row i to the columns on its list, as far as a window past those at which it was looked at.
+  void relax(int i, double looked) {
     const Row& r = rows_[i];
-    const double base = base_[i];
+    const double base = base_[i], end = std::min(looked + window_, base + r.bound);
     for (std::int64_t k = r.first; k < r.first + r.count; ++k) {
       const int j = columns_[k];
       double there = base + (costs_[k] - v_[j]);
       // A scanned column is settled, even where rounding would bring it nearer: the path back to it must not change.
-      if (there >= nearest_ || there >= distance_[j] || done_[j]) continue;
+      if (there > end || there >= nearest_ || there >= distance_[j] || done_[j]) continue;
       if (!known_[k]) {
         compute(i, k);
         there = base + (costs_[k] - v_[j]);
@@ -384,16 +386,15 @@ class Solver {
         push(there, j);
       }
     }
-    if (base + r.bound < nearest_) push(base + r.bound, ~i);
+    if (end < nearest_) push(end, ~i);
   }
 
-  // Lengthen the list of row i until its bound lies beyond the search.
-  void widen(int i, double at) {
+  // The search has come to the end of what row i looked at: look further, on a longer list where this one ends here.
+  void look_on(int i, double at) {
     const Row& r = rows_[i];
-    do {
+    while (base_[i] + r.bound <= at && !exhausted())
       read(i, r.width * 2 + static_cast<float>(r.error), std::min(n_, 2 * r.count + list_length / 2));
-    } while (base_[i] + r.bound <= at && !exhausted());
-    relax(i);
+    relax(i, at);
   }
 
   using Node = std::pair<double, int>;
@@ -413,7 +414,8 @@ class Solver {
   const int n_;
   const Stored* screen_;
   const Exact exact_;
-  float width_;
+  float width_;          // of the window of reduced costs that the next list holds
+  const double window_;  // of path lengths that a search looks at at once
   const std::int64_t budget_, entry_budget_;
   double magnitude_ = 0;  // largest |v| so far
   std::vector<double> v_;
