@@ -41,6 +41,12 @@ def test_intervals_shorter_than_a_batch_are_due_once_a_step(data: ShardedDataset
     assert recorder.checkpoints == [48]
 
 
+def test_all_are_due_at_the_end(data: ShardedDataset) -> None:
+    spec = job("perceptron", images=40, batch=16, log_every=1000, evaluate_every=1000, checkpoint_every=1000)
+    recorder = go_on(spec, data, *start(spec, data))
+    assert [images for images, _ in recorder.points] == recorder.evaluations == recorder.checkpoints == [48]
+
+
 def test_a_finished_run_goes_no_further(data: ShardedDataset) -> None:
     spec = job("perceptron", images=32)
     objective, state = start(spec, data)
@@ -66,6 +72,17 @@ def test_meters_keep_means_and_maxima_and_forget_after_a_point() -> None:
     assert {name: point[name] for name in ("cost", "gap", "critic")} == {"cost": 1.5, "gap": 0.5, "critic": 7.0}
     meters.add(Loss(torch.zeros(()), maxima={"gap": 0.125}))
     assert meters.point().keys() == {"gap", "images_per_second"}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_point_of_a_curve_is_not_finite(value: float) -> None:
+    """One step among others is enough, in a mean as in a maximum, which tells of it as ∞."""
+    for kind, told in (("sums", value), ("maxima", math.inf)):
+        meters = Meters(CPU)
+        for number in (1.0, value, 1.0):
+            meters.add(Loss(torch.zeros(()), **{kind: {"cost": number}}))
+        with pytest.raises(DivergedError, match=f"cost is {told}\n.*cure: lower optimizer.learning_rate"):
+            meters.point()
 
 
 def test_training_learns(data: ShardedDataset) -> None:

@@ -1,0 +1,321 @@
+"""The assignment solver in C++: found, chosen for the processor, and called without the interpreter's lock.
+
+It is built when the package is installed, once for each instruction set, where there is a compiler; everything works
+without it. The environment variable ``MONGE_SIMD`` forces an instruction set (``baseline``, ``avx2``, ``avx512``), or
+none (``off``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.errors import TransportError
+
+LEVELS = ("baseline", "avx2", "avx512")
+"""Instruction sets, the best last. The baseline is what the compiler takes for granted: SSE2, or NEON on ARM."""
+
+_KINDS = {"costs": 0, "products": 1, "bfloat16-products": 2}
+_STATUS = ("solved", "too coarse", "out of budget", "out of memory")
+
+
+class _Request(ctypes.Structure):
+    """Mirrors ``Request`` in assignment.cpp."""
+
+    _fields_ = (
+        ("n", ctypes.c_int64),
+        ("d", ctypes.c_int64),
+        ("kind", ctypes.c_int32),
+        ("root", ctypes.c_int32),
+        ("strict", ctypes.c_int32),
+        ("unused", ctypes.c_int32),
+        ("screen", ctypes.c_void_p),
+        ("error", ctypes.c_void_p),
+        ("x", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("scale", ctypes.c_double),
+        ("row", ctypes.c_void_p),
+        ("column", ctypes.c_void_p),
+        ("start", ctypes.c_void_p),
+        ("budget", ctypes.c_int64),
+        ("f", ctypes.c_void_p),
+        ("g", ctypes.c_void_p),
+        ("matched", ctypes.c_void_p),
+        ("assignment", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Screen:
+    """An (n, n) matrix that is near the costs, up to constants of the row and of the column.
+
+    Attributes:
+        kind: ``costs`` (float32, lower bounds), ``products`` (float32 inner products) or ``bfloat16-products`` (the
+            same as uint16 bits).
+        matrix: (n, n), contiguous.
+        error: (n,) float64, how far the screen may lie above the exact entries of each row, the rounding of the
+            products to bfloat16 apart; None for not at all.
+        strict: whether to give up when the error passes the distance between candidates.
+    """
+
+    kind: str
+    matrix: np.ndarray
+    error: np.ndarray | None = None
+    strict: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Where the exact entries come from: ``scale · ‖xᵢ − yⱼ‖² − rowᵢ − columnⱼ``, or ``scale · ‖xᵢ − yⱼ‖``.
+
+    Attributes:
+        x, y: (n, d) float32, contiguous.
+        scale: a factor of the cost.
+        root: whether the cost is the distance and not its square.
+        row, column: (n,) float64 constants, None for zeros.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    scale: float
+    root: bool = False
+    row: np.ndarray | None = None
+    column: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What the solver returns.
+
+    Attributes:
+        status: ``solved``, or why not: ``too coarse`` or ``out of budget``.
+        assignment: (n,) int64.
+        f, g: (n,) float64, ``f_i + g_j ≤`` the exact entry for every i and j.
+        matched: (n,) float64, the exact entry of each pair of the assignment.
+        readings, bids, pops: rows of the screen read in full; bids of augmenting row reduction; columns scanned by
+            Dijkstra's method.
+    """
+
+    status: str
+    assignment: np.ndarray
+    f: np.ndarray
+    g: np.ndarray
+    matched: np.ndarray
+    readings: int
+    bids: int
+    pops: int
+
+
+@cache
+def _library(level: str) -> ctypes.CDLL | None:
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"_assignment_{level}{suffix}")
+        if path.exists():
+            try:
+                library = ctypes.CDLL(str(path))
+            except OSError:  # built for another machine
+                return None
+            library.monge_assign.argtypes = (ctypes.POINTER(_Request),)
+            library.monge_distances.argtypes = (
+                *(ctypes.c_void_p,) * 2,
+                *(ctypes.c_int64,) * 2,
+                ctypes.c_float,
+                ctypes.c_int32,
+                ctypes.c_void_p,
+            )
+            library.monge_distances.restype = None
+            library.monge_summarise.argtypes = (ctypes.c_void_p, *(ctypes.c_int64,) * 2, ctypes.c_void_p)
+            library.monge_summarise.restype = ctypes.c_float
+            library.monge_prepare.argtypes = (
+                ctypes.c_void_p,
+                *(ctypes.c_int64,) * 2,
+                *(ctypes.c_void_p,) * 2,
+                ctypes.c_double,
+                ctypes.c_int32,
+                *(ctypes.c_void_p,) * 4,
+            )
+            library.monge_prepare.restype = None
+            return library
+    return None
+
+
+@cache
+def _processor() -> int:
+    baseline = _library("baseline")
+    return baseline.monge_processor() if baseline else -1
+
+
+def usable_levels() -> tuple[str, ...]:
+    """The instruction sets that were built and that this processor has; empty without a build."""
+    return tuple(level for rank, level in enumerate(LEVELS) if rank <= _processor() and _library(level))
+
+
+def native_level() -> str | None:
+    """The instruction set in use; None where the solver was not built or is switched off.
+
+    Raises:
+        TransportError: ``MONGE_SIMD`` asks for what this machine or this build does not have.
+    """
+    return _level(os.environ.get("MONGE_SIMD", ""))
+
+
+@cache
+def _level(asked: str) -> str | None:
+    levels = usable_levels()
+    if asked == "off":
+        return None
+    if asked:
+        if asked not in levels:
+            raise TransportError(
+                f"MONGE_SIMD: {asked!r} is not available",
+                cure=f"choose one of {', '.join((*levels, 'off'))}, or unset it",
+            )
+        return asked
+    return levels[-1] if levels else None
+
+
+def native_available() -> bool:
+    """Whether exact plans come from the native solver; from lapx otherwise."""
+    return native_level() is not None
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 matrices by instructions of its own."""
+    return _processor() >= 3
+
+
+def _loaded() -> ctypes.CDLL:
+    level = native_level()
+    library = _library(level) if level else None
+    if library is None:
+        raise TransportError(
+            "the native solver is not available", cure="install a C++ compiler, then `pip install -e .`"
+        )
+    return library
+
+
+def _pointer(array: np.ndarray | None, dtype: type | str, shape: tuple[int, ...]) -> int | None:
+    if array is None:
+        return None
+    assert array.dtype == dtype
+    assert array.shape == shape
+    assert array.flags.c_contiguous
+    return array.ctypes.data
+
+
+def assign(
+    screen: Screen, points: Points | None = None, start: np.ndarray | None = None, budget: int = 2**62
+) -> Solution:
+    """An optimal assignment; any number of threads may call it at once.
+
+    Args:
+        screen: what is read in full.
+        points: what decides; None when the screen holds the exact costs.
+        start: (n,) float32 column potentials to start from.
+        budget: rows that may be read in full before the solver gives up.
+
+    Raises:
+        TransportError: the solver is not available.
+        MemoryError: candidate lists did not fit.
+    """
+    n = len(screen.matrix)
+    f, g, matched = np.empty((3, n))
+    assignment, counts = np.empty(n, np.int64), np.zeros(5, np.int64)
+    d = points.x.shape[1] if points else 0
+    stored = np.uint16 if screen.kind == "bfloat16-products" else np.float32
+    request = _Request(
+        n=n,
+        d=d,
+        kind=_KINDS[screen.kind],
+        root=points.root if points else False,
+        strict=screen.strict,
+        screen=_pointer(screen.matrix, stored, (n, n)),
+        error=_pointer(screen.error, np.float64, (n,)),
+        x=_pointer(points.x, np.float32, (n, d)) if points else None,
+        y=_pointer(points.y, np.float32, (n, d)) if points else None,
+        scale=points.scale if points else 1.0,
+        row=_pointer(points.row, np.float64, (n,)) if points else None,
+        column=_pointer(points.column, np.float64, (n,)) if points else None,
+        start=_pointer(start, np.float32, (n,)),
+        budget=budget,
+        f=f.ctypes.data,
+        g=g.ctypes.data,
+        matched=matched.ctypes.data,
+        assignment=assignment.ctypes.data,
+        counts=counts.ctypes.data,
+    )
+    status = _STATUS[_loaded().monge_assign(ctypes.byref(request))]
+    if status == "out of memory":
+        raise MemoryError(f"candidate lists of an assignment of {n} points")
+    readings, bids, _, pops, _ = counts.tolist()
+    return Solution(status, assignment, f, g, matched, readings, bids, pops)
+
+
+def summarise(x: np.ndarray) -> tuple[np.ndarray, float]:
+    """Mean of float32 points, (d,) float64, and their largest coordinate in absolute value."""
+    n, d = x.shape
+    mean = np.empty(d)
+    return mean, _loaded().monge_summarise(_pointer(x, np.float32, (n, d)), n, d, mean.ctypes.data)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Points ready for a matrix product.
+
+    Attributes:
+        stored: (n, d), float32, or bfloat16 as uint16 bits: ``scale · (x − mean)``, rounded.
+        norm: (n,) float64, lengths before rounding.
+        residual: (n,) float64, lengths of what rounding changed.
+        constant: (n,) float64, ``½ scale² ‖x − other‖²``.
+    """
+
+    stored: np.ndarray
+    norm: np.ndarray
+    residual: np.ndarray
+    constant: np.ndarray
+
+
+def prepare(x: np.ndarray, mean: np.ndarray, other: np.ndarray, scale: float, *, bfloat16: bool) -> Prepared:
+    """Centre, scale and round points, with the size of the rounding.
+
+    Args:
+        x: (n, d) float32.
+        mean: (d,) float64, theirs.
+        other: (d,) float64, the mean of the points on the other side.
+        scale: a factor.
+        bfloat16: whether to round to bfloat16.
+    """
+    n, d = x.shape
+    stored = np.empty((n, d), np.uint16 if bfloat16 else np.float32)
+    norm, residual, constant = np.empty(n), np.empty(n), np.empty(n)
+    _loaded().monge_prepare(
+        _pointer(x, np.float32, (n, d)),
+        n,
+        d,
+        *(_pointer(centre, np.float64, (d,)) for centre in (mean, other)),
+        scale,
+        bfloat16,
+        *(out.ctypes.data for out in (stored, norm, residual, constant)),
+    )
+    return Prepared(stored, norm, residual, constant)
+
+
+def distances(x: np.ndarray, y: np.ndarray, factor: float, *, root: bool) -> np.ndarray:
+    """``factor · ‖xᵢ − yⱼ‖²`` (or ``‖xᵢ − yⱼ‖``) from the differences of coordinates, (n, n) float32.
+
+    Its error is relative to each distance: about d / 2 + 2 units of float32's last place at most.
+    """
+    n, d = x.shape
+    matrix = np.empty((n, n), np.float32)
+    transposed = np.ascontiguousarray(y.T)
+    _loaded().monge_distances(
+        _pointer(x, np.float32, (n, d)), transposed.ctypes.data, n, d, factor, root, matrix.ctypes.data
+    )
+    return matrix
