@@ -8,17 +8,15 @@ from collections.abc import Callable
 from typing import Literal
 
 from pipelines.errors import ProblemError
-from pipelines.transport import native
 from pipelines.transport.cost import with_known_cost
 from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
-from pipelines.transport.solvers import assignment, brute_force, exact, network_simplex, sinkhorn
+from pipelines.transport.solvers import assignment, brute_force, network_simplex, sinkhorn
 
-SolverName = Literal["auto", "brute-force", "exact", "assignment", "network-simplex", "sinkhorn", "sinkhorn-streaming"]
+SolverName = Literal["auto", "brute-force", "assignment", "network-simplex", "sinkhorn", "sinkhorn-streaming"]
 
 _SOLVERS: dict[str, Callable[[TransportProblem], TransportPlan]] = {
     "brute-force": brute_force.solve,
-    "exact": exact.solve,
     "assignment": assignment.solve,
     "network-simplex": network_simplex.solve,
     "sinkhorn": functools.partial(sinkhorn.solve, streaming=False),
@@ -31,10 +29,7 @@ def choose(problem: TransportProblem) -> tuple[str, str]:
     if problem.epsilon > 0:
         return sinkhorn.choose(problem)
     if problem.is_assignment:
-        reason = "uniform weights on as many points: an optimal plan is a permutation"
-        if native.native_available():
-            return "exact", reason
-        return "assignment", f"{reason}; no native build"
+        return "assignment", "uniform weights on as many points: an optimal plan is a permutation"
     return "network-simplex", "weighted or rectangular: an optimal plan splits masses"
 
 
@@ -57,5 +52,4 @@ def solve(problem: TransportProblem, solver: SolverName = "auto") -> TransportPl
         raise ProblemError(f"solver: {name!r} is not a solver", cure=f"choose one of auto, {', '.join(_SOLVERS)}")
     plan = _SOLVERS[name](with_known_cost(problem))
     plan.certificate.require_converged()
-    reason = "; ".join(filter(None, (reason, plan.certificate.reason)))
     return dataclasses.replace(plan, certificate=dataclasses.replace(plan.certificate, reason=reason))
