@@ -104,10 +104,26 @@ def test_unknown_fields_are_refused(file: Path, path: str) -> None:
         load_spec(file, [f"{path}=3"])
 
 
-@pytest.mark.parametrize(("section", "path"), [("model", "model.kind"), ("objective", "objective.kind")])
-def test_a_section_says_its_kind(section: str, path: str) -> None:
-    with pytest.raises(SpecError, match=rf"\n  {path}: missing$"):
+@pytest.mark.parametrize("section", ["model", "objective"])
+def test_a_section_says_its_kind(section: str) -> None:
+    with pytest.raises(SpecError, match=rf"\n  {section}\.kind: missing$"):
         parse_spec(document(**{section: {}}))
+
+
+@pytest.mark.parametrize(
+    ("coupling", "fault"),
+    [
+        ({}, "objective.coupling.kind: missing"),
+        ({"kind": "recorded"}, "objective.coupling.file: missing"),
+        ({"kind": "batch", "points": 8}, "objective.coupling.points: no such field (received 8)"),
+        (3, "objective.coupling: Input should be a valid dictionary or object to extract fields from (received 3)"),
+    ],
+)
+def test_faults_of_a_coupling_are_told_by_their_path_in_the_file(coupling: Any, fault: str) -> None:
+    sections = {"model": {"kind": "flow-unet"}, "objective": {"kind": "flow", "coupling": coupling}}
+    with pytest.raises(SpecError) as caught:
+        parse_spec(document(**sections))
+    assert str(caught.value).splitlines()[1:] == [f"  {fault}"]
 
 
 @pytest.mark.parametrize(
