@@ -1,5 +1,4 @@
 // The C interface. No exception leaves it; it holds no state, so that any number of threads may call it at once.
-#include <functional>
 #include <new>
 
 #include "points.h"

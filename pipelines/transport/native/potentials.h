@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "kernels.h"
@@ -19,6 +18,7 @@ class Sinkhorn {
   using Stored = typename Screen::Stored;
   static constexpr int sampled_rows = 24;
   static constexpr int coarse_passes = 8, fine_passes = 2;
+  static constexpr int most_more = 12;  // pairs of passes between them
   static constexpr int neighbours = 16;
   static constexpr float relaxation = 1.4f;  // steps beyond Sinkhorn's own converge in fewer passes
 
@@ -31,9 +31,9 @@ class Sinkhorn {
     }
   }
 
-  // From nothing (start == nullptr), or from the potentials of a problem like this one.
+  // From nothing (start == nullptr); or the potentials of a problem like this one, as they are: passes would blur them.
   Potentials run(const float* start) {
-    float top = std::numeric_limits<float>::max();
+    float top = 0;
     if (start) {
       v_.assign(start, start + n_);
     } else {
@@ -42,8 +42,15 @@ class Sinkhorn {
       anneal(1.2f * spread, spread / 6, coarse_passes, stride);
       top = spread / 6;
     }
-    const float gap = candidate_gap();
-    if (!start) anneal(std::min(top, 0.35f * gap), std::min(top, 0.15f * gap), fine_passes, 1);
+    float gap = candidate_gap();
+    if (start) return {std::move(v_), gap};
+    // Where candidates lie closer than the passes came, as they do when few large costs make the spread, go on.
+    for (int more = 0; top > gap && more < most_more; ++more) {
+      anneal(top, top / 3, 2, std::min(2, n_));
+      top /= 3;
+      gap = candidate_gap();
+    }
+    anneal(std::min(top, 0.35f * gap), std::min(top, 0.15f * gap), fine_passes, 1);
     return {std::move(v_), gap};
   }
 

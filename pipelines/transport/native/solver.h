@@ -9,6 +9,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -90,10 +92,12 @@ class Solver {
     }
   }
 
-  // False when the budget ran out.
+  // False when the budget ran out; or when costs given outright leave so many rows to the search that dense shortest
+  // paths are the better method.
   bool run() {
     list_all_rows();
     reduce_rows();
+    if (exact_.matrix && counts.unassigned > n_ / 4) return false;
     search_all();
     return !exhausted();
   }

@@ -33,11 +33,9 @@ READINGS = 12
 
 
 SAMPLED_ROWS = 24
-MOST_TIES = 16
-"""Entries equal to their row's least, in the median row, above which candidate lists grow as long as rows."""
-
-HEAVY_TAIL = 4
-"""Mean over median of the costs above their least from which few of a row's entries hold all its scale (lognormal)."""
+CANDIDATES = 32
+MOST_TIES = 0.75
+"""Share of the candidates of a row that cost the same as the next, from which lists grow as long as rows."""
 
 
 def solve(problem: TransportProblem, *, g: np.ndarray | None = None) -> TransportPlan:
@@ -66,14 +64,12 @@ def solve(problem: TransportProblem, *, g: np.ndarray | None = None) -> Transpor
         return _by_lapx(problem, "no native build")
     if obstacle := _obstacle(problem):
         return _by_lapx(problem, obstacle)
-    status = ""
     for screened in _screens(problem):
         start = None if g is None else (g / screened.unit - screened.column).astype(np.float32)
         solution = native.assign(screened.screen, screened.points, start, budget=READINGS * n)
-        status = solution.status
-        if status == "solved":
+        if solution.status == "solved":
             return _plan(screened, solution, started)
-    return _by_lapx(problem, f"candidate lists would not stay short ({status})")
+    return _by_lapx(problem, "candidate lists would not stay short")
 
 
 def solve_batch(problems: Sequence[TransportProblem], *, threads: int | None = None) -> list[TransportPlan]:
@@ -104,12 +100,9 @@ def _obstacle(problem: TransportProblem) -> str:
     if problem.matrix is None:
         return ""
     n = problem.shape[0]
-    rows = screens.as_numpy(problem.matrix[:: max(1, n // SAMPLED_ROWS)])
-    above = rows - rows.min()
-    if np.median((rows == rows.min(1, keepdims=True)).sum(1)) > MOST_TIES:
+    rows = np.sort(screens.as_numpy(problem.matrix[:: max(1, n // SAMPLED_ROWS)]), axis=1)[:, : CANDIDATES + 1]
+    if (np.diff(rows) == 0).mean() > MOST_TIES and n > CANDIDATES:
         return "many equal costs"
-    if above.mean() > HEAVY_TAIL * np.median(above):
-        return "heavy-tailed costs"
     return ""
 
 
