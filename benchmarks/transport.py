@@ -107,9 +107,7 @@ def _warm(clouds: Clouds, repeats: int) -> Row:
     x, y = clouds.noise_to_images(1024)
     g = exact.solve(TransportProblem.between(x, y)).g
     moved = x + 0.01 * images.noise(1024, x.shape[1], seed=9)
-    mine, peer = in_turns(
-        lambda: ours(moved, y, g), lambda: emd(moved, y), repeats=repeats, clock=time.thread_time
-    )
+    mine, peer = in_turns(lambda: ours(moved, y, g), lambda: emd(moved, y), repeats=repeats, clock=time.thread_time)
     return Row("exact again, n=1024, points moved 1%", mine, peer, "POT dist + emd, cold", "ms", 40.0)
 
 

@@ -1,4 +1,4 @@
-"""The assignment solver in C++: found, chosen for the processor, and called without the interpreter's lock.
+"""The assignment solver in C++, called without the interpreter's lock.
 
 It is built when the package is installed, once for each instruction set, where there is a compiler; everything works
 without it. The environment variable ``MONGE_SIMD`` forces an instruction set (``baseline``, ``avx2``, ``avx512``), or
@@ -8,48 +8,48 @@ none (``off``).
 from __future__ import annotations
 
 import ctypes
-import os
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 
 import numpy as np
 
 from pipelines.errors import TransportError
+from pipelines.transport.native.library import (
+    LEVELS,
+    Implementation,
+    Request,
+    has_bfloat16,
+    implementation,
+    loaded,
+    native_available,
+    native_level,
+    usable_levels,
+)
 
-LEVELS = ("baseline", "avx2", "avx512")
-"""Instruction sets, the best last. The baseline is what the compiler takes for granted: SSE2, or NEON on ARM."""
+__all__ = [
+    "LEVELS",
+    "Implementation",
+    "Points",
+    "Prepared",
+    "Screen",
+    "Solution",
+    "assign",
+    "distances",
+    "has_bfloat16",
+    "implementation",
+    "native_available",
+    "native_level",
+    "prepare",
+    "summarise",
+    "usable_levels",
+]
 
 _KINDS = {"costs": 0, "products": 1, "bfloat16-products": 2}
-_STATUS = ("solved", "too coarse", "out of budget", "out of memory")
+_STATUS = ("solved", "too coarse", "out of budget", "out of memory", "stopped")
 
-
-class _Request(ctypes.Structure):
-    """Mirrors ``Request`` in assignment.cpp."""
-
-    _fields_ = (
-        ("n", ctypes.c_int64),
-        ("d", ctypes.c_int64),
-        ("kind", ctypes.c_int32),
-        ("root", ctypes.c_int32),
-        ("strict", ctypes.c_int32),
-        ("unused", ctypes.c_int32),
-        ("screen", ctypes.c_void_p),
-        ("error", ctypes.c_void_p),
-        ("x", ctypes.c_void_p),
-        ("y", ctypes.c_void_p),
-        ("scale", ctypes.c_double),
-        ("row", ctypes.c_void_p),
-        ("column", ctypes.c_void_p),
-        ("start", ctypes.c_void_p),
-        ("budget", ctypes.c_int64),
-        ("f", ctypes.c_void_p),
-        ("g", ctypes.c_void_p),
-        ("matched", ctypes.c_void_p),
-        ("assignment", ctypes.c_void_p),
-        ("counts", ctypes.c_void_p),
-    )
+INTERRUPTIBLE = 2048
+"""Points from which a solve is long enough to wait for it where Ctrl-C is heard."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,7 @@ class Solution:
     """What the solver returns.
 
     Attributes:
-        status: ``solved``, or why not: ``too coarse`` or ``out of budget``.
+        status: ``solved``, or why not: ``too coarse``, ``out of budget`` or ``stopped``.
         assignment: (n,) int64.
         f, g: (n,) float64, ``f_i + g_j ≤`` the exact entry for every i and j.
         matched: (n,) float64, the exact entry of each pair of the assignment.
@@ -113,94 +113,6 @@ class Solution:
     pops: int
 
 
-@cache
-def _library(level: str) -> ctypes.CDLL | None:
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_assignment_{level}{suffix}")
-        if path.exists():
-            try:
-                library = ctypes.CDLL(str(path))
-            except OSError:  # built for another machine
-                return None
-            library.monge_assign.argtypes = (ctypes.POINTER(_Request),)
-            library.monge_distances.argtypes = (
-                *(ctypes.c_void_p,) * 2,
-                *(ctypes.c_int64,) * 2,
-                ctypes.c_float,
-                ctypes.c_int32,
-                ctypes.c_void_p,
-            )
-            library.monge_distances.restype = None
-            library.monge_summarise.argtypes = (ctypes.c_void_p, *(ctypes.c_int64,) * 2, ctypes.c_void_p)
-            library.monge_summarise.restype = ctypes.c_float
-            library.monge_prepare.argtypes = (
-                ctypes.c_void_p,
-                *(ctypes.c_int64,) * 2,
-                *(ctypes.c_void_p,) * 2,
-                ctypes.c_double,
-                ctypes.c_int32,
-                *(ctypes.c_void_p,) * 4,
-            )
-            library.monge_prepare.restype = None
-            return library
-    return None
-
-
-@cache
-def _processor() -> int:
-    baseline = _library("baseline")
-    return baseline.monge_processor() if baseline else -1
-
-
-def usable_levels() -> tuple[str, ...]:
-    """The instruction sets that were built and that this processor has; empty without a build."""
-    return tuple(level for rank, level in enumerate(LEVELS) if rank <= _processor() and _library(level))
-
-
-def native_level() -> str | None:
-    """The instruction set in use; None where the solver was not built or is switched off.
-
-    Raises:
-        TransportError: ``MONGE_SIMD`` asks for what this machine or this build does not have.
-    """
-    return _level(os.environ.get("MONGE_SIMD", ""))
-
-
-@cache
-def _level(asked: str) -> str | None:
-    levels = usable_levels()
-    if asked == "off":
-        return None
-    if asked:
-        if asked not in levels:
-            raise TransportError(
-                f"MONGE_SIMD: {asked!r} is not available",
-                cure=f"choose one of {', '.join((*levels, 'off'))}, or unset it",
-            )
-        return asked
-    return levels[-1] if levels else None
-
-
-def native_available() -> bool:
-    """Whether exact plans come from the native solver; from lapx otherwise."""
-    return native_level() is not None
-
-
-def has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 matrices by instructions of its own."""
-    return _processor() >= 3
-
-
-def _loaded() -> ctypes.CDLL:
-    level = native_level()
-    library = _library(level) if level else None
-    if library is None:
-        raise TransportError(
-            "the native solver is not available", cure="install a C++ compiler, then `pip install -e .`"
-        )
-    return library
-
-
 def _pointer(array: np.ndarray | None, dtype: type | str, shape: tuple[int, ...]) -> int | None:
     if array is None:
         return None
@@ -213,7 +125,7 @@ def _pointer(array: np.ndarray | None, dtype: type | str, shape: tuple[int, ...]
 def assign(
     screen: Screen, points: Points | None = None, start: np.ndarray | None = None, budget: int = 2**62
 ) -> Solution:
-    """An optimal assignment; any number of threads may call it at once.
+    """An optimal assignment. Any number of threads may call it at once; it runs without the interpreter's lock.
 
     Args:
         screen: what is read in full.
@@ -230,12 +142,14 @@ def assign(
     assignment, counts = np.empty(n, np.int64), np.zeros(5, np.int64)
     d = points.x.shape[1] if points else 0
     stored = np.uint16 if screen.kind == "bfloat16-products" else np.float32
-    request = _Request(
+    stop = ctypes.c_int32(0)
+    request = Request(
         n=n,
         d=d,
         kind=_KINDS[screen.kind],
         root=points.root if points else False,
         strict=screen.strict,
+        stop=ctypes.addressof(stop),
         screen=_pointer(screen.matrix, stored, (n, n)),
         error=_pointer(screen.error, np.float64, (n,)),
         x=_pointer(points.x, np.float32, (n, d)) if points else None,
@@ -251,18 +165,39 @@ def assign(
         assignment=assignment.ctypes.data,
         counts=counts.ctypes.data,
     )
-    status = _STATUS[_loaded().monge_assign(ctypes.byref(request))]
+    library = loaded()
+    status = _STATUS[_interruptible(lambda: library.monge_assign(ctypes.byref(request)), stop, n)]
     if status == "out of memory":
         raise MemoryError(f"candidate lists of an assignment of {n} points")
     readings, bids, _, pops, _ = counts.tolist()
     return Solution(status, assignment, f, g, matched, readings, bids, pops)
 
 
+def _interruptible(call: Callable[[], int], stop: ctypes.c_int32, n: int) -> int:
+    """The result of a long call, which is told to stop when its caller is interrupted.
+
+    Signals are only heard by the main thread, and there only between instructions of the interpreter: it waits while
+    another thread is in C++.
+    """
+    if n < INTERRUPTIBLE or threading.current_thread() is not threading.main_thread():
+        return call()
+    results: list[int] = []
+    worker = threading.Thread(target=lambda: results.append(call()), name="exact-assignment")
+    worker.start()
+    try:
+        worker.join()
+    except BaseException:
+        stop.value = 1
+        worker.join()
+        raise
+    return results[0]
+
+
 def summarise(x: np.ndarray) -> tuple[np.ndarray, float]:
     """Mean of float32 points, (d,) float64, and their largest coordinate in absolute value."""
     n, d = x.shape
     mean = np.empty(d)
-    return mean, _loaded().monge_summarise(_pointer(x, np.float32, (n, d)), n, d, mean.ctypes.data)
+    return mean, loaded().monge_summarise(_pointer(x, np.float32, (n, d)), n, d, mean.ctypes.data)
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,7 +230,7 @@ def prepare(x: np.ndarray, mean: np.ndarray, other: np.ndarray, scale: float, *,
     n, d = x.shape
     stored = np.empty((n, d), np.uint16 if bfloat16 else np.float32)
     norm, residual, constant = np.empty(n), np.empty(n), np.empty(n)
-    _loaded().monge_prepare(
+    loaded().monge_prepare(
         _pointer(x, np.float32, (n, d)),
         n,
         d,
@@ -315,7 +250,7 @@ def distances(x: np.ndarray, y: np.ndarray, factor: float, *, root: bool) -> np.
     n, d = x.shape
     matrix = np.empty((n, n), np.float32)
     transposed = np.ascontiguousarray(y.T)
-    _loaded().monge_distances(
+    loaded().monge_distances(
         _pointer(x, np.float32, (n, d)), transposed.ctypes.data, n, d, factor, root, matrix.ctypes.data
     )
     return matrix

@@ -1,4 +1,5 @@
 // The C interface. No exception leaves it; it holds no state, so that any number of threads may call it at once.
+#include <atomic>
 #include <new>
 
 #include "points.h"
@@ -9,17 +10,18 @@
 namespace {
 
 enum Kind : std::int32_t { costs = 0, products = 1, bfloat16_products = 2 };
-enum Status : std::int32_t { solved = 0, too_coarse = 1, out_of_budget = 2, out_of_memory = 3 };
+enum Status : std::int32_t { solved = 0, too_coarse = 1, out_of_budget = 2, out_of_memory = 3, stopped = 4 };
 
 }  // namespace
 
-// Mirrored in __init__.py.
+// Mirrored in __init__.py; with any change here, raise the number there and in monge_interface.
 struct Request {
   std::int64_t n, d;
   std::int32_t kind;         // of the screen
   std::int32_t root;         // the cost is the distance, not its square
   std::int32_t strict;       // give up when the screen's error passes the distance between candidates
   std::int32_t unused;
+  const std::atomic<std::int32_t>* stop;  // give up when it is no longer 0
   const void* screen;        // (n, n)
   const double* error;       // (n,), or null
   const float *x, *y;        // (n, d), or null: the screen holds the costs
@@ -48,19 +50,22 @@ template <class Screen>
 static Status run(const Request& q) {
   const auto* screen = static_cast<const typename Screen::Stored*>(q.screen);
   const int n = static_cast<int>(q.n);
-  const auto potentials = monge::Sinkhorn<Screen>(screen, n).run(q.start);
+  const auto potentials = monge::Sinkhorn<Screen>(screen, n, *q.stop).run(q.start);
   if (q.strict && potentials.scale < mean_error<Screen>(q)) return too_coarse;
   const monge::Exact exact{q.x ? nullptr : static_cast<const float*>(q.screen), q.x, q.y, q.n, q.d, q.scale,
                            q.root != 0, q.row, q.column};
-  monge::Solver<Screen> solver(screen, exact, q.error, potentials, q.budget);
+  monge::Solver<Screen> solver(screen, exact, q.error, potentials, q.budget, *q.stop);
   const bool finished = solver.run();
   const std::int64_t counts[] = {solver.counts.readings, solver.counts.bids, solver.counts.unassigned,
                                  solver.counts.pops, solver.counts.computed};
   std::copy(counts, counts + 5, q.counts);
-  if (!finished) return out_of_budget;
+  if (!finished) return *q.stop ? stopped : out_of_budget;
   solver.write(q.f, q.g, q.matched, q.assignment);
   return solved;
 }
+
+// Tells a build from other sources apart: an installation in place keeps its old build when the sources change.
+EXPORT std::int64_t monge_interface() { return 2 * 65536 + static_cast<std::int64_t>(sizeof(Request)); }
 
 EXPORT std::int32_t monge_assign(const Request* request) {
   try {

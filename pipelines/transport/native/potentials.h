@@ -1,6 +1,7 @@
 // Column potentials to start from: a few annealed Sinkhorn passes, most of them over one row in eight.
 #pragma once
 
+#include <atomic>
 #include <cmath>
 #include <vector>
 
@@ -23,7 +24,9 @@ class Sinkhorn {
   static constexpr float relaxation = 1.4f;  // steps beyond Sinkhorn's own converge in fewer passes
 
  public:
-  Sinkhorn(const Stored* screen, int n) : screen_(screen), n_(n), v_(n, 0.0f) {
+  // stop: give up when it is no longer 0; the potentials are then good for nothing.
+  Sinkhorn(const Stored* screen, int n, const std::atomic<std::int32_t>& stop)
+      : screen_(screen), n_(n), stop_(stop), v_(n, 0.0f) {
     for (int k = 0, last = -1; k < sampled_rows; ++k) {
       const int row = static_cast<int>(static_cast<std::int64_t>(k) * (n - 1) / (sampled_rows - 1));
       if (row != last) sample_.push_back(row);
@@ -96,7 +99,7 @@ class Sinkhorn {
   void anneal(float from, float to, int passes, int stride) {
     std::vector<float> weights(n_), sums(n_);
     if (shift_.empty()) shift_.assign(n_, NAN);
-    for (int pass = 0; pass < passes; ++pass) {
+    for (int pass = 0; pass < passes && !stop_.load(std::memory_order_relaxed); ++pass) {
       const float epsilon = from * std::pow(to / from, static_cast<float>(pass) / (passes - 1));
       const int offset = stride == 1 ? 0 : (5 * pass + 3) % stride;
       std::fill(sums.begin(), sums.end(), 0.0f);
@@ -124,6 +127,7 @@ class Sinkhorn {
 
   const Stored* screen_;
   int n_;
+  const std::atomic<std::int32_t>& stop_;
   std::vector<float> v_, shift_;
   std::vector<int> sample_;
 };

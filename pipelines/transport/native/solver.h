@@ -8,6 +8,7 @@
 // method could take, and the bounds prove the potentials feasible over the whole matrix.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -76,9 +77,10 @@ class Solver {
   Counts counts;
 
   // error: for each row, how far the screen can lie above the exact entries; null for zero.
-  // budget: rows that may be read again before the solver gives up.
-  Solver(const Stored* screen, const Exact& exact, const double* error, const Potentials& start, std::int64_t budget)
-      : n_(static_cast<int>(exact.n)), screen_(screen), exact_(exact), width_(start.scale), window_(look_ahead * start.scale), budget_(budget),
+  // budget: rows that may be read again before the solver gives up. stop: it gives up when this is no longer 0.
+  Solver(const Stored* screen, const Exact& exact, const double* error, const Potentials& start, std::int64_t budget,
+         const std::atomic<std::int32_t>& stop)
+      : n_(static_cast<int>(exact.n)), screen_(screen), exact_(exact), width_(start.scale), window_(look_ahead * start.scale), stop_(stop), budget_(budget),
         entry_budget_(affordable(exact.n, exact.d)), v_(start.v.begin(), start.v.end()), v_screen_(start.v),
         rows_(n_), column_of_(n_, -1), row_of_(n_, -1), matched_cost_(n_), reduced_(n_) {
     const std::int64_t expected = static_cast<std::int64_t>(n_) * std::min(n_, 2 * list_length);
@@ -92,7 +94,7 @@ class Solver {
     }
   }
 
-  // False when the budget ran out; or when costs given outright leave so many rows to the search that dense shortest
+  // False when stopped or when the budget ran out; or when costs given outright leave so many rows to the search that dense shortest
   // paths are the better method.
   bool run() {
     list_all_rows();
@@ -123,7 +125,7 @@ class Solver {
   const Stored* row(int i) const { return screen_ + static_cast<std::int64_t>(i) * n_; }
   bool exhausted() const {
     return counts.readings > budget_ || counts.computed > entry_budget_ ||
-           static_cast<std::int64_t>(columns_.size()) > most_listed * n_;
+           static_cast<std::int64_t>(columns_.size()) > most_listed * n_ || stop_.load(std::memory_order_relaxed);
   }
 
   // Exact entries that cost no more than a dense method would: of points, the more the fewer coordinates they have.
@@ -420,6 +422,7 @@ class Solver {
   const Exact exact_;
   float width_;          // of the window of reduced costs that the next list holds
   const double window_;  // of path lengths that a search looks at at once
+  const std::atomic<std::int32_t>& stop_;
   const std::int64_t budget_, entry_budget_;
   double magnitude_ = 0;  // largest |v| so far
   std::vector<double> v_;
