@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -14,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 # Ray reads these when it is imported.
@@ -28,6 +26,7 @@ import ray
 import torch
 from torch import nn
 
+from benchmarks.report import Row, table, write_json
 from pipelines.randomness import step_generator
 from pipelines.transport.planner import Planner
 from pipelines.transport.problem import TransportProblem
@@ -39,20 +38,6 @@ from services.transport.client import RayPlanner
 
 PLANS = 4
 """Plans in one round of the training benchmark."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: ``ratio`` is ours over the peer's, and met when at most ``bar``."""
-
-    name: str
-    ours: float
-    peer: float
-    peer_name: str
-    unit: str
-    ratio: float
-    bar: float
-    met: bool
 
 
 def main() -> None:
@@ -67,14 +52,9 @@ def main() -> None:
             *(answer(planner, n, 784, 5) for n in ((512, 1024) if given.quick else (1024, 4096))),
             stall(planner, pool=1024 if given.quick else 2048, batch=128, rounds=1 if given.quick else 5),
         ]
-    for row in rows:
-        verdict = "met" if row.met else "MISSED"
-        print(
-            f"{row.name:<44} {row.ours:10.2f} {row.unit}  {row.peer_name} {row.peer:10.2f}  "
-            f"ratio {row.ratio:.3f}  bar {row.bar:.2f}  {verdict}"
-        )
+    print(table(rows))
     if given.json:
-        given.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+        write_json(rows, given.json)
 
 
 @contextmanager
@@ -171,10 +151,11 @@ def milliseconds(call: Callable[[], object]) -> float:
     return (time.perf_counter() - started) * 1e3
 
 
-def _row(name: str, ours: list[float], peer: list[float], peer_name: str, bar: float) -> Row:
-    # The ratio of each round, because the machine's speed changes between rounds.
+def _row(name: str, ours: list[float], peer: list[float], peer_name: str, times: float) -> Row:
+    """Ours against at most so many times the peer's, by the median of the rounds: the machine's speed changes."""
     ratio = statistics.median(mine / theirs for mine, theirs in zip(ours, peer, strict=True))
-    return Row(name, statistics.median(ours), statistics.median(peer), peer_name, "ms", ratio, bar, ratio <= bar)
+    base = statistics.median(peer)
+    return Row(name, ratio * base, base, peer_name, "ms", 1 / times)
 
 
 if __name__ == "__main__":

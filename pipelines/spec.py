@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipelines.errors import SpecError
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
-CostName = Literal["squared-euclidean", "euclidean", "cosine"]
+CostName = Literal["squared-euclidean", "euclidean", "power", "cosine"]
 Images = Annotated[int, Field(ge=1, description="a duration, in images seen by the whole job")]
 
 
@@ -106,6 +106,7 @@ class TransportSpec(_Section):
 
     kind: Literal["transport"]
     cost: CostName = "squared-euclidean"
+    power: float = Field(default=2.0, gt=0, le=16, description="the exponent p of cost `power`, ‖x − y‖ᵖ")
     plans: Literal["service", "local"] = Field(
         default="service", description="who solves the plans: the transport service, or each rank for itself"
     )

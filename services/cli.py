@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -138,7 +139,11 @@ def couple(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from pipelines.spec import load_spec
+    from services.cluster import ray_environment
     from services.jobs.client import with_absolute_paths
+
+    settings = load_settings()
+    os.environ.update(ray_environment(settings))  # Ray reads it when it is imported
     from services.jobs.couple import couple as couple_dataset
 
     resolved = with_absolute_paths(load_spec(spec, overrides or ()))
@@ -150,11 +155,11 @@ def couple(
             return lambda done, total: progress.update(bars[name], completed=done, total=total)
 
         coupling = couple_dataset(
-            resolved.data, load_settings(), rounds, pool, seed, on("images sharded"), on("pairs coupled")
+            resolved.data, settings, rounds, pool, seed, on("images sharded"), on("pairs coupled")
         )
     coupling.write(out)
     _say(f"mean cost of a pair {coupling.costs.mean():.2f}, largest relative gap of a plan {coupling.max_gap:.1e}")
-    _say(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB)")
+    _say(f"wrote {out} ({out.stat().st_size / 2**10:,.0f} KiB)")
 
 
 @app.command()

@@ -35,8 +35,10 @@ class Evaluator:
         self._seed = spec.seed
         self._judge = None
         if not isinstance(spec.objective, ClassificationSpec) and rank() == 0:
-            cost = spec.objective.cost if isinstance(spec.objective, TransportSpec) else "squared-euclidean"
-            self._judge = generation.TransportJudge(data.split("train"), data.split("test"), cost, planner, spec.seed)
+            judged = spec.objective if isinstance(spec.objective, TransportSpec) else TransportSpec(kind="transport")
+            self._judge = generation.TransportJudge(
+                data.split("train"), data.split("test"), judged.cost, planner, spec.seed, judged.power
+            )
 
     def __call__(self, network: torch.nn.Module) -> Evaluation:
         """Numbers and pictures of a network as it stands."""

@@ -64,7 +64,7 @@ def predictions_figure(
     for axis in axes:
         axis.axis("off")
     for place, (axis, image, row) in enumerate(zip(axes, images, probabilities, strict=False)):
-        axis.imshow(image.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=255)
+        axis.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
         predicted = int(row.argmax())
         wrong = labels is not None and predicted != labels[place]
         axis.set_title(f"{classes[predicted]} {row[predicted]:.2f}", fontsize=9, color="crimson" if wrong else "black")

@@ -49,11 +49,15 @@ class TransportJudge:
         cost: between images, pixels in [−1, 1].
         planner: who solves the plans.
         seed: of all draws.
+        power: the exponent of cost ``power``.
     """
 
-    def __init__(self, train: Split, test: Split, cost: CostName, planner: Planner, seed: int) -> None:
+    def __init__(
+        self, train: Split, test: Split, cost: CostName, planner: Planner, seed: int, power: float = 2.0
+    ) -> None:
         self._planner = planner
         self._cost: CostName = cost
+        self._power = power
         self._seed = seed
         self._points = min(LARGEST_SET, len(test), len(train))
         self._held_out = self._draw(test, "held-out")
@@ -89,7 +93,7 @@ class TransportJudge:
         return (pixels.mean(0) + weights @ centred / (count - 1) ** 0.5).clamp(-1, 1)
 
     def _distance(self, points: torch.Tensor) -> tuple[float, float, str]:
-        plan = self._planner.plan(TransportProblem.between(points, self._held_out, cost=self._cost))
+        plan = self._planner.plan(TransportProblem.between(points, self._held_out, cost=self._cost, power=self._power))
         return plan.certificate.primal, plan.certificate.relative_gap, plan.certificate.solver
 
 

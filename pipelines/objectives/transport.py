@@ -41,7 +41,14 @@ class TransportObjective:
         samples = self.generator(step.normal("latents", self.generator.latent)).flatten(1)
         real = step.images.flatten(1)
         started = time.perf_counter()
-        share = Share(key=f"step-{step.index}", x=samples.detach(), y=real, cost=self.spec.cost, epsilon=0.0)
+        share = Share(
+            key=f"step-{step.index}",
+            x=samples.detach(),
+            y=real,
+            cost=self.spec.cost,
+            epsilon=0.0,
+            power=self.spec.power,
+        )
         try:
             block = self.planner.plan_rows(share)
         except ProblemError as error:
@@ -52,7 +59,7 @@ class TransportObjective:
             ) from error
         waited = time.perf_counter() - started
         rows, columns, mass = (torch.as_tensor(a).to(samples.device) for a in (block.rows, block.columns, block.mass))
-        costs = matched_cost(samples[rows], gather_rows(real)[columns], self.spec.cost)
+        costs = matched_cost(samples[rows], gather_rows(real)[columns], self.spec.cost, self.spec.power)
         loss = (mass.to(costs.dtype) * costs).sum()
         return Loss(
             loss,

@@ -35,6 +35,8 @@ class Meters:
             self._counts[name] = self._counts.get(name, 0) + 1
         for name, value in loss.maxima.items():
             value = torch.as_tensor(value, dtype=torch.float32, device=self._device)
+            # Of what is not finite, a maximum over steps forgets −∞, and one over gloo's ranks NaN: it must do neither.
+            value = torch.where(value.isfinite(), value, torch.inf)
             self._maxima[name] = torch.maximum(self._maxima.get(name, value), value)
 
     def count(self, images: int) -> None:

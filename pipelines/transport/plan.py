@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from pipelines.errors import NotConvergedError, ProblemError
+from pipelines.transport.gibbs import GibbsRows
+from pipelines.transport.problem import TransportProblem
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Certificate:
     so the plan is within ``gap`` of the best one.
 
     Attributes:
-        primal: the objective at the plan: ``<P, C>``, plus ``epsilon KL(P | a bᵀ)`` where epsilon > 0.
+        primal: the objective at the plan: ``<P, C>``, plus ``epsilon KL(P | a bᵀ)`` where epsilon > 0. A plan that
+            meets its marginals up to ``marginal_error`` is first rounded to them, so that no optimum is above it.
         dual: a lower bound, from feasible potentials.
         marginal_error: ``‖P 1 − a‖₁ + ‖Pᵀ 1 − b‖₁``.
         iterations: of the solver, in its own unit; 0 where it has none.
@@ -78,6 +81,8 @@ class TransportPlan:
         rows, columns, mass: for a sparse plan, its non-zero entries: (k,) int64, int64, float64.
         f, g: dual potentials, (n,) and (m,) float64, where the solver has them. Any plan may carry them; an
             entropic plan is stored by them alone.
+        problem: of an entropic plan: with the potentials it gives every entry. A plan that comes from a service is
+            without it until :meth:`between` brings it back.
     """
 
     shape: tuple[int, int]
@@ -88,12 +93,13 @@ class TransportPlan:
     mass: np.ndarray | None = None
     f: np.ndarray | None = None
     g: np.ndarray | None = None
+    problem: TransportProblem | None = None
 
     def entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Non-zero entries ``(rows, columns, mass)``; the mass sums to 1.
 
         Raises:
-            ProblemError: for a plan that is held by its potentials, which has no zero entries.
+            ProblemError: for a plan that is held by its potentials, which has no zero entries; see :meth:`block`.
         """
         if self.assignment is not None:
             n = self.shape[0]
@@ -109,18 +115,51 @@ class TransportPlan:
         """The plan as an (n, m) float64 array.
 
         Raises:
-            ProblemError: for a plan that is held by its potentials.
+            ProblemError: for a plan that is held by its potentials and has lost its problem.
         """
+        if self.by_potentials:
+            return np.concatenate([block.cpu().numpy() for _, block in self.gibbs().blocks()])
         rows, columns, mass = self.entries()
         dense = np.zeros(self.shape)
         np.add.at(dense, (rows, columns), mass)
         return dense
 
     def block(self, start: int, stop: int) -> RowBlock:
-        """The rows ``start … stop − 1``, for the rank that holds these source points."""
+        """The rows ``start … stop − 1``, for the rank that holds these source points.
+
+        Of a plan held by its potentials, the entries that carry mass; see :meth:`GibbsRows.entries`.
+        """
+        if self.by_potentials:
+            return RowBlock(*self.gibbs().entries(start, stop), self.certificate)
         rows, columns, mass = self.entries()
         inside = (rows >= start) & (rows < stop)
         return RowBlock(rows[inside] - start, columns[inside], mass[inside], self.certificate)
+
+    @property
+    def by_potentials(self) -> bool:
+        """Whether the plan is held by its potentials alone."""
+        return self.assignment is None and self.rows is None
+
+    def gibbs(self) -> GibbsRows:
+        """The rows of a plan that is held by its potentials.
+
+        Raises:
+            ProblemError: the plan has no potentials, or has lost its problem.
+        """
+        if self.problem is None or self.f is None or self.g is None:
+            raise ProblemError(
+                f"this plan of {self.certificate.solver} does not hold its points",
+                cure="give them: plan.between(problem)",
+            )
+        return GibbsRows(self.problem, self.f, self.g)
+
+    def between(self, problem: TransportProblem) -> TransportPlan:
+        """The same plan holding the problem that it solves, if it is held by its potentials."""
+        return replace(self, problem=problem) if self.by_potentials else self
+
+    def without_points(self) -> TransportPlan:
+        """The same plan without its problem: what is kept or sent is then O(n + m)."""
+        return replace(self, problem=None) if self.problem is not None else self
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ class Share:
         y: this rank's target points, (l, ...).
         cost: name of the cost.
         epsilon: entropic regularisation; 0 for the exact problem.
+        power: the exponent of cost ``power``.
     """
 
     key: str
@@ -31,6 +32,7 @@ class Share:
     y: torch.Tensor
     cost: CostName = "squared-euclidean"
     epsilon: float = 0.0
+    power: float = 2.0
 
 
 @runtime_checkable
@@ -70,5 +72,5 @@ class LocalPlanner:
         sizes = distributed.gather_rows(torch.tensor([len(share.x)])).tolist()
         start = sum(sizes[: distributed.rank()])
         x, y = distributed.gather_rows(share.x), distributed.gather_rows(share.y)
-        plan = solve(TransportProblem.between(x, y, cost=share.cost, epsilon=share.epsilon))
+        plan = solve(TransportProblem.between(x, y, cost=share.cost, epsilon=share.epsilon, power=share.power))
         return plan.block(start, start + len(share.x))

@@ -34,6 +34,10 @@ class TransportProblem:
         b: target weights, (m,).
         cost: name of the cost between points.
         epsilon: entropic regularisation, in the units of the cost; 0 for the exact problem.
+        power: the exponent p of cost ``power``.
+        marginal_penalty: None where the plan has marginals a and b; else the factor rho of the unbalanced problem,
+            which charges ``rho KL(P 1 | a) + rho KL(Pᵀ 1 | b)`` in place of them (Chizat et al. 2018). Its weights
+            keep their masses, which need not be equal.
     """
 
     x: Array | None
@@ -43,6 +47,8 @@ class TransportProblem:
     b: np.ndarray | None = None
     cost: CostName = "squared-euclidean"
     epsilon: float = 0.0
+    power: float = 2.0
+    marginal_penalty: float | None = None
 
     @classmethod
     def between(
@@ -54,6 +60,8 @@ class TransportProblem:
         b: Array | None = None,
         cost: CostName = "squared-euclidean",
         epsilon: float = 0.0,
+        power: float = 2.0,
+        marginal_penalty: float | None = None,
     ) -> TransportProblem:
         """A problem between points; images are flattened.
 
@@ -65,6 +73,8 @@ class TransportProblem:
             b: target weights, (m,).
             cost: name of the cost.
             epsilon: entropic regularisation.
+            power: the exponent of cost ``power``.
+            marginal_penalty: see the attribute; asks for epsilon > 0.
 
         Raises:
             ProblemError: with the rule that the input breaks and the value received.
@@ -78,12 +88,21 @@ class TransportProblem:
                 f"x has points of dimension {x.shape[1]}, y of dimension {y.shape[1]}",
                 cure="give both sets the same number of coordinates",
             )
-        a, b = _weights(a, b, x.shape[0], y.shape[0])
-        return cls(x, y, None, a, b, cost, _epsilon(epsilon))
+        if not np.isfinite(power) or power <= 0:
+            raise ProblemError(f"power: {power} received", cure="give a positive exponent")
+        penalty = _penalty(marginal_penalty, epsilon)
+        a, b = _weights(a, b, x.shape[0], y.shape[0], balanced=penalty is None)
+        return cls(x, y, None, a, b, cost, _epsilon(epsilon), float(power), penalty)
 
     @classmethod
     def from_cost(
-        cls, matrix: Array, *, a: Array | None = None, b: Array | None = None, epsilon: float = 0.0
+        cls,
+        matrix: Array,
+        *,
+        a: Array | None = None,
+        b: Array | None = None,
+        epsilon: float = 0.0,
+        marginal_penalty: float | None = None,
     ) -> TransportProblem:
         """A problem with its cost matrix given.
 
@@ -92,13 +111,15 @@ class TransportProblem:
             a: source weights, (n,); uniform by default.
             b: target weights, (m,).
             epsilon: entropic regularisation.
+            marginal_penalty: see the attribute; asks for epsilon > 0.
 
         Raises:
             ProblemError: with the rule that the input breaks and the value received.
         """
         matrix = _points("matrix", matrix)
-        a, b = _weights(a, b, matrix.shape[0], matrix.shape[1])
-        return cls(None, None, matrix, a, b, epsilon=_epsilon(epsilon))
+        penalty = _penalty(marginal_penalty, epsilon)
+        a, b = _weights(a, b, matrix.shape[0], matrix.shape[1], balanced=penalty is None)
+        return cls(None, None, matrix, a, b, epsilon=_epsilon(epsilon), marginal_penalty=penalty)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -121,11 +142,11 @@ class TransportProblem:
         return self.uniform and n == m and self.epsilon == 0
 
     def source_weights(self) -> np.ndarray:
-        """The source marginal a, (n,) float64, summing to 1."""
+        """The source marginal a, (n,) float64, summing to 1 unless the problem is unbalanced."""
         return np.full(self.shape[0], 1 / self.shape[0]) if self.a is None else self.a
 
     def target_weights(self) -> np.ndarray:
-        """The target marginal b, (m,) float64, summing to 1."""
+        """The target marginal b, (m,) float64, summing to 1 unless the problem is unbalanced."""
         return np.full(self.shape[1], 1 / self.shape[1]) if self.b is None else self.b
 
     def with_matrix(self, matrix: Array) -> TransportProblem:
@@ -135,22 +156,22 @@ class TransportProblem:
 
 def _points(name: str, value: Array) -> Array:
     """(n, d) contiguous float32, finite, at least one row and one column."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach()
-        value = value.float().reshape(len(value), -1).contiguous() if value.dim() else value
-        finite = bool(torch.isfinite(value).all())
-    else:
+    if not isinstance(value, torch.Tensor):
         value = np.asarray(value)
         if value.dtype.kind not in "fiub":
             raise ProblemError(f"{name}: numbers expected, received dtype {value.dtype}")
-        if value.ndim:
-            value = np.ascontiguousarray(value.reshape(len(value), -1), dtype=np.float32)
-        finite = bool(np.isfinite(value).all())
-    if value.ndim != 2 or 0 in value.shape:
+    if not value.shape or 0 in value.shape:
         raise ProblemError(
             f"{name}: shape {tuple(value.shape)} holds no points",
             cure="give an array of shape (n, d), n and d ≥ 1",
         )
+    if isinstance(value, torch.Tensor):
+        value = value.detach().float().reshape(len(value), -1).contiguous()
+        finite = bool(torch.isfinite(value).all())
+    else:
+        with np.errstate(over="ignore"):  # what is over float32's range is told below
+            value = np.ascontiguousarray(value.reshape(len(value), -1), dtype=np.float32)
+        finite = bool(np.isfinite(value).all())
     if not finite:
         bad = int((~torch.isfinite(torch.as_tensor(value))).sum())
         raise ProblemError(
@@ -160,9 +181,13 @@ def _points(name: str, value: Array) -> Array:
     return value
 
 
-def _weights(a: Array | None, b: Array | None, n: int, m: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Both marginals as float64 summing to 1, None where uniform."""
+def _weights(
+    a: Array | None, b: Array | None, n: int, m: int, *, balanced: bool
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Both marginals as float64, None where uniform; summing to 1, unless masses may differ."""
     checked = [_one_side(name, w, size) for name, w, size in (("a", a, n), ("b", b, m))]
+    if not balanced:
+        return checked[0], checked[1]
     totals = [1.0 if w is None else float(w.sum()) for w in checked]
     if a is not None and b is not None and abs(totals[0] - totals[1]) > MASS_TOLERANCE * max(totals):
         raise ProblemError(
@@ -197,3 +222,16 @@ def _epsilon(epsilon: float) -> float:
     if not np.isfinite(epsilon) or epsilon < 0:
         raise ProblemError(f"epsilon: {epsilon} received", cure="give 0 for the exact problem, or a positive number")
     return float(epsilon)
+
+
+def _penalty(penalty: float | None, epsilon: float) -> float | None:
+    if penalty is None:
+        return None
+    if not np.isfinite(penalty) or penalty <= 0:
+        raise ProblemError(f"marginal_penalty: {penalty} received", cure="give a positive number, or None for balance")
+    if not epsilon > 0:
+        raise ProblemError(
+            f"marginal_penalty: {penalty:g} received with epsilon {epsilon:g}",
+            cure="give epsilon > 0: unbalanced plans are entropic here",
+        )
+    return float(penalty)

@@ -36,8 +36,8 @@ class Finding:
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Look at Python, packages, processors, disk and services, in this order."""
-    return [*_python(), *_processors(), _disk(settings), *_services(settings)]
+    """Look at Python, packages, processors, the exact solver, disk and services, in this order."""
+    return [*_python(), *_processors(), _exact_solver(), _disk(settings), *_services(settings)]
 
 
 def _python() -> list[Finding]:
@@ -60,6 +60,15 @@ def _processors() -> list[Finding]:
         Finding("CPUs", str(cpus), cpus >= 2, "" if cpus >= 2 else "two workers on one CPU take turns", optional=True),
         Finding("GPUs", ", ".join(gpus) or "none: jobs run on CPUs", True, optional=True),
     ]
+
+
+def _exact_solver() -> Finding:
+    from pipelines.transport import native
+
+    level = native.native_level()
+    if level is not None:
+        return Finding("exact plans", f"native solver, {level}", True, optional=True)
+    return Finding("exact plans", "lapx", False, "install a C++ compiler, then Monge again: it solves faster", True)
 
 
 def _disk(settings: Settings) -> Finding:

@@ -90,7 +90,9 @@ def build_app(backend: Backend, *, max_request: int = 64 * MIB, max_receiving: i
                 cure="take the non-zero entries",
             )
         answer = await _unless_gone(request, backend.plan(problem, _client(request), solver))
-        body = await asyncio.to_thread(wire.write_plan, answer, kind, potentials=potentials, dense=dense)
+        body = await asyncio.to_thread(
+            wire.write_plan, answer.between(problem), kind, potentials=potentials, dense=dense
+        )
         return Response(body, media_type=kind)
 
     @app.post("/v1/shares", summary="Meet for a global plan", openapi_extra=_body(wire.ShareRequest))

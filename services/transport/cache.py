@@ -21,6 +21,11 @@ def arrays(problem: TransportProblem) -> Iterator[np.ndarray | None]:
         yield None if part is None else np.asarray(part)
 
 
+def terms(problem: TransportProblem) -> tuple[object, ...]:
+    """What makes up a problem beside its arrays."""
+    return problem.cost, problem.power, problem.epsilon, problem.marginal_penalty
+
+
 def size_of(problem: TransportProblem) -> int:
     """Bytes of a problem's arrays."""
     return sum(part.nbytes for part in arrays(problem) if part is not None)
@@ -50,7 +55,7 @@ def fingerprint(problem: TransportProblem, solver: str) -> bytes:
 
 def same(one: TransportProblem, other: TransportProblem) -> bool:
     """Whether two problems are equal number for number."""
-    if (one.cost, one.epsilon) != (other.cost, other.epsilon):
+    if terms(one) != terms(other):
         return False
     pairs = zip(arrays(one), arrays(other), strict=True)
     return all(a is b if a is None or b is None else np.array_equal(a, b) for a, b in pairs)
@@ -58,7 +63,7 @@ def same(one: TransportProblem, other: TransportProblem) -> bool:
 
 def _header(problem: TransportProblem, solver: str) -> hashlib._Hash:
     shapes = [None if part is None else (part.shape, part.dtype.str) for part in arrays(problem)]
-    return hashlib.sha256(repr((problem.cost, problem.epsilon, solver, shapes)).encode())
+    return hashlib.sha256(repr((*terms(problem), solver, shapes)).encode())
 
 
 class PlanCache:

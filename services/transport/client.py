@@ -83,7 +83,8 @@ class _RemotePlanner(ABC):
             TransportError: what it answered.
         """
         problem = in_memory(problem)
-        return self._insist(lambda remaining: self._plan(problem, remaining))
+        # Points do not come back over the wire: the caller has them.
+        return self._insist(lambda remaining: self._plan(problem, remaining)).between(problem)
 
     def plan_rows(self, share: Share) -> RowBlock:
         """See :class:`pipelines.transport.planner.Planner`.
@@ -104,6 +105,7 @@ class _RemotePlanner(ABC):
             share.cost,
             share.epsilon,
             self.solver,
+            power=share.power,
             ticket=uuid.uuid4().hex,
         )
         block = self._insist(lambda remaining: self._bring(brought, remaining))
@@ -214,7 +216,7 @@ class HttpPlanner(_RemotePlanner):
         self._client.close()
 
     def _plan(self, problem: TransportProblem, remaining: float) -> TransportPlan:
-        needless = () if problem.matrix is None else ("x", "y", "cost")
+        needless = () if problem.matrix is None else ("x", "y", "cost", "power")
         said = {name: value for name, value in vars(problem).items() if value is not None and name not in needless}
         body = write_npz(said | {"solver": self.solver})
         return wire.read_plan(self._post("/v1/plans?potentials=true", body, remaining))

@@ -260,7 +260,8 @@ class Engine:
             started = time.perf_counter()
             outcome: TransportPlan | MongeError
             try:
-                outcome = self._solve(flight.problem, flight.solver)
+                # Who asks has the points; here they would outlive their problem in the cache.
+                outcome = self._solve(flight.problem, flight.solver).without_points()
             except MongeError as error:
                 outcome = error
             except Exception as error:

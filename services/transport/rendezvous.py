@@ -29,6 +29,7 @@ class RankShare:
         cost: name of the cost.
         epsilon: entropic regularisation.
         solver: a solver's name, or ``auto``.
+        power: the exponent of cost ``power``.
         ticket: the same whenever a call is repeated: tells a repetition from a second bringer of the same rank.
     """
 
@@ -41,6 +42,7 @@ class RankShare:
     cost: CostName = "squared-euclidean"
     epsilon: float = 0.0
     solver: SolverName = "auto"
+    power: float = 2.0
     ticket: str = ""
 
     @property
@@ -49,6 +51,7 @@ class RankShare:
         return {
             "world size": self.world,
             "cost": self.cost,
+            "power": self.power,
             "epsilon": self.epsilon,
             "solver": self.solver,
             "dimension": self.x.shape[1],
@@ -197,7 +200,7 @@ class Rendezvous:
         else:
             self._forget(meeting)
             if not meeting.plan.done():
-                meeting.plan.set_result((plan, starts))
+                meeting.plan.set_result((plan.between(problem), starts))
 
     def _give_up(self, meeting: _Meeting, deadline: float) -> None:
         if meeting.solving is not None or meeting.plan.done():
@@ -241,4 +244,4 @@ class Rendezvous:
 
 def _concatenate(shares: list[RankShare]) -> TransportProblem:
     x, y = (np.concatenate([getattr(share, side) for share in shares]) for side in "xy")
-    return TransportProblem.between(x, y, cost=shares[0].cost, epsilon=shares[0].epsilon)
+    return TransportProblem.between(x, y, cost=shares[0].cost, epsilon=shares[0].epsilon, power=shares[0].power)

@@ -33,10 +33,19 @@ class PlanTerms(BaseModel):
 
     cost: CostName = "squared-euclidean"
     epsilon: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="0 for the exact problem")
+    power: float = Field(default=2.0, gt=0, allow_inf_nan=False, description="the exponent of cost `power`")
     solver: SolverName = "auto"
 
 
-class PlanRequest(PlanTerms):
+class ProblemTerms(PlanTerms):
+    """The same of a problem that one sender brings whole."""
+
+    marginal_penalty: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="for an unbalanced plan; asks for epsilon > 0"
+    )
+
+
+class PlanRequest(ProblemTerms):
     """A transport problem: points x and y, or a cost matrix."""
 
     model_config = ConfigDict(
@@ -77,7 +86,7 @@ class ShareRequest(ShareTerms):
     y: list[list[float]]
 
 
-Terms = TypeVar("Terms", PlanTerms, ShareTerms)
+Terms = TypeVar("Terms", ProblemTerms, ShareTerms)
 
 
 def read_problem(body: bytes, kind: str, limit: int) -> tuple[TransportProblem, SolverName]:
@@ -92,19 +101,20 @@ def read_problem(body: bytes, kind: str, limit: int) -> tuple[TransportProblem, 
         ProblemError: the message begins with the name of the field.
         TooLargeError: the arrays are over the limit.
     """
-    arrays, terms = _read(body, kind, limit, PlanTerms, PlanRequest, ("x", "y", "matrix", "a", "b"))
-    weights = {"a": arrays.get("a"), "b": arrays.get("b")}
+    arrays, terms = _read(body, kind, limit, ProblemTerms, PlanRequest, ("x", "y", "matrix", "a", "b"))
+    weights: dict[str, Any] = {"a": arrays.get("a"), "b": arrays.get("b")}
     if ("matrix" in arrays) == ("x" in arrays or "y" in arrays):
         raise ProblemError(
             f"matrix: fields {', '.join(arrays) or 'none'} received", cure="give x and y, or matrix, and not both"
         )
+    regularisation: dict[str, Any] = {"epsilon": terms.epsilon, "marginal_penalty": terms.marginal_penalty}
     if "matrix" in arrays:
-        return TransportProblem.from_cost(arrays["matrix"], epsilon=terms.epsilon, **weights), terms.solver
+        return TransportProblem.from_cost(arrays["matrix"], **regularisation, **weights), terms.solver
     for side in "xy":
         if side not in arrays:
             raise ProblemError(f"{side}: missing", cure="give x and y, or matrix")
-    problem = TransportProblem.between(arrays["x"], arrays["y"], cost=terms.cost, epsilon=terms.epsilon, **weights)
-    return problem, terms.solver
+    points: dict[str, Any] = {"cost": terms.cost, "power": terms.power}
+    return TransportProblem.between(arrays["x"], arrays["y"], **points, **regularisation, **weights), terms.solver
 
 
 def read_share(body: bytes, kind: str, limit: int) -> tuple[RankShare, float]:

@@ -3,8 +3,8 @@
 Most costs cannot matter to an optimal assignment. A cheap screen (a matrix product in bfloat16 where the processor has
 it) finds those that may; only these are computed exactly, from the points themselves in float64. What the screen leaves
 out is bounded, so that the answer is optimal for the exact costs, and the same bounds prove its dual potentials
-feasible over the whole matrix: each row's ``f_i`` is at most its bound, under every unlisted ``C_ij − g_j``, and at most every
-listed one, which is looked at. The solver itself is described in ``native/solver.h``.
+feasible over the whole matrix: each row's ``f_i`` is at most its bound, under every unlisted ``C_ij − g_j``, and at
+most every listed one, which is looked at. The solver itself is described in ``native/solver.h``.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import ot
 
+from pipelines.errors import ProblemError
 from pipelines.transport.cost import cost_matrix
 from pipelines.transport.plan import Certificate, TransportPlan
 from pipelines.transport.problem import TransportProblem
@@ -21,8 +22,13 @@ def solve(problem: TransportProblem) -> TransportPlan:
     """An optimal plan with at most n + m − 1 non-zero entries (Dantzig's simplex on the transport polytope).
 
     Peyré & Cuturi (2019), section 3.5. Points of zero weight are left out of the solve and get feasible potentials.
+
+    Raises:
+        ProblemError: epsilon > 0.
     """
     started = time.perf_counter()
+    if problem.epsilon > 0:
+        raise ProblemError(f"epsilon: {problem.epsilon:g} received by an exact solver", cure="use solver 'auto'")
     costs = cost_matrix(problem).cpu().numpy().astype(np.float64)
     a, b = problem.source_weights(), problem.target_weights()
     sources, targets = np.flatnonzero(a), np.flatnonzero(b)
@@ -30,8 +36,15 @@ def solve(problem: TransportProblem) -> TransportPlan:
     with warnings.catch_warnings():
         # Its warnings are about convergence, which the certificate below decides.
         warnings.simplefilter("ignore")
+        # It moves nothing where all costs are negative; a constant added to all of them leaves the plan as it is.
         plan, log = ot.emd(
-            a[sources], b[targets], inner, numItermax=MAX_PIVOTS, log=True, center_dual=False, numThreads=1
+            a[sources],
+            b[targets],
+            inner - inner.min(),
+            numItermax=MAX_PIVOTS,
+            log=True,
+            center_dual=False,
+            numThreads=1,
         )
     rows, columns = np.nonzero(plan)
     mass = plan[rows, columns]

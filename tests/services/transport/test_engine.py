@@ -11,7 +11,7 @@ from pipelines.transport.solve import solve
 from services.transport.cache import sketch
 from services.transport.engine import BATCH, Engine
 from services.transport.limits import Limits
-from tests.services.transport.support import GatedSolver, labelled, run, until
+from tests.services.transport.support import ASSIGNMENT, GatedSolver, labelled, run, until
 
 BLOCKER = 1000.0
 
@@ -33,7 +33,7 @@ def test_a_plan_is_that_of_the_solver() -> None:
         problem = labelled(1, n=20)
         plan = await engine.submit(problem)
         np.testing.assert_array_equal(plan.assignment, solve(problem).assignment)
-        assert value(engine, "solves_total", solver="assignment") == 1
+        assert value(engine, "solves_total", solver=ASSIGNMENT) == 1
         assert value(engine, "milliseconds_count", stage="solve") == 1
         assert value(engine, "relative_gap_count") == 1
         assert (engine.queued_bytes, engine.waiting) == (0, 0)

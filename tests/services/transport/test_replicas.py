@@ -17,7 +17,7 @@ from pipelines.transport.solve import solve
 from services.settings import NAMESPACE
 from services.transport.client import RayPlanner
 from services.transport.limits import Limits
-from tests.services.transport.support import labelled, run
+from tests.services.transport.support import ASSIGNMENT, labelled, run
 
 X, Y = torch.randn(40, 1, 2, 2), torch.randn(40, 1, 2, 2)
 POINTS = 300
@@ -171,7 +171,7 @@ def test_the_gateway_passes_on_errors_limits_and_the_metrics_of_all(replicas: li
         text = (await backend.metrics()).decode()
         assert text.count("# TYPE monge_transport_solves_total") == 1
         for name in replicas:
-            assert f'monge_transport_solves_total{{replica="{name}",solver="assignment"}}' in text
+            assert f'monge_transport_solves_total{{replica="{name}",solver="{ASSIGNMENT}"}}' in text
 
     run(main, 60)
 

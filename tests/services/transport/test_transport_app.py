@@ -19,7 +19,7 @@ from services.transport.backend import LocalBackend
 from services.transport.engine import Engine
 from services.transport.limits import Limits
 from services.transport.npz import read_npz, write_npz
-from tests.services.transport.support import GatedSolver, labelled, run, until
+from tests.services.transport.support import ASSIGNMENT, GatedSolver, labelled, run, until
 
 X = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
 Y = np.array([[0.1, 2.0], [0.0, 0.1], [1.2, 0.0]])
@@ -302,7 +302,7 @@ def test_health_limits_metrics_and_the_document() -> None:
             assert (limits["points"], limits["request_bytes"]) == (77, 5000)
             await client.post("/v1/plans", **npz(x=X, y=Y))
             metrics = (await client.get("/metrics")).text
-            assert 'monge_transport_solves_total{solver="assignment"} 1.0' in metrics
+            assert f'monge_transport_solves_total{{solver="{ASSIGNMENT}"}} 1.0' in metrics
             document = (await client.get("/openapi.json")).json()
             content = document["paths"]["/v1/plans"]["post"]["requestBody"]["content"]
             example = content["application/json"]["schema"]["examples"][0]

@@ -1,0 +1,75 @@
+"""Plans held by their potentials, looked at by blocks of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from pipelines.transport.cost import cost_rows
+from pipelines.transport.problem import TransportProblem
+
+BLOCK = 2**22
+"""Entries computed at a time."""
+
+NEGLIGIBLE = 1e-6
+"""Share of a row's mass that may be left out of its sparse form, in entries of less than that over m each."""
+
+
+class GibbsRows:
+    """Rows of ``P_ij = a_i b_j exp((f_i + g_j − C_ij) / epsilon)``, in memory O((n + m) d).
+
+    Args:
+        problem: points (or cost matrix), weights and epsilon > 0.
+        f: (n,) float64.
+        g: (m,) float64.
+    """
+
+    def __init__(self, problem: TransportProblem, f: np.ndarray, g: np.ndarray) -> None:
+        self.shape = problem.shape
+        self._epsilon = problem.epsilon
+        self._costs = cost_rows(problem)
+        sides = (f, g, problem.source_weights(), problem.target_weights())
+        self._f, self._g, self._a, self._b = (torch.as_tensor(side, device=self._costs.device) for side in sides)
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start … stop − 1`` of the plan, (stop − start, m) float64."""
+        inside = slice(start, stop)
+        exponents = self._g - self._costs.costs(start, stop).double()
+        exponents += self._f[inside, None]
+        return (exponents / self._epsilon).exp_() * self._b * self._a[inside, None]
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+        """Blocks of rows, each with the place of its first."""
+        stop = self.shape[0] if stop is None else min(stop, self.shape[0])
+        height = max(1, BLOCK // self.shape[1])
+        for first in range(start, stop, height):
+            yield first, self.rows(first, min(first + height, stop))
+
+    def entries(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Entries of some rows that carry mass: rows counted from ``start``, columns, mass.
+
+        At most :data:`NEGLIGIBLE` of a row's mass is left out and spread over the rest of the row.
+        """
+        found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        for first, block in self.blocks(start, stop):
+            whole = block.sum(1, keepdim=True)
+            kept = block > whole * (NEGLIGIBLE / block.shape[1])
+            block = torch.where(kept, block, 0.0)
+            block *= torch.where(whole > 0, whole / block.sum(1, keepdim=True), 0.0)
+            rows, columns = kept.nonzero(as_tuple=True)
+            found.append(tuple(part.cpu().numpy() for part in (rows + (first - start), columns, block[kept])))  # type: ignore[arg-type]
+        if not found:
+            return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
+        rows_, columns_, mass = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return rows_, columns_, mass
+
+    def barycentric(self, values: torch.Tensor) -> torch.Tensor:
+        """For each source point the mean of its targets' values: (m, ...) → (n, ...).
+
+        With the target points as values, the barycentric projection of the plan (Peyré & Cuturi 2019, remark 4.11).
+        """
+        flat = values.reshape(len(values), -1).double().to(self._costs.device)
+        means = [(block @ flat) / block.sum(1, keepdim=True) for _, block in self.blocks()]
+        return torch.cat(means).to(values.dtype).reshape(-1, *values.shape[1:])

@@ -1,0 +1,128 @@
+"""Semidiscrete transport: from a distribution that can be sampled to a whole data set, by one potential."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from pipelines.errors import NotConvergedError, ProblemError
+from pipelines.transport.plan import Certificate
+from pipelines.transport.problem import TransportProblem
+
+BLOCK = 2**22
+"""Costs that are held at a time."""
+
+Sampler = Callable[[int, int], torch.Tensor]
+"""``(count, draw) -> (count, d)`` samples of the source, a function of the number of the draw."""
+
+
+@dataclass(frozen=True, eq=False)
+class SemidiscretePlan:
+    """A map from any point of the source distribution to a data point: ``argmin_j C(x, y_j) − g_j``.
+
+    Attributes:
+        y: the data, (m, d).
+        g: their potentials, (m,) float64.
+        semidual: estimate of the semidual at ``g``, a lower bound of the cost of transport to equal weights.
+        certificate: by K fresh samples, and so up to their noise. The map is optimal for the shares of mass that data
+            points receive from it: ``primal`` and ``dual`` are both its cost. ``marginal_error`` is the L1 distance
+            between these shares and equal ones; the noise alone makes it ``√(2 m / (π K))`` for a perfect map.
+    """
+
+    y: torch.Tensor
+    g: torch.Tensor
+    semidual: float
+    certificate: Certificate
+
+    def assign(self, x: torch.Tensor) -> torch.Tensor:
+        """Places of the data points to which samples go, (k,) int64: a maximum search, in blocks."""
+        return _search(x, self.y, self.g)[0]
+
+
+def solve(
+    sampler: Sampler,
+    y: torch.Tensor,
+    *,
+    steps: int = 2000,
+    batch: int = 512,
+    rate: float | None = None,
+    tolerance: float = 0.2,
+    check: int = 2**15,
+) -> SemidiscretePlan:
+    """The potential of a data set under the squared Euclidean cost, by averaged stochastic ascent of the semidual.
+
+    Genevay et al. (2016), algorithm 2: each batch of samples adds to ``g`` what its data points should have received
+    less what they did. The mean of the iterates is kept (Polyak & Juditsky 1992).
+
+    Args:
+        sampler: of the source distribution.
+        y: the data, (m, d), of equal weights.
+        steps: of ascent.
+        batch: samples in a step.
+        rate: first step length, in units of the cost, falling as ``1 / √step``; by default fitted to the costs.
+        tolerance: marginal error over what the noise of the check's own samples explains.
+        check: samples with which the certificate is made; at least ten for each data point are taken.
+
+    Raises:
+        ProblemError: data that make no problem.
+        NotConvergedError: the map's marginal error is over the tolerance.
+    """
+    started = time.perf_counter()
+    if steps < 1 or batch < 1 or check < 1:
+        raise ProblemError(f"steps {steps}, batch {batch}, check {check} received", cure="give at least 1 of each")
+    problem = TransportProblem.between(sampler(batch, 0), y)
+    y = torch.as_tensor(problem.y)
+    m = len(y)
+    if rate is None:
+        # Costs of a point to the data differ by about as much as the data's own spread.
+        rate = float((y - y.mean(0)).square().sum(1).mean()) * m**0.5 / 4
+    g = torch.zeros(m, dtype=torch.float64, device=y.device)
+    mean = torch.zeros_like(g)
+    for step in range(1, steps + 1):
+        places, _ = _search(sampler(batch, step), y, g)
+        received = torch.bincount(places, minlength=m).double() / batch
+        g = g + rate / step**0.5 * (1 / m - received)
+        # Only the second half counts: the first has not forgotten the start.
+        if 2 * step > steps:
+            mean += (g - mean) / (step - steps // 2)
+    g = mean - mean.mean()
+    samples = max(check, 10 * m)
+    received, value, done = torch.zeros_like(g), 0.0, 0
+    while done < samples:
+        count = min(max(batch, BLOCK // m), samples - done)
+        places, least = _search(sampler(count, steps + 1 + done), y, g)
+        received += torch.bincount(places, minlength=m)
+        value += float(least.sum())
+        done += count
+    shares = received / samples
+    error = float((shares - 1 / m).abs().sum())
+    noise = (2 * m / (torch.pi * samples)) ** 0.5
+    cost = value / samples + float(g @ shares)
+    certificate = Certificate(
+        primal=cost,
+        dual=cost,
+        marginal_error=error,
+        iterations=steps,
+        converged=error - noise <= tolerance,
+        solver="semidiscrete",
+        milliseconds=(time.perf_counter() - started) * 1e3,
+    )
+    if not certificate.converged:
+        raise NotConvergedError(
+            f"the semidiscrete map has marginal error {error:.3g} after {steps} steps, its check's noise {noise:.3g}",
+            cure="take more steps, or larger batches",
+        )
+    return SemidiscretePlan(y, g, value / samples + float(g.mean()), certificate)
+
+
+def _search(x: torch.Tensor, y: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each sample ``argmin_j C_ij − g_j`` and the least itself, (k,) int64 and (k,) float64."""
+    centre = y.mean(0)
+    x, y = torch.as_tensor(x).float().reshape(len(x), -1).to(y.device) - centre, y - centre
+    level = (y * y).sum(1) - g.float()
+    found = [torch.addmm(level, part, y.T, alpha=-2).min(1) for part in x.split(max(1, BLOCK // len(y)))]
+    least = torch.cat([each.values for each in found]).double() + (x * x).sum(1)
+    return torch.cat([each.indices for each in found]), least

@@ -1,0 +1,90 @@
+"""Wasserstein barycentres of weighted sets of points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipelines.errors import NotConvergedError, ProblemError
+from pipelines.randomness import step_generator
+from pipelines.transport.plan import TransportPlan
+from pipelines.transport.problem import TransportProblem
+from pipelines.transport.solve import solve as transport
+
+MAX_STEPS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Barycentre:
+    """A barycentre, and a certified plan from it to each set.
+
+    Attributes:
+        points: (k, d) float32, of equal weights.
+        objective: ``Σ_s λ_s W₂²(points, set_s)``, each term proven by its plan's certificate.
+        plans: from the points to each set.
+        steps: of the fixed-point iteration.
+    """
+
+    points: np.ndarray
+    objective: float
+    plans: list[TransportPlan]
+    steps: int
+
+
+def solve(
+    sets: Sequence[np.ndarray],
+    *,
+    size: int,
+    shares: Sequence[float] | None = None,
+    tolerance: float = 1e-6,
+    seed: int = 0,
+) -> Barycentre:
+    """Points of equal weight that minimise the mean squared distance to several sets.
+
+    Cuturi & Doucet (2014), algorithm 2: each point moves to the mean of where the plans send it, which never raises
+    the objective. It is not convex in the points: what is found is stationary. The distances at it are certified.
+
+    Args:
+        sets: each (n_s, d), of equal weights.
+        size: number of points of the barycentre.
+        shares: λ_s ≥ 0, normalised to sum to 1; equal by default.
+        tolerance: relative decrease of the objective at which it stops.
+        seed: of the start, points drawn from all sets.
+
+    Raises:
+        ProblemError: no sets, or shares that do not fit.
+        NotConvergedError: the objective still decreases after the steps allowed.
+    """
+    weights = np.full(len(sets), 1.0) if shares is None else np.asarray(shares, dtype=np.float64)
+    if not len(sets) or weights.shape != (len(sets),) or (weights < 0).any() or not weights.sum() > 0 or size < 1:
+        raise ProblemError(
+            f"{len(sets)} sets, {size} points and shares {shares} received", cure="give one share ≥ 0 a set"
+        )
+    weights = weights / weights.sum()
+    clouds = [np.asarray(cloud, dtype=np.float32).reshape(len(cloud), -1) for cloud in sets]
+    pool = np.concatenate(clouds)
+    chosen = torch.randint(len(pool), (size,), generator=step_generator(seed, 0, "barycentre")).numpy()
+    points = pool[chosen]
+    last = np.inf
+    for step in range(1, MAX_STEPS + 1):
+        plans = [transport(TransportProblem.between(points, cloud)) for cloud in clouds]
+        objective = float(weights @ [plan.certificate.primal for plan in plans])
+        if last - objective <= tolerance * max(abs(objective), 1e-12):
+            return Barycentre(points, objective, plans, step)
+        last = objective
+        means = [_means(plan, cloud) for plan, cloud in zip(plans, clouds, strict=True)]
+        points = np.tensordot(weights, means, 1).astype(np.float32)
+    raise NotConvergedError(
+        f"the barycentre still moves after {MAX_STEPS} steps, objective {last:g}", cure="raise the tolerance"
+    )
+
+
+def _means(plan: TransportPlan, cloud: np.ndarray) -> np.ndarray:
+    """Where the plan sends each point, on average."""
+    rows, columns, mass = plan.entries()
+    sums = np.zeros((plan.shape[0], cloud.shape[1]))
+    np.add.at(sums, rows, mass[:, None] * cloud[columns])
+    return sums * plan.shape[0]

@@ -1,0 +1,78 @@
+"""Sinkhorn's algorithm over row blocks held by several ranks of ``torch.distributed``.
+
+Each rank sweeps its own rows; the masses of the columns are summed over ranks, and every rank takes the same step with
+the same target potentials. One exchange of m numbers a sweep is all that passes between them: a sweep's sums are those
+of a kernel into which the potentials have been absorbed, so that plain sums do what streamed log-sum-exps would.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from pipelines import distributed
+from pipelines.spec import CostName
+from pipelines.transport.cost import cost_rows
+from pipelines.transport.plan import TransportPlan
+from pipelines.transport.problem import TransportProblem
+from pipelines.transport.solvers.sinkhorn import DENSE_BYTES, MAX_SWEEPS, TOLERANCE, Iteration
+from pipelines.transport.solvers.sweep import Kernel
+
+
+class ShardedKernel(Kernel):
+    """One rank's rows of a kernel."""
+
+    def gather(self, parts: torch.Tensor, by: Literal["sum", "min"]) -> torch.Tensor:
+        """See :class:`Kernel`."""
+        if distributed.world_size() > 1:
+            parts = parts.clone()
+            dist.all_reduce(parts, dist.ReduceOp.SUM if by == "sum" else dist.ReduceOp.MIN)
+        return parts
+
+
+def solve(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    epsilon: float,
+    cost: CostName = "squared-euclidean",
+    power: float = 2.0,
+    tolerance: float = TOLERANCE,
+    max_sweeps: int = MAX_SWEEPS,
+) -> TransportPlan:
+    """This rank's rows of the entropic plan between the points of all ranks; every rank calls it.
+
+    Args:
+        x: this rank's source points, (k, ...), k ≥ 1.
+        y: this rank's target points, (l, ...); all ranks' are gathered, in rank order.
+        epsilon: > 0.
+        cost: name of the cost.
+        power: the exponent of cost ``power``.
+        tolerance: marginal error to reach over all ranks.
+        max_sweeps: most passes over the kernel.
+
+    Returns:
+        A plan of shape (k, m): this rank's rows, of mass k / n together, under the certificate of the whole plan.
+
+    Raises:
+        ProblemError: as of :func:`pipelines.transport.solvers.sinkhorn.solve`.
+        NotConvergedError: the same on all ranks.
+    """
+    started = time.perf_counter()
+    targets = distributed.gather_rows(y)
+    own = TransportProblem.between(x, targets, cost=cost, power=power, epsilon=epsilon)
+    count = torch.tensor([len(x)], device=x.device)
+    n = int(distributed.sum_over_ranks(count))
+    # Weights of a part, which do not sum to 1.
+    own = dataclasses.replace(own, a=np.full(len(x), 1 / n))
+    rows = cost_rows(own)
+    a, b = (torch.as_tensor(side, device=rows.device) for side in (own.source_weights(), own.target_weights()))
+    kernel = ShardedKernel(rows, a, b, keep=4 * len(x) * len(targets) <= DENSE_BYTES)
+    solver = Iteration(kernel, epsilon, None, tolerance, max_sweeps)
+    solver.solve(None)
+    return solver.plan(own, "sinkhorn-sharded", started)

@@ -1,0 +1,145 @@
+"""Small training runs, for the tests of several rooms."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipelines.data.loader import Loader, ShardedDataset, open_dataset
+from pipelines.data.shard import bind, chunks, write_shard
+from pipelines.data.source import open_source
+from pipelines.distributed import rank, world_size
+from pipelines.evaluation.result import Evaluation
+from pipelines.models.build import build_model
+from pipelines.objectives.build import build_objective
+from pipelines.objectives.phase import Objective
+from pipelines.randomness import derived_seed
+from pipelines.spec import DataSpec, JobSpec, parse_spec
+from pipelines.training.checkpoint import save_checkpoint
+from pipelines.training.loop import train
+from pipelines.training.state import TrainState
+from pipelines.transport.planner import LocalPlanner
+
+CPU = torch.device("cpu")
+
+JOBS: dict[str, dict[str, Any]] = {
+    "perceptron": {"model": {"kind": "perceptron"}, "objective": {"kind": "classification"}},
+    "mlp": {
+        "model": {"kind": "mlp", "hidden": [16]},
+        "objective": {"kind": "classification", "loss": "least-squares", "flip": True},
+        "optimizer": {"kind": "sgd", "learning_rate": 0.05, "weight_decay": 0.01, "schedule": "cosine"},
+    },
+    "lenet": {
+        "model": {"kind": "lenet", "dropout": 0.5},
+        "objective": {"kind": "classification", "flip": True},
+        "optimizer": {"learning_rate": 0.002, "schedule": "cosine"},
+    },
+    "transport": {
+        "model": {"kind": "conv-generator", "latent": 8, "width": 4},
+        "objective": {"kind": "transport", "plans": "local"},
+        "optimizer": {"learning_rate": 0.01, "momentum": 0.5},
+    },
+    "flow": {
+        "model": {"kind": "flow-unet", "width": 8, "steps": 2},
+        "objective": {"kind": "flow", "coupling": {"kind": "batch"}, "plans": "local"},
+        "optimizer": {"learning_rate": 0.002},
+    },
+    "pool-flow": {
+        "model": {"kind": "flow-unet", "width": 8, "steps": 2},
+        "objective": {"kind": "flow", "coupling": {"kind": "pool", "points": 48}, "plans": "local"},
+        "optimizer": {"learning_rate": 0.002},
+    },
+}
+"""Jobs of each kind of network and of coupling, without the sections that every job has."""
+
+
+def job(kind: str, source: str = "images.npz", size: int | None = None, **train_section: Any) -> JobSpec:
+    """A spec of one worker that sees 96 images in batches of 16, unless told otherwise."""
+    section = {"images": 96, "batch": 16} | train_section
+    document = {"name": f"a-{kind}", "seed": 7, "data": {"source": source, "size": size}, "train": section}
+    return parse_spec(document | copy.deepcopy(JOBS[kind]) | {"workers": {"count": 1}})
+
+
+def shard(spec: DataSpec, folder: Path) -> ShardedDataset:
+    """Shard a data set into a folder, and open it."""
+    source = open_source(spec, folder / "cache")
+    receipts = [
+        write_shard(source, folder / "shards", number, *span)
+        for number, span in enumerate(chunks(len(source), source.image))
+    ]
+    bind(source, spec, folder / "shards", receipts)
+    return open_dataset(folder / "shards")
+
+
+def stripes(folder: Path, count: int = 60, side: int = 12) -> ShardedDataset:
+    """Grey images of two classes, bright rows and bright columns under noise, two thirds of them for training."""
+    random = np.random.default_rng(0)
+    labels = np.arange(count) % 2
+    images = random.integers(0, 128, (count, side, side), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        stripe = image if label else image.T
+        stripe[random.integers(0, side)] += 100
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "images.npz", images=images, labels=labels)
+    return shard(DataSpec(source=str(folder / "images.npz"), test_fraction=1 / 3), folder)
+
+
+@dataclass
+class Recorder:
+    """Keeps what a run tells; writes each checkpoint into a folder of its own, if it has one."""
+
+    folder: Path | None = None
+    points: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    evaluations: list[int] = field(default_factory=list)
+    checkpoints: list[int] = field(default_factory=list)
+
+    def metrics(self, values: dict[str, float], images: int) -> None:
+        self.points.append((images, values))
+
+    def evaluation(self, evaluation: Evaluation, images: int) -> None:
+        self.evaluations.append(images)
+
+    def checkpoint(self, state: TrainState) -> None:
+        self.checkpoints.append(state.images)
+        if self.folder is not None:
+            save_checkpoint(state, self.folder / str(state.images))
+
+
+def start(spec: JobSpec, data: ShardedDataset, seed: int | None = None) -> tuple[Objective, TrainState]:
+    """Objective and state before the first step; ``seed`` initialises the weights in place of the job's."""
+    torch.manual_seed(derived_seed(spec.seed if seed is None else seed, 0, "initialisation"))
+    network = build_model(spec.model, data.image, len(data.classes))
+    objective = build_objective(spec, network, LocalPlanner(), data)
+    return objective, TrainState.start(spec, objective)
+
+
+def no_evaluation(network: nn.Module) -> Evaluation:
+    """For runs that are not judged."""
+    return Evaluation({}, {})
+
+
+def go_on(
+    spec: JobSpec, data: ShardedDataset, objective: Objective, state: TrainState, recorder: Recorder | None = None
+) -> Recorder:
+    """Train from where the state stands to the end."""
+    recorder = recorder or Recorder()
+    with Loader(data.train, spec.train.batch, spec.seed, rank(), world_size(), start_step=state.step) as batches:
+        train(spec, objective, state, batches, no_evaluation, recorder, CPU)
+    return recorder
+
+
+def tensors(state: TrainState) -> dict[str, torch.Tensor]:
+    """All that a state holds, by name."""
+    held = {f"{name}/{key}": value for name, net in state.networks.items() for key, value in net.state_dict().items()}
+    if state.average is not None:
+        held |= {f"average/{key}": value for key, value in state.average.state_dict().items()}
+    for name, optimizer in state.optimizers.items():
+        for index, slots in optimizer.state_dict()["state"].items():
+            held |= {f"{name} {index}/{slot}": torch.as_tensor(value) for slot, value in slots.items()}
+    return held

@@ -1,0 +1,96 @@
+"""What is judged of each kind of network, and the pictures that are made."""
+
+import dataclasses
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import CPU, job, start, stripes
+
+from pipelines.data.loader import ShardedDataset, Split
+from pipelines.errors import ShardError
+from pipelines.evaluation.build import GRID, Evaluator
+from pipelines.evaluation.figures import TILE, encode_png, image_grid
+from pipelines.transport.planner import LocalPlanner
+
+DISTANCES = {
+    "test_transport_cost", "test_transport_cost_gaussian", "test_transport_cost_real",
+    "test_transport_points", "test_transport_max_gap",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
+    return stripes(tmp_path_factory.mktemp("stripes"))
+
+
+@pytest.mark.parametrize("kind", ["mlp", "transport", "flow"])
+def test_each_kind_of_network_has_its_evaluation(data: ShardedDataset, kind: str) -> None:
+    spec = job(kind)
+    _, state = start(spec, data)
+    evaluator = Evaluator(spec, data, LocalPlanner(), CPU)
+    torch.manual_seed(1)
+    first = evaluator(state.judged)
+    torch.manual_seed(2)
+    again = evaluator(state.judged)
+    assert first.metrics == again.metrics
+    assert all(math.isfinite(value) for value in first.metrics.values())
+    if kind == "mlp":
+        assert first.metrics.keys() == {"test_accuracy", "test_loss"}
+        assert first.pictures.keys() == {"predictions"}
+        return
+    assert first.metrics.keys() == DISTANCES
+    assert first.metrics["test_transport_points"] == len(data.test)
+    assert first.tags.keys() == {"transport_solver"}
+    side = round(GRID**0.5) * (math.ceil(TILE / 12) * 12 + 1) + 1
+    assert first.pictures["samples"].shape == (side, side)
+
+
+def test_a_data_set_without_held_out_images_is_refused(data: ShardedDataset) -> None:
+    empty = dataclasses.replace(data, test=Split("test", [], np.empty(0, np.int64), np.empty(0, np.int64)))
+    with pytest.raises(ShardError, match="the test split is empty"):
+        Evaluator(job("mlp"), empty, LocalPlanner(), CPU)
+
+
+def test_a_network_of_no_known_kind_is_refused(data: ShardedDataset) -> None:
+    with pytest.raises(TypeError, match="no evaluation is known for a Linear"):
+        Evaluator(job("mlp"), data, LocalPlanner(), CPU)(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("count", "columns", "shape"),
+    [(1, None, (6, 7)), (4, None, (11, 13)), (5, None, (11, 19)), (5, 2, (16, 13)), (3, 3, (6, 19))],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_shape_of_a_grid(count: int, columns: int | None, shape: tuple[int, int], channels: int) -> None:
+    grid = image_grid(np.zeros((count, channels, 4, 5), np.uint8), columns)
+    assert grid.dtype == np.uint8
+    assert grid.shape == (shape if channels == 1 else (*shape, 3))
+
+
+def test_a_grid_shows_its_images_row_by_row_and_leaves_the_rest_white() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 2, 2), dtype=np.uint8)
+    grid = image_grid(images, columns=3)
+    for place, image in enumerate(images):
+        top, left = 1 + place // 3 * 3, 1 + place % 3 * 3
+        assert np.array_equal(grid[top : top + 2, left : left + 2], image.transpose(1, 2, 0))
+    assert (grid[4:, 7:] == 255).all()
+    assert (grid[0] == 255).all()
+    assert (grid[:, 3] == 255).all()
+
+
+@pytest.mark.parametrize(("tile", "factor"), [(1, 1), (3, 1), (4, 2), (6, 2), (7, 3)])
+def test_small_images_are_enlarged_by_a_whole_factor(tile: int, factor: int) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (1, 1, 2, 3), dtype=np.uint8)
+    grid = image_grid(images, border=0, tile=tile)
+    assert np.array_equal(grid, np.kron(images[0, 0], np.ones((factor, factor), np.uint8)))
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
+def test_png_keeps_every_pixel(shape: tuple[int, ...], tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode_png(picture)))), picture)

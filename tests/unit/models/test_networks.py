@@ -1,0 +1,155 @@
+"""Shapes and sizes of the networks."""
+
+import math
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+from pydantic import TypeAdapter
+from torch import nn
+
+from pipelines.errors import SpecError
+from pipelines.models.build import build_model
+from pipelines.models.network import Classifier, Generator
+from pipelines.shape import ImageShape
+from pipelines.spec import ModelSpec
+
+GREY = ImageShape(1, 28, 28)
+COLOUR = ImageShape(3, 12, 20)
+
+
+def build(image: ImageShape = GREY, classes: int = 2, **spec: object) -> Classifier | Generator:
+    torch.manual_seed(0)
+    model: ModelSpec = TypeAdapter(ModelSpec).validate_python(spec)
+    return build_model(model, image, classes)
+
+
+CLASSIFIERS = [{"kind": "perceptron"}, {"kind": "mlp", "hidden": [5, 6]}, {"kind": "lenet"}]
+GENERATORS = [{"kind": "conv-generator", "latent": 5, "width": 4}, {"kind": "flow-unet", "width": 8, "steps": 2}]
+
+
+@pytest.mark.parametrize("image", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("spec", CLASSIFIERS, ids=lambda spec: spec["kind"])
+@pytest.mark.parametrize("classes", [2, 10])
+def test_a_classifier_gives_one_logit_for_each_class(spec: dict, image: ImageShape, classes: int) -> None:
+    network = build(image, classes, **spec)
+    assert isinstance(network, Classifier)
+    assert (network.image, network.classes) == (image, classes)
+    for batch in (1, 3):
+        assert network(torch.zeros(batch, *image.dims)).shape == (batch, classes)
+
+
+@pytest.mark.parametrize("dims", [(1, 28, 28), (3, 32, 32), (1, 9, 14), (3, 5, 4), (1, 4, 40)])
+@pytest.mark.parametrize("spec", GENERATORS, ids=lambda spec: spec["kind"])
+def test_a_generator_makes_images_of_any_size(spec: dict, dims: tuple[int, int, int]) -> None:
+    network = build(ImageShape(*dims), **spec)
+    assert isinstance(network, Generator)
+    images = network(10 * torch.randn(3, network.latent)).detach()
+    assert images.shape == (3, *dims)
+    assert float(images.abs().max()) <= 1
+
+
+def lenet_count(channels: int, flat: int, classes: int) -> int:
+    convolutions = (channels * 25 * 6 + 6) + (6 * 25 * 16 + 16)
+    return convolutions + (flat * 120 + 120) + (120 * 84 + 84) + (84 * classes + classes)
+
+
+def flow_count(width: int, folded: int) -> int:
+    """Of a U-Net of two resolutions on 4·channels folded pixels, time in 64 features."""
+
+    def conv(i: int, o: int, side: int = 3) -> int:
+        return i * o * side**2 + o
+
+    def block(i: int, o: int) -> int:
+        by_time = 2 * width * 2 * o + 2 * o
+        return 2 * i + conv(i, o) + by_time + conv(o, o) + (0 if i == o else conv(i, o, 1))
+
+    wide = 2 * width
+    time = (64 * wide + wide) + (wide * wide + wide)
+    down = conv(folded, width) + 2 * block(width, width) + conv(width, wide) + 2 * block(wide, wide)
+    up = conv(wide, width) + block(wide, width) + block(width, width) + 2 * width + conv(width, folded)
+    return time + down + up
+
+
+@pytest.mark.parametrize(
+    ("spec", "image", "classes", "count"),
+    [
+        ({"kind": "perceptron"}, GREY, 2, 784 * 2 + 2),
+        ({"kind": "perceptron"}, COLOUR, 10, 720 * 10 + 10),
+        ({"kind": "mlp", "hidden": [256]}, GREY, 2, (784 * 256 + 256) + (256 * 2 + 2)),
+        ({"kind": "mlp", "hidden": [5, 6]}, COLOUR, 3, (720 * 5 + 5) + (5 * 6 + 6) + (6 * 3 + 3)),
+        # 28 → 14 → 10 → 5, and 12×20 → 6×10 → 2×6 → 1×3, in 16 channels.
+        ({"kind": "lenet"}, GREY, 10, lenet_count(1, 16 * 5 * 5, 10)),
+        ({"kind": "lenet"}, COLOUR, 2, lenet_count(3, 16 * 1 * 3, 2)),
+        # Maps of 7×7 in 64 channels, doubled twice: 64 → 32 → 16; a scale and a shift for each normalised channel.
+        (
+            {"kind": "conv-generator", "latent": 64, "width": 16},
+            GREY,
+            2,
+            (64 * 64 * 49 + 64 * 49 + 2 * 64)
+            + (64 * 32 * 9 + 32 + 2 * 32)
+            + (32 * 16 * 9 + 16 + 2 * 16)
+            + (16 * 1 * 9 + 1),
+        ),
+        ({"kind": "flow-unet", "width": 16}, GREY, 2, flow_count(16, 4)),
+        ({"kind": "flow-unet", "width": 8}, COLOUR, 2, flow_count(8, 12)),
+    ],
+    ids=lambda value: value["kind"] if isinstance(value, dict) else None,
+)
+def test_parameters_are_as_many_as_by_hand(spec: dict, image: ImageShape, classes: int, count: int) -> None:
+    assert build(image, classes, **spec).parameter_count == count
+
+
+def test_parameters_that_are_not_trained_are_not_counted() -> None:
+    network = build(kind="mlp", hidden=[3])
+    frozen = next(network.parameters()).requires_grad_(False)
+    assert network.parameter_count == 784 * 3 + 3 + 3 * 2 + 2 - frozen.numel()
+
+
+@pytest.mark.parametrize("dims", [(1, 11, 28), (1, 28, 11), (3, 4, 4)])
+def test_lenet_refuses_images_that_vanish(dims: tuple[int, int, int]) -> None:
+    with pytest.raises(SpecError, match=rf"lenet: images of {dims[1]}×{dims[2]} vanish.*\n.*data.size to 12"):
+        build(ImageShape(*dims), kind="lenet")
+    assert build(ImageShape(1, 12, 12), kind="lenet")(torch.zeros(1, 1, 12, 12)).shape == (1, 2)
+
+
+def test_a_perceptron_is_linear_and_layers_of_it_are_not() -> None:
+    u, v = torch.randn(2, 1, 1, 28, 28)
+    for spec, linear in (({"kind": "perceptron"}, True), ({"kind": "mlp", "hidden": [8]}, False)):
+        network = build(**spec).eval()
+        middle = (network(u) + network(v)) / 2
+        assert torch.allclose(network((u + v) / 2), middle, atol=1e-5) is linear
+
+
+@pytest.mark.parametrize("spec", CLASSIFIERS[1:], ids=lambda spec: spec["kind"])
+def test_dropout_is_of_training_alone(spec: dict) -> None:
+    network = build(**spec | {"dropout": 0.5})
+    images = torch.randn(4, *GREY.dims)
+    assert not torch.equal(network(images), network(images))
+    network.eval()
+    assert torch.equal(network(images), network(images))
+    assert {layer.p for layer in network.modules() if isinstance(layer, nn.Dropout)} == {0.5}
+
+
+@pytest.mark.parametrize("spec", [*CLASSIFIERS, *GENERATORS], ids=lambda spec: spec["kind"])
+def test_an_output_does_not_depend_on_those_beside_it(spec: dict) -> None:
+    network = build(**spec).eval()
+    inputs = torch.randn(3, network.latent) if isinstance(network, Generator) else torch.randn(3, *GREY.dims)
+    torch.testing.assert_close(network(inputs)[1:2], network(inputs[1:2]))
+
+
+@pytest.mark.parametrize("spec", [*CLASSIFIERS, GENERATORS[0]], ids=lambda spec: spec["kind"])
+def test_every_parameter_has_a_gradient(spec: dict) -> None:
+    network = build(**spec)
+    inputs = torch.randn(8, network.latent) if isinstance(network, Generator) else torch.randn(8, *GREY.dims)
+    network(inputs).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert math.isfinite(float(parameter.grad.abs().sum())), name
+        assert float(parameter.grad.abs().sum()) > 0, name
+
+
+def test_images_of_another_shape_are_refused() -> None:
+    """Shapes are checked while testing; without that check a perceptron takes any image of as many pixels."""
+    with pytest.raises(TypeCheckError, match="image"):
+        build(kind="perceptron")(torch.zeros(2, 1, 14, 56))

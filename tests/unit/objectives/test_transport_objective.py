@@ -1,0 +1,126 @@
+"""The gradient of the transport distance between samples and images."""
+
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from pipelines.errors import DivergedError, NotConvergedError
+from pipelines.models.network import Generator
+from pipelines.objectives.phase import Step
+from pipelines.objectives.transport import TransportObjective
+from pipelines.shape import ImageShape
+from pipelines.spec import CostName, TransportSpec
+from pipelines.transport.plan import RowBlock
+from pipelines.transport.planner import LocalPlanner, Share
+
+IMAGE = ImageShape(1, 2, 2)
+BATCH, LATENT = 12, 3
+COSTS: list[CostName] = ["squared-euclidean", "euclidean", "cosine"]
+
+
+class Affine(Generator):
+    """Samples in float64, so that finite differences have digits to lose."""
+
+    def __init__(self) -> None:
+        super().__init__(IMAGE, LATENT)
+        generator = torch.Generator().manual_seed(2)
+        weights = torch.randn(LATENT + 1, IMAGE.pixels, dtype=torch.float64, generator=generator)
+        self.weights = torch.nn.Parameter(0.5 * weights)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        points = latents.double() @ self.weights[:-1] + self.weights[-1]
+        return points.view(-1, *IMAGE.dims)
+
+
+def step(index: int = 0) -> Step:
+    images = torch.randn(BATCH, *IMAGE.dims, generator=torch.Generator().manual_seed(3)).clamp(-1, 1)
+    return Step(index, images, torch.zeros(BATCH).long(), torch.arange(BATCH), BATCH, slice(0, BATCH), seed=4)
+
+
+def objective(cost: CostName, planner: LocalPlanner | None = None) -> TransportObjective:
+    spec = TransportSpec(kind="transport", cost=cost, plans="local")
+    return TransportObjective(spec, Affine(), planner or LocalPlanner())
+
+
+def pair_costs(x: torch.Tensor, y: torch.Tensor, cost: CostName) -> torch.Tensor:
+    """Every pair, straight from the definition."""
+    x, y = x.flatten(1)[:, None], y.flatten(1).double()[None]
+    if cost == "cosine":
+        return 1 - (x * y).sum(2) / (x.norm(dim=2) * y.norm(dim=2))
+    return (x - y).square().sum(2) if cost == "squared-euclidean" else (x - y).norm(dim=2)
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_the_loss_is_the_optimal_mean_cost(cost: CostName) -> None:
+    made = objective(cost)
+    loss = made.phases[0].loss(step())
+    samples = made.generator(step().normal("latents", LATENT))
+    costs = pair_costs(samples, step().images, cost).detach()
+    expected = float(costs[linear_sum_assignment(costs)].mean())
+    assert float(loss.total.detach()) == pytest.approx(expected, rel=1e-6)
+    assert float(loss.sums["transport_cost"]) == float(loss.total.detach())
+    assert loss.sums["plan_wait_ms"] > 0
+    assert loss.maxima["plan_relative_gap"] < 1e-5
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_the_gradient_is_that_of_the_cost_along_the_fixed_plan(cost: CostName) -> None:
+    made = objective(cost)
+    made.phases[0].loss(step()).total.backward()
+    found = made.generator.weights.grad
+    twin = Affine()
+    costs = pair_costs(twin(step().normal("latents", LATENT)), step().images, cost)
+    rows, columns = linear_sum_assignment(costs.detach())
+    costs[rows, columns].mean().backward()
+    torch.testing.assert_close(found, twin.weights.grad, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_the_gradient_is_that_of_the_distance(cost: CostName) -> None:
+    """The envelope theorem: the plan is found anew at each displaced weight, and its motion adds nothing."""
+    made = objective(cost)
+    phase = made.phases[0]
+    phase.loss(step()).total.backward()
+    weights = made.generator.weights
+    with torch.no_grad():
+        for place in range(weights.numel()):
+            across = []
+            for displacement in (1e-5, -1e-5):
+                weights.view(-1)[place] += displacement
+                across.append(float(phase.loss(step()).total))
+                weights.view(-1)[place] -= displacement
+            slope = (across[0] - across[1]) / 2e-5
+            assert float(weights.grad.view(-1)[place]) == pytest.approx(slope, rel=1e-4, abs=1e-7), place
+
+
+def test_latents_are_of_the_step_and_the_key_names_it() -> None:
+    asked: list[Share] = []
+
+    class Listening(LocalPlanner):
+        def plan_rows(self, share: Share) -> RowBlock:
+            asked.append(share)
+            return super().plan_rows(share)
+
+    made = objective("squared-euclidean", Listening())
+    for index in (0, 1, 0):
+        made.phases[0].loss(step(index))
+    assert [share.key for share in asked] == ["step-0", "step-1", "step-0"]
+    assert torch.equal(asked[0].x, asked[2].x)
+    assert not torch.equal(asked[0].x, asked[1].x)
+    assert not any(share.x.requires_grad for share in asked)
+
+
+def test_samples_that_are_not_finite_have_diverged() -> None:
+    made = objective("squared-euclidean")
+    made.generator.weights.data[0, 0] = float("nan")
+    with pytest.raises(DivergedError, match=r"at step 5 .* NaN, infinite .*\n.*cure: lower optimizer.learning_rate"):
+        made.phases[0].loss(step(5))
+
+
+def test_a_plan_that_cannot_be_had_is_no_divergence() -> None:
+    class Stopping(LocalPlanner):
+        def plan_rows(self, share: Share) -> RowBlock:
+            raise NotConvergedError("it stopped short")
+
+    with pytest.raises(NotConvergedError, match="it stopped short"):
+        objective("squared-euclidean", Stopping()).phases[0].loss(step())

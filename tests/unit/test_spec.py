@@ -1,0 +1,247 @@
+"""The job spec: what is accepted, and how what is not is told."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from pipelines.errors import SpecError
+from pipelines.spec import JobSpec, RegisterSpec, json_schema, load_spec, parse_spec
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SCHEMA = CONFIGS / "job.schema.json"
+SPECS = sorted(CONFIGS.glob("*.yaml"))
+
+
+def document(**sections: Any) -> dict[str, Any]:
+    """The shortest spec."""
+    shortest = {
+        "name": "a",
+        "data": {"source": "digits"},
+        "model": {"kind": "perceptron"},
+        "objective": {"kind": "classification"},
+        "train": {"images": 1000},
+    }
+    return shortest | sections
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(document()))
+    return path
+
+
+# Every fault is told by the path of the field, the value received, and what would do.
+FAULTS = {
+    "name=Cats": ("name:", "[a-z0-9]", "'Cats'"),
+    "seed=-1": ("seed:", "greater than or equal to 0", "-1"),
+    "data.source=''": ("data.source:", "at least 1 character", "''"),
+    "data.size=2": ("data.size:", "greater than or equal to 4", "2"),
+    "data.channels=2": ("data.channels:", "1 or 3", "2"),
+    "data.test_fraction=1": ("data.test_fraction:", "less than 1", "1"),
+    "data.max_bad_fraction=.nan": ("data.max_bad_fraction:", "finite", "nan"),
+    "model.kind=resnet": ("model.kind:", "'perceptron', 'mlp', 'lenet', 'conv-generator', 'flow-unet'", "'resnet'"),
+    "model={kind: mlp, hidden: []}": ("model.hidden:", "at least 1 item", "[]"),
+    "model={kind: mlp, hidden: [8, 0]}": ("model.hidden.1:", "greater than or equal to 1", "0"),
+    "model={kind: lenet, dropout: 1}": ("model.dropout:", "less than 1", "1"),
+    "model={kind: flow-unet, width: 12}": ("model.width:", "multiple of 8", "12"),
+    "objective.kind=gan": ("objective.kind:", "'classification', 'transport', 'flow'", "'gan'"),
+    "objective.loss=hinge": ("objective.loss:", "'cross-entropy' or 'least-squares'", "'hinge'"),
+    "objective={kind: transport, cost: l1}": ("objective.cost:", "'squared-euclidean', 'euclidean'", "'l1'"),
+    "objective={kind: flow, coupling: {kind: best}}": (
+        "objective.coupling.kind:", "'independent', 'batch', 'pool', 'recorded'", "'best'",
+    ),
+    "objective={kind: flow, coupling: {kind: pool, points: 0}}": (
+        "objective.coupling.points:", "greater than or equal to 1", "0",
+    ),
+    "optimizer.learning_rate=0": ("optimizer.learning_rate:", "greater than 0", "0"),
+    "optimizer.learning_rate=.inf": ("optimizer.learning_rate:", "finite", "inf"),
+    "optimizer.schedule=step": ("optimizer.schedule:", "'constant' or 'cosine'", "'step'"),
+    "workers.count=0": ("workers.count:", "greater than or equal to 1", "0"),
+    "workers.device=tpu": ("workers.device:", "'auto', 'cpu' or 'gpu'", "'tpu'"),
+    "register_as={name: a b}": ("register_as.name:", "[a-z0-9]", "'a b'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("override", FAULTS)
+def test_a_fault_is_told_by_path_value_and_choices(file: Path, override: str) -> None:
+    path, choices, value = FAULTS[override]
+    with pytest.raises(SpecError) as caught:
+        load_spec(file, [override])
+    head, *lines = str(caught.value).splitlines()
+    assert head == f"{file} is not a job spec:"
+    (line,) = lines
+    assert line.startswith(f"  {path} ")
+    assert choices in line
+    assert line.endswith(f"(received {value})")
+
+
+@pytest.mark.parametrize("field", ["images", "log_every", "evaluate_every", "checkpoint_every", "ema_half_life"])
+@pytest.mark.parametrize("value", ["0", "-5", "1.5", "many"])
+def test_durations_are_whole_numbers_of_images(file: Path, field: str, value: str) -> None:
+    with pytest.raises(SpecError, match=rf"train\.{field}: .*\(received '?{re.escape(value)}'?\)"):
+        load_spec(file, [f"train.{field}={value}"])
+
+
+def test_every_fault_has_its_line() -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(document(seed=-1, train={"batch": 0}), where="here")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "here is not a job spec:"
+    assert [line.split(":")[0] for line in lines[1:]] == ["  seed", "  train.images", "  train.batch"]
+    assert lines[2].endswith("missing")
+
+
+@pytest.mark.parametrize(
+    "path", ["extra", "data.extra", "model.extra", "objective.extra", "optimizer.extra", "train.extra", "workers.extra"]
+)
+def test_unknown_fields_are_refused(file: Path, path: str) -> None:
+    with pytest.raises(SpecError, match=rf"\n  {re.escape(path)}: no such field \(received 3\)$"):
+        load_spec(file, [f"{path}=3"])
+
+
+@pytest.mark.parametrize(("section", "path"), [("model", "model.kind"), ("objective", "objective.kind")])
+def test_a_section_says_its_kind(section: str, path: str) -> None:
+    with pytest.raises(SpecError, match=rf"\n  {path}: missing$"):
+        parse_spec(document(**{section: {}}))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"objective": {"kind": "transport"}},
+            "objective 'transport' cannot train model 'perceptron'; use conv-generator",
+        ),
+        (
+            {"model": {"kind": "conv-generator"}},
+            "objective 'classification' cannot train model 'conv-generator'; use perceptron or mlp or lenet",
+        ),
+        (
+            {"model": {"kind": "conv-generator"}, "objective": {"kind": "flow"}},
+            "objective 'flow' cannot train model 'conv-generator'; use flow-unet",
+        ),
+        (
+            {"model": {"kind": "flow-unet"}, "objective": {"kind": "flow"}, "train": {"images": 1, "batch": 100}},
+            "objective.coupling.points 4096 is not a multiple of train.batch 100",
+        ),
+        (
+            {"train": {"images": 1, "batch": 2}, "workers": {"count": 3}},
+            "train.batch 2 leaves some of 3 workers without images",
+        ),
+    ],
+)
+def test_sections_belong_together(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(message)):
+        parse_spec(document(**sections))
+
+
+def test_overrides_are_yaml_and_the_last_one_counts(file: Path) -> None:
+    spec = load_spec(
+        file,
+        [
+            "train.images=20000",
+            "train.images=30000",
+            "optimizer.schedule=cosine",
+            "model={kind: mlp, hidden: [3, 4]}",
+            "objective.flip=true",
+            "train.ema_half_life=null",
+            "register_as.name=other",
+            "data.source=a=b",
+        ],
+    )
+    assert spec.train.images == 30000
+    assert spec.optimizer.schedule == "cosine"
+    assert spec.model.model_dump() == {"kind": "mlp", "hidden": (3, 4), "dropout": 0.0}
+    assert spec.objective.model_dump()["flip"] is True
+    assert spec.train.ema_half_life is None
+    assert spec.registered == RegisterSpec(name="other", alias="live")
+    assert spec.data.source == "a=b"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.images", "not an assignment"),
+        ("=3", "not an assignment"),
+        ("train..images=3", "not an assignment"),
+        ("name.deep=3", "name is a value, not a section"),
+        ("train.images=[1", "the value is not YAML"),
+        ("train.images=2024-13-01", "the value is not YAML"),
+    ],
+)
+def test_overrides_that_are_none(file: Path, override: str, message: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(f"--set {override!r}: {message}")):
+        load_spec(file, [override])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- a\n", "a mapping with name, data, model, objective and train expected"),
+        (b"", "a mapping with name"),
+        (b"a: [", "not YAML"),
+        (b"a: 2024-13-01", "not YAML"),
+        (b"\xff\xfe\xff", "cannot be read"),
+        (b"!!python/object/apply:os.system [exit]", "not YAML"),
+    ],
+)
+def test_files_that_are_no_specs(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_bytes(content)
+    with pytest.raises(SpecError, match=re.escape(f"{path}: {message}")):
+        load_spec(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"nowhere\.yaml: no such file\n  cure: see configs/"):
+        load_spec(tmp_path / "nowhere.yaml")
+    with pytest.raises(SpecError, match="cannot be read"):
+        load_spec(tmp_path)
+
+
+def test_a_spec_is_frozen() -> None:
+    spec = parse_spec(document())
+    with pytest.raises(ValidationError, match="frozen"):
+        spec.seed = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        spec.train.batch = 3  # type: ignore[misc]
+
+
+def test_the_fingerprint_is_of_what_decides_the_result() -> None:
+    fingerprint = parse_spec(document()).fingerprint()
+    for same in ({"name": "b"}, {"workers": {"count": 3}}, {"register_as": {"name": "c"}}, {"seed": 0}):
+        assert parse_spec(document(**same)).fingerprint() == fingerprint, same
+    for other in (
+        {"seed": 1},
+        {"data": {"source": "digits", "size": 12}},
+        {"train": {"images": 1000, "batch": 64}},
+        {"optimizer": {"learning_rate": 0.1}},
+        {"objective": {"kind": "classification", "flip": True}},
+        {"model": {"kind": "mlp"}},
+    ):
+        assert parse_spec(document(**other)).fingerprint() != fingerprint, other
+
+
+def test_the_registered_name_is_the_jobs_by_default() -> None:
+    assert parse_spec(document()).registered == RegisterSpec(name="a", alias="live")
+
+
+def test_configs_are_there() -> None:
+    kinds = {load_spec(path).model.kind for path in SPECS}
+    assert kinds == {"perceptron", "mlp", "lenet", "conv-generator", "flow-unet"}
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
+def test_configs_load_name_their_schema_and_survive_a_round_trip(path: Path) -> None:
+    spec = load_spec(path)
+    assert path.read_text().splitlines()[0] == f"# yaml-language-server: $schema={SCHEMA.name}"
+    assert JobSpec.model_validate(yaml.safe_load(spec.to_yaml())) == spec
+
+
+def test_the_published_schema_is_current() -> None:
+    assert SCHEMA.read_text() == json_schema(), "run `make schema`"

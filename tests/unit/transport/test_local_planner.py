@@ -1,0 +1,30 @@
+"""Plans asked for in this process; several ranks together are in ``tests/distributed``."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.errors import ProblemError
+from pipelines.transport.planner import LocalPlanner, Share
+from pipelines.transport.problem import TransportProblem
+from pipelines.transport.solve import solve
+
+
+def test_alone_a_share_is_the_whole() -> None:
+    x, y = torch.randn(9, 1, 2, 2), torch.randn(9, 1, 2, 2)
+    block = LocalPlanner().plan_rows(Share("step-0", x, y, "euclidean"))
+    plan = solve(TransportProblem.between(x, y, cost="euclidean"))
+    assert block.rows.tolist() == list(range(9))
+    assert block.columns.tolist() == plan.dense().argmax(1).tolist()
+    assert block.mass.sum() == pytest.approx(1)
+    assert block.certificate.primal == plan.certificate.primal
+
+
+def test_a_plan_is_that_of_the_solver() -> None:
+    problem = TransportProblem.between(np.arange(4.0), np.arange(6.0))
+    assert np.array_equal(LocalPlanner().plan(problem).dense(), solve(problem).dense())
+
+
+def test_shares_that_make_no_problem_are_refused() -> None:
+    with pytest.raises(ProblemError, match="x: 1 of 4 numbers are NaN"):
+        LocalPlanner().plan_rows(Share("step-0", torch.tensor([[0.0, 1.0], [torch.nan, 2.0]]), torch.zeros(2, 2)))
