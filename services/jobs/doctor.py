@@ -65,10 +65,12 @@ def _processors() -> list[Finding]:
 def _exact_solver() -> Finding:
     from pipelines.transport import native
 
-    level = native.native_level()
-    if level is not None:
-        return Finding("exact plans", f"native solver, {level}", True, optional=True)
-    return Finding("exact plans", "lapx", False, "install a C++ compiler, then Monge again: it solves faster", True)
+    try:
+        found = native.implementation()
+    except MongeError as error:
+        return Finding("exact plans", str(error.args[0]), False, error.cure or "")
+    cure = "" if found.name == "native" else "install a C++ compiler, then Monge again: plans come several times faster"
+    return Finding("exact plans", str(found), not cure, cure, optional=True)
 
 
 def _disk(settings: Settings) -> Finding:

@@ -7,6 +7,7 @@ none (``off``).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
 from collections.abc import Callable
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.errors import TransportError
 from pipelines.transport.native.library import (
     LEVELS,
     Implementation,
@@ -182,13 +182,24 @@ def _interruptible(call: Callable[[], int], stop: ctypes.c_int32, n: int) -> int
     if n < INTERRUPTIBLE or threading.current_thread() is not threading.main_thread():
         return call()
     results: list[int] = []
-    worker = threading.Thread(target=lambda: results.append(call()), name="exact-assignment")
-    worker.start()
+    done = threading.Event()
+
+    def work() -> None:
+        try:
+            results.append(call())
+        finally:
+            done.set()
+
+    worker = threading.Thread(target=work, name="exact-assignment")
     try:
-        worker.join()
+        worker.start()
+        done.wait()
     except BaseException:
         stop.value = 1
-        worker.join()
+        # Its arrays must outlive the call, however impatient the user is: it ends within milliseconds.
+        while worker in threading.enumerate() and not done.is_set():
+            with contextlib.suppress(KeyboardInterrupt):
+                done.wait()
         raise
     return results[0]
 

@@ -324,6 +324,7 @@ class Solver {
   void search_all() {
     distance_.assign(n_, infinity);
     base_.assign(n_, 0);
+    begun_.assign(n_, 0);
     before_.assign(n_, -1);
     before_cost_.assign(n_, 0);
     done_.assign(n_, 0);
@@ -339,6 +340,7 @@ class Solver {
     heap_.clear();
     nearest_ = infinity;
     base_[start] = -two_least(start, false).least;
+    begun_[start] = 0;
     relax(start, 0);
     while (!heap_.empty() && heap_.front().first < nearest_) {
       const auto [at, node] = pop();
@@ -350,6 +352,7 @@ class Solver {
         scanned_.push_back(node);
         const int i = row_of_[node];
         base_[i] = at - (matched_cost_[i] - v_[node]);
+        begun_[i] = at;
         relax(i, at);
       }
       if (exhausted()) return;
@@ -367,10 +370,12 @@ class Solver {
     }
   }
 
-  // Distances through row i to the columns on its list, as far as a window past those at which it was looked at.
+  // Distances through row i to the columns on its list, as far as a window past those at which it was looked at. The
+  // window doubles with each look, and is no less than rounding, so that looks are few whatever the costs.
   void relax(int i, double looked) {
     const Row& r = rows_[i];
-    const double base = base_[i], end = std::min(looked + window_, base + r.bound);
+    const double base = base_[i], rounding = 0x1p-48 * (std::fabs(looked) + std::fabs(base));
+    const double end = std::min(looked + std::max({window_, looked - begun_[i], rounding}), base + r.bound);
     for (std::int64_t k = r.first; k < r.first + r.count; ++k) {
       const int j = columns_[k];
       double there = base + (costs_[k] - v_[j]);
@@ -437,7 +442,8 @@ class Solver {
   std::vector<std::pair<double, int>> kept_;
   std::vector<int> free_;
   // of one search
-  std::vector<double> distance_, base_, before_cost_;
+  std::vector<double> distance_, before_cost_;
+  std::vector<double> base_, begun_;  // of rows: what paths through it add to reduced costs; where it was looked at first
   std::vector<int> before_;
   std::vector<char> done_;
   std::vector<int> touched_, scanned_;

@@ -101,9 +101,7 @@ def _obstacle(problem: TransportProblem) -> str:
         return ""
     n = problem.shape[0]
     rows = np.sort(screens.as_numpy(problem.matrix[:: max(1, n // SAMPLED_ROWS)]), axis=1)[:, : CANDIDATES + 1]
-    if (np.diff(rows) == 0).mean() > MOST_TIES and n > CANDIDATES:
-        return "many equal costs"
-    return ""
+    return "many equal costs" if n > CANDIDATES and (np.diff(rows) == 0).mean() > MOST_TIES else ""
 
 
 def _screens(problem: TransportProblem) -> Iterator[screens.Screened]:

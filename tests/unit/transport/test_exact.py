@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +19,7 @@ from scipy.spatial.distance import cdist
 
 from pipelines.errors import ProblemError, TransportError
 from pipelines.transport import native
+from pipelines.transport.native import library
 from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import choose
@@ -162,8 +172,9 @@ def test_cost_matrices(level: str, name: str, n: int) -> None:
 @needs_native
 def test_lapx_takes_the_matrices_that_defeat_candidate_lists() -> None:
     rng = np.random.default_rng(0)
-    for name, reason in (("binary", "equal"), ("lognormal", "heavy-tailed")):
-        plan = exact.solve(TransportProblem.from_cost(MATRICES[name](rng, 300).astype(np.float32)))
+    # Two levels alone are ties at a glance; a fourth power near 0 shows only in the rows left to the search.
+    for matrix, reason in ((rng.integers(0, 2, (300, 300)), "equal"), (rng.random((300, 300)) ** 12, "lists")):
+        plan = exact.solve(TransportProblem.from_cost(matrix.astype(np.float32)))
         assert plan.certificate.solver == "assignment"
         assert reason in plan.certificate.reason
 
@@ -249,12 +260,104 @@ def test_it_refuses_what_is_no_assignment() -> None:
         exact.solve(TransportProblem.between(x, y), g=np.zeros(3))
 
 
-def test_auto_takes_it_where_it_is_built(level: str) -> None:
-    problem = TransportProblem.between(*gaussian(20, 3))
+@pytest.mark.parametrize(
+    ("n", "d", "wins"), [(20, 3, True), (20, 30, False), (63, 17, False), (64, 17, True), (200, 30, True)]
+)
+def test_auto_takes_it_where_it_is_built_and_wins(level: str, n: int, d: int, wins: bool) -> None:
+    problem = TransportProblem.between(*gaussian(n, d))
     name, reason = choose(problem)
-    assert name == ("assignment" if level == "off" else "exact")
-    assert ("no native build" in reason) == (level == "off")
-    assert solve_any(problem).certificate.solver == name
+    assert name == ("exact" if wins and level != "off" else "assignment")
+    assert ("MONGE_SIMD is off" in reason) == (level == "off")
+    certificate = solve_any(problem).certificate
+    assert certificate.solver == name
+    assert certificate.reason == reason
+
+
+def test_a_plan_before_is_a_start() -> None:
+    x, y = gaussian(300, 40)
+    before = solve_any(TransportProblem.between(x, y))
+    problem = TransportProblem.between(x + np.float32(0.01), y)
+    plan = solve_any(problem, start=before)
+    np.testing.assert_array_equal(plan.assignment, solve_any(problem).assignment)
+    assert ("from the potentials" in plan.certificate.reason) == native.native_available()
+    with pytest.raises(ProblemError, match="300 × 300 points received for a problem of 299 × 299"):
+        solve_any(TransportProblem.between(x[1:], y[1:]), start=before)
+
+
+def test_a_start_without_potentials_is_none() -> None:
+    x, y = gaussian(100, 20)
+    problem = TransportProblem.between(x, y)
+    plan = solve_any(problem, start=dataclasses.replace(solve_any(problem), f=None, g=None))
+    assert "from the potentials" not in plan.certificate.reason
+
+
+@needs_native
+def test_a_long_solve_ends_when_it_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "INTERRUPTIBLE", 1)
+    stop = ctypes.c_int32(0)
+    deadline = time.monotonic() + 30
+
+    def call() -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        while not stop.value and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return stop.value
+
+    with pytest.raises(KeyboardInterrupt):
+        native._interruptible(call, stop, 1)
+    assert stop.value == 1
+
+
+@needs_native
+def test_it_stops_when_told(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if level == "off":
+        pytest.skip("lapx hears nothing")
+
+    def stopped(call: Callable[[], int], stop: ctypes.c_int32, n: int) -> int:
+        stop.value = 1
+        return call()
+
+    monkeypatch.setattr(native, "_interruptible", stopped)
+    screened = screen.from_products(*gaussian(200, 20), bfloat16=False)
+    assert native.assign(screened.screen, screened.points).status == "stopped"
+
+
+def test_it_says_what_makes_exact_plans(level: str) -> None:
+    found = native.implementation()
+    assert found.name == ("lapx" if level == "off" else "native")
+    assert str(found).endswith(f"MONGE_SIMD is {level}")
+
+
+@pytest.fixture
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What was found of the builds is looked for again, in the test and after it."""
+    monkeypatch.delenv("MONGE_SIMD", raising=False)
+    caches = (library._library, library._processor, library._level)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+MISSING = [("EXTENSION_SUFFIXES", [".no-such-file"], "no C++ compiler"), ("_VERSION", -1, "from other sources")]
+
+
+@pytest.mark.parametrize(("what", "value", "reason"), MISSING)
+def test_a_build_that_is_missing_or_old_is_not_called(
+    forgotten: None, monkeypatch: pytest.MonkeyPatch, what: str, value: object, reason: str
+) -> None:
+    if what == "_VERSION" and not any(Path(native.__file__).parent.glob("_assignment_baseline*")):
+        pytest.skip("there is no build at all")
+    monkeypatch.setattr(library, what, value)
+    assert native.usable_levels() == ()
+    assert native.implementation().name == "lapx"
+    assert reason in native.implementation().reason
+    certificate = solve_any(TransportProblem.between(*gaussian(100, 20))).certificate
+    assert certificate.solver == "assignment"
+    assert reason in certificate.reason
+    with pytest.raises(TransportError, match=re.escape(reason)):
+        native.summarise(np.zeros((2, 2), np.float32))
 
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
