@@ -98,6 +98,6 @@ def _silent(layer: nn.Conv2d) -> nn.Conv2d:
 def _time_features(times: Float[Tensor, " b"]) -> Float[Tensor, "b features"]:
     """Sines and cosines of the times at frequencies from 1 to 1000, as of positions (Vaswani et al. 2017)."""
     half = TIME_FEATURES // 2
-    frequencies = torch.exp(torch.linspace(0, math.log(1000), half, device=times.device))
+    frequencies = torch.exp(torch.linspace(0, math.log(1000), half, dtype=times.dtype, device=times.device))
     angles = times[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)

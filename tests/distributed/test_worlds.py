@@ -138,6 +138,7 @@ def test_what_fails_on_one_rank_fails_on_all(ranks: list[dict[str, Any]], alone:
         "transport": "DivergedError",
         "one rank's loss": "DivergedError",
         "one rank's weights": "DivergedError",
+        "one rank's maximum": "DivergedError",
         "one rank's share": "ProblemError",
     }
 

@@ -28,6 +28,7 @@ from pipelines.evaluation.classification import accuracy
 from pipelines.models.network import Classifier
 from pipelines.objectives.phase import Loss, Phase, Step
 from pipelines.spec import JobSpec
+from pipelines.training.meters import Meters
 from pipelines.training.state import TrainState
 from pipelines.transport.planner import LocalPlanner, Share
 
@@ -137,6 +138,12 @@ def _errors(data: ShardedDataset) -> dict[str, str]:
         objective = LastRankDiverges()
         go_on(spec, data, objective, TrainState.start(spec, objective))
 
+    def one_maximum() -> None:
+        meters = Meters(CPU)
+        last = distributed.rank() == distributed.world_size() - 1
+        meters.add(Loss(torch.zeros(()), maxima={"gap": torch.nan if last else 1.0}))
+        meters.point()
+
     def one_share() -> None:
         x = torch.zeros(12 // distributed.world_size(), 2)
         if distributed.rank() == distributed.world_size() - 1:
@@ -148,6 +155,7 @@ def _errors(data: ShardedDataset) -> dict[str, str]:
         "transport": lambda: diverging("transport"),
         "one rank's loss": lambda: one_rank(16),
         "one rank's weights": lambda: one_rank(96),
+        "one rank's maximum": one_maximum,
         "one rank's share": one_share,
     }
     found = {}

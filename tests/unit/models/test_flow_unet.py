@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from pipelines.models.flow import FlowUNet
+from pipelines.models.flow import TIME_FEATURES, FlowUNet
 from pipelines.shape import ImageShape
 
 SMALL = ImageShape(1, 8, 8)
@@ -57,3 +58,13 @@ def test_velocity_depends_on_place_and_time() -> None:
     assert not torch.allclose(velocity, network.velocity(points + 0.1, times))
     # A sample does not depend on the samples beside it.
     torch.testing.assert_close(velocity[:1], network.velocity(points[:1], times[:1]))
+
+
+def test_time_features_have_the_digits_of_the_times() -> None:
+    network = flow().double()
+    given: list[torch.Tensor] = []
+    network.time.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    times = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    network.velocity(torch.zeros(3, 1, 8, 8, dtype=torch.float64), times)
+    angles = np.outer(times, np.exp(np.linspace(0, math.log(1000), TIME_FEATURES // 2)))
+    np.testing.assert_allclose(given[0], np.concatenate([np.sin(angles), np.cos(angles)], 1), atol=1e-12)
