@@ -51,6 +51,9 @@ static Status run(const Request& q) {
   const auto* screen = static_cast<const typename Screen::Stored*>(q.screen);
   const int n = static_cast<int>(q.n);
   const auto potentials = monge::Sinkhorn<Screen>(screen, n, *q.stop).run(q.start);
+  // Costs near the end of float32's range have no potentials in it.
+  for (float v : potentials.v)
+    if (!std::isfinite(v)) return too_coarse;
   if (q.strict && potentials.scale < mean_error<Screen>(q)) return too_coarse;
   const monge::Exact exact{q.x ? nullptr : static_cast<const float*>(q.screen), q.x, q.y, q.n, q.d, q.scale,
                            q.root != 0, q.row, q.column};

@@ -124,7 +124,7 @@ class Solver {
  private:
   const Stored* row(int i) const { return screen_ + static_cast<std::int64_t>(i) * n_; }
   bool exhausted() const {
-    return counts.readings > budget_ || counts.computed > entry_budget_ ||
+    return failed_ || counts.readings > budget_ || counts.computed > entry_budget_ ||
            static_cast<std::int64_t>(columns_.size()) > most_listed * n_ || stop_.load(std::memory_order_relaxed);
   }
 
@@ -357,6 +357,10 @@ class Solver {
       }
       if (exhausted()) return;
     }
+    if (nearest_ == infinity) {  // there is a free column, and it is nearer: only a fault leads here
+      failed_ = true;
+      return;
+    }
     for (int j : scanned_) {
       lower(j, v_[j] + std::min(0.0, distance_[j] - nearest_));
       done_[j] = 0;
@@ -449,6 +453,7 @@ class Solver {
   std::vector<int> touched_, scanned_;
   std::vector<Node> heap_;
   double nearest_ = infinity;
+  bool failed_ = false;
   int end_ = -1;
 };
 

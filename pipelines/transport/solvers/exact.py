@@ -64,7 +64,7 @@ def solve(problem: TransportProblem, *, g: np.ndarray | None = None) -> Transpor
         return _by_lapx(problem, "no native build")
     if obstacle := _obstacle(problem):
         return _by_lapx(problem, obstacle)
-    for screened in _screens(problem):
+    for screened in screens_of(problem):
         start = None if g is None else (g / screened.unit - screened.column).astype(np.float32)
         solution = native.assign(screened.screen, screened.points, start, budget=READINGS * n)
         if solution.status == "solved":
@@ -104,7 +104,7 @@ def _obstacle(problem: TransportProblem) -> str:
     return "many equal costs" if n > CANDIDATES and (np.diff(rows) == 0).mean() > MOST_TIES else ""
 
 
-def _screens(problem: TransportProblem) -> Iterator[screens.Screened]:
+def screens_of(problem: TransportProblem) -> Iterator[screens.Screened]:
     """Screens to try, the cheapest first; each is made when it is asked for."""
     if problem.matrix is not None:
         yield screens.from_matrix(problem)
