@@ -80,9 +80,10 @@ class Solver {
   // budget: rows that may be read again before the solver gives up. stop: it gives up when this is no longer 0.
   Solver(const Stored* screen, const Exact& exact, const double* error, const Potentials& start, std::int64_t budget,
          const std::atomic<std::int32_t>& stop)
-      : n_(static_cast<int>(exact.n)), screen_(screen), exact_(exact), width_(start.scale), window_(look_ahead * start.scale), stop_(stop), budget_(budget),
-        entry_budget_(affordable(exact.n, exact.d)), v_(start.v.begin(), start.v.end()), v_screen_(start.v),
-        rows_(n_), column_of_(n_, -1), row_of_(n_, -1), matched_cost_(n_), reduced_(n_) {
+      : n_(static_cast<int>(exact.n)), screen_(screen), exact_(exact), width_(start.scale),
+        window_(look_ahead * start.scale), stop_(stop), budget_(budget), entry_budget_(affordable(exact.n, exact.d)),
+        v_(start.v.begin(), start.v.end()), v_screen_(start.v), rows_(n_), column_of_(n_, -1), row_of_(n_, -1),
+        matched_cost_(n_), reduced_(n_) {
     const std::int64_t expected = static_cast<std::int64_t>(n_) * std::min(n_, 2 * list_length);
     columns_.reserve(expected);
     costs_.reserve(expected);
