@@ -152,7 +152,7 @@ def test_faults_of_a_coupling_are_told_by_their_path_in_the_file(coupling: Any, 
     ],
 )
 def test_sections_belong_together(sections: dict[str, Any], message: str) -> None:
-    with pytest.raises(SpecError, match=re.escape(message)):
+    with pytest.raises(SpecError, match=rf"\n  spec: {re.escape(message)}$"):
         parse_spec(document(**sections))
 
 

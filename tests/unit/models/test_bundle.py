@@ -146,6 +146,9 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "card of an image in words": lambda folder: rewrite_card(
         folder, image={"channels": 1, "height": "a", "width": 14}
     ),
+    "card of an image over all numbers": lambda folder: rewrite_card(
+        folder, model=SPECS[3], image={"channels": 1, "height": 10**400, "width": 14}
+    ),
     "card of a network that is too small for its images": lambda folder: rewrite_card(
         folder, model={"kind": "lenet"}, image={"channels": 1, "height": 4, "width": 4}
     ),
