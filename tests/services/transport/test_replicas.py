@@ -146,16 +146,25 @@ def test_the_gateway_asks_another_replica_when_one_dies(replicas: list[str]) -> 
     run(main, 60)
 
 
-@pytest.mark.slow
-def test_a_replica_that_stays_away_is_a_service_error(replicas: list[str]) -> None:
-    from services.transport.gateway import RayBackend
+def test_a_replica_that_stays_away_is_a_service_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.exceptions import ActorUnavailableError
+
+    from services.transport import gateway
+
+    asked: list[str] = []
+
+    async def away(name: str, method: str, *arguments: object) -> None:
+        asked.append(name)
+        raise ActorUnavailableError("it restarts", None)
+
+    monkeypatch.setattr(gateway, "_ask", away)
 
     async def main() -> None:
-        kill(replicas[1])
-        with pytest.raises(ServiceError, match="transport-1 is away"):
-            await RayBackend(replicas[1:], patience=0.2).plan(labelled(1), "client", "auto")
+        with pytest.raises(ServiceError, match=r"transport-1 is away.*it restarts"):
+            await gateway.RayBackend(["transport-1"], patience=0.2).plan(labelled(1), "client", "auto")
 
     run(main)
+    assert len(asked) > 1
 
 
 def test_the_gateway_passes_on_errors_limits_and_the_metrics_of_all(replicas: list[str]) -> None:

@@ -156,5 +156,5 @@ def test_the_loss_is_the_mean_square_of_what_the_velocity_misses(split: Split) -
     for x0, x1, t in zip(noise, now.images, times, strict=True):
         velocity = network.velocity(((1 - t) * x0 + t * x1)[None], t[None])[0]
         expected += float((velocity.detach() - (x1 - x0)).square().mean()) / BATCH
-    assert float(loss.total) == pytest.approx(expected, rel=1e-5)
+    assert loss.total.item() == pytest.approx(expected, rel=1e-5)
     assert float(loss.sums["pair_cost"]) == pytest.approx(float((now.images - noise).square().sum()) / BATCH, rel=1e-5)

@@ -1,0 +1,59 @@
+"""The job spec: everything that decides a run, in one frozen, checked document.
+
+Durations are in images seen and batches are global, so that neither depends on how many workers run the job.
+"""
+
+from pipelines.spec.data import DataSpec
+from pipelines.spec.job import JobSpec, RegisterSpec
+from pipelines.spec.models import (
+    ConvGeneratorSpec,
+    FlowUNetSpec,
+    GeneratorSpec,
+    LeNetSpec,
+    MLPSpec,
+    ModelSpec,
+    PerceptronSpec,
+)
+from pipelines.spec.objectives import (
+    BatchPlanSpec,
+    ClassificationSpec,
+    CostName,
+    CouplingSpec,
+    FlowSpec,
+    IndependentSpec,
+    ObjectiveSpec,
+    PoolPlanSpec,
+    RecordedSpec,
+    TransportSpec,
+)
+from pipelines.spec.reading import json_schema, load_spec, parse_spec
+from pipelines.spec.training import OptimizerSpec, TrainSpec, WorkersSpec
+
+__all__ = [
+    "BatchPlanSpec",
+    "ClassificationSpec",
+    "ConvGeneratorSpec",
+    "CostName",
+    "CouplingSpec",
+    "DataSpec",
+    "FlowSpec",
+    "FlowUNetSpec",
+    "GeneratorSpec",
+    "IndependentSpec",
+    "JobSpec",
+    "LeNetSpec",
+    "MLPSpec",
+    "ModelSpec",
+    "ObjectiveSpec",
+    "OptimizerSpec",
+    "PerceptronSpec",
+    "PoolPlanSpec",
+    "RecordedSpec",
+    "RegisterSpec",
+    "TrainSpec",
+    "TransportSpec",
+    "WorkersSpec",
+    "json_schema",
+    "load_spec",
+    "parse_spec",
+]

@@ -1,0 +1,30 @@
+"""The spec's section on data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipelines.spec.section import Section
+
+
+class DataSpec(Section):
+    """Where the images come from and how they are prepared."""
+
+    source: str = Field(
+        min_length=1,
+        description="a catalogue name (cats-and-dogs, fashion-mnist, digits), a folder with one folder of PNG or JPEG "
+        "files for each class, or an .npz file with arrays `images` and `labels`",
+    )
+    size: int | None = Field(
+        default=None,
+        ge=4,
+        le=1024,
+        description="side of the square images, in pixels; the source's own by default",
+    )
+    channels: Literal[1, 3] = Field(default=1, description="1 for grey, 3 for colour")
+    test_fraction: float = Field(default=0.2, gt=0, lt=1, description="share of each class held out, split by content")
+    max_bad_fraction: float = Field(
+        default=0.1, ge=0, lt=1, description="share of unreadable images above which the job refuses to start"
+    )

@@ -1,0 +1,78 @@
+"""One job: all sections together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import yaml
+from pydantic import Field, model_validator
+
+from pipelines.spec.data import DataSpec
+from pipelines.spec.models import ModelSpec
+from pipelines.spec.objectives import FlowSpec, ObjectiveSpec, PoolPlanSpec
+from pipelines.spec.section import Name, Section
+from pipelines.spec.training import OptimizerSpec, TrainSpec, WorkersSpec
+
+_TRAINS = {
+    "classification": ("perceptron", "mlp", "lenet"),
+    "transport": ("conv-generator",),
+    "flow": ("flow-unet",),
+}
+
+
+class RegisterSpec(Section):
+    """The name and alias under which the finished model is registered."""
+
+    name: Name
+    alias: Name = "live"
+
+
+class JobSpec(Section):
+    """One job. See ``configs/`` for one spec for each network of the article."""
+
+    name: Name
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    data: DataSpec
+    model: ModelSpec
+    objective: ObjectiveSpec
+    optimizer: OptimizerSpec = OptimizerSpec()
+    train: TrainSpec
+    workers: WorkersSpec = WorkersSpec()
+    register_as: RegisterSpec | None = Field(default=None, description="by default the job's name, alias live")
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> JobSpec:
+        fitting = _TRAINS[self.objective.kind]
+        if self.model.kind not in fitting:
+            raise ValueError(
+                f"objective {self.objective.kind!r} cannot train model {self.model.kind!r}; use {' or '.join(fitting)}"
+            )
+        if isinstance(self.objective, FlowSpec) and isinstance(self.objective.coupling, PoolPlanSpec):
+            points = self.objective.coupling.points
+            if points % self.train.batch:
+                raise ValueError(
+                    f"objective.coupling.points {points} is not a multiple of train.batch {self.train.batch}"
+                )
+        if self.train.batch < self.workers.count:
+            raise ValueError(
+                f"train.batch {self.train.batch} leaves some of {self.workers.count} workers without images"
+            )
+        return self
+
+    @property
+    def registered(self) -> RegisterSpec:
+        """Name and alias of the model that this job registers."""
+        return self.register_as or RegisterSpec(name=self.name)
+
+    def fingerprint(self) -> str:
+        """sha256 over all that decides the result: a checkpoint of another fingerprint cannot be resumed.
+
+        The number of workers is left out: a job may resume on more or fewer.
+        """
+        decisive = self.model_dump(mode="json", exclude={"workers", "name", "register_as"})
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The resolved spec, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

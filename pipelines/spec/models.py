@@ -1,0 +1,56 @@
+"""The spec's section on networks, one class for each."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipelines.spec.section import Section
+
+
+class PerceptronSpec(Section):
+    """One linear layer (Rosenblatt 1958)."""
+
+    kind: Literal["perceptron"]
+
+
+class MLPSpec(Section):
+    """Fully connected ReLU layers."""
+
+    kind: Literal["mlp"]
+    hidden: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
+        default=(256,),
+        min_length=1,
+        description="width of each hidden layer; one width makes the two-layer network",
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class LeNetSpec(Section):
+    """LeNet-5 (LeCun et al. 1998) with ReLU, max pooling and dropout."""
+
+    kind: Literal["lenet"]
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+
+
+class ConvGeneratorSpec(Section):
+    """A convolutional generator: a latent vector is unfolded to a small map, then upsampled (Radford et al. 2016)."""
+
+    kind: Literal["conv-generator"]
+    latent: int = Field(default=64, ge=1, le=4096, description="dimension of the latent vector")
+    width: int = Field(default=32, ge=4, le=512, description="channels of the last hidden layer")
+
+
+class FlowUNetSpec(Section):
+    """A U-Net that gives the velocity of a flow from noise to images (Lipman et al. 2023)."""
+
+    kind: Literal["flow-unet"]
+    width: int = Field(default=64, ge=8, le=512, multiple_of=8, description="channels at the first resolution")
+    steps: int = Field(default=8, ge=1, le=1000, description="Euler steps from noise to image when it is served")
+
+
+ModelSpec = Annotated[
+    PerceptronSpec | MLPSpec | LeNetSpec | ConvGeneratorSpec | FlowUNetSpec, Field(discriminator="kind")
+]
+GeneratorSpec = ConvGeneratorSpec | FlowUNetSpec

@@ -1,0 +1,98 @@
+"""From a YAML file to a job spec, with errors that name the field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipelines.errors import SpecError
+from pipelines.spec.job import JobSpec
+
+
+def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> JobSpec:
+    """Read a spec from YAML.
+
+    Args:
+        path: the file.
+        overrides: ``dotted.path=value`` assignments, values in YAML, as in ``train.images=20000``.
+
+    Raises:
+        SpecError: naming the path of the field, the value received and what would do.
+    """
+    path = Path(path)
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SpecError(f"{path}: no such file", cure="see configs/ for specs to start from") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date such as 2024-13-01
+        raise SpecError(f"{path}: not YAML: {error}") from None
+    if not isinstance(document, dict):
+        raise SpecError(f"{path}: a mapping with name, data, model, objective and train expected")
+    for override in overrides:
+        _assign(document, override)
+    return parse_spec(document, where=str(path))
+
+
+def parse_spec(document: dict[str, Any], where: str = "spec") -> JobSpec:
+    """Check a document against the job spec.
+
+    Raises:
+        SpecError: one line for each fault.
+    """
+    try:
+        return JobSpec.model_validate(document)
+    except ValidationError as error:
+        raise SpecError(f"{where} is not a job spec:\n" + "\n".join(_fault(e) for e in error.errors())) from None
+
+
+def json_schema() -> str:
+    """The JSON schema of a job spec, for editors."""
+    return json.dumps(JobSpec.model_json_schema(), indent=2) + "\n"
+
+
+def _assign(document: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        raise SpecError(
+            f"--set {override!r}: not an assignment", cure="write dotted.path=value, as in train.images=20000"
+        )
+    *parents, last = keys
+    for key in parents:
+        document = document.setdefault(key, {})
+        if not isinstance(document, dict):
+            raise SpecError(f"--set {override!r}: {key} is a value, not a section")
+    try:
+        document[last] = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise SpecError(f"--set {override!r}: the value is not YAML: {error}") from None
+
+
+def _fault(error: Any) -> str:
+    location = list(error["loc"])
+    # Pydantic puts the chosen member of a union behind the field's name; the reader's file does not have it.
+    for field in ("coupling", "objective", "model"):
+        if field in location[:-1]:
+            del location[location.index(field) + 1]
+    path = ".".join(str(part) for part in location) or "spec"
+    message = error["msg"].removeprefix("Value error, ")
+    received = error.get("input")
+    if error["type"] == "union_tag_invalid":
+        context = error["ctx"]
+        return f"  {path}.kind: one of {context['expected_tags']} expected (received {context['tag']!r})"
+    if error["type"] == "union_tag_not_found":
+        return f"  {path}.kind: missing"
+    if error["type"] == "extra_forbidden":
+        return f"  {path}: no such field (received {received!r})"
+    if error["type"] == "missing":
+        return f"  {path}: missing"
+    if isinstance(received, dict | BaseModel):
+        return f"  {path}: {message}"
+    return f"  {path}: {message} (received {received!r})"

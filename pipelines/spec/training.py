@@ -1,0 +1,42 @@
+"""The spec's sections on how a job trains, and on what."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipelines.spec.section import Images, Section
+
+
+class OptimizerSpec(Section):
+    """How weights follow gradients."""
+
+    kind: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled from the gradient for adam (AdamW)")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd; adam's first moment")
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="cosine: the rate falls to zero over the run"
+    )
+
+
+class TrainSpec(Section):
+    """How long and in what steps."""
+
+    images: Images = Field(description="images seen before the run ends")
+    batch: int = Field(default=128, ge=1, description="global batch: images in one step over all workers")
+    ema_half_life: int | None = Field(
+        default=None, ge=1, description="images after which the moving average has forgotten half of a weight"
+    )
+    log_every: Images = Field(default=2_000, description="images between two points of a curve")
+    evaluate_every: Images = Field(default=20_000, description="images between two evaluations on the held-out split")
+    checkpoint_every: Images = Field(default=20_000, description="images between two checkpoints")
+
+
+class WorkersSpec(Section):
+    """What the job runs on."""
+
+    count: int = Field(default=2, ge=1, le=4096, description="distributed workers")
+    device: Literal["auto", "cpu", "gpu"] = Field(default="auto", description="auto: GPUs when the cluster has enough")
+    max_failures: int = Field(default=3, ge=0, description="worker failures after which the job gives up")
