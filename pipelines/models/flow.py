@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -56,6 +57,10 @@ class FlowUNet(Generator):
         for block in self.joined:
             maps = block(maps, time)
         return F.pixel_shuffle(self.leave(maps), 2)[..., : self.image.height, : self.image.width]
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Translate what training calls (see :meth:`torch.nn.Module.compile`): the velocity, not the flow."""
+        self.velocity = torch.compile(self.velocity, *args, **kwargs)  # type: ignore[method-assign]
 
     def integrate(self, latents: Latents, steps: int) -> Images:
         """Images from noise in a number of Euler steps, each pixel in [−1, 1]."""

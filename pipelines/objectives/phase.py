@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 from pipelines.randomness import step_generator
+from pipelines.spec import OptimizerSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,21 @@ class Step:
     batch: int
     share: slice
     seed: int
+
+    def parts(self, count: int) -> list[Step]:
+        """This step in consecutive parts, as even as can be; fewer than ``count`` where there are fewer images."""
+        bounds = [len(self.images) * part // count for part in range(count + 1)]
+        return [
+            replace(
+                self,
+                images=self.images[begin:end],
+                labels=self.labels[begin:end],
+                indices=self.indices[begin:end],
+                share=slice(self.share.start + begin, self.share.start + end),
+            )
+            for begin, end in itertools.pairwise(bounds)
+            if begin < end
+        ]
 
     def normal(self, stream: str, width: int) -> Float32[Tensor, "k {width}"]:
         """Standard normal vectors for this rank's places, (k, width).
@@ -77,12 +94,14 @@ class Phase:
         module: the network whose parameters it moves.
         loss: what it minimises.
         every: it moves at every so many steps.
+        optimizer: how its weights follow gradients; as the job's by default.
     """
 
     name: str
     module: nn.Module
     loss: Callable[[Step], Loss]
     every: int = 1
+    optimizer: OptimizerSpec | None = None
 
 
 @runtime_checkable

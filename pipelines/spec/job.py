@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from pipelines.spec.data import DataSpec
 from pipelines.spec.models import ModelSpec
-from pipelines.spec.objectives import FlowSpec, ObjectiveSpec, PoolPlanSpec
+from pipelines.spec.objectives import BatchPlanSpec, FlowSpec, ObjectiveSpec, PoolPlanSpec, TransportSpec
 from pipelines.spec.section import Name, Section
 from pipelines.spec.training import OptimizerSpec, TrainSpec, WorkersSpec
 
@@ -54,6 +54,13 @@ class JobSpec(Section):
                 raise ValueError(
                     f"objective.coupling.points {points} is not a multiple of train.batch {self.train.batch}"
                 )
+        whole = isinstance(self.objective, TransportSpec) or (
+            isinstance(self.objective, FlowSpec) and isinstance(self.objective.coupling, BatchPlanSpec)
+        )
+        if whole and self.train.accumulate > 1:
+            raise ValueError(
+                f"train.accumulate {self.train.accumulate} would cut the batches that this objective couples as wholes"
+            )
         if self.train.batch < self.workers.count:
             raise ValueError(
                 f"train.batch {self.train.batch} leaves some of {self.workers.count} workers without images"

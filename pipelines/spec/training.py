@@ -16,8 +16,12 @@ class OptimizerSpec(Section):
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled from the gradient for adam (AdamW)")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd; adam's first moment")
-    schedule: Literal["constant", "cosine"] = Field(
-        default="constant", description="cosine: the rate falls to zero over the run"
+    second_moment: float = Field(default=0.999, ge=0, lt=1, description="of adam alone")
+    nesterov: bool = Field(default=False, description="sgd looks ahead along its momentum")
+    schedule: Literal["constant", "cosine", "one-cycle"] = Field(
+        default="constant",
+        description="cosine: the rate falls to zero over the run; one-cycle: it rises to the given rate over the "
+        "first fifth, then falls to zero, both in a straight line",
     )
 
 
@@ -26,6 +30,14 @@ class TrainSpec(Section):
 
     images: Images = Field(description="images seen before the run ends")
     batch: int = Field(default=128, ge=1, description="global batch: images in one step over all workers")
+    accumulate: int = Field(
+        default=1, ge=1, description="parts in which each worker's share of a batch passes through the network"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of products and convolutions in training; weights are always float32"
+    )
+    channels_last: bool = Field(default=False, description="keep images with their channels innermost in memory")
+    compile: bool = Field(default=False, description="translate the networks by torch.compile; needs a C++ compiler")
     ema_half_life: int | None = Field(
         default=None, ge=1, description="images after which the moving average has forgotten half of a weight"
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -62,13 +63,14 @@ def train(
         DivergedError: a loss or a weight is no longer finite; on every rank.
     """
     meters = Meters(device)
+    layout = torch.channels_last if spec.train.channels_last else torch.contiguous_format
     for batch in batches:
         if state.images >= spec.train.images:
             break
         seed_step(spec.seed, state.step, rank())
         step = Step(
             index=state.step,
-            images=to_float(batch.images.to(device, non_blocking=True)),
+            images=to_float(batch.images.to(device, non_blocking=True)).contiguous(memory_format=layout),
             labels=batch.labels.to(device, non_blocking=True),
             indices=batch.indices,
             batch=spec.train.batch,
@@ -99,14 +101,33 @@ def train(
 def _move(spec: JobSpec, phase: Phase, step: Step, state: TrainState, meters: Meters) -> None:
     optimizer = state.optimizers[phase.name]
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(spec, state.images)
-    # Other phases may have left gradients on this phase's networks; none of them is meant here.
+        group["lr"] = learning_rate(phase.optimizer or spec.optimizer, min(1.0, state.images / spec.train.images))
     optimizer.zero_grad(set_to_none=True)
-    loss = phase.loss(step)
-    loss.total.backward()
+    low = spec.train.precision == "bfloat16"
+    with _only(phase.module, state.networks.values()):
+        parts = []
+        for part in step.parts(spec.train.accumulate):
+            with torch.autocast(step.images.device.type, torch.bfloat16, enabled=low):
+                loss = phase.loss(part)
+            loss.total.backward()
+            parts.append(loss)
+    meters.add(*parts)
     sum_gradients(phase.module.parameters())
     optimizer.step()
-    meters.add(loss)
+
+
+@contextmanager
+def _only(module: nn.Module, networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Let the weights of one network have gradients: those of the others pass them on and need none of their own."""
+    own = {id(parameter) for parameter in module.parameters()}
+    others = [p for network in networks for p in network.parameters() if p.requires_grad and id(p) not in own]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
 
 
 def _crossed(before: int, after: int, interval: int) -> bool:

@@ -27,17 +27,20 @@ class Meters:
         self._images = 0
         self._started = time.perf_counter()
 
-    def add(self, loss: Loss) -> None:
-        """Add one phase's numbers."""
-        for name, value in loss.sums.items():
-            value = torch.as_tensor(value, dtype=torch.float32, device=self._device)
-            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+    def add(self, *parts: Loss) -> None:
+        """Add the numbers of one phase of one step, whose batch may have come in parts."""
+        for name in {name for loss in parts for name in loss.sums}:
             self._counts[name] = self._counts.get(name, 0) + 1
-        for name, value in loss.maxima.items():
-            value = torch.as_tensor(value, dtype=torch.float32, device=self._device)
-            # Of what is not finite, a maximum over steps forgets −∞, and one over gloo's ranks NaN: it must do neither.
-            value = torch.where(value.isfinite(), value, torch.inf)
-            self._maxima[name] = torch.maximum(self._maxima.get(name, value), value)
+        for loss in parts:
+            for name, value in loss.sums.items():
+                value = torch.as_tensor(value, dtype=torch.float32, device=self._device)
+                self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+            for name, value in loss.maxima.items():
+                value = torch.as_tensor(value, dtype=torch.float32, device=self._device)
+                # Of what is not finite, a maximum over steps forgets −∞, and one over gloo's ranks NaN: it must do
+                # neither.
+                value = torch.where(value.isfinite(), value, torch.inf)
+                self._maxima[name] = torch.maximum(self._maxima.get(name, value), value)
 
     def count(self, images: int) -> None:
         """Count images, for the throughput."""

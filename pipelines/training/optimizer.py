@@ -7,7 +7,10 @@ import math
 import torch
 from torch import nn
 
-from pipelines.spec import JobSpec, OptimizerSpec
+from pipelines.spec import OptimizerSpec
+
+RISE = 0.2
+"""Share of a run over which the rate of one cycle rises (Smith & Topin 2019)."""
 
 
 def build_optimizer(spec: OptimizerSpec, module: nn.Module) -> torch.optim.Optimizer:
@@ -16,17 +19,24 @@ def build_optimizer(spec: OptimizerSpec, module: nn.Module) -> torch.optim.Optim
         return torch.optim.AdamW(
             module.parameters(),
             lr=spec.learning_rate,
-            betas=(spec.momentum, 0.999),
+            betas=(spec.momentum, spec.second_moment),
             weight_decay=spec.weight_decay,
         )
     return torch.optim.SGD(
-        module.parameters(), lr=spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay
+        module.parameters(),
+        lr=spec.learning_rate,
+        momentum=spec.momentum,
+        nesterov=spec.nesterov,
+        weight_decay=spec.weight_decay,
     )
 
 
-def learning_rate(spec: JobSpec, images: int) -> float:
-    """The rate after so many images; there is no scheduler whose state could be lost."""
-    if spec.optimizer.schedule == "constant":
-        return spec.optimizer.learning_rate
-    done = min(1.0, images / spec.train.images)
-    return spec.optimizer.learning_rate * (1 + math.cos(math.pi * done)) / 2
+def learning_rate(spec: OptimizerSpec, done: float) -> float:
+    """The rate after a share of the run, 0 to 1; there is no scheduler whose state could be lost."""
+    match spec.schedule:
+        case "constant":
+            return spec.learning_rate
+        case "cosine":
+            return spec.learning_rate * (1 + math.cos(math.pi * done)) / 2
+        case "one-cycle":
+            return spec.learning_rate * min(done / RISE, (1 - done) / (1 - RISE))

@@ -46,9 +46,17 @@ class TrainState:
         average = None
         if spec.train.ema_half_life is not None:
             average = copy.deepcopy(networks[objective.served]).requires_grad_(False).eval()
+        for network in networks.values():
+            if spec.train.channels_last:
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if spec.train.compile:
+                network.compile()
         return cls(
             networks=networks,
-            optimizers={phase.name: build_optimizer(spec.optimizer, phase.module) for phase in objective.phases},
+            optimizers={
+                phase.name: build_optimizer(phase.optimizer or spec.optimizer, phase.module)
+                for phase in objective.phases
+            },
             average=average,
             served=objective.served,
             fingerprint=spec.fingerprint(),

@@ -60,7 +60,7 @@ FAULTS = {
     ),
     "optimizer.learning_rate=0": ("optimizer.learning_rate:", "greater than 0", "0"),
     "optimizer.learning_rate=.inf": ("optimizer.learning_rate:", "finite", "inf"),
-    "optimizer.schedule=step": ("optimizer.schedule:", "'constant' or 'cosine'", "'step'"),
+    "optimizer.schedule=step": ("optimizer.schedule:", "'constant', 'cosine' or 'one-cycle'", "'step'"),
     "workers.count=0": ("workers.count:", "greater than or equal to 1", "0"),
     "workers.device=tpu": ("workers.device:", "'auto', 'cpu' or 'gpu'", "'tpu'"),
     "register_as={name: a b}": ("register_as.name:", "[a-z0-9]", "'a b'"),

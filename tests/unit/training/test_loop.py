@@ -1,18 +1,23 @@
 """When the loop logs, evaluates and saves; what it refuses to go on with; phases, averages and rates."""
 
+import dataclasses
+import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from runs import CPU, Recorder, go_on, job, no_evaluation, start
+from runs import CPU, Recorder, go_on, job, no_evaluation, start, tensors
 from torch import nn
 
 from pipelines.data.loader import Loader, ShardedDataset
-from pipelines.errors import DivergedError
+from pipelines.errors import DivergedError, SpecError
 from pipelines.evaluation.result import Evaluation
 from pipelines.objectives.phase import Loss, Phase, Step
-from pipelines.spec import JobSpec
+from pipelines.spec import JobSpec, OptimizerSpec
 from pipelines.training.loop import train
 from pipelines.training.meters import Meters
 from pipelines.training.optimizer import build_optimizer, learning_rate
@@ -158,6 +163,101 @@ def test_phases_move_in_order_each_at_its_steps_by_its_own_gradient(data: Sharde
     assert objective.networks["slow"].weight.item() == pytest.approx(before["slow"] - 2 * 0.5 * 10)
 
 
+def test_a_phase_may_have_an_optimizer_of_its_own(data: ShardedDataset) -> None:
+    spec = with_optimizer(job("perceptron", images=32), kind="sgd", learning_rate=0.5, momentum=0.0)
+    objective = TwoPlayers()
+    its = OptimizerSpec(kind="sgd", learning_rate=2.0, momentum=0.0, schedule="cosine")
+    objective.phases[0] = dataclasses.replace(objective.phases[0], optimizer=its)
+    before = {name: network.weight.item() for name, network in objective.networks.items()}
+    go_on(spec, data, objective, TrainState.start(spec, objective))
+    assert objective.networks["fast"].weight.item() == pytest.approx(before["fast"] - 2.0 - 1.0)
+    assert objective.networks["slow"].weight.item() == pytest.approx(before["slow"] - 0.5 * 10)
+
+
+def test_gradients_of_one_players_move_stop_at_the_other(data: ShardedDataset) -> None:
+    objective = TwoPlayers()
+    seen: list[list[bool]] = []
+    inner = objective._loss
+
+    def watched(name: str, step: Step) -> Loss:
+        seen.append([network.weight.requires_grad for network in objective.networks.values()])
+        return inner(name, step)
+
+    objective._loss = watched  # type: ignore[method-assign]
+    spec = job("perceptron", images=16)
+    go_on(spec, data, objective, TrainState.start(spec, objective))
+    assert seen == [[True, False], [False, True]]
+    assert all(network.weight.requires_grad for network in objective.networks.values())
+
+
+@pytest.mark.parametrize("kind", ["mlp", "pool-flow"])
+def test_batches_in_parts_move_weights_as_whole_ones_do(data: ShardedDataset, kind: str) -> None:
+    found = []
+    for parts in (1, 3):
+        # Adam would make whole steps of small gradients, and so of their last digits.
+        spec = with_optimizer(job(kind, images=48, log_every=16, accumulate=parts), kind="sgd")
+        objective, state = start(spec, data)
+        points = [point for _, point in go_on(spec, data, objective, state).points]
+        found.append((tensors(state), [{k: v for k, v in p.items() if k in ("loss", "pair_cost")} for p in points]))
+    (whole, points), (parts_, points_of_parts) = found
+    for name, value in whole.items():
+        torch.testing.assert_close(parts_[name], value, rtol=2e-4, atol=2e-5)
+    for point, other in zip(points, points_of_parts, strict=True):
+        assert other == pytest.approx(point, rel=1e-4)
+
+
+def test_what_couples_whole_batches_is_not_cut() -> None:
+    for kind in ("transport", "flow"):
+        with pytest.raises(SpecError, match="accumulate 2 would cut"):
+            job(kind, accumulate=2)
+
+
+@pytest.mark.parametrize("kind", ["lenet", "pool-flow"])
+def test_low_precision_and_layout_train_alike_and_leave_weights_in_float32(data: ShardedDataset, kind: str) -> None:
+    curves = []
+    for options in ({}, {"channels_last": True}, {"precision": "bfloat16"}):
+        spec = job(kind, images=96, log_every=48, **options)
+        objective, state = start(spec, data)
+        curves.append([point["loss"] for _, point in go_on(spec, data, objective, state).points])
+        assert {value.dtype for value in tensors(state).values() if value.is_floating_point()} == {torch.float32}
+    exact, laid_out, low = curves
+    assert laid_out == pytest.approx(exact, rel=1e-4)
+    assert low == pytest.approx(exact, rel=0.05)
+    assert low != exact
+
+
+TRANSLATED = """
+import json, sys
+from pathlib import Path
+from runs import go_on, job, start, stripes, tensors
+data, found = stripes(Path(sys.argv[1])), []
+for translated in (False, True):
+    spec = job(sys.argv[2], images=48, log_every=16, ema_half_life=100, compile=translated)
+    objective, state = start(spec, data)
+    found.append([[p["loss"] for _, p in go_on(spec, data, objective, state).points], sorted(tensors(state))])
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mlp", "flow"])
+def test_translated_networks_train_as_others_and_keep_their_names(tmp_path: Path, kind: str) -> None:
+    """In a process of their own: the checks of types in this one cannot be translated."""
+    root = Path(__file__).parents[3]
+    told = subprocess.run(
+        [sys.executable, "-c", TRANSLATED, str(tmp_path), kind],
+        env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
+    (curve, names), (other_curve, other_names) = json.loads(told.stdout)
+    assert other_curve == pytest.approx(curve, rel=1e-4)
+    assert other_names == names
+
+
 def test_the_average_forgets_by_half_in_a_half_life(data: ShardedDataset) -> None:
     spec = job("perceptron", ema_half_life=40)
     _, state = start(spec, data)
@@ -207,12 +307,14 @@ def test_what_is_judged_is_the_network_where_there_is_no_average(data: ShardedDa
 
 
 def test_rates_by_hand() -> None:
-    spec = with_optimizer(job("perceptron", images=1000), learning_rate=0.5, schedule="cosine")
-    values = {0: 0.5, 250: 0.25 * (1 + 2**-0.5), 500: 0.25, 750: 0.25 * (1 - 2**-0.5), 1000: 0.0, 1100: 0.0}
-    for images, value in values.items():
-        assert learning_rate(spec, images) == pytest.approx(value, abs=1e-12)
-    constant = with_optimizer(spec, schedule="constant")
-    assert {learning_rate(constant, images) for images in values} == {0.5}
+    cosine = OptimizerSpec(learning_rate=0.5, schedule="cosine")
+    values = {0.0: 0.5, 0.25: 0.25 * (1 + 2**-0.5), 0.5: 0.25, 0.75: 0.25 * (1 - 2**-0.5), 1.0: 0.0}
+    for done, value in values.items():
+        assert learning_rate(cosine, done) == pytest.approx(value, abs=1e-12)
+    assert {learning_rate(OptimizerSpec(learning_rate=0.5), done) for done in values} == {0.5}
+    cycle = OptimizerSpec(learning_rate=0.5, schedule="one-cycle")
+    for done, value in {0.0: 0.0, 0.1: 0.25, 0.2: 0.5, 0.6: 0.25, 1.0: 0.0}.items():
+        assert learning_rate(cycle, done) == pytest.approx(value, abs=1e-12)
 
 
 def test_a_step_moves_at_the_rate_of_the_images_before_it(data: ShardedDataset) -> None:
@@ -225,17 +327,17 @@ def test_a_step_moves_at_the_rate_of_the_images_before_it(data: ShardedDataset) 
             rates.append(state.optimizers["classifier"].param_groups[0]["lr"])
 
     go_on(spec, data, objective, state, Watching())
-    assert rates == [learning_rate(spec, images) for images in (0, 16, 32, 48)]
+    assert rates == [learning_rate(spec.optimizer, done) for done in (0.0, 0.25, 0.5, 0.75)]
 
 
 def test_optimizers_take_what_the_spec_says() -> None:
     network = nn.Linear(2, 2)
-    spec = job("perceptron").optimizer.model_copy(update={"momentum": 0.3, "weight_decay": 0.02})
+    spec = job("perceptron").optimizer.model_copy(update={"momentum": 0.3, "second_moment": 0.99, "weight_decay": 0.02})
     adam = build_optimizer(spec, network)
     assert isinstance(adam, torch.optim.AdamW)
-    assert adam.defaults["betas"] == (0.3, 0.999)
-    sgd = build_optimizer(spec.model_copy(update={"kind": "sgd"}), network)
+    assert adam.defaults["betas"] == (0.3, 0.99)
+    sgd = build_optimizer(spec.model_copy(update={"kind": "sgd", "nesterov": True}), network)
     assert isinstance(sgd, torch.optim.SGD)
-    assert sgd.defaults["momentum"] == 0.3
+    assert (sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (0.3, True)
     for optimizer in (adam, sgd):
         assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (spec.learning_rate, 0.02)
