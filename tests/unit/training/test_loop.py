@@ -164,7 +164,7 @@ def test_phases_move_in_order_each_at_its_steps_by_its_own_gradient(data: Sharde
 
 
 def test_a_phase_may_have_an_optimizer_of_its_own(data: ShardedDataset) -> None:
-    spec = with_optimizer(job("perceptron", images=32), kind="sgd", learning_rate=0.5, momentum=0.0)
+    spec = with_optimizer(job("perceptron", images=32), kind="sgd", learning_rate=0.5, momentum=0.5)
     objective = TwoPlayers()
     its = OptimizerSpec(kind="adam", learning_rate=2.0, schedule="cosine")  # of one constant gradient: whole steps
     objective.phases[0] = dataclasses.replace(objective.phases[0], optimizer=its)
