@@ -99,10 +99,19 @@ class TransportJudge:
 
 @torch.inference_mode()
 def sample(generator: Generator, count: int, seed: int, device: torch.device, batch: int = 256) -> torch.Tensor:
-    """Samples of latent vectors that depend on the seed alone, (count, c, h, w) in [−1, 1]."""
+    """Samples of latent vectors that depend on the seed alone, (count, c, h, w) in [−1, 1].
+
+    A conditional generator is asked for one class after the other.
+    """
     latents = torch.randn(count, generator.latent, generator=step_generator(seed, 0, "fixed latents"))
     was_training = generator.training
     generator.eval()
-    samples = torch.cat([generator(chunk.to(device)) for chunk in latents.split(batch)])
+    conditions = generator.in_turn(count, device)
+    samples = torch.cat(
+        [
+            generator(latents[span].to(device), None if conditions is None else conditions[span])
+            for span in (slice(start, start + batch) for start in range(0, count, batch))
+        ]
+    )
     generator.train(was_training)
     return samples

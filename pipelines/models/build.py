@@ -31,4 +31,4 @@ def build_model(spec: ModelSpec, image: ImageShape, classes: int) -> Classifier 
         case ConvGeneratorSpec():
             return ConvGenerator(image, spec.latent, spec.width)
         case FlowUNetSpec():
-            return FlowUNet(image, spec.width, spec.steps)
+            return FlowUNet(image, spec.width, spec.steps, classes if spec.conditional else 0)

@@ -109,23 +109,59 @@ class Bundle:
         return self.network(to_float(pixels)).softmax(1).cpu().numpy()
 
     @torch.inference_mode()
-    def generate(self, count: int, seed: int) -> UInt8[np.ndarray, "{count} c h w"]:
+    def generate(self, count: int, seed: int, label: int | None = None) -> UInt8[np.ndarray, "{count} c h w"]:
         """Samples; the same seed gives the same samples.
 
         Args:
             count: how many.
             seed: of the latent vectors.
+            label: the class that a conditional generator is asked for; one after the other by default.
 
         Returns:
             (count, c, h, w) uint8.
 
         Raises:
-            TypeError: the bundle holds a classifier.
+            TypeError: the bundle holds a classifier, or a generator that no class can be asked of.
         """
+        network = self._generator(conditional=label is not None)
+        latents = torch.randn(count, network.latent, generator=torch.Generator().manual_seed(seed))
+        conditions = network.in_turn(count, self._device)
+        if label is not None:
+            conditions = network.asked(torch.full((count,), label, device=self._device))
+        return to_uint8(network(latents.to(self._device), conditions)).cpu().numpy()
+
+    @torch.inference_mode()
+    def path(self, start: int, end: int, steps: int, rows: int, seed: int) -> UInt8[np.ndarray, "{rows}*{steps} c h w"]:
+        """Images on the way from one class to another: the latent vector stays, the condition moves in even steps.
+
+        The paths of Brock, Donahue & Simonyan (2019, fig. 8 and 9), and the article's figure 2.3.
+
+        Args:
+            start, end: labels.
+            steps: images on each path, both ends included, ≥ 2.
+            rows: paths, each of a latent vector of its own.
+            seed: of the latent vectors.
+
+        Returns:
+            (rows · steps, c, h, w) uint8, path after path.
+
+        Raises:
+            TypeError: the bundle holds no generator of which a class can be asked.
+        """
+        network = self._generator(conditional=True)
+        latents = torch.randn(rows, network.latent, generator=torch.Generator().manual_seed(seed))
+        ends = network.asked(torch.tensor([start, end], device=self._device))
+        assert ends is not None
+        shares = torch.linspace(0, 1, steps, device=self._device)[:, None]
+        conditions = torch.lerp(ends[:1], ends[1:], shares).repeat(rows, 1)
+        return to_uint8(network(latents.repeat_interleave(steps, 0).to(self._device), conditions)).cpu().numpy()
+
+    def _generator(self, conditional: bool) -> Generator:
         if not isinstance(self.network, Generator):
             raise TypeError("a classifier has no samples to generate")
-        latents = torch.randn(count, self.network.latent, generator=torch.Generator().manual_seed(seed))
-        return to_uint8(self.network(latents.to(self._device))).cpu().numpy()
+        if conditional and not self.network.conditions:
+            raise TypeError("no class can be asked of this generator: its model is not conditional")
+        return self.network
 
     @property
     def _device(self) -> torch.device:

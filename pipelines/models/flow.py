@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.models.network import Generator, Images, Latents
+from pipelines.models.network import Conditions, Generator, Images, Latents
 from pipelines.shape import ImageShape
 
 TIME_FEATURES = 64
@@ -27,13 +27,15 @@ class FlowUNet(Generator):
         image: shape of the output; sides that are no multiple of 4 are padded inside.
         width: channels at the first resolution; the second has twice as many.
         steps: Euler steps from noise to image, one evaluation of the network each.
+        conditions: classes that can be asked for; they enter beside the time. 0: none.
     """
 
-    def __init__(self, image: ImageShape, width: int, steps: int) -> None:
-        super().__init__(image, latent=image.pixels)
+    def __init__(self, image: ImageShape, width: int, steps: int, conditions: int = 0) -> None:
+        super().__init__(image, image.pixels, conditions)
         self.steps = steps
         folded = 4 * image.channels
         self.time = nn.Sequential(nn.Linear(TIME_FEATURES, 2 * width), nn.SiLU(), nn.Linear(2 * width, 2 * width))
+        self.condition = nn.Linear(conditions, 2 * width, bias=False) if conditions else None
         self.enter = nn.Conv2d(folded, width, 3, padding=1)
         self.fine = nn.ModuleList(_Block(width, width, 2 * width) for _ in range(2))
         self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
@@ -44,9 +46,11 @@ class FlowUNet(Generator):
         self.leave = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), _silent(nn.Conv2d(width, folded, 3, padding=1)))
         self._pad = (0, -image.width % 4, 0, -image.height % 4)
 
-    def velocity(self, points: Images, times: Float[Tensor, " b"]) -> Images:
-        """The velocity of points at times in [0, 1], both (b, …) → (b, c, h, w)."""
+    def velocity(self, points: Images, times: Float[Tensor, " b"], conditions: Conditions | None = None) -> Images:
+        """The velocity of points at times in [0, 1], under conditions as those of :meth:`Generator.forward`."""
         time = self.time(_time_features(times))
+        if self.condition is not None:
+            time = time + self.condition(conditions)
         maps = self.enter(F.pixel_unshuffle(F.pad(points, self._pad), 2))
         for block in self.fine:
             maps = block(maps, time)
@@ -62,17 +66,17 @@ class FlowUNet(Generator):
         """Translate what training calls (see :meth:`torch.nn.Module.compile`): the velocity, not the flow."""
         self.velocity = torch.compile(self.velocity, *args, **kwargs)  # type: ignore[method-assign]
 
-    def integrate(self, latents: Latents, steps: int) -> Images:
+    def integrate(self, latents: Latents, steps: int, conditions: Conditions | None = None) -> Images:
         """Images from noise in a number of Euler steps, each pixel in [−1, 1]."""
         points = latents.view(-1, *self.image.dims)
         for step in range(steps):
             times = torch.full((len(points),), step / steps, device=points.device)
-            points = points + self.velocity(points, times) / steps
+            points = points + self.velocity(points, times, conditions) / steps
         return points.clamp(-1, 1)
 
-    def forward(self, latents: Latents) -> Images:
+    def forward(self, latents: Latents, conditions: Conditions | None = None) -> Images:
         """See :class:`Generator`."""
-        return self.integrate(latents, self.steps)
+        return self.integrate(latents, self.steps, conditions)
 
 
 class _Block(nn.Module):

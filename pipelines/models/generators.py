@@ -7,7 +7,7 @@ import math
 
 from torch import nn
 
-from pipelines.models.network import Generator, Images, Latents
+from pipelines.models.network import Conditions, Generator, Images, Latents
 from pipelines.shape import ImageShape
 
 
@@ -47,7 +47,7 @@ class ConvGenerator(Generator):
         self.blocks = nn.Sequential(*blocks)
         self.to_pixels = nn.Conv2d(channels[-1], image.channels, 3, padding=1)
 
-    def forward(self, latents: Latents) -> Images:
+    def forward(self, latents: Latents, conditions: Conditions | None = None) -> Images:
         """See :class:`Generator`."""
         maps = self.blocks(self.unfold(latents))
         return self.to_pixels(maps)[..., : self.image.height, : self.image.width].tanh()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipelines.shape import ImageShape
 
 Images = Float[Tensor, "b {self.image.channels} {self.image.height} {self.image.width}"]
 Latents = Float[Tensor, "b {self.latent}"]
 Logits = Float[Tensor, "b {self.classes}"]
+Conditions = Float[Tensor, "b {self.conditions}"]
 """Shapes by the attributes of the network whose method takes or returns them."""
 
 
@@ -46,13 +49,29 @@ class Generator(Network):
     Attributes:
         image: the shape of its output.
         latent: the dimension of its input, standard normal.
+        conditions: the number of classes of which an image can be asked for; 0 where it cannot.
     """
 
-    def __init__(self, image: ImageShape, latent: int) -> None:
+    def __init__(self, image: ImageShape, latent: int, conditions: int = 0) -> None:
         super().__init__()
         self.image = image
         self.latent = latent
+        self.conditions = conditions
 
-    def forward(self, latents: Latents) -> Images:
-        """Images of a batch of latent vectors."""
+    def forward(self, latents: Latents, conditions: Conditions | None = None) -> Images:
+        """Images of a batch of latent vectors.
+
+        Args:
+            latents: (b, latent).
+            conditions: (b, conditions) shares of the classes in each image, summing to 1: a basis vector asks for one
+                class, a mixture for something between. Given if and only if the generator is conditional.
+        """
         raise NotImplementedError
+
+    def asked(self, labels: Int64[Tensor, " b"]) -> Float32[Tensor, "b {self.conditions}"] | None:
+        """The conditions that ask for these classes, (b,) → (b, conditions); None of an unconditional generator."""
+        return F.one_hot(labels, self.conditions).float() if self.conditions else None
+
+    def in_turn(self, count: int, device: torch.device) -> Float32[Tensor, "{count} {self.conditions}"] | None:
+        """Conditions that ask for one class after the other; None of an unconditional generator."""
+        return self.asked(torch.arange(count, device=device) % max(self.conditions, 1))

@@ -7,7 +7,7 @@ from pipelines.errors import SpecError
 from pipelines.models.flow import FlowUNet
 from pipelines.models.network import Classifier, Generator
 from pipelines.objectives.classification import Classification
-from pipelines.objectives.couplings import BatchPlan, Coupling, Independent, PoolPlan, Recorded
+from pipelines.objectives.couplings import BatchPlan, Conditions, Coupling, Independent, PoolPlan, Recorded
 from pipelines.objectives.flow import FlowMatching
 from pipelines.objectives.phase import Objective
 from pipelines.objectives.recorded import RecordedCoupling
@@ -51,14 +51,19 @@ def build_objective(
     raise SpecError(f"objective {spec.objective.kind!r} cannot train a {type(network).__name__}")
 
 
+def _conditions(weight: float, spec: JobSpec, data: ShardedDataset) -> Conditions | None:
+    return Conditions(len(data.classes), weight, spec.seed) if weight else None
+
+
 def _coupling(coupling: CouplingSpec, spec: JobSpec, planner: Planner, data: ShardedDataset) -> Coupling:
     match coupling:
         case IndependentSpec():
             return Independent()
         case BatchPlanSpec():
-            return BatchPlan(planner)
+            return BatchPlan(planner, _conditions(coupling.condition_weight, spec, data))
         case PoolPlanSpec():
-            return PoolPlan(planner, data.train, coupling.points, spec.train.batch, spec.seed)
+            conditions = _conditions(coupling.condition_weight, spec, data)
+            return PoolPlan(planner, data.train, coupling.points, spec.train.batch, spec.seed, conditions)
         case RecordedSpec():
             fingerprint = data.manifest.fingerprint
             return Recorded(RecordedCoupling.read(coupling.file, fingerprint, len(data.train)))

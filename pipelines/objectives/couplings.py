@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from pipelines.data.loader import Split
@@ -19,6 +19,7 @@ from pipelines.models.bundle import to_float
 from pipelines.objectives.phase import Step
 from pipelines.objectives.recorded import RecordedCoupling
 from pipelines.randomness import normal_rows, step_generator
+from pipelines.transport.cost import with_conditions
 from pipelines.transport.planner import Planner, Share
 from pipelines.transport.stream import CouplingStream
 
@@ -46,6 +47,33 @@ class Coupling(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What a plan pays for pairing noise that is meant for one class with an image of another.
+
+    Without it the noise of an image says something of its class: a conditional flow learns to start from noise of
+    that kind, and at inference meets all kinds (Cheng & Schwing 2025, "The curse of conditions").
+
+    Attributes:
+        classes: their number.
+        weight: what is paid, in units of the cost.
+        seed: of the job.
+    """
+
+    classes: int
+    weight: float
+    seed: int
+
+    def meant(self, labels: Int64[Tensor, " n"], number: int) -> Int64[Tensor, " n"]:
+        """The classes that noise is meant for: those of the images, in an order of their own."""
+        order = torch.randperm(len(labels), generator=step_generator(self.seed, number, "classes of noise"))
+        return labels[order.to(labels.device)]
+
+    def on(self, points: Float32[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Float32[Tensor, "n e"]:
+        """Points with their classes as coordinates behind their own."""
+        return with_conditions(points, labels, self.classes, self.weight)
+
+
 class Independent:
     """Fresh noise for each image."""
 
@@ -59,17 +87,22 @@ class BatchPlan:
 
     Args:
         planner: who solves; every rank gets the rows of its own images.
+        conditions: what the plan pays between classes; see :class:`Conditions`.
     """
 
-    def __init__(self, planner: Planner) -> None:
-        self._planner = planner
+    def __init__(self, planner: Planner, conditions: Conditions | None = None) -> None:
+        self._planner, self._conditions = planner, conditions
 
     def noise(self, step: Step) -> Coupled:
         """See :class:`Coupling`."""
         images = step.images.flatten(1)
         noise = step.normal("noise", images.shape[1])
+        x, y = images, noise
+        if self._conditions is not None:
+            meant = self._conditions.meant(gather_rows(step.labels), step.index)[step.share]
+            x, y = self._conditions.on(images, step.labels), self._conditions.on(noise, meant)
         started = time.perf_counter()
-        block = self._planner.plan_rows(Share(key=f"step-{step.index}", x=images, y=noise))
+        block = self._planner.plan_rows(Share(key=f"step-{step.index}", x=x, y=y))
         waited = time.perf_counter() - started
         columns = torch.empty(len(images), dtype=torch.int64)
         columns[torch.as_tensor(block.rows)] = torch.as_tensor(block.columns)
@@ -93,25 +126,38 @@ class PoolPlan:
         points: of each side of a pool, a multiple of ``batch``.
         batch: global batch.
         seed: of the job.
+        conditions: what the plan pays between classes; see :class:`Conditions`.
     """
 
-    def __init__(self, planner: Planner, split: Split, points: int, batch: int, seed: int) -> None:
-        self._split, self._points, self._seed = split, points, seed
+    def __init__(
+        self,
+        planner: Planner,
+        split: Split,
+        points: int,
+        batch: int,
+        seed: int,
+        conditions: Conditions | None = None,
+    ) -> None:
+        self._split, self._points, self._seed, self._conditions = split, points, seed, conditions
         self._stream = CouplingStream(planner, self._draw, pool=points, batch=batch)
 
     def noise(self, step: Step) -> Coupled:
         """See :class:`Coupling`."""
         pairs = self._stream.at(step.index)
         return Coupled(
-            pairs.x[step.share].to(step.images.device),
+            pairs.x[step.share, : step.images[0].numel()].to(step.images.device),
             _times(pairs.waited, pairs.certificate.milliseconds / (self._points // step.batch)),
             {"plan_relative_gap": pairs.certificate.relative_gap},
         )
 
     def _draw(self, number: int) -> tuple[Tensor, Tensor]:
-        images, _ = self._split.take(batch_indices(len(self._split), self._seed, self._points, number))
+        images, labels = self._split.take(batch_indices(len(self._split), self._seed, self._points, number))
         real = to_float(images).flatten(1)
-        return torch.randn(real.shape, generator=step_generator(self._seed, number, "pool of noise")), real
+        noise = torch.randn(real.shape, generator=step_generator(self._seed, number, "pool of noise"))
+        if self._conditions is None:
+            return noise, real
+        meant = self._conditions.meant(labels, number)
+        return self._conditions.on(noise, meant), self._conditions.on(real, labels)
 
 
 class Recorded:

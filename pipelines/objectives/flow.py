@@ -14,7 +14,8 @@ class FlowMatching:
 
     Lipman et al. 2023, eq. 23 with σ = 0. The law of the pairs (noise x₀, image x₁) is the coupling: independent pairs
     give paths that cross, which the mean velocity bends; pairs along an optimal plan cross less, so that few Euler
-    steps follow them (Pooladian et al. 2023; Tong et al. 2024). See :class:`pipelines.objectives.phase.Objective`.
+    steps follow them (Pooladian et al. 2023; Tong et al. 2024). A conditional network is told each image's class. See
+    :class:`pipelines.objectives.phase.Objective`.
 
     Args:
         network: whose velocity is trained.
@@ -34,7 +35,8 @@ class FlowMatching:
         noise = coupled.noise.view_as(step.images)
         times = step.uniform("times")
         t = times[:, None, None, None]
-        velocity = self.network.velocity(torch.lerp(noise, step.images, t), times)
+        asked = self.network.asked(step.labels)
+        velocity = self.network.velocity(torch.lerp(noise, step.images, t), times, asked)
         wanted = step.images - noise
         loss = (velocity - wanted).square().flatten(1).mean(1).sum() / step.batch
         straightness = wanted.square().flatten(1).sum(1).sum() / step.batch

@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from pipelines.spec.data import DataSpec
-from pipelines.spec.models import ModelSpec
+from pipelines.spec.models import FlowUNetSpec, ModelSpec
 from pipelines.spec.objectives import BatchPlanSpec, FlowSpec, ObjectiveSpec, PoolPlanSpec, TransportSpec
 from pipelines.spec.section import Name, Section
 from pipelines.spec.training import OptimizerSpec, TrainSpec, WorkersSpec
@@ -54,6 +54,10 @@ class JobSpec(Section):
                 raise ValueError(
                     f"objective.coupling.points {points} is not a multiple of train.batch {self.train.batch}"
                 )
+        if isinstance(self.objective, FlowSpec) and isinstance(self.model, FlowUNetSpec):
+            coupling = self.objective.coupling
+            if getattr(coupling, "condition_weight", 0) and not self.model.conditional:
+                raise ValueError("objective.coupling.condition_weight is for a model that is conditional")
         whole = isinstance(self.objective, TransportSpec) or (
             isinstance(self.objective, FlowSpec) and isinstance(self.objective.coupling, BatchPlanSpec)
         )

@@ -48,6 +48,7 @@ class FlowUNetSpec(Section):
     kind: Literal["flow-unet"]
     width: int = Field(default=64, ge=8, le=512, multiple_of=8, description="channels at the first resolution")
     steps: int = Field(default=8, ge=1, le=1000, description="Euler steps from noise to image when it is served")
+    conditional: bool = Field(default=False, description="images of a class can be asked for")
 
 
 ModelSpec = Annotated[

@@ -40,6 +40,12 @@ class BatchPlanSpec(Section):
     """The optimal plan between noise and images of each global batch."""
 
     kind: Literal["batch"]
+    condition_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="for a conditional model: what the plan pays for noise meant for one class and an image of "
+        "another, in units of the squared distance of pixels in [−1, 1]",
+    )
 
 
 class PoolPlanSpec(Section):
@@ -48,6 +54,12 @@ class PoolPlanSpec(Section):
     kind: Literal["pool"]
     points: int = Field(
         default=4096, ge=1, le=65536, description="of noise and of images in a pool; a multiple of train.batch"
+    )
+    condition_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="for a conditional model: what the plan pays for noise meant for one class and an image of "
+        "another, in units of the squared distance of pixels in [−1, 1]",
     )
 
 

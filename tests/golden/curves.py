@@ -72,7 +72,7 @@ def _compute_in_float64(network: nn.Module) -> None:
     network.double()
     if isinstance(network, FlowUNet):
         velocity = network.velocity
-        network.velocity = lambda points, times: velocity(points.double(), times.double())  # type: ignore[method-assign]
+        network.velocity = lambda points, times, asked: velocity(points.double(), times.double(), asked)  # type: ignore[method-assign]
     else:
         network.register_forward_pre_hook(lambda _, inputs: tuple(given.double() for given in inputs))
 

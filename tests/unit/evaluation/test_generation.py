@@ -41,7 +41,7 @@ class Fixed(Generator):
         self.images = torch.from_numpy(images).float() / 127.5 - 1
         self.given = 0
 
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+    def forward(self, latents: torch.Tensor, conditions: torch.Tensor | None = None) -> torch.Tensor:
         start = self.given % len(self.images)
         self.given += len(latents)
         return self.images[start : start + len(latents)]
@@ -148,7 +148,7 @@ def test_samples_are_of_the_seed_alone_whatever_the_chunks() -> None:
             super().__init__(IMAGE, latent=16)
             self.modes: set[bool] = set()
 
-        def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        def forward(self, latents: torch.Tensor, conditions: torch.Tensor | None = None) -> torch.Tensor:
             self.modes.add(self.training)
             return latents.view(-1, *IMAGE.dims).tanh()
 

@@ -32,7 +32,9 @@ def test_an_untrained_flow_stands_still() -> None:
 class Exponential(FlowUNet):
     """A field with a known flow, x' = x/2 − t."""
 
-    def velocity(self, points: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+    def velocity(
+        self, points: torch.Tensor, times: torch.Tensor, conditions: torch.Tensor | None = None
+    ) -> torch.Tensor:
         return points / 2 - times[:, None, None, None]
 
 

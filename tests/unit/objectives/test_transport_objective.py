@@ -27,7 +27,7 @@ class Affine(Generator):
         weights = torch.randn(LATENT + 1, IMAGE.pixels, dtype=torch.float64, generator=generator)
         self.weights = torch.nn.Parameter(0.5 * weights)
 
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+    def forward(self, latents: torch.Tensor, conditions: torch.Tensor | None = None) -> torch.Tensor:
         points = latents.double() @ self.weights[:-1] + self.weights[-1]
         return points.view(-1, *IMAGE.dims)
 
