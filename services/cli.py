@@ -232,12 +232,30 @@ def generate(
     out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("grid.png"),
     count: Annotated[int, typer.Option(min=1, help="How many samples.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same samples.")] = 0,
+    label: Annotated[str | None, typer.Option("--class", help="Draw this class alone, of a conditional model.")] = None,
 ) -> None:
     """Draw samples from a generator behind the endpoint, as one picture."""
     from services.serving.client import EndpointClient
 
     with EndpointClient(load_settings().address("endpoint_url")) as endpoint:
-        _say(f"wrote {endpoint.generate(model, count, seed, out)}")
+        _say(f"wrote {endpoint.generate(model, count, seed, out, label)}")
+
+
+@app.command()
+def path(
+    model: Annotated[str, typer.Option(help="NAME, NAME@ALIAS or NAME/VERSION, of a conditional generator.")],
+    start: Annotated[str, typer.Option("--from", help="The class at which every path begins.")],
+    end: Annotated[str, typer.Option("--to", help="The class at which it ends.")],
+    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("path.png"),
+    steps: Annotated[int, typer.Option(min=2, help="Images on a path, both ends included.")] = 8,
+    count: Annotated[int, typer.Option(min=1, help="Paths, one below the other.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same paths.")] = 0,
+) -> None:
+    """Draw images on the way from one class to another, as one picture."""
+    from services.serving.client import EndpointClient
+
+    with EndpointClient(load_settings().address("endpoint_url")) as endpoint:
+        _say(f"wrote {endpoint.path(model, start, end, steps, count, seed, out)}")
 
 
 @app.command()

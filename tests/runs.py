@@ -50,6 +50,11 @@ JOBS: dict[str, dict[str, Any]] = {
         "objective": {"kind": "flow", "coupling": {"kind": "batch"}, "plans": "local"},
         "optimizer": {"learning_rate": 0.002},
     },
+    "conditional-flow": {
+        "model": {"kind": "flow-unet", "width": 8, "steps": 2, "conditional": True},
+        "objective": {"kind": "flow", "coupling": {"kind": "batch", "condition_weight": 40}, "plans": "local"},
+        "optimizer": {"learning_rate": 0.002},
+    },
     "pool-flow": {
         "model": {"kind": "flow-unet", "width": 8, "steps": 2},
         "objective": {"kind": "flow", "coupling": {"kind": "pool", "points": 48}, "plans": "local"},

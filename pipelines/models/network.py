@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -68,10 +68,12 @@ class Generator(Network):
         """
         raise NotImplementedError
 
-    def asked(self, labels: Int64[Tensor, " b"]) -> Float32[Tensor, "b {self.conditions}"] | None:
+    def asked(self, labels: Int64[Tensor, " b"]) -> Float[Tensor, "b {self.conditions}"] | None:
         """The conditions that ask for these classes, (b,) → (b, conditions); None of an unconditional generator."""
-        return F.one_hot(labels, self.conditions).float() if self.conditions else None
+        if not self.conditions:
+            return None
+        return F.one_hot(labels, self.conditions).to(next(self.parameters()).dtype)
 
-    def in_turn(self, count: int, device: torch.device) -> Float32[Tensor, "{count} {self.conditions}"] | None:
+    def in_turn(self, count: int, device: torch.device) -> Float[Tensor, "{count} {self.conditions}"] | None:
         """Conditions that ask for one class after the other; None of an unconditional generator."""
         return self.asked(torch.arange(count, device=device) % max(self.conditions, 1))

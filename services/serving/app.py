@@ -22,10 +22,11 @@ from starlette.requests import ClientDisconnect
 
 from pipelines.errors import BusyError, CorruptImageError, ModelNotFoundError, MongeError
 from pipelines.evaluation.figures import TILE, encode_png, image_grid
+from pipelines.models.network import Generator
 from services.serving import documents
 from services.serving.batching import MicroBatcher
 from services.serving.bodies import LimitBody, parse_predict, rejected
-from services.serving.documents import GenerateRequest
+from services.serving.documents import GenerateRequest, PathRequest
 from services.serving.metrics import Metrics
 from services.serving.models import ModelStore, ServedModel
 from services.settings import Settings
@@ -93,22 +94,43 @@ class Endpoint:
 
     async def generate(self, name: str, wanted: GenerateRequest, accept: str) -> Response:
         """Answer a generate request; see the route."""
+        model = await self._generative(name, wanted.count)
+        label = None if wanted.label is None else _class(model, name, wanted.label, "label")
+
+        def samples() -> Response:
+            return _pictures(model, model.bundle.generate(wanted.count, wanted.seed, label), _as_json(wanted, accept))
+
+        return await self._drawn(samples)
+
+    async def path(self, name: str, wanted: PathRequest, accept: str) -> Response:
+        """Answer a path request; see the route."""
+        model = await self._generative(name, wanted.count * wanted.steps)
+        start, end = (_class(model, name, getattr(wanted, field), field) for field in ("start", "end"))
+
+        def images() -> Response:
+            pixels = model.bundle.path(start, end, wanted.steps, wanted.count, wanted.seed)
+            return _pictures(model, pixels, _as_json(wanted, accept), columns=wanted.steps)
+
+        return await self._drawn(images)
+
+    async def _generative(self, name: str, count: int) -> ServedModel:
+        """A model that can make so many images at once."""
         model = await self.model(name)
         if model.kind != "generator":
             raise rejected(422, f"model {name!r} is a {model.kind}", "ask its /predict", "model")
-        if wanted.count > self.settings.max_generate:
-            raise rejected(
-                422, f"count {wanted.count} is over the limit of {self.settings.max_generate}", field="count"
-            )
-        if wanted.count * model.bundle.image.pixels > self.settings.max_image_pixels:
+        if count > self.settings.max_generate:
+            raise rejected(422, f"{count} images are over the limit of {self.settings.max_generate}", field="count")
+        if count * model.bundle.image.pixels > self.settings.max_image_pixels:
             most = self.settings.max_image_pixels // model.bundle.image.pixels
-            raise rejected(422, f"count {wanted.count} makes too many pixels", f"ask for {most} at most", "count")
+            raise rejected(422, f"{count} images make too many pixels", f"ask for {most} at most", "count")
+        return model
+
+    async def _drawn(self, draw: Callable[[], Response]) -> Response:
         if self.generating >= GENERATE_QUEUE:
             raise BusyError(f"{self.generating} generate requests wait already", cure="ask again in a second")
-        as_json = (wanted.format or ("json" if "application/json" in accept else "png")) == "json"
         self.generating += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.generator, _samples, model, wanted, as_json)
+            return await asyncio.get_running_loop().run_in_executor(self.generator, draw)
         finally:
             self.generating -= 1
 
@@ -183,6 +205,18 @@ def create_app(settings: Settings, *, poll_seconds: float = 1.0, torch_threads: 
         accept = request.headers.get("accept", "")
         return await counted("generate", name, endpoint.generate(f"{name}/{version}", wanted, accept))
 
+    @app.post("/v1/models/{name}/path", **documents.GENERATE)
+    async def path(name: ModelName, wanted: PathRequest, request: Request) -> Response:
+        """Images on the way from one class to another, of a conditional generator: a row for each path."""
+        accept = request.headers.get("accept", "")
+        return await counted("path", name, endpoint.path(name, wanted, accept))
+
+    @app.post("/v1/models/{name}/versions/{version}/path", **documents.GENERATE)
+    async def path_version(name: ModelName, version: int, wanted: PathRequest, request: Request) -> Response:
+        """The same, by a version whatever the aliases say."""
+        accept = request.headers.get("accept", "")
+        return await counted("path", name, endpoint.path(f"{name}/{version}", wanted, accept))
+
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """Every registered model, and the versions that are served."""
@@ -224,11 +258,26 @@ def create_app(settings: Settings, *, poll_seconds: float = 1.0, torch_threads: 
     return app
 
 
-def _samples(model: ServedModel, wanted: GenerateRequest, as_json: bool) -> Response:
-    samples = model.bundle.generate(wanted.count, wanted.seed)
+def _class(model: ServedModel, name: str, label: str, field: str) -> int:
+    """The number of a class that is asked of a generator."""
+    network, classes = model.bundle.network, model.bundle.classes
+    if not isinstance(network, Generator) or not network.conditions:
+        raise rejected(
+            422, f"model {name!r} knows no classes", "train one with model.conditional: true, or leave it out", field
+        )
+    if label not in classes:
+        raise rejected(422, f"{field}: no class {label!r}", f"ask for one of {', '.join(classes)}", field)
+    return classes.index(label)
+
+
+def _as_json(wanted: GenerateRequest | PathRequest, accept: str) -> bool:
+    return (wanted.format or ("json" if "application/json" in accept else "png")) == "json"
+
+
+def _pictures(model: ServedModel, samples: np.ndarray, as_json: bool, columns: int | None = None) -> Response:
     headers = {"X-Monge-Model": f"{model.ref.name}/{model.ref.version}"}
     if not as_json:
-        return Response(encode_png(image_grid(samples, tile=TILE)), media_type="image/png", headers=headers)
+        return Response(encode_png(image_grid(samples, columns, tile=TILE)), media_type="image/png", headers=headers)
     document = {
         "model": model.ref.name,
         "version": model.ref.version,
@@ -267,6 +316,7 @@ def _card(model: ServedModel) -> dict[str, Any]:
         "network": bundle.spec.kind,
         "parameters": bundle.network.parameter_count,
         "classes": list(bundle.classes),
+        "conditional": isinstance(bundle.network, Generator) and bundle.network.conditions > 0,
         "image": dict(zip(("channels", "height", "width"), bundle.image.dims, strict=True)),
         "run_id": model.ref.run_id,
     }

@@ -84,7 +84,7 @@ class EndpointClient:
             ]
         return predictions
 
-    def generate(self, model: str, count: int, seed: int, out: str | Path) -> Path:
+    def generate(self, model: str, count: int, seed: int, out: str | Path, label: str | None = None) -> Path:
         """Samples of a generator as one PNG picture, written to ``out``.
 
         Args:
@@ -92,14 +92,37 @@ class EndpointClient:
             count: samples.
             seed: the same seed gives the same samples.
             out: the file; its folder is made if need be.
+            label: the class to draw, of a conditional model.
 
         Raises:
             ModelNotFoundError: no such model.
             BusyError: too many wait already.
             ServiceError: the endpoint is away, or refuses for another reason.
         """
-        wanted = {"count": count, "seed": seed, "format": "png"}
-        picture = self._call("POST", f"{_address(model)}/generate", json=wanted).content
+        wanted = {"count": count, "seed": seed, "label": label, "format": "png"}
+        return self._picture(f"{_address(model)}/generate", wanted, out)
+
+    def path(self, model: str, start: str, end: str, steps: int, count: int, seed: int, out: str | Path) -> Path:
+        """Images on the way from one class to another as one PNG picture, written to ``out``.
+
+        Args:
+            model: ``NAME``, ``NAME@ALIAS`` or ``NAME/VERSION``, of a conditional generator.
+            start, end: names of the classes.
+            steps: images on a path, both ends included.
+            count: paths, one below the other.
+            seed: the same seed gives the same paths.
+            out: the file; its folder is made if need be.
+
+        Raises:
+            ModelNotFoundError: no such model.
+            BusyError: too many wait already.
+            ServiceError: the endpoint is away, or refuses for another reason.
+        """
+        wanted = {"start": start, "end": end, "steps": steps, "count": count, "seed": seed, "format": "png"}
+        return self._picture(f"{_address(model)}/path", wanted, out)
+
+    def _picture(self, route: str, wanted: dict[str, Any], out: str | Path) -> Path:
+        picture = self._call("POST", route, json=wanted).content
         out = Path(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(picture)

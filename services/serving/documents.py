@@ -14,6 +14,12 @@ restart. Errors are JSON: `error`, `cure`, and `field` where one is to blame.
 """
 
 
+PictureFormat = Literal["png", "json"] | None
+FORMAT: Any = Field(
+    default=None, description="png: one picture, a grid; json: base64 of the uint8 samples with their shape"
+)
+
+
 class GenerateRequest(BaseModel):
     """What to draw from a generator; the same seed gives the same samples."""
 
@@ -21,9 +27,23 @@ class GenerateRequest(BaseModel):
 
     count: int = Field(default=16, ge=1, description="samples")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of the latent vectors")
-    format: Literal["png", "json"] | None = Field(
-        default=None, description="png: one picture, a grid; json: base64 of the uint8 samples with their shape"
+    label: str | None = Field(
+        default=None, description="the class to draw, of a conditional model; one after the other by default"
     )
+    format: PictureFormat = FORMAT
+
+
+class PathRequest(BaseModel):
+    """A way from images of one class to images of another; the same seed gives the same way."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"start": "cat", "end": "dog"}]})
+
+    start: str = Field(description="the class at which every path begins")
+    end: str = Field(description="the class at which it ends")
+    steps: int = Field(default=8, ge=2, description="images on a path, both ends included")
+    count: int = Field(default=4, ge=1, description="paths, one below the other in the picture")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of the latent vectors, one for each path")
+    format: PictureFormat = FORMAT
 
 
 class Problem(BaseModel):

@@ -34,7 +34,7 @@ from pipelines.transport.planner import LocalPlanner, Share
 
 SECONDS = 240
 POINTS = 13
-KINDS = ("mlp", "transport", "flow", "pool-flow")
+KINDS = ("mlp", "transport", "flow", "pool-flow", "conditional-flow")
 
 
 def run_world(world: int, data: Path, folder: Path) -> list[dict[str, Any]]:

@@ -26,10 +26,18 @@ from pipelines.models.flow import FlowUNet
 from pipelines.spec import DataSpec, JobSpec, parse_spec
 
 FOLDER = Path(__file__).parent
-KINDS = ("perceptron", "mlp", "lenet", "transport", "flow", "pool-flow")
+KINDS = ("perceptron", "mlp", "lenet", "transport", "flow", "pool-flow", "conditional-flow")
 STEPS, BATCH = 20, 16
 
-RATES = {"perceptron": 0.003, "mlp": 0.5, "lenet": 0.003, "transport": 0.01, "flow": 0.004, "pool-flow": 0.004}
+RATES = {
+    "perceptron": 0.003,
+    "mlp": 0.5,
+    "lenet": 0.003,
+    "transport": 0.01,
+    "flow": 0.004,
+    "pool-flow": 0.004,
+    "conditional-flow": 0.004,
+}
 """Learning rates at which each network gets somewhere in so few steps."""
 
 CURVES = ("loss", "train_accuracy", "transport_cost", "pair_cost")

@@ -146,6 +146,13 @@ def test_faults_of_a_coupling_are_told_by_their_path_in_the_file(coupling: Any, 
             "objective.coupling.points 4096 is not a multiple of train.batch 100",
         ),
         (
+            {
+                "model": {"kind": "flow-unet"},
+                "objective": {"kind": "flow", "coupling": {"kind": "batch", "condition_weight": 1}},
+            },
+            "objective.coupling.condition_weight is for a model that is conditional",
+        ),
+        (
             {"train": {"images": 1, "batch": 2}, "workers": {"count": 3}},
             "train.batch 2 leaves some of 3 workers without images",
         ),

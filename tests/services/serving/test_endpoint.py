@@ -149,6 +149,67 @@ def test_generate_makes_a_picture_or_a_tensor(faces: str) -> None:
     play(faces, scenario)
 
 
+@pytest.fixture
+def paths(uri: str, tmp_path: Path) -> str:
+    """A registry with one conditional generator, and one that is not."""
+    publish(uri, tmp_path, "paths", "flow")
+    publish(uri, tmp_path, "faces", "transport")
+    return uri
+
+
+def test_a_class_is_asked_for_by_name(paths: str) -> None:
+    async def scenario(client: Client, shared: Endpoint) -> None:
+        url = "/v1/models/paths/generate"
+        answer = await client.post(url, json={"count": 2, "seed": 3, "label": "owl", "format": "json"})
+        raw = np.frombuffer(base64.b64decode(answer.json()["images"]), np.uint8).reshape(2, 1, 16, 16)
+        assert np.abs(raw.astype(int) - make_bundle("flow").generate(2, 3, label=2)).max() <= 1
+        refused = problem(await client.post(url, json={"label": "cow"}), 422)
+        assert (refused["field"], refused["cure"]) == ("label", "ask for one of cat, dog, owl")
+        refused = problem(await client.post("/v1/models/faces/generate", json={"label": "cat"}), 422)
+        assert "knows no classes" in refused["error"]
+        assert (await client.get("/v1/models/paths")).json()["conditional"] is True
+        assert (await client.get("/v1/models/faces")).json()["conditional"] is False
+
+    play(paths, scenario)
+
+
+def test_a_path_is_a_row_of_the_picture(paths: str) -> None:
+    wanted = {"start": "cat", "end": "owl", "steps": 5, "count": 2, "seed": 1}
+
+    async def scenario(client: Client, shared: Endpoint) -> None:
+        picture = await client.post("/v1/models/paths/path", json=wanted)
+        width, height = Image.open(io.BytesIO(picture.content)).size
+        assert (width - 1) / 5 == (height - 1) / 2
+        pinned = await client.post("/v1/models/paths/versions/1/path", json=wanted | {"format": "json"})
+        document = pinned.json()
+        assert document["shape"] == [10, 1, 16, 16]
+        raw = np.frombuffer(base64.b64decode(document["images"]), np.uint8).reshape(document["shape"])
+        assert np.abs(raw.astype(int) - make_bundle("flow").path(0, 2, 5, 2, 1)).max() <= 1
+
+    play(paths, scenario)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"start": "cow"}, "start"),
+        ({"end": "cow"}, "end"),
+        ({"steps": 1}, "steps"),
+        ({"steps": 1025}, "count"),
+        ({"count": 0}, "count"),
+    ],
+)
+def test_path_names_the_wrong_field(paths: str, body: dict[str, Any], field: str) -> None:
+    async def scenario(client: Client, shared: Endpoint) -> None:
+        wanted = {"start": "cat", "end": "dog"} | body
+        assert problem(await client.post("/v1/models/paths/path", json=wanted), 422)["field"] == field
+        assert "knows no classes" in problem(await client.post("/v1/models/faces/path", json=wanted), 422)["error"] or (
+            field in ("steps", "count")
+        )
+
+    play(paths, scenario)
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [

@@ -22,6 +22,7 @@ def client(uri: str, tmp_path: Path) -> Iterator[EndpointClient]:
     """A client of a classifier ``cats`` and a generator ``faces``."""
     publish(uri, tmp_path)
     publish(uri, tmp_path, "faces", "transport")
+    publish(uri, tmp_path, "paths", "flow")
     app = create_app(Settings(home=tmp_path, mlflow_uri=uri), poll_seconds=1000)
     app.state.endpoint.store.poll()
     listener = socket.create_server(("127.0.0.1", 0))
@@ -58,8 +59,12 @@ def test_files_are_predicted_in_order_over_several_requests(client: EndpointClie
 def test_samples_are_written_to_a_file(client: EndpointClient, tmp_path: Path) -> None:
     out = client.generate("faces", 4, 0, tmp_path / "new" / "samples.png")
     assert min(Image.open(out).size) >= 32
-    assert [model["name"] for model in client.models()] == ["cats", "faces"]
-    assert client.ready()["serving"] == {"cats@live": 1, "faces@live": 1}
+    paths = client.path("paths", "cat", "dog", 5, 2, 0, tmp_path / "path.png")
+    assert Image.open(paths).size[0] > 2 * Image.open(paths).size[1]
+    owls = client.generate("paths", 4, 0, tmp_path / "owls.png", label="owl")
+    assert owls.read_bytes() != client.generate("paths", 4, 0, tmp_path / "all.png").read_bytes()
+    assert [model["name"] for model in client.models()] == ["cats", "faces", "paths"]
+    assert client.ready()["serving"] == {"cats@live": 1, "faces@live": 1, "paths@live": 1}
 
 
 def test_what_is_wrong_is_typed(client: EndpointClient, tmp_path: Path) -> None:

@@ -33,7 +33,11 @@ def uri(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> s
 
 def job_spec(kind: str = "classification", **more: object) -> JobSpec:
     """The spec of a small job."""
-    model = {"kind": "mlp", "hidden": [8]} if kind == "classification" else {"kind": "conv-generator", "width": 4}
+    model = {
+        "classification": {"kind": "mlp", "hidden": [8]},
+        "transport": {"kind": "conv-generator", "width": 4},
+        "flow": {"kind": "flow-unet", "width": 8, "steps": 2, "conditional": True},
+    }[kind]
     return parse_spec(
         {"name": "a-job", "data": {"source": "digits"}, "model": model, "objective": {"kind": kind}}
         | {"train": {"images": 100}}
@@ -42,10 +46,17 @@ def job_spec(kind: str = "classification", **more: object) -> JobSpec:
 
 
 def make_bundle(kind: str = "classification", seed: int = 0, channels: int = 1) -> Bundle:
-    """A network of random weights for images of 16 × 16."""
-    torch.manual_seed(seed)
+    """A network of random weights for images of 16 × 16.
+
+    They do not come from torch's own generator: an endpoint that loads a model in another thread draws from that one.
+    """
     spec, image = job_spec(kind).model, ImageShape(channels, 16, 16)
-    return Bundle(build_model(spec, image, len(CLASSES)).eval(), spec, image, CLASSES)
+    network, source = build_model(spec, image, len(CLASSES)).eval(), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weights in network.parameters():
+            fan_in = max(weights[0].numel(), 1)
+            weights.copy_(torch.randn(weights.shape, generator=source) / fan_in**0.5)
+    return Bundle(network, spec, image, CLASSES)
 
 
 def open_run(uri: str, job: str = "job-1") -> Run:

@@ -93,7 +93,22 @@ def test_the_same_seed_gives_the_same_samples(document: dict[str, Any]) -> None:
     assert len({image.tobytes() for image in first}) == 4
 
 
+def test_a_path_leads_from_one_class_to_the_other() -> None:
+    made = bundle(kind="flow-unet", width=8, steps=2, conditional=True)
+    for parameter in made.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    path = made.path(1, 0, steps=5, rows=2, seed=4).reshape(2, 5, *IMAGE.dims)
+    assert np.array_equal(path[:, 0], made.generate(2, 4, label=1))
+    assert np.array_equal(path[:, -1], made.generate(2, 4, label=0))
+    assert len({image.tobytes() for image in path[0]}) == 5
+    in_turn = made.generate(2, 4)
+    assert np.array_equal(in_turn, np.stack([path[0, -1], path[1, 0]]))
+
+
 def test_calls_of_the_other_kind_are_refused() -> None:
+    for call in (lambda made: made.generate(1, 0, label=0), lambda made: made.path(0, 1, 2, 1, 0)):
+        with pytest.raises(TypeError, match="not conditional"):
+            call(bundle(**SPECS[3]))
     with pytest.raises(TypeError, match="a classifier has no samples"):
         bundle(kind="perceptron").generate(1, seed=0)
     with pytest.raises(TypeError, match="a generator has no classes"):

@@ -29,6 +29,22 @@ def test_an_untrained_flow_stands_still() -> None:
     torch.testing.assert_close(flow()(latents), latents.view(5, 1, 8, 8).clamp(-1, 1), rtol=0, atol=0)
 
 
+def test_a_class_moves_the_velocity_and_a_mixture_lies_between() -> None:
+    torch.manual_seed(0)
+    network = FlowUNet(SMALL, width=8, steps=2, conditions=3)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    points, times = torch.randn(3, 1, 8, 8), torch.full((3,), 0.5)
+    asked = network.asked(torch.tensor([0, 1, 2]))
+    assert torch.equal(asked, torch.eye(3))
+    assert torch.equal(network.in_turn(4, torch.device("cpu")), torch.eye(3)[[0, 1, 2, 0]])
+    same = points[:1].expand(3, -1, -1, -1)
+    velocities = network.velocity(same, times, asked)
+    assert len({velocity.sum().item() for velocity in velocities}) == 3
+    assert flow().asked(torch.tensor([0])) is None
+    assert flow().in_turn(2, torch.device("cpu")) is None
+
+
 class Exponential(FlowUNet):
     """A field with a known flow, x' = x/2 − t."""
 

@@ -12,11 +12,11 @@ from pipelines.data.partition import batch_indices, rank_slice
 from pipelines.errors import ProblemError, ShardError
 from pipelines.models.bundle import to_float
 from pipelines.models.flow import FlowUNet
-from pipelines.objectives.couplings import BatchPlan, Coupling, Independent, PoolPlan, Recorded
+from pipelines.objectives.couplings import BatchPlan, Conditions, Coupling, Independent, PoolPlan, Recorded
 from pipelines.objectives.flow import FlowMatching
 from pipelines.objectives.phase import Step
 from pipelines.objectives.recorded import RecordedCoupling, record
-from pipelines.randomness import normal_rows
+from pipelines.randomness import normal_rows, step_generator
 from pipelines.shape import ImageShape
 from pipelines.transport.cost import matched_cost
 from pipelines.transport.planner import LocalPlanner
@@ -62,6 +62,28 @@ def test_noise_is_standard_normal_and_new_at_each_step(split: Split, tmp_path: P
         assert len(drawn.unique(dim=0)) == 40, name
         assert abs(float(drawn.mean())) < 0.12, name
         assert 0.85 < float(drawn.std()) < 1.15, name
+
+
+@pytest.mark.parametrize("kind", ["batch", "pool"])
+def test_plans_that_pay_between_classes_pair_noise_with_the_class_it_is_meant_for(split: Split, kind: str) -> None:
+    """Noise is meant for as many images of each class as there are, so that no pair needs to pay."""
+    conditions = Conditions(2, 1e4, SEED)
+    planner = LocalPlanner()
+    coupling = (
+        BatchPlan(planner, conditions) if kind == "batch" else PoolPlan(planner, split, BATCH, BATCH, SEED, conditions)
+    )
+    for index in range(6):
+        now = step(split, index)
+        noise = now.normal("noise", PIXELS)
+        if kind == "pool":
+            noise = torch.randn(BATCH, PIXELS, generator=step_generator(SEED, index, "pool of noise"))
+        meant = conditions.meant(now.labels, index)
+        assert sorted(meant.tolist()) == sorted(now.labels.tolist())
+        coupled = coupling.noise(now).noise
+        assert coupled.shape == (BATCH, PIXELS)
+        source = [int((noise == row).all(1).nonzero()) for row in coupled]
+        assert sorted(source) == list(range(BATCH))
+        assert meant[source].tolist() == now.labels.tolist()
 
 
 def test_ranks_hold_the_rows_of_one_batch(split: Split, tmp_path: Path) -> None:
