@@ -47,8 +47,9 @@ def in_turns(
 ) -> tuple[float, ...]:
     """Median milliseconds of each call, measured in turns so that a busy machine is busy for all of them.
 
-    Each is called once beforehand. With ``time.thread_time`` only this thread's own work counts, its page faults
-    included: the measure for single-threaded rows on a shared machine.
+    Each is called once beforehand. With ``time.process_time`` only this process's own work counts, on all its threads,
+    page faults included: the measure for single-threaded rows on a shared machine. ``time.thread_time`` would miss what
+    a call hands to a thread.
     """
     for call in calls:
         call()
@@ -86,6 +87,17 @@ def table(rows: Sequence[Row]) -> str:
         ).rstrip()
         for line in cells
     )
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Rows as a table in Markdown."""
+    lines = ["| | ours | peer | | unit | ratio | bar |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        f"| {row.name} | {row.ours:.4g} | {row.peer:.4g} | {row.peer_name} | {row.unit} "
+        f"| {'**' if row.met else ''}{row.ratio:.2f}{'**' if row.met else ''} | {row.bar:g} |"
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def write_json(rows: Sequence[Row], path: Path) -> None:

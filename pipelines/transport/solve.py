@@ -7,21 +7,35 @@ import functools
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
+
 from pipelines.errors import ProblemError
+from pipelines.transport import native
 from pipelines.transport.cost import with_known_cost
 from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
-from pipelines.transport.solvers import assignment, brute_force, network_simplex, sinkhorn
+from pipelines.transport.solvers import assignment, brute_force, exact, network_simplex, screen, sinkhorn
 
-SolverName = Literal["auto", "brute-force", "assignment", "network-simplex", "sinkhorn", "sinkhorn-streaming"]
+SolverName = Literal["auto", "brute-force", "exact", "assignment", "network-simplex", "sinkhorn", "sinkhorn-streaming"]
 
 _SOLVERS: dict[str, Callable[[TransportProblem], TransportPlan]] = {
     "brute-force": brute_force.solve,
+    "exact": exact.solve,
     "assignment": assignment.solve,
     "network-simplex": network_simplex.solve,
     "sinkhorn": functools.partial(sinkhorn.solve, streaming=False),
     "sinkhorn-streaming": functools.partial(sinkhorn.solve, streaming=True),
 }
+
+_STARTING: dict[str, Callable[[TransportProblem, np.ndarray, np.ndarray], TransportPlan]] = {
+    "exact": lambda problem, _, g: exact.solve(problem, g=g),
+    "sinkhorn": lambda problem, f, g: sinkhorn.solve(problem, start=(f, g), streaming=False),
+    "sinkhorn-streaming": lambda problem, f, g: sinkhorn.solve(problem, start=(f, g), streaming=True),
+}
+
+SMALL = 64
+"""Points up to which lapx has solved before the exact solver has made a screen: 0.2 ms against 0.3 at n = 32, 0.6
+against 0.5 at n = 64, 7 against 2.7 at n = 256, 180 against 20 at n = 1024 (d = 784, one thread)."""
 
 
 def choose(problem: TransportProblem) -> tuple[str, str]:
@@ -29,27 +43,49 @@ def choose(problem: TransportProblem) -> tuple[str, str]:
     if problem.epsilon > 0:
         return sinkhorn.choose(problem)
     if problem.is_assignment:
-        return "assignment", "uniform weights on as many points: an optimal plan is a permutation"
+        reason = "uniform weights on as many points: an optimal plan is a permutation"
+        if not native.native_available():
+            return "assignment", f"{reason}; {native.implementation()}"
+        # Points of few coordinates need no matrix product, and are exact sooner at any size.
+        if problem.shape[0] < SMALL and (problem.x is None or problem.x.shape[1] > screen.FEW_COORDINATES):
+            return "assignment", f"{reason}; under {SMALL} points a screen does not pay"
+        return "exact", f"{reason}; {native.implementation()}"
     return "network-simplex", "weighted or rectangular: an optimal plan splits masses"
 
 
-def solve(problem: TransportProblem, solver: SolverName = "auto") -> TransportPlan:
+def solve(
+    problem: TransportProblem, solver: SolverName = "auto", *, start: TransportPlan | None = None
+) -> TransportPlan:
     """Solve a transport problem.
 
     Args:
         problem: what to solve.
         solver: a solver's name, or ``auto``.
+        start: the plan of a problem between nearly the same points, in the same order. Solvers that can start from
+            its potentials do; that makes the answer no less exact. For fresh points it gains nothing.
 
     Returns:
         A plan with its certificate.
 
     Raises:
-        ProblemError: the solver does not take this kind of problem.
+        ProblemError: the solver does not take this kind of problem, or ``start`` is of another size.
         NotConvergedError: the solver stopped short; nothing is returned in its place.
     """
     name, reason = (solver, "asked for by name") if solver != "auto" else choose(problem)
     if name not in _SOLVERS:
         raise ProblemError(f"solver: {name!r} is not a solver", cure=f"choose one of auto, {', '.join(_SOLVERS)}")
-    plan = _SOLVERS[name](with_known_cost(problem))
+    if start is not None and start.shape != problem.shape:
+        raise ProblemError(
+            f"start: a plan of {start.shape[0]} × {start.shape[1]} points received for a problem of "
+            f"{problem.shape[0]} × {problem.shape[1]}",
+            cure="leave it out for the first problem and where points come or go",
+        )
+    problem = with_known_cost(problem)
+    if start is not None and start.f is not None and start.g is not None and name in _STARTING:
+        plan = _STARTING[name](problem, start.f, start.g)
+        reason = f"{reason}; from the potentials of a plan before"
+    else:
+        plan = _SOLVERS[name](problem)
     plan.certificate.require_converged()
+    reason = "; ".join(filter(None, (reason, plan.certificate.reason)))
     return dataclasses.replace(plan, certificate=dataclasses.replace(plan.certificate, reason=reason))

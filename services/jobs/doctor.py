@@ -36,8 +36,8 @@ class Finding:
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Look at Python, packages, processors, disk and services, in this order."""
-    return [*_python(), *_processors(), _disk(settings), *_services(settings)]
+    """Look at Python, packages, processors, the exact solver, disk and services, in this order."""
+    return [*_python(), *_processors(), _exact_solver(), _disk(settings), *_services(settings)]
 
 
 def _python() -> list[Finding]:
@@ -60,6 +60,17 @@ def _processors() -> list[Finding]:
         Finding("CPUs", str(cpus), cpus >= 2, "" if cpus >= 2 else "two workers on one CPU take turns", optional=True),
         Finding("GPUs", ", ".join(gpus) or "none: jobs run on CPUs", True, optional=True),
     ]
+
+
+def _exact_solver() -> Finding:
+    from pipelines.transport import native
+
+    try:
+        found = native.implementation()
+    except MongeError as error:
+        return Finding("exact plans", str(error.args[0]), False, error.cure or "")
+    cure = "" if found.name == "native" else "install a C++ compiler, then Monge again: plans come several times faster"
+    return Finding("exact plans", str(found), not cure, cure, optional=True)
 
 
 def _disk(settings: Settings) -> Finding:

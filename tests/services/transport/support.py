@@ -12,7 +12,7 @@ from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import choose, solve
 
 ASSIGNMENT, _ = choose(TransportProblem.between(np.zeros((2, 1)), np.zeros((2, 1))))
-"""The solver of uniform problems."""
+"""The solver of uniform problems: native where it was built."""
 
 
 class GatedSolver:
