@@ -12,6 +12,7 @@ SOURCES = "pipelines/transport/native"
 FLAGS = [
     "-std=c++17",
     "-O3",
+    "-g0",
     "-fopenmp-simd",
     "-ffp-contract=fast",
     "-fno-math-errno",
