@@ -41,6 +41,20 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
+def gather_rows_with_gradient(rows: torch.Tensor) -> torch.Tensor:
+    """All ranks' rows as :func:`gather_rows` gives them, differentiable in this rank's own.
+
+    Where every rank computes the same number from all rows, its gradient in a parameter is the sum over ranks of the
+    gradients that pass through their own rows: what :func:`sum_gradients` makes of them.
+    """
+    gathered = gather_rows(rows)
+    if world_size() == 1:
+        return rows
+    sizes = gather_rows(torch.tensor([len(rows)], device=rows.device)).tolist()
+    start = sum(sizes[: rank()])
+    return torch.cat([gathered[:start], rows, gathered[start + len(rows) :]])
+
+
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """The sum of a tensor over ranks, in place; returns it."""
     if world_size() > 1:

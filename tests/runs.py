@@ -45,6 +45,21 @@ JOBS: dict[str, dict[str, Any]] = {
         "objective": {"kind": "transport", "plans": "local"},
         "optimizer": {"learning_rate": 0.01, "momentum": 0.5},
     },
+    "gan": {
+        "model": {"kind": "conv-generator", "latent": 8, "width": 4},
+        "objective": {"kind": "gan", "loss": "hinge", "critic": {"width": 4, "spectral": True}},
+        "optimizer": {"learning_rate": 0.002, "momentum": 0.0},
+    },
+    "wasserstein": {
+        "model": {"kind": "conv-generator", "latent": 8, "width": 4},
+        "objective": {"kind": "wasserstein", "critic": {"width": 4}, "critic_steps": 2},
+        "optimizer": {"learning_rate": 0.002, "momentum": 0.0},
+    },
+    "learned-transport": {
+        "model": {"kind": "conv-generator", "latent": 8, "width": 4},
+        "objective": {"kind": "learned-transport", "critic": {"width": 4}, "features": 6, "plans": "local"},
+        "optimizer": {"learning_rate": 0.002, "momentum": 0.5},
+    },
     "flow": {
         "model": {"kind": "flow-unet", "width": 8, "steps": 2},
         "objective": {"kind": "flow", "coupling": {"kind": "batch"}, "plans": "local"},

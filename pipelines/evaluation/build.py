@@ -12,10 +12,20 @@ from pipelines.evaluation.figures import TILE, image_grid
 from pipelines.evaluation.result import Evaluation
 from pipelines.models.bundle import to_uint8
 from pipelines.models.network import Classifier, Generator
-from pipelines.spec import ClassificationSpec, JobSpec, TransportSpec
+from pipelines.spec import ClassificationSpec, JobSpec, ObjectiveSpec, TransportSpec, WassersteinSpec
 from pipelines.transport.planner import Planner
 
 GRID = 64
+
+
+def _judged_by(objective: ObjectiveSpec) -> TransportSpec:
+    """The cost of the distance to held-out images: the objective's own where it has one between pixels."""
+    match objective:
+        case TransportSpec():
+            return objective
+        case WassersteinSpec():  # what its critic estimates
+            return TransportSpec(kind="transport", cost="euclidean")
+    return TransportSpec(kind="transport")
 
 
 class Evaluator:
@@ -35,7 +45,7 @@ class Evaluator:
         self._seed = spec.seed
         self._judge = None
         if not isinstance(spec.objective, ClassificationSpec) and rank() == 0:
-            judged = spec.objective if isinstance(spec.objective, TransportSpec) else TransportSpec(kind="transport")
+            judged = _judged_by(spec.objective)
             self._judge = generation.TransportJudge(
                 data.split("train"), data.split("test"), judged.cost, planner, spec.seed, judged.power
             )

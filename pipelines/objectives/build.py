@@ -4,24 +4,32 @@ from __future__ import annotations
 
 from pipelines.data.loader import ShardedDataset
 from pipelines.errors import SpecError
+from pipelines.models.critics import Critic
 from pipelines.models.flow import FlowUNet
 from pipelines.models.network import Classifier, Generator
 from pipelines.objectives.classification import Classification
 from pipelines.objectives.couplings import BatchPlan, Conditions, Coupling, Independent, PoolPlan, Recorded
 from pipelines.objectives.flow import FlowMatching
+from pipelines.objectives.gan import Gan
+from pipelines.objectives.learned_transport import LearnedTransport
 from pipelines.objectives.phase import Objective
 from pipelines.objectives.recorded import RecordedCoupling
 from pipelines.objectives.transport import TransportObjective
+from pipelines.objectives.wasserstein import Wasserstein
 from pipelines.spec import (
     BatchPlanSpec,
     ClassificationSpec,
     CouplingSpec,
+    CriticSpec,
     FlowSpec,
+    GanSpec,
     IndependentSpec,
     JobSpec,
+    LearnedTransportSpec,
     PoolPlanSpec,
     RecordedSpec,
     TransportSpec,
+    WassersteinSpec,
 )
 from pipelines.transport.planner import Planner
 
@@ -46,9 +54,21 @@ def build_objective(
             return Classification(spec.objective, network)
         case TransportSpec(), Generator():
             return TransportObjective(spec.objective, network, planner)
+        case GanSpec(), Generator():
+            return Gan(spec.objective, network, _critic(spec.objective.critic, network))
+        case WassersteinSpec(), Generator():
+            return Wasserstein(spec.objective, network, _critic(spec.objective.critic, network))
+        case LearnedTransportSpec(), Generator():
+            critic = _critic(spec.objective.critic, network, spec.objective.features)
+            return LearnedTransport(spec.objective, network, critic, planner)
         case FlowSpec(), FlowUNet():
             return FlowMatching(network, _coupling(spec.objective.coupling, spec, planner, data))
     raise SpecError(f"objective {spec.objective.kind!r} cannot train a {type(network).__name__}")
+
+
+def _critic(spec: CriticSpec, generator: Generator, features: int = 1) -> Critic:
+    critic = Critic(generator.image, spec.width, features, spectral=spec.spectral)
+    return critic.to(next(generator.parameters()).device)
 
 
 def _conditions(weight: float, spec: JobSpec, data: ShardedDataset) -> Conditions | None:

@@ -64,6 +64,11 @@ class Step:
         drawn = torch.randn(self.batch, width, generator=step_generator(self.seed, self.index, stream))
         return drawn[self.share].to(self.images.device)
 
+    @property
+    def places(self) -> Int64[Tensor, " k"]:
+        """The places in the global batch that this rank holds, (k,)."""
+        return torch.arange(self.share.start, self.share.stop, device=self.images.device)
+
     def uniform(self, stream: str) -> Float32[Tensor, " k"]:
         """Uniform numbers in [0, 1) for this rank's places, (k,); see :meth:`normal`."""
         drawn = torch.rand(self.batch, generator=step_generator(self.seed, self.index, stream))
@@ -95,6 +100,7 @@ class Phase:
         loss: what it minimises.
         every: it moves at every so many steps.
         optimizer: how its weights follow gradients; as the job's by default.
+        project: brings its weights back to where they may be, after each move.
     """
 
     name: str
@@ -102,6 +108,7 @@ class Phase:
     loss: Callable[[Step], Loss]
     every: int = 1
     optimizer: OptimizerSpec | None = None
+    project: Callable[[], None] | None = None
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ from pipelines.spec.data import DataSpec
 from pipelines.spec.job import JobSpec, RegisterSpec
 from pipelines.spec.models import (
     ConvGeneratorSpec,
+    CriticSpec,
     FlowUNetSpec,
     GeneratorSpec,
     LeNetSpec,
@@ -20,11 +21,14 @@ from pipelines.spec.objectives import (
     CostName,
     CouplingSpec,
     FlowSpec,
+    GanSpec,
     IndependentSpec,
+    LearnedTransportSpec,
     ObjectiveSpec,
     PoolPlanSpec,
     RecordedSpec,
     TransportSpec,
+    WassersteinSpec,
 )
 from pipelines.spec.reading import json_schema, load_spec, parse_spec
 from pipelines.spec.training import OptimizerSpec, TrainSpec, WorkersSpec
@@ -35,13 +39,16 @@ __all__ = [
     "ConvGeneratorSpec",
     "CostName",
     "CouplingSpec",
+    "CriticSpec",
     "DataSpec",
     "FlowSpec",
     "FlowUNetSpec",
+    "GanSpec",
     "GeneratorSpec",
     "IndependentSpec",
     "JobSpec",
     "LeNetSpec",
+    "LearnedTransportSpec",
     "MLPSpec",
     "ModelSpec",
     "ObjectiveSpec",
@@ -52,6 +59,7 @@ __all__ = [
     "RegisterSpec",
     "TrainSpec",
     "TransportSpec",
+    "WassersteinSpec",
     "WorkersSpec",
     "json_schema",
     "load_spec",

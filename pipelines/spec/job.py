@@ -10,15 +10,35 @@ from pydantic import Field, model_validator
 
 from pipelines.spec.data import DataSpec
 from pipelines.spec.models import FlowUNetSpec, ModelSpec
-from pipelines.spec.objectives import BatchPlanSpec, FlowSpec, ObjectiveSpec, PoolPlanSpec, TransportSpec
+from pipelines.spec.objectives import (
+    BatchPlanSpec,
+    FlowSpec,
+    LearnedTransportSpec,
+    ObjectiveSpec,
+    PoolPlanSpec,
+    TransportSpec,
+    WassersteinSpec,
+)
 from pipelines.spec.section import Name, Section
 from pipelines.spec.training import OptimizerSpec, TrainSpec, WorkersSpec
 
 _TRAINS = {
     "classification": ("perceptron", "mlp", "lenet"),
     "transport": ("conv-generator",),
+    "gan": ("conv-generator",),
+    "wasserstein": ("conv-generator",),
+    "learned-transport": ("conv-generator",),
     "flow": ("flow-unet",),
 }
+
+
+def _differentiates_twice(objective: ObjectiveSpec) -> bool:
+    match objective:
+        case WassersteinSpec():
+            return objective.constraint == "gradient-penalty"
+        case LearnedTransportSpec():
+            return objective.penalty > 0
+    return False
 
 
 class RegisterSpec(Section):
@@ -58,7 +78,22 @@ class JobSpec(Section):
             coupling = self.objective.coupling
             if getattr(coupling, "condition_weight", 0) and not self.model.conditional:
                 raise ValueError("objective.coupling.condition_weight is for a model that is conditional")
-        whole = isinstance(self.objective, TransportSpec) or (
+        if isinstance(self.objective, WassersteinSpec):
+            free = self.objective.constraint == "none"
+            if free != self.objective.critic.spectral:
+                raise ValueError(
+                    f"objective.constraint {self.objective.constraint!r} with critic.spectral "
+                    f"{self.objective.critic.spectral}: one thing keeps a critic Lipschitz; use constraint none with "
+                    "spectral true, or another one with spectral false"
+                )
+        if isinstance(self.objective, LearnedTransportSpec) and self.train.batch < 2 * self.workers.count:
+            raise ValueError(
+                f"train.batch {self.train.batch} leaves some of {self.workers.count} workers without images in both "
+                "of its halves, between which this objective compares"
+            )
+        if self.train.compile and _differentiates_twice(self.objective):
+            raise ValueError("train.compile cannot translate the gradient of a gradient, which this penalty is")
+        whole = isinstance(self.objective, (TransportSpec, LearnedTransportSpec)) or (
             isinstance(self.objective, FlowSpec) and isinstance(self.objective.coupling, BatchPlanSpec)
         )
         if whole and self.train.accumulate > 1:

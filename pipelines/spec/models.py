@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipelines.spec.section import Section
+from pipelines.spec.training import OptimizerSpec
 
 
 class PerceptronSpec(Section):
@@ -49,6 +50,14 @@ class FlowUNetSpec(Section):
     width: int = Field(default=64, ge=8, le=512, multiple_of=8, description="channels at the first resolution")
     steps: int = Field(default=8, ge=1, le=1000, description="Euler steps from noise to image when it is served")
     conditional: bool = Field(default=False, description="images of a class can be asked for")
+
+
+class CriticSpec(Section):
+    """The network that plays against a generator: convolutions of stride 2 without normalisation."""
+
+    width: int = Field(default=64, ge=4, le=512, description="channels of the first layer")
+    spectral: bool = Field(default=False, description="divide each layer's weights by their spectral norm")
+    optimizer: OptimizerSpec | None = Field(default=None, description="of the critic alone; by default the job's")
 
 
 ModelSpec = Annotated[

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pipelines.spec.models import CriticSpec
 from pipelines.spec.section import Section
 
 CostName = Literal["squared-euclidean", "euclidean", "power", "cosine"]
@@ -83,4 +84,45 @@ class FlowSpec(Section):
     )
 
 
-ObjectiveSpec = Annotated[ClassificationSpec | TransportSpec | FlowSpec, Field(discriminator="kind")]
+class GanSpec(Section):
+    """The game between a generator and a critic that tells its samples from real images."""
+
+    kind: Literal["gan"]
+    loss: Literal["zero-sum", "non-saturating", "hinge"] = Field(
+        default="non-saturating", description="what the players minimise; of a zero-sum game, the same number"
+    )
+    critic: CriticSpec = CriticSpec()
+    critic_steps: int = Field(default=1, ge=1, le=100, description="moves of the critic for one of the generator")
+
+
+class WassersteinSpec(Section):
+    """A generator against a critic that estimates the 1-Wasserstein distance to real images."""
+
+    kind: Literal["wasserstein"]
+    constraint: Literal["gradient-penalty", "clip", "none"] = Field(
+        default="gradient-penalty", description="what keeps the critic 1-Lipschitz; none: critic.spectral does"
+    )
+    penalty: float = Field(default=10.0, gt=0, description="weight of the gradient penalty")
+    clip: float = Field(default=0.01, gt=0, description="largest weight in absolute value, of constraint `clip`")
+    critic: CriticSpec = CriticSpec()
+    critic_steps: int = Field(default=5, ge=1, le=100, description="moves of the critic for one of the generator")
+
+
+class LearnedTransportSpec(Section):
+    """A generator that minimises a transport distance whose cost a critic learns, to make it large."""
+
+    kind: Literal["learned-transport"]
+    critic: CriticSpec = CriticSpec()
+    features: int = Field(default=128, ge=2, le=4096, description="numbers in which the critic embeds an image")
+    epsilon: float = Field(default=0.05, ge=0, description="entropic regularisation of the plans; 0: exact ones")
+    critic_every: int = Field(default=3, ge=1, le=100, description="moves of the generator for one of the critic")
+    penalty: float = Field(default=0.1, ge=0, description="weight of the penalty on the critic's slope")
+    plans: Literal["service", "local"] = Field(
+        default="service", description="who solves the plans: the transport service, or each rank for itself"
+    )
+
+
+ObjectiveSpec = Annotated[
+    ClassificationSpec | TransportSpec | GanSpec | WassersteinSpec | LearnedTransportSpec | FlowSpec,
+    Field(discriminator="kind"),
+]

@@ -114,6 +114,8 @@ def _move(spec: JobSpec, phase: Phase, step: Step, state: TrainState, meters: Me
     meters.add(*parts)
     sum_gradients(phase.module.parameters())
     optimizer.step()
+    if phase.project is not None:
+        phase.project()
 
 
 @contextmanager

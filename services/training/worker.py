@@ -117,7 +117,8 @@ def _configure_process() -> None:
 
 
 def _planner(settings: WorkerConfig, spec: JobSpec, rank: int, world: int) -> Planner:
-    if not isinstance(spec.objective, ClassificationSpec) and spec.objective.plans == "service":
+    # What needs no plan to train is judged by plans all the same.
+    if not isinstance(spec.objective, ClassificationSpec) and getattr(spec.objective, "plans", "service") == "service":
         return RayPlanner(settings.job, rank, world, settings.plan_deadline)
     return LocalPlanner()
 

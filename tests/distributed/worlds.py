@@ -34,7 +34,7 @@ from pipelines.transport.planner import LocalPlanner, Share
 
 SECONDS = 240
 POINTS = 13
-KINDS = ("mlp", "transport", "flow", "pool-flow", "conditional-flow")
+KINDS = ("mlp", "transport", "gan", "wasserstein", "learned-transport", "flow", "pool-flow", "conditional-flow")
 
 
 def run_world(world: int, data: Path, folder: Path) -> list[dict[str, Any]]:
@@ -88,10 +88,12 @@ def _run(data: ShardedDataset, kind: str, folder: Path) -> dict[str, Any]:
     recorder = Recorder(folder / kind if distributed.rank() == 0 else None)
     objective, state = start(spec, data)
     go_on(spec, data, objective, state, recorder)
-    curves = ("loss", "train_accuracy", "transport_cost", "pair_cost", "plan_relative_gap")
+    untold = ("images_per_second", "plan_wait_ms", "plan_solve_ms")
     return {
         "tensors": tensors(state),
-        "points": [{name: value for name, value in point.items() if name in curves} for _, point in recorder.points],
+        "points": [
+            {name: value for name, value in point.items() if name not in untold} for _, point in recorder.points
+        ],
         "due": [[images for images, _ in recorder.points], recorder.evaluations, recorder.checkpoints],
     }
 

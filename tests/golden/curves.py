@@ -26,7 +26,10 @@ from pipelines.models.flow import FlowUNet
 from pipelines.spec import DataSpec, JobSpec, parse_spec
 
 FOLDER = Path(__file__).parent
-KINDS = ("perceptron", "mlp", "lenet", "transport", "flow", "pool-flow", "conditional-flow")
+KINDS = (
+    *("perceptron", "mlp", "lenet", "transport", "gan", "wasserstein", "learned-transport"),
+    *("flow", "pool-flow", "conditional-flow"),
+)
 STEPS, BATCH = 20, 16
 
 RATES = {
@@ -34,13 +37,19 @@ RATES = {
     "mlp": 0.5,
     "lenet": 0.003,
     "transport": 0.01,
+    "gan": 0.003,
+    "wasserstein": 0.003,
+    "learned-transport": 0.003,
     "flow": 0.004,
     "pool-flow": 0.004,
     "conditional-flow": 0.004,
 }
 """Learning rates at which each network gets somewhere in so few steps."""
 
-CURVES = ("loss", "train_accuracy", "transport_cost", "pair_cost")
+CURVES = (
+    *("loss", "train_accuracy", "transport_cost", "pair_cost"),
+    *("critic_loss", "generator_loss", "critic_estimate", "critic_slope", "energy_distance", "within_generated"),
+)
 DIGITS = 6
 
 

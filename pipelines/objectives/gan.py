@@ -1,0 +1,88 @@
+"""Adversarial networks: a generator against a critic that tells its samples from real images."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipelines.models.critics import Critic
+from pipelines.models.network import Generator, Images
+from pipelines.objectives.phase import Loss, Phase, Step
+from pipelines.spec import GanSpec
+
+Scores = Float[Tensor, "k 1"]
+
+
+class Gan:
+    """Two phases, the critic's and the generator's, over the same batch of images and latent vectors of their own.
+
+    - ``zero-sum``: the critic maximises ``V = E log D(x) + E log(1 − D(g(y)))`` with ``D = σ(critic)``, and the
+      generator minimises it (Goodfellow et al. 2014, eq. 1).
+    - ``non-saturating``: the generator minimises ``−E log D(g(y))`` instead (ibid., section 3), whose slope does not
+      vanish where the critic is sure.
+    - ``hinge``: the critic minimises ``E (1 − c(x))₊ + E (1 + c(g(y)))₊``, the generator ``−E c(g(y))`` (Lim & Ye
+      2017, eq. 18; Miyato et al. 2018, eq. 16).
+
+    The first two have an equilibrium to watch: against the best critic ``V + log 4`` is twice the Jensen–Shannon
+    divergence of samples and images (Goodfellow et al. 2014, theorem 1), so that the curve ``equilibrium_gap`` is a
+    lower bound of it, and 0 where the players have met.
+
+    Args:
+        spec: the loss, and how often the critic moves.
+        generator: what is trained to be served.
+        critic: of one score.
+    """
+
+    served = "generator"
+
+    def __init__(self, spec: GanSpec, generator: Generator, critic: Critic) -> None:
+        self.spec = spec
+        self.generator = generator
+        self.critic = critic
+        self.networks = {"generator": generator, "critic": critic}
+        self.phases = [
+            Phase("critic", critic, self._critic_loss, optimizer=spec.critic.optimizer),
+            Phase("generator", generator, self._generator_loss, every=spec.critic_steps),
+        ]
+
+    def _critic_loss(self, step: Step) -> Loss:
+        real, fake = scores(self.critic, step.images, samples(self.generator, step, "critic's latents"))
+        if self.spec.loss == "hinge":
+            each = F.relu(1 - real) + F.relu(1 + fake)
+        else:
+            each = F.softplus(-real) + F.softplus(fake)
+        loss = each.sum() / step.batch
+        right = ((real > 0).sum() + (fake < 0).sum()) / (2 * step.batch)
+        sums = {"critic_loss": loss.detach(), "critic_accuracy": right.float()}
+        if self.spec.loss != "hinge":
+            # log 4 comes once, and this is one rank's part of the sum.
+            sums["equilibrium_gap"] = math.log(4) * len(real) / step.batch - loss.detach()
+        return Loss(loss, sums)
+
+    def _generator_loss(self, step: Step) -> Loss:
+        fake = self.critic(self.generator(step.normal("latents", self.generator.latent)))
+        match self.spec.loss:
+            case "zero-sum":
+                each = -F.softplus(fake)
+            case "non-saturating":
+                each = F.softplus(-fake)
+            case "hinge":
+                each = -fake
+        loss = each.sum() / step.batch
+        return Loss(loss, {"generator_loss": loss.detach()})
+
+
+def samples(generator: Generator, step: Step, stream: str) -> Images:
+    """Samples for the critic's move, which holds the generator fixed."""
+    with torch.no_grad():
+        return generator(step.normal(stream, generator.latent))
+
+
+def scores(critic: Critic, real: Images, fake: Images) -> tuple[Scores, Scores]:
+    """The critic's scores of real images and of samples, in one pass."""
+    both = critic(torch.cat([real.to(fake.dtype), fake])).float()
+    return both[: len(real)], both[len(real) :]

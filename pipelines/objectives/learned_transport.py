@@ -1,0 +1,131 @@
+"""A generator trained by a transport distance whose cost an adversary learns."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipelines.distributed import gather_rows, gather_rows_with_gradient, world_size
+from pipelines.errors import DivergedError, ProblemError
+from pipelines.models.critics import Critic
+from pipelines.models.network import Generator, Images
+from pipelines.objectives.gan import samples
+from pipelines.objectives.phase import Loss, Phase, Step
+from pipelines.objectives.wasserstein import interpolates
+from pipelines.spec import LearnedTransportSpec
+from pipelines.transport.planner import Planner, Share
+
+SLOPES = 4
+"""One image in so many pays the penalty on the critic's slope."""
+
+Points = Float[Tensor, "k d"]
+
+
+class LearnedTransport:
+    """``min_g max_c D(g, c)``: the article's central idea, a second network that learns the cost of transport.
+
+    The critic embeds images on the unit sphere, where the cost is ``1 − cos``. Between two halves x, x′ of the real
+    images of a *global* batch and two halves y, y′ of the samples, the distance is the minibatch energy distance
+
+        D = W(x, y) + W(x, y′) + W(x′, y) + W(x′, y′) − 2 W(x, x′) − 2 W(y, y′)
+
+    (Salimans et al. 2018, "Improving GANs using optimal transport", eq. 6), whose last terms take back what plans of
+    samples cost even between equal laws; W is the cost of an entropic plan, which the planner solves and certifies.
+    The generator descends along D at every step with the plans held fixed; the critic ascends more rarely, less a
+    penalty ``E ‖Jᵀv‖²`` on the slope of its embedding between images and samples, without which it can pull two sets
+    apart that differ by nothing that can be seen.
+
+    Healthy runs keep ``within_real`` and ``within_generated`` away from 0: where they vanish, the critic has sent all
+    real images to one pole of the sphere and all samples to the other, and there is no slope to descend.
+
+    Args:
+        spec: epsilon, penalty, and how often the critic moves.
+        generator: what is trained to be served.
+        critic: of several features.
+        planner: who solves the plans.
+    """
+
+    served = "generator"
+
+    def __init__(self, spec: LearnedTransportSpec, generator: Generator, critic: Critic, planner: Planner) -> None:
+        self.spec = spec
+        self.generator = generator
+        self.critic = critic
+        self.planner = planner
+        self.networks = {"generator": generator, "critic": critic}
+        self.phases = [
+            Phase("critic", critic, self._critic_loss, every=spec.critic_every, optimizer=spec.critic.optimizer),
+            Phase("generator", generator, self._generator_loss),
+        ]
+
+    def _critic_loss(self, step: Step) -> Loss:
+        fakes = samples(self.generator, step, "critic's latents")
+        distance = self._distance(step, fakes, "critic")
+        loss = -distance.total
+        if self.spec.penalty:
+            loss = loss + self.spec.penalty * self._penalty(step, fakes)
+        return Loss(loss, maxima=distance.maxima)
+
+    def _generator_loss(self, step: Step) -> Loss:
+        return self._distance(step, self.generator(step.normal("latents", self.generator.latent)), "generator")
+
+    def _embed(self, images: Images) -> Points:
+        features = self.critic(images)
+        return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=1)
+
+    def _distance(self, step: Step, fakes: Images, player: str) -> Loss:
+        """The energy distance over all ranks' images and samples, differentiable in this rank's own."""
+        embedded = self._embed(torch.cat([step.images.to(fakes.dtype), fakes]))
+        halves = step.places % 2 == 0
+        sides = {
+            name + prime: points[half]
+            for name, points in zip("xy", embedded.split(len(fakes)), strict=True)
+            for prime, half in (("", halves), ("'", ~halves))
+        }
+        everywhere = {name: gather_rows_with_gradient(points) for name, points in sides.items()}
+        costs: dict[str, Tensor] = {}
+        solved = gap = 0.0
+        started = time.perf_counter()
+        for one, other in itertools.combinations(sides, 2):
+            key = f"step-{step.index}-{player}-{one}{other}"
+            try:
+                block = self.planner.plan_rows(
+                    Share(key, sides[one].detach(), sides[other].detach(), "cosine", self.spec.epsilon)
+                )
+            except ProblemError as error:
+                raise DivergedError(
+                    f"at step {step.index} the critic's features make no transport problem: {error.args[0]}",
+                    cure="lower optimizer.learning_rate",
+                ) from error
+            solved, gap = solved + block.certificate.milliseconds, max(gap, block.certificate.relative_gap)
+            rows, columns, mass = (torch.as_tensor(a).to(fakes.device) for a in (block.rows, block.columns, block.mass))
+            plan = embedded.new_zeros(len(sides[one]), len(everywhere[other]))
+            plan[rows, columns] = mass.to(plan.dtype)
+            costs[one + other] = (gather_rows(plan) * (1 - everywhere[one] @ everywhere[other].T)).sum()
+        waited = time.perf_counter() - started
+        between = costs["xy"] + costs["xy'"] + costs["x'y"] + costs["x'y'"]
+        distance = between - 2 * costs["xx'"] - 2 * costs["yy'"]
+        curves = {
+            "energy_distance": distance,
+            "between": between / 4,
+            "within_real": costs["xx'"],
+            "within_generated": costs["yy'"],
+            "plan_wait_ms": torch.tensor(1e3 * waited),
+            "plan_solve_ms": torch.tensor(solved),
+        }
+        # Every rank has the whole distance, while curves are summed over ranks.
+        sums = {name: value.detach() / world_size() for name, value in curves.items()}
+        return Loss(distance, sums, {"plan_relative_gap": gap})
+
+    def _penalty(self, step: Step, fakes: Images) -> Tensor:
+        """This rank's part of ``E ‖Jᵀv‖²`` over standard normal v: the mean squared slope of the features."""
+        chosen = step.places % SLOPES == 0
+        images = interpolates(step, fakes)[chosen].requires_grad_()
+        direction = step.normal("directions", self.critic.features)[chosen]
+        (slopes,) = torch.autograd.grad((self._embed(images) * direction).sum(), images, create_graph=True)
+        return slopes.float().square().sum() / len(range(0, step.batch, SLOPES))
