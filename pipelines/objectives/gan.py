@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.models.critics import Critic
-from pipelines.models.network import Generator, Images
+from pipelines.models.network import Generator
 from pipelines.objectives.phase import Loss, Phase, Step
 from pipelines.spec import GanSpec
 
+Images = Float[Tensor, "k c h w"]
 Scores = Float[Tensor, "k 1"]
 
 

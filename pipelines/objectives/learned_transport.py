@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from pipelines.distributed import gather_rows, gather_rows_with_gradient, world_size
 from pipelines.errors import DivergedError, ProblemError
 from pipelines.models.critics import Critic
-from pipelines.models.network import Generator, Images
-from pipelines.objectives.gan import samples
+from pipelines.models.network import Generator
+from pipelines.objectives.gan import Images, samples
 from pipelines.objectives.phase import Loss, Phase, Step
 from pipelines.objectives.wasserstein import interpolates
 from pipelines.spec import LearnedTransportSpec

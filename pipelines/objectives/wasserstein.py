@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipelines.models.critics import Critic
-from pipelines.models.network import Generator, Images
-from pipelines.objectives.gan import samples, scores
+from pipelines.models.network import Generator
+from pipelines.objectives.gan import Images, samples, scores
 from pipelines.objectives.phase import Loss, Phase, Step
 from pipelines.spec import WassersteinSpec
 
