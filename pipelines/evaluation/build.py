@@ -8,7 +8,9 @@ from pipelines.data.loader import ShardedDataset
 from pipelines.distributed import rank
 from pipelines.errors import ShardError
 from pipelines.evaluation import classification, generation
+from pipelines.evaluation.features import FeatureExtractor
 from pipelines.evaluation.figures import TILE, image_grid
+from pipelines.evaluation.judging import FeatureJudge
 from pipelines.evaluation.result import Evaluation
 from pipelines.models.bundle import to_uint8
 from pipelines.models.network import Classifier, Generator
@@ -33,11 +35,26 @@ class Evaluator:
 
     Every rank calls it; pictures and transport distances are made by rank 0 alone.
 
+    Args:
+        spec: what is trained, and how it is judged.
+        data: both splits.
+        planner: who solves the plans behind transport distances.
+        device: where the network is.
+        reference: the classifier whose features judge a generator, on rank 0, if the spec names one.
+
     Raises:
         ShardError: there are no held-out images.
+        SpecError: the reference is not for such images.
     """
 
-    def __init__(self, spec: JobSpec, data: ShardedDataset, planner: Planner, device: torch.device) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        data: ShardedDataset,
+        planner: Planner,
+        device: torch.device,
+        reference: FeatureExtractor | None = None,
+    ) -> None:
         if not len(data.test):
             raise ShardError("the test split is empty", cure="add images, or change data.test_fraction")
         self._data = data
@@ -48,6 +65,12 @@ class Evaluator:
             judged = _judged_by(spec.objective)
             self._judge = generation.TransportJudge(
                 data.split("train"), data.split("test"), judged.cost, planner, spec.seed, judged.power
+            )
+        self._features = None
+        if reference is not None:
+            reference.require(data.image)
+            self._features = FeatureJudge(
+                reference, data.split("train"), data.split("test"), spec.evaluation.samples, spec.seed
             )
 
     def __call__(self, network: torch.nn.Module) -> Evaluation:
@@ -72,4 +95,10 @@ class Evaluator:
             "test_transport_max_gap": distances.max_gap,
         }
         samples = to_uint8(generation.sample(network, GRID, self._seed, self._device)).cpu().numpy()
-        return Evaluation(metrics, {"samples": image_grid(samples, tile=TILE)}, {"transport_solver": distances.solver})
+        pictures, tags = {"samples": image_grid(samples, tile=TILE)}, {"transport_solver": distances.solver}
+        if self._features is not None:
+            scores = self._features.scores(network, self._device)
+            metrics |= {f"test_{name}": value for name, value in scores.items()}
+            pictures["neighbours"] = self._features.neighbours(network, self._device)
+            tags["feature_extractor"] = self._features.extractor.identity
+        return Evaluation(metrics, pictures, tags)

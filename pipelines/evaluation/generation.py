@@ -18,6 +18,9 @@ from pipelines.transport.problem import TransportProblem
 LARGEST_SET = 1024
 """Points on each side of an evaluation's plan; the distance between finite sets depends on it, so it is one number."""
 
+FITTED = 4096
+"""Training images, evenly spaced, to which the Gaussian baseline is fitted."""
+
 
 @dataclass(frozen=True)
 class TransportDistances:
@@ -69,32 +72,32 @@ class TransportJudge:
         samples = sample(generator, self._points, self._seed, device).flatten(1).cpu()
         distance, gap, solver = self._distance(samples)
         if self._baselines is None:
-            gaussian, gaussian_gap, _ = self._distance(self._gaussian())
+            baseline, baseline_gap, _ = self._distance(gaussian(self._train, self._points, self._seed).flatten(1))
             floor, floor_gap, _ = self._distance(self._draw(self._train, "floor"))
-            self._baselines = gaussian, floor, max(gaussian_gap, floor_gap)
-        gaussian, floor, baseline_gap = self._baselines
-        return TransportDistances(distance, gaussian, floor, self._points, max(gap, baseline_gap), solver)
+            self._baselines = baseline, floor, max(baseline_gap, floor_gap)
+        baseline, floor, baseline_gap = self._baselines
+        return TransportDistances(distance, baseline, floor, self._points, max(gap, baseline_gap), solver)
 
     def _draw(self, split: Split, stream: str) -> torch.Tensor:
         order = torch.randperm(len(split), generator=step_generator(self._seed, 0, stream))
         images, _ = split.take(order[: self._points].numpy())
         return to_float(images).flatten(1)
 
-    def _gaussian(self) -> torch.Tensor:
-        """Samples of the Gaussian with the training images' mean and covariance, clipped to the pixels' range.
-
-        A standard normal combination of the centred images has their covariance, which never needs to be formed.
-        """
-        count = min(len(self._train), 4 * LARGEST_SET)
-        images, _ = self._train.take(np.linspace(0, len(self._train) - 1, count).astype(np.int64))
-        pixels = to_float(images).flatten(1)
-        centred = pixels - pixels.mean(0)
-        weights = torch.randn(self._points, count, generator=step_generator(self._seed, 0, "gaussian"))
-        return (pixels.mean(0) + weights @ centred / (count - 1) ** 0.5).clamp(-1, 1)
-
     def _distance(self, points: torch.Tensor) -> tuple[float, float, str]:
         plan = self._planner.plan(TransportProblem.between(points, self._held_out, cost=self._cost, power=self._power))
         return plan.certificate.primal, plan.certificate.relative_gap, plan.certificate.solver
+
+
+def gaussian(train: Split, count: int, seed: int) -> torch.Tensor:
+    """Samples of the Gaussian with the training images' mean and covariance, clipped to [−1, 1]: (count, c, h, w).
+
+    A standard normal combination of the centred images has their covariance, which never needs to be formed.
+    """
+    images, _ = train.take(np.linspace(0, len(train) - 1, min(len(train), FITTED)).astype(np.int64))
+    pixels = to_float(images).flatten(1)
+    weights = torch.randn(count, len(pixels), generator=step_generator(seed, 0, "gaussian"))
+    drawn = pixels.mean(0) + weights @ (pixels - pixels.mean(0)) / (len(pixels) - 1) ** 0.5
+    return drawn.clamp(-1, 1).view(count, *images.shape[1:])
 
 
 @torch.inference_mode()

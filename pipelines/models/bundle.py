@@ -46,8 +46,7 @@ class Bundle:
         """Write weights and card into a folder, which is made if need be."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
-        blob = save(weights)
+        blob = self._blob()
         (folder / WEIGHTS).write_bytes(blob)
         card = {
             "model": self.spec.model_dump(mode="json"),
@@ -57,6 +56,13 @@ class Bundle:
         }
         (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
         return folder
+
+    def digest(self) -> str:
+        """sha256 of the weights as :meth:`save` writes them."""
+        return hashlib.sha256(self._blob()).hexdigest()
+
+    def _blob(self) -> bytes:
+        return save({name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()})
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> Bundle:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipelines.errors import SpecError
-from pipelines.models.network import Classifier, Images, Logits
+from pipelines.models.network import Classifier, Features, Images, Logits
 from pipelines.shape import ImageShape
 
 
@@ -18,6 +18,10 @@ class Perceptron(Classifier):
     def __init__(self, image: ImageShape, classes: int) -> None:
         super().__init__(image, classes)
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(image.pixels, classes))
+
+    def embed(self, images: Images) -> Features:
+        """See :class:`Classifier`."""
+        return self.layers[:-1](images)
 
     def forward(self, images: Images) -> Logits:
         """See :class:`Classifier`."""
@@ -46,6 +50,10 @@ class MLP(Classifier):
             width = next_width
         layers.append(nn.Linear(width, classes))
         self.layers = nn.Sequential(*layers)
+
+    def embed(self, images: Images) -> Features:
+        """See :class:`Classifier`."""
+        return self.layers[:-1](images)
 
     def forward(self, images: Images) -> Logits:
         """See :class:`Classifier`."""
@@ -76,6 +84,10 @@ class LeNet(Classifier):
             nn.Linear(width, 120), nn.ReLU(), nn.Dropout(dropout),
             nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes),
         )  # fmt: skip
+
+    def embed(self, images: Images) -> Features:
+        """See :class:`Classifier`."""
+        return self.head[:-1](self.features(images))
 
     def forward(self, images: Images) -> Logits:
         """See :class:`Classifier`."""

@@ -12,6 +12,7 @@ from pipelines.shape import ImageShape
 Images = Float[Tensor, "b {self.image.channels} {self.image.height} {self.image.width}"]
 Latents = Float[Tensor, "b {self.latent}"]
 Logits = Float[Tensor, "b {self.classes}"]
+Features = Float[Tensor, "b features"]
 Conditions = Float[Tensor, "b {self.conditions}"]
 """Shapes by the attributes of the network whose method takes or returns them."""
 
@@ -37,6 +38,10 @@ class Classifier(Network):
         super().__init__()
         self.image = image
         self.classes = classes
+
+    def embed(self, images: Images) -> Features:
+        """What the last layer is given: (b, features)."""
+        raise NotImplementedError
 
     def forward(self, images: Images) -> Logits:
         """Logits of a batch of images."""

@@ -31,7 +31,7 @@ from pipelines.spec.objectives import (
     WassersteinSpec,
 )
 from pipelines.spec.reading import json_schema, load_spec, parse_spec
-from pipelines.spec.training import OptimizerSpec, TrainSpec, WorkersSpec
+from pipelines.spec.training import EvaluationSpec, OptimizerSpec, TrainSpec, WorkersSpec
 
 __all__ = [
     "BatchPlanSpec",
@@ -41,6 +41,7 @@ __all__ = [
     "CouplingSpec",
     "CriticSpec",
     "DataSpec",
+    "EvaluationSpec",
     "FlowSpec",
     "FlowUNetSpec",
     "GanSpec",

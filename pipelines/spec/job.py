@@ -20,7 +20,7 @@ from pipelines.spec.objectives import (
     WassersteinSpec,
 )
 from pipelines.spec.section import Name, Section
-from pipelines.spec.training import OptimizerSpec, TrainSpec, WorkersSpec
+from pipelines.spec.training import EvaluationSpec, OptimizerSpec, TrainSpec, WorkersSpec
 
 _TRAINS = {
     "classification": ("perceptron", "mlp", "lenet"),
@@ -59,6 +59,7 @@ class JobSpec(Section):
     optimizer: OptimizerSpec = OptimizerSpec()
     train: TrainSpec
     workers: WorkersSpec = WorkersSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
     register_as: RegisterSpec | None = Field(default=None, description="by default the job's name, alias live")
 
     @model_validator(mode="after")
@@ -100,6 +101,10 @@ class JobSpec(Section):
             raise ValueError(
                 f"train.accumulate {self.train.accumulate} would cut the batches that this objective couples as wholes"
             )
+        if self.objective.kind == "classification" and self.evaluation.reference is not None:
+            raise ValueError(
+                f"evaluation.reference {self.evaluation.reference!r} judges generators; this job trains a classifier"
+            )
         if self.train.batch < self.workers.count:
             raise ValueError(
                 f"train.batch {self.train.batch} leaves some of {self.workers.count} workers without images"
@@ -114,9 +119,9 @@ class JobSpec(Section):
     def fingerprint(self) -> str:
         """sha256 over all that decides the result: a checkpoint of another fingerprint cannot be resumed.
 
-        The number of workers is left out: a job may resume on more or fewer.
+        The number of workers is left out: a job may resume on more or fewer, and be judged in another way.
         """
-        decisive = self.model_dump(mode="json", exclude={"workers", "name", "register_as"})
+        decisive = self.model_dump(mode="json", exclude={"workers", "name", "register_as", "evaluation"})
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:

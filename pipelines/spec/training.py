@@ -46,6 +46,18 @@ class TrainSpec(Section):
     checkpoint_every: Images = Field(default=20_000, description="images between two checkpoints")
 
 
+class EvaluationSpec(Section):
+    """How generators are judged, beside their transport distance to held-out images."""
+
+    reference: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9._-]+|/[0-9]+)?$",
+        description="a registered classifier of such images, NAME, NAME@ALIAS or NAME/VERSION: its features give FID, "
+        "KID, precision, recall, density and coverage",
+    )
+    samples: int = Field(default=5_000, ge=100, le=100_000, description="images drawn for these")
+
+
 class WorkersSpec(Section):
     """What the job runs on."""
 

@@ -19,6 +19,7 @@ from ray.train.torch import get_device
 from pipelines.data.loader import Loader, ShardedDataset, open_dataset
 from pipelines.errors import CheckpointError, DivergedError, ShardError, SpecError
 from pipelines.evaluation.build import Evaluator
+from pipelines.evaluation.features import FeatureExtractor
 from pipelines.evaluation.result import Evaluation
 from pipelines.models.build import build_model
 from pipelines.models.bundle import Bundle
@@ -29,7 +30,7 @@ from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.training.loop import train
 from pipelines.training.state import TrainState
 from pipelines.transport.planner import LocalPlanner, Planner
-from services.tracking.registry import register
+from services.tracking.registry import download, register, resolve
 from services.tracking.run import Run
 from services.training.progress import progress_line, stage_line
 from services.transport.client import RayPlanner
@@ -49,6 +50,7 @@ class WorkerConfig:
         mlflow_uri: where rank 0 logs.
         plan_deadline: seconds to wait for a plan.
         staging: folder where checkpoints lie until Ray Train has taken them.
+        models: folder of downloaded models.
     """
 
     job: str
@@ -57,6 +59,7 @@ class WorkerConfig:
     mlflow_uri: str
     plan_deadline: float
     staging: str
+    models: str
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +103,7 @@ def _train(settings: WorkerConfig, spec: JobSpec) -> dict[str, Any]:
             f"training {network.parameter_count:,} parameters on {len(data.train):,} images, {world} workers, {device}"
             + (f", from image {state.images:,}" if state.images else "")
         )
-    evaluator = Evaluator(spec, data, planner, device)
+    evaluator = Evaluator(spec, data, planner, device, _reference(settings, spec, device))
     with Loader(data.train, spec.train.batch, spec.seed, rank, world, start_step=state.step) as batches:
         train(spec, objective, state, batches, evaluator, listener, device)
     if tracker is None:
@@ -121,6 +124,16 @@ def _planner(settings: WorkerConfig, spec: JobSpec, rank: int, world: int) -> Pl
     if not isinstance(spec.objective, ClassificationSpec) and getattr(spec.objective, "plans", "service") == "service":
         return RayPlanner(settings.job, rank, world, settings.plan_deadline)
     return LocalPlanner()
+
+
+# Every rank loads it, so that what is wrong with it ends all of them.
+def _reference(settings: WorkerConfig, spec: JobSpec, device: torch.device) -> FeatureExtractor | None:
+    if spec.evaluation.reference is None:
+        return None
+    ref = resolve(settings.mlflow_uri, spec.evaluation.reference)
+    bundle = download(settings.mlflow_uri, ref, settings.models)
+    bundle.network.to(device)
+    return FeatureExtractor(f"{ref.name}/{ref.version}", bundle)
 
 
 class _Tracker:
@@ -196,7 +209,8 @@ class _Listener:
 
 
 def worker_config(
-    job: str, spec: JobSpec, data: Path, mlflow_uri: str, plan_deadline: float, staging: Path
+    job: str, spec: JobSpec, data: Path, mlflow_uri: str, plan_deadline: float, staging: Path, models: Path
 ) -> dict[str, Any]:
     """The dictionary that :func:`train_worker` takes."""
-    return asdict(WorkerConfig(job, spec.model_dump(mode="json"), str(data), mlflow_uri, plan_deadline, str(staging)))
+    document = spec.model_dump(mode="json")
+    return asdict(WorkerConfig(job, document, str(data), mlflow_uri, plan_deadline, str(staging), str(models)))

@@ -49,7 +49,10 @@ FAULTS = {
     "model={kind: mlp, hidden: [8, 0]}": ("model.hidden.1:", "greater than or equal to 1", "0"),
     "model={kind: lenet, dropout: 1}": ("model.dropout:", "less than 1", "1"),
     "model={kind: flow-unet, width: 12}": ("model.width:", "multiple of 8", "12"),
-    "objective.kind=gan": ("objective.kind:", "'classification', 'transport', 'flow'", "'gan'"),
+    "objective.kind=vae": (
+        "objective.kind:",
+        "'classification', 'transport', 'gan', 'wasserstein', 'learned-transport', 'flow'", "'vae'",
+    ),
     "objective.loss=hinge": ("objective.loss:", "'cross-entropy' or 'least-squares'", "'hinge'"),
     "objective={kind: transport, cost: l1}": ("objective.cost:", "'squared-euclidean', 'euclidean'", "'l1'"),
     "objective={kind: flow, coupling: {kind: best}}": (
