@@ -29,6 +29,6 @@ def build_model(spec: ModelSpec, image: ImageShape, classes: int) -> Classifier 
         case LeNetSpec():
             return LeNet(image, classes, spec.dropout)
         case ConvGeneratorSpec():
-            return ConvGenerator(image, spec.latent, spec.width)
+            return ConvGenerator(image, spec.latent, spec.width, transposed=spec.upsampling == "transposed")
         case FlowUNetSpec():
             return FlowUNet(image, spec.width, spec.steps, classes if spec.conditional else 0)

@@ -14,17 +14,19 @@ from pipelines.shape import ImageShape
 class ConvGenerator(Generator):
     """A latent vector unfolded to a small map, then upsampled and convolved to an image.
 
-    After DCGAN (Radford, Metz & Chintala 2016), with nearest-neighbour upsampling for the transposed convolutions,
-    which leave a checkerboard (Odena, Dumoulin & Olah 2016), and group for batch normalisation, so that a sample does
-    not depend on the samples beside it and the ranks of a job need not exchange statistics.
+    After DCGAN (Radford, Metz & Chintala 2016), with group for batch normalisation, so that a sample does not depend on
+    the samples beside it and the ranks of a job need not exchange statistics. ``nearest`` upsampling repeats pixels
+    before a convolution; ``transposed`` convolutions, DCGAN's own, compute less but leave a checkerboard in what was
+    trained little (Odena, Dumoulin & Olah 2016).
 
     Args:
         image: shape of the output; any size.
         latent: dimension of the input.
         width: channels of the last hidden layer; each coarser layer has twice as many, up to 8 times.
+        transposed: whether convolutions are transposed.
     """
 
-    def __init__(self, image: ImageShape, latent: int, width: int) -> None:
+    def __init__(self, image: ImageShape, latent: int, width: int, *, transposed: bool = False) -> None:
         super().__init__(image, latent)
         side = max(image.height, image.width)
         doublings = max(1, round(math.log2(side / 7)))
@@ -38,12 +40,11 @@ class ConvGenerator(Generator):
         )
         blocks: list[nn.Module] = []
         for wide, narrow in itertools.pairwise(channels):
-            blocks += [
-                nn.Upsample(scale_factor=2, mode="nearest"),
-                nn.Conv2d(wide, narrow, 3, padding=1),
-                nn.GroupNorm(_groups(narrow), narrow),
-                nn.ReLU(),
-            ]
+            if transposed:
+                blocks.append(nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1))
+            else:
+                blocks += [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(wide, narrow, 3, padding=1)]
+            blocks += [nn.GroupNorm(_groups(narrow), narrow), nn.ReLU()]
         self.blocks = nn.Sequential(*blocks)
         self.to_pixels = nn.Conv2d(channels[-1], image.channels, 3, padding=1)
 

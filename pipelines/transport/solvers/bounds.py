@@ -32,9 +32,11 @@ def balanced(
     objective = kernel.total(rows * scaled_f) + float(columns @ scaled_g)
     missing_rows, missing_columns = a - rows, (b - columns).clamp_min(0)
     missing = kernel.total(missing_rows)
-    if missing <= 1e-12:
+    short = float(missing_columns.sum())
+    # Where no column is short, the rows are so by the rounding of their sums alone.
+    if missing <= 1e-12 or short == 0:
         return max(objective, dual), dual, error
-    missing_columns *= missing / missing_columns.sum()
+    missing_columns *= missing / short
     product = kernel.bilinear(missing_rows, missing_columns) / missing
     # Of the kept part, of the product, and of their shares of the mass.
     entropy = kernel.total(_relative(missing_rows, a)) + float(_relative(missing_columns, b).sum())

@@ -25,7 +25,11 @@ def build(image: ImageShape = GREY, classes: int = 2, **spec: object) -> Classif
 
 
 CLASSIFIERS = [{"kind": "perceptron"}, {"kind": "mlp", "hidden": [5, 6]}, {"kind": "lenet"}]
-GENERATORS = [{"kind": "conv-generator", "latent": 5, "width": 4}, {"kind": "flow-unet", "width": 8, "steps": 2}]
+GENERATORS = [
+    {"kind": "conv-generator", "latent": 5, "width": 4},
+    {"kind": "conv-generator", "latent": 5, "width": 4, "upsampling": "transposed"},
+    {"kind": "flow-unet", "width": 8, "steps": 2},
+]
 
 
 @pytest.mark.parametrize("image", [GREY, COLOUR], ids=["grey", "colour"])
