@@ -213,7 +213,7 @@ class _Demo:
             self.summary.accuracy[name] = accuracy
             return f"accuracy {accuracy:.4f}, bar {ACCURACY_BARS[name]}", accuracy >= ACCURACY_BARS[name]
         max_gap = max([*record.series["plan_relative_gap"], latest["test_transport_max_gap"]])
-        found = {
+        found: dict[str, Any] = {
             "generator": latest["test_transport_cost"],
             "gaussian_baseline": latest["test_transport_cost_gaussian"],
             "real_images": latest["test_transport_cost_real"],
