@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -60,6 +61,22 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     if world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, values: torch.Tensor) -> torch.Tensor:
+        return sum_over_ranks(values.clone())
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        (gradient,) = gradients
+        return sum_over_ranks(gradient.clone())
+
+
+def sum_with_gradient(values: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over ranks, differentiable: each rank's values get the gradients of all ranks' losses."""
+    return _Sum.apply(values) if world_size() > 1 else values
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

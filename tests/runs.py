@@ -56,7 +56,13 @@ JOBS: dict[str, dict[str, Any]] = {
         "optimizer": {"learning_rate": 0.002, "momentum": 0.0},
     },
     "learned-transport": {
-        "model": {"kind": "conv-generator", "latent": 8, "width": 4},
+        "model": {
+            "kind": "conv-generator",
+            "latent": 8,
+            "width": 4,
+            "upsampling": "transposed",
+            "normalisation": "batch",
+        },
         "objective": {"kind": "learned-transport", "critic": {"width": 4}, "features": 6, "plans": "local"},
         "optimizer": {"learning_rate": 0.002, "momentum": 0.5},
     },

@@ -29,6 +29,12 @@ def build_model(spec: ModelSpec, image: ImageShape, classes: int) -> Classifier 
         case LeNetSpec():
             return LeNet(image, classes, spec.dropout)
         case ConvGeneratorSpec():
-            return ConvGenerator(image, spec.latent, spec.width, transposed=spec.upsampling == "transposed")
+            return ConvGenerator(
+                image,
+                spec.latent,
+                spec.width,
+                transposed=spec.upsampling == "transposed",
+                batch_norm=spec.normalisation == "batch",
+            )
         case FlowUNetSpec():
             return FlowUNet(image, spec.width, spec.steps, classes if spec.conditional else 0)

@@ -8,14 +8,16 @@ import math
 from torch import nn
 
 from pipelines.models.network import Conditions, Generator, Images, Latents
+from pipelines.models.normalisation import GlobalBatchNorm
 from pipelines.shape import ImageShape
 
 
 class ConvGenerator(Generator):
     """A latent vector unfolded to a small map, then upsampled and convolved to an image.
 
-    After DCGAN (Radford, Metz & Chintala 2016), with group for batch normalisation, so that a sample does not depend on
-    the samples beside it and the ranks of a job need not exchange statistics. ``nearest`` upsampling repeats pixels
+    After DCGAN (Radford, Metz & Chintala 2016). With group normalisation a sample does not depend on the samples beside
+    it, and the ranks of a job need not exchange statistics; with batch normalisation, DCGAN's own, they do, and samples
+    that would all become one another are held apart. ``nearest`` upsampling repeats pixels
     before a convolution; ``transposed`` convolutions, DCGAN's own, compute less but leave a checkerboard in what was
     trained little (Odena, Dumoulin & Olah 2016).
 
@@ -24,10 +26,14 @@ class ConvGenerator(Generator):
         latent: dimension of the input.
         width: channels of the last hidden layer; each coarser layer has twice as many, up to 8 times.
         transposed: whether convolutions are transposed.
+        batch_norm: whether maps are normalised over the global batch in place of each image.
     """
 
-    def __init__(self, image: ImageShape, latent: int, width: int, *, transposed: bool = False) -> None:
+    def __init__(
+        self, image: ImageShape, latent: int, width: int, *, transposed: bool = False, batch_norm: bool = False
+    ) -> None:
         super().__init__(image, latent)
+        norm = GlobalBatchNorm if batch_norm else _group_norm
         side = max(image.height, image.width)
         doublings = max(1, round(math.log2(side / 7)))
         self.coarse = math.ceil(side / 2**doublings)
@@ -35,7 +41,7 @@ class ConvGenerator(Generator):
         self.unfold = nn.Sequential(
             nn.Linear(latent, channels[0] * self.coarse**2),
             nn.Unflatten(1, (channels[0], self.coarse, self.coarse)),
-            nn.GroupNorm(_groups(channels[0]), channels[0]),
+            norm(channels[0]),
             nn.ReLU(),
         )
         blocks: list[nn.Module] = []
@@ -44,7 +50,7 @@ class ConvGenerator(Generator):
                 blocks.append(nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1))
             else:
                 blocks += [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(wide, narrow, 3, padding=1)]
-            blocks += [nn.GroupNorm(_groups(narrow), narrow), nn.ReLU()]
+            blocks += [norm(narrow), nn.ReLU()]
         self.blocks = nn.Sequential(*blocks)
         self.to_pixels = nn.Conv2d(channels[-1], image.channels, 3, padding=1)
 
@@ -54,5 +60,5 @@ class ConvGenerator(Generator):
         return self.to_pixels(maps)[..., : self.image.height, : self.image.width].tanh()
 
 
-def _groups(channels: int) -> int:
-    return math.gcd(channels, 8)
+def _group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(math.gcd(channels, 8), channels)

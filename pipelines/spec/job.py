@@ -101,6 +101,10 @@ class JobSpec(Section):
             raise ValueError(
                 f"train.accumulate {self.train.accumulate} would cut the batches that this objective couples as wholes"
             )
+        if getattr(self.model, "normalisation", None) == "batch" and self.train.accumulate > 1:
+            raise ValueError(
+                f"train.accumulate {self.train.accumulate} would cut the batches over which this model normalises"
+            )
         if self.objective.kind == "classification" and self.evaluation.reference is not None:
             raise ValueError(
                 f"evaluation.reference {self.evaluation.reference!r} judges generators; this job trains a classifier"

@@ -45,6 +45,11 @@ class ConvGeneratorSpec(Section):
         default="nearest",
         description="pixels are repeated, then convolved; or one transposed convolution does both, 2.4 times as fast",
     )
+    normalisation: Literal["group", "batch"] = Field(
+        default="group",
+        description="within each image; or over the global batch, which keeps the samples of an adversary's opponent "
+        "apart",
+    )
 
 
 class FlowUNetSpec(Section):

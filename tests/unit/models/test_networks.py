@@ -27,7 +27,7 @@ def build(image: ImageShape = GREY, classes: int = 2, **spec: object) -> Classif
 CLASSIFIERS = [{"kind": "perceptron"}, {"kind": "mlp", "hidden": [5, 6]}, {"kind": "lenet"}]
 GENERATORS = [
     {"kind": "conv-generator", "latent": 5, "width": 4},
-    {"kind": "conv-generator", "latent": 5, "width": 4, "upsampling": "transposed"},
+    {"kind": "conv-generator", "latent": 5, "width": 4, "upsampling": "transposed", "normalisation": "batch"},
     {"kind": "flow-unet", "width": 8, "steps": 2},
 ]
 

@@ -238,3 +238,12 @@ def test_what_does_not_go_together_is_refused(kind: str, section: str, change: d
     document[section] |= change
     with pytest.raises(SpecError, match=message):
         parse_spec(document)
+
+
+def test_parts_of_a_batch_are_not_normalised_by_themselves() -> None:
+    document = job("gan").model_dump()
+    document["train"]["accumulate"] = 2
+    parse_spec(document)
+    document["model"]["normalisation"] = "batch"
+    with pytest.raises(SpecError, match="accumulate 2 would cut the batches over which this model normalises"):
+        parse_spec(document)

@@ -1,0 +1,36 @@
+"""Normalisation over the images of all ranks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.distributed import sum_with_gradient, world_size
+
+
+class GlobalBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation (Ioffe & Szegedy 2015) whose mean and variance are those of the *global* batch.
+
+    So that what is trained does not depend on the number of ranks; torch's own across ranks is for GPUs alone. Ranks
+    exchange two numbers for each channel, forwards and backwards.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(b, channels, h, w) of this rank's images, normalised by the moments over all ranks' images."""
+        if not self.training or world_size() == 1:
+            return super().forward(maps)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        wide = maps.float() if maps.dtype == torch.bfloat16 else maps
+        count = float(sum_with_gradient(wide.new_tensor([wide[:, 0].numel()])))
+        mean = sum_with_gradient(wide.sum((0, 2, 3))) / count
+        centred = wide - mean[:, None, None]
+        variance = sum_with_gradient(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            # As in one process: what is kept for evaluation is the unbiased variance.
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum or 0.0)
+            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum or 0.0)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked += 1
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(maps.dtype)
