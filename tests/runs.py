@@ -40,6 +40,17 @@ JOBS: dict[str, dict[str, Any]] = {
         "objective": {"kind": "classification", "flip": True},
         "optimizer": {"learning_rate": 0.002, "schedule": "cosine"},
     },
+    "resnet": {
+        "model": {"kind": "resnet", "depth": 10, "width": 4},
+        "objective": {
+            "kind": "classification",
+            "flip": True,
+            "shift": 2,
+            "cutout": 3,
+            "label_smoothing": 0.1,
+        },
+        "optimizer": {"kind": "sgd", "learning_rate": 0.05, "nesterov": True, "schedule": "one-cycle"},
+    },
     "transport": {
         "model": {"kind": "conv-generator", "latent": 8, "width": 4},
         "objective": {"kind": "transport", "plans": "local"},

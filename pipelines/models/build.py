@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from pipelines.models.alexnet import AlexNet
 from pipelines.models.classifiers import MLP, LeNet, Perceptron
 from pipelines.models.flow import FlowUNet
 from pipelines.models.generators import ConvGenerator
 from pipelines.models.network import Classifier, Generator
+from pipelines.models.resnet import ResNet
 from pipelines.shape import ImageShape
-from pipelines.spec import ConvGeneratorSpec, FlowUNetSpec, LeNetSpec, MLPSpec, ModelSpec, PerceptronSpec
+from pipelines.spec import (
+    AlexNetSpec,
+    ConvGeneratorSpec,
+    FlowUNetSpec,
+    LeNetSpec,
+    MLPSpec,
+    ModelSpec,
+    PerceptronSpec,
+    ResNetSpec,
+)
 
 
 def build_model(spec: ModelSpec, image: ImageShape, classes: int) -> Classifier | Generator:
@@ -28,6 +39,10 @@ def build_model(spec: ModelSpec, image: ImageShape, classes: int) -> Classifier 
             return MLP(image, classes, spec.hidden, spec.dropout)
         case LeNetSpec():
             return LeNet(image, classes, spec.dropout)
+        case AlexNetSpec():
+            return AlexNet(image, classes, spec.hidden, spec.dropout)
+        case ResNetSpec():
+            return ResNet(image, classes, spec.depth, spec.width)
         case ConvGeneratorSpec():
             return ConvGenerator(
                 image,

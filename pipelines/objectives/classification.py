@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.models.network import Classifier
+from pipelines.objectives.augmentation import augmented
 from pipelines.objectives.phase import Loss, Phase, Step
 from pipelines.spec import ClassificationSpec
 
@@ -24,15 +24,15 @@ class Classification:
         self.phases = [Phase("classifier", classifier, self._loss)]
 
     def _loss(self, step: Step) -> Loss:
-        images = _mirror(step.images, step.uniform("mirror")) if self.spec.flip else step.images
-        logits = self.classifier(images)
-        loss = classification_loss(logits, step.labels, self.spec.loss).sum() / step.batch
+        logits = self.classifier(augmented(step, self.spec))
+        each = classification_loss(logits, step.labels, self.spec.loss, self.spec.label_smoothing)
+        loss = each.sum() / step.batch
         correct = (logits.argmax(1) == step.labels).sum() / step.batch
         return Loss(loss, sums={"loss": loss.detach(), "train_accuracy": correct})
 
 
 def classification_loss(
-    logits: Float[Tensor, "b classes"], labels: Int64[Tensor, " b"], loss: str
+    logits: Float[Tensor, "b classes"], labels: Int64[Tensor, " b"], loss: str, smoothing: float = 0.0
 ) -> Float[Tensor, " b"]:
     """Loss of each prediction.
 
@@ -41,15 +41,12 @@ def classification_loss(
         labels: (b,) int64.
         loss: ``cross-entropy`` −log p_label, or ``least-squares`` ‖p − e_label‖², with p the softmax of the logits and
             e the basis vectors: the article's own empirical risk, on probabilities.
+        smoothing: share of each label that is spread evenly over all classes (Szegedy et al. 2016, section 7).
 
     Returns:
         (b,) tensor.
     """
     if loss == "cross-entropy":
-        return F.cross_entropy(logits, labels, reduction="none")
-    targets = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    targets = F.one_hot(labels, logits.shape[1]).to(logits.dtype) * (1 - smoothing) + smoothing / logits.shape[1]
     return (logits.softmax(1) - targets).square().sum(1)
-
-
-def _mirror(images: Float[Tensor, "b c h w"], uniform: Float32[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-    return torch.where((uniform < 0.5)[:, None, None, None], images.flip(3), images)

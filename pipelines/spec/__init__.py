@@ -6,6 +6,7 @@ Durations are in images seen and batches are global, so that neither depends on 
 from pipelines.spec.data import DataSpec
 from pipelines.spec.job import JobSpec, RegisterSpec
 from pipelines.spec.models import (
+    AlexNetSpec,
     ConvGeneratorSpec,
     CriticSpec,
     FlowUNetSpec,
@@ -14,6 +15,7 @@ from pipelines.spec.models import (
     MLPSpec,
     ModelSpec,
     PerceptronSpec,
+    ResNetSpec,
 )
 from pipelines.spec.objectives import (
     BatchPlanSpec,
@@ -34,6 +36,7 @@ from pipelines.spec.reading import json_schema, load_spec, parse_spec
 from pipelines.spec.training import EvaluationSpec, OptimizerSpec, TrainSpec, WorkersSpec
 
 __all__ = [
+    "AlexNetSpec",
     "BatchPlanSpec",
     "ClassificationSpec",
     "ConvGeneratorSpec",
@@ -58,6 +61,7 @@ __all__ = [
     "PoolPlanSpec",
     "RecordedSpec",
     "RegisterSpec",
+    "ResNetSpec",
     "TrainSpec",
     "TransportSpec",
     "WassersteinSpec",

@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from pipelines.spec.data import DataSpec
-from pipelines.spec.models import FlowUNetSpec, ModelSpec
+from pipelines.spec.models import FlowUNetSpec, ModelSpec, ResNetSpec
 from pipelines.spec.objectives import (
     BatchPlanSpec,
     FlowSpec,
@@ -23,7 +23,7 @@ from pipelines.spec.section import Name, Section
 from pipelines.spec.training import EvaluationSpec, OptimizerSpec, TrainSpec, WorkersSpec
 
 _TRAINS = {
-    "classification": ("perceptron", "mlp", "lenet"),
+    "classification": ("perceptron", "mlp", "lenet", "alexnet", "resnet"),
     "transport": ("conv-generator",),
     "gan": ("conv-generator",),
     "wasserstein": ("conv-generator",),
@@ -101,7 +101,8 @@ class JobSpec(Section):
             raise ValueError(
                 f"train.accumulate {self.train.accumulate} would cut the batches that this objective couples as wholes"
             )
-        if getattr(self.model, "normalisation", None) == "batch" and self.train.accumulate > 1:
+        couples = isinstance(self.model, ResNetSpec) or getattr(self.model, "normalisation", None) == "batch"
+        if couples and self.train.accumulate > 1:
             raise ValueError(
                 f"train.accumulate {self.train.accumulate} would cut the batches over which this model normalises"
             )

@@ -35,6 +35,22 @@ class LeNetSpec(Section):
     dropout: float = Field(default=0.5, ge=0, lt=1)
 
 
+class AlexNetSpec(Section):
+    """AlexNet (Krizhevsky et al. 2012), for images from 8 pixels."""
+
+    kind: Literal["alexnet"]
+    hidden: int = Field(default=4096, ge=1, le=65536, description="units of each hidden full layer")
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+
+
+class ResNetSpec(Section):
+    """A residual network (He et al. 2016), for images of any size."""
+
+    kind: Literal["resnet"]
+    depth: Literal[10, 18, 34, 50] = Field(default=18, description="layers; 50 has bottlenecks")
+    width: int = Field(default=64, ge=1, le=512, description="channels of the first stage")
+
+
 class ConvGeneratorSpec(Section):
     """A convolutional generator: a latent vector is unfolded to a small map, then upsampled (Radford et al. 2016)."""
 
@@ -70,6 +86,7 @@ class CriticSpec(Section):
 
 
 ModelSpec = Annotated[
-    PerceptronSpec | MLPSpec | LeNetSpec | ConvGeneratorSpec | FlowUNetSpec, Field(discriminator="kind")
+    PerceptronSpec | MLPSpec | LeNetSpec | AlexNetSpec | ResNetSpec | ConvGeneratorSpec | FlowUNetSpec,
+    Field(discriminator="kind"),
 ]
 GeneratorSpec = ConvGeneratorSpec | FlowUNetSpec

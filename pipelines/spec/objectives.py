@@ -18,6 +18,11 @@ class ClassificationSpec(Section):
     kind: Literal["classification"]
     loss: Literal["cross-entropy", "least-squares"] = "cross-entropy"
     flip: bool = Field(default=False, description="mirror half of the training images left to right")
+    shift: int = Field(default=0, ge=0, le=64, description="pixels by which training images are moved at most")
+    cutout: int = Field(default=0, ge=0, le=256, description="side of a square that is blanked in training images")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="share of each label that is spread evenly over all classes"
+    )
 
 
 class TransportSpec(Section):

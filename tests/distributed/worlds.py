@@ -34,7 +34,17 @@ from pipelines.transport.planner import LocalPlanner, Share
 
 SECONDS = 240
 POINTS = 13
-KINDS = ("mlp", "transport", "gan", "wasserstein", "learned-transport", "flow", "pool-flow", "conditional-flow")
+KINDS = (
+    "mlp",
+    "resnet",
+    "transport",
+    "gan",
+    "wasserstein",
+    "learned-transport",
+    "flow",
+    "pool-flow",
+    "conditional-flow",
+)
 
 
 def run_world(world: int, data: Path, folder: Path) -> list[dict[str, Any]]:

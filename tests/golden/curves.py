@@ -27,7 +27,7 @@ from pipelines.spec import DataSpec, JobSpec, parse_spec
 
 FOLDER = Path(__file__).parent
 KINDS = (
-    *("perceptron", "mlp", "lenet", "transport", "gan", "wasserstein", "learned-transport"),
+    *("perceptron", "mlp", "lenet", "resnet", "transport", "gan", "wasserstein", "learned-transport"),
     *("flow", "pool-flow", "conditional-flow"),
 )
 STEPS, BATCH = 20, 16
@@ -36,6 +36,7 @@ RATES = {
     "perceptron": 0.003,
     "mlp": 0.5,
     "lenet": 0.003,
+    "resnet": 0.05,
     "transport": 0.01,
     "gan": 0.003,
     "wasserstein": 0.003,

@@ -44,7 +44,9 @@ FAULTS = {
     "data.channels=2": ("data.channels:", "1 or 3", "2"),
     "data.test_fraction=1": ("data.test_fraction:", "less than 1", "1"),
     "data.max_bad_fraction=.nan": ("data.max_bad_fraction:", "finite", "nan"),
-    "model.kind=resnet": ("model.kind:", "'perceptron', 'mlp', 'lenet', 'conv-generator', 'flow-unet'", "'resnet'"),
+    "model.kind=vgg": (
+        "model.kind:", "'perceptron', 'mlp', 'lenet', 'alexnet', 'resnet', 'conv-generator', 'flow-unet'", "'vgg'",
+    ),
     "model={kind: mlp, hidden: []}": ("model.hidden:", "at least 1 item", "[]"),
     "model={kind: mlp, hidden: [8, 0]}": ("model.hidden.1:", "greater than or equal to 1", "0"),
     "model={kind: lenet, dropout: 1}": ("model.dropout:", "less than 1", "1"),
@@ -138,7 +140,8 @@ def test_faults_of_a_coupling_are_told_by_their_path_in_the_file(coupling: Any, 
         ),
         (
             {"model": {"kind": "conv-generator"}},
-            "objective 'classification' cannot train model 'conv-generator'; use perceptron or mlp or lenet",
+            "objective 'classification' cannot train model 'conv-generator'; "
+            "use perceptron or mlp or lenet or alexnet or resnet",
         ),
         (
             {"model": {"kind": "conv-generator"}, "objective": {"kind": "flow"}},
@@ -259,7 +262,7 @@ def test_the_registered_name_is_the_jobs_by_default() -> None:
 
 def test_configs_are_there() -> None:
     kinds = {load_spec(path).model.kind for path in SPECS}
-    assert kinds == {"perceptron", "mlp", "lenet", "conv-generator", "flow-unet"}
+    assert kinds == {"perceptron", "mlp", "lenet", "alexnet", "resnet", "conv-generator", "flow-unet"}
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)

@@ -24,7 +24,15 @@ def build(image: ImageShape = GREY, classes: int = 2, **spec: object) -> Classif
     return build_model(model, image, classes)
 
 
-CLASSIFIERS = [{"kind": "perceptron"}, {"kind": "mlp", "hidden": [5, 6]}, {"kind": "lenet"}]
+CLASSIFIERS = [
+    {"kind": "perceptron"},
+    {"kind": "mlp", "hidden": [5, 6]},
+    {"kind": "lenet"},
+    {"kind": "alexnet", "hidden": 8},
+    {"kind": "resnet", "depth": 10, "width": 4},
+    {"kind": "resnet", "depth": 50, "width": 2},
+]
+WITH_DROPOUT = [spec for spec in CLASSIFIERS if spec["kind"] in ("mlp", "lenet", "alexnet")]
 GENERATORS = [
     {"kind": "conv-generator", "latent": 5, "width": 4},
     {"kind": "conv-generator", "latent": 5, "width": 4, "upsampling": "transposed", "normalisation": "batch"},
@@ -125,7 +133,7 @@ def test_a_perceptron_is_linear_and_layers_of_it_are_not() -> None:
         assert torch.allclose(network((u + v) / 2), middle, atol=1e-5) is linear
 
 
-@pytest.mark.parametrize("spec", CLASSIFIERS[1:], ids=lambda spec: spec["kind"])
+@pytest.mark.parametrize("spec", WITH_DROPOUT, ids=lambda spec: spec["kind"])
 def test_dropout_is_of_training_alone(spec: dict) -> None:
     network = build(**spec | {"dropout": 0.5})
     images = torch.randn(4, *GREY.dims)
@@ -157,3 +165,43 @@ def test_images_of_another_shape_are_refused() -> None:
     """Shapes are checked while testing; without that check a perceptron takes any image of as many pixels."""
     with pytest.raises(TypeCheckError, match="image"):
         build(kind="perceptron")(torch.zeros(2, 1, 14, 56))
+
+
+@pytest.mark.parametrize(
+    ("spec", "side", "count"),
+    [
+        ({"kind": "alexnet"}, 227, 61_100_840),
+        ({"kind": "alexnet"}, 224, 61_100_840),
+        ({"kind": "resnet", "depth": 18}, 224, 11_689_512),
+        ({"kind": "resnet", "depth": 34}, 224, 21_797_672),
+        ({"kind": "resnet", "depth": 50}, 224, 25_557_032),
+    ],
+)
+def test_published_counts_of_parameters(spec: dict, side: int, count: int) -> None:
+    assert build(ImageShape(3, side, side), 1000, **spec).parameter_count == count
+
+
+@pytest.mark.parametrize("spec", [{"kind": "alexnet"}, {"kind": "resnet", "depth": 18}], ids=lambda spec: spec["kind"])
+def test_a_step_at_full_size(spec: dict) -> None:
+    network = build(ImageShape(3, 227, 227), 1000, **spec)
+    loss = nn.functional.cross_entropy(network(torch.randn(2, 3, 227, 227)), torch.tensor([3, 999]))
+    loss.backward()
+    assert all(bool(weights.grad.isfinite().all()) for weights in network.parameters())
+
+
+@pytest.mark.parametrize("side", [8, 16, 28, 32, 63, 64, 100])
+def test_alexnet_at_many_sizes(side: int) -> None:
+    assert build(ImageShape(1, side, side), 5, kind="alexnet", hidden=8)(torch.zeros(2, 1, side, side)).shape == (2, 5)
+
+
+def test_alexnet_of_tiny_images_is_refused() -> None:
+    with pytest.raises(SpecError, match="images of 7×7 vanish"):
+        build(ImageShape(1, 7, 7), 5, kind="alexnet")
+
+
+def test_a_residual_block_adds_to_its_input() -> None:
+    network = build(GREY, 3, kind="resnet", depth=10, width=4)
+    block = network.body[3]
+    nn.init.zeros_(block.branch[-1].weight)
+    maps = torch.randn(2, 4, 6, 6)
+    torch.testing.assert_close(block(maps), maps.relu())
