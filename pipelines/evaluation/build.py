@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from pipelines.data.loader import ShardedDataset
@@ -9,7 +10,13 @@ from pipelines.distributed import rank
 from pipelines.errors import ShardError
 from pipelines.evaluation import classification, generation
 from pipelines.evaluation.features import FeatureExtractor
-from pipelines.evaluation.figures import TILE, image_grid
+from pipelines.evaluation.figures import (
+    TILE,
+    calibration_figure,
+    confusion_figure,
+    image_grid,
+    predictions_figure,
+)
 from pipelines.evaluation.judging import FeatureJudge
 from pipelines.evaluation.result import Evaluation
 from pipelines.models.bundle import to_uint8
@@ -80,8 +87,18 @@ class Evaluator:
             metrics = {f"test_{name}": v for name, v in classification.accuracy(network, test, self._device).items()}
             if rank() != 0:
                 return Evaluation(metrics, {})
-            picture = classification.predictions(network, test, self._data.classes, self._device)
-            return Evaluation(metrics, {"predictions": picture})
+            pictures = {"predictions": classification.predictions(network, test, self._data.classes, self._device)}
+            rows, labels = classification.probabilities(network, test, self._device)
+            error, table = classification.calibration(rows, labels)
+            counts = classification.confusion(rows, labels)
+            recalls = counts.diagonal() / np.maximum(counts.sum(1), 1)
+            metrics |= {"test_calibration_error": error, "test_lowest_class_accuracy": float(recalls.min())}
+            chosen = classification.worst(rows, labels, classification.EXAMPLES)
+            pictures["confusion"] = confusion_figure(counts, self._data.classes)
+            pictures["calibration"] = calibration_figure(table, error)
+            images = test.take(chosen)[0].numpy()
+            pictures["worst"] = predictions_figure(images, rows[chosen], self._data.classes, labels[chosen])
+            return Evaluation(metrics, pictures)
         if not isinstance(network, Generator):
             raise TypeError(f"no evaluation is known for a {type(network).__name__}")
         if self._judge is None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float32, Float64, Int64
 from torch.nn import functional as F
 
 from pipelines.data.loader import Split
@@ -15,6 +16,8 @@ from pipelines.models.bundle import to_float
 from pipelines.models.network import Classifier
 
 EXAMPLES = 16
+BINS = 15
+"""Bins of confidence of a calibration error."""
 
 
 @torch.inference_mode()
@@ -37,6 +40,56 @@ def accuracy(network: Classifier, split: Split, device: torch.device, batch: int
     network.train(was_training)
     correct, loss = (sum_over_ranks(totals.to(device)) / len(split)).tolist()
     return {"accuracy": correct, "loss": loss}
+
+
+@torch.inference_mode()
+def probabilities(
+    network: Classifier, split: Split, device: torch.device, batch: int = 1024
+) -> tuple[Float32[np.ndarray, "n classes"], Int64[np.ndarray, " n"]]:
+    """Class probabilities of every image of a split, and its label; by this rank alone."""
+    was_training = network.training
+    network.eval()
+    rows, labels = [], []
+    for start in range(0, len(split), batch):
+        images, those = split.take(np.arange(start, min(start + batch, len(split))))
+        rows.append(network(to_float(images.to(device))).softmax(1).cpu())
+        labels.append(those)
+    network.train(was_training)
+    return torch.cat(rows).numpy(), torch.cat(labels).numpy()
+
+
+def calibration(
+    rows: Float32[np.ndarray, "n classes"], labels: Int64[np.ndarray, " n"], bins: int = BINS
+) -> tuple[float, Float64[np.ndarray, "{bins} 3"]]:
+    """Expected calibration error (Guo et al. 2017, eq. 3), and what it is made of.
+
+    Predictions are sorted into bins of equal width by the probability of the class that they name.
+
+    Returns:
+        The mean over predictions of |accuracy − confidence| of their bins; and (bins, 3): mean confidence, accuracy
+        and share of all predictions of each bin, 0 where it is empty.
+    """
+    confidence, right = rows.max(1).astype(np.float64), rows.argmax(1) == labels
+    bin_of = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    counts = np.bincount(bin_of, minlength=bins)
+    means = [
+        np.bincount(bin_of, weights=values, minlength=bins) / np.maximum(counts, 1) for values in (confidence, right)
+    ]
+    table = np.stack([*means, counts / len(labels)], axis=1)
+    return float((np.abs(table[:, 1] - table[:, 0]) * table[:, 2]).sum()), table
+
+
+def confusion(
+    rows: Float32[np.ndarray, "n classes"], labels: Int64[np.ndarray, " n"]
+) -> Int64[np.ndarray, "classes classes"]:
+    """How often an image of each class (row) was taken for each class (column)."""
+    classes = rows.shape[1]
+    return np.bincount(labels * classes + rows.argmax(1), minlength=classes**2).reshape(classes, classes)
+
+
+def worst(rows: Float32[np.ndarray, "n classes"], labels: Int64[np.ndarray, " n"], count: int) -> np.ndarray:
+    """The images whose own class was given the least probability, the worst first."""
+    return np.argsort(rows[np.arange(len(labels)), labels], kind="stable")[:count]
 
 
 @torch.inference_mode()

@@ -40,8 +40,11 @@ def test_each_kind_of_network_has_its_evaluation(data: ShardedDataset, kind: str
     assert first.metrics == again.metrics
     assert all(math.isfinite(value) for value in first.metrics.values())
     if kind == "mlp":
-        assert first.metrics.keys() == {"test_accuracy", "test_loss"}
-        assert first.pictures.keys() == {"predictions"}
+        assert first.metrics.keys() == {
+            "test_accuracy", "test_loss", "test_calibration_error", "test_lowest_class_accuracy",
+        }  # fmt: skip
+        assert first.pictures.keys() == {"predictions", "confusion", "calibration", "worst"}
+        assert first.metrics["test_lowest_class_accuracy"] <= first.metrics["test_accuracy"]
         return
     assert first.metrics.keys() == DISTANCES
     assert first.metrics["test_transport_points"] == len(data.test)
