@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -59,6 +60,10 @@ class Planner(Protocol):
         """
         ...
 
+    def plan_rows_each(self, shares: Sequence[Share]) -> list[RowBlock]:
+        """Solve several problems at once, each as :meth:`plan_rows` does; every rank gives them in the same order."""
+        ...
+
 
 class LocalPlanner:
     """Plans in this process; ranks exchange points by ``torch.distributed`` and each solves the same problem."""
@@ -74,3 +79,7 @@ class LocalPlanner:
         x, y = distributed.gather_rows(share.x), distributed.gather_rows(share.y)
         plan = solve(TransportProblem.between(x, y, cost=share.cost, epsilon=share.epsilon, power=share.power))
         return plan.block(start, start + len(share.x))
+
+    def plan_rows_each(self, shares: Sequence[Share]) -> list[RowBlock]:
+        """See :class:`Planner`; one after the other, for ranks meet in an order."""
+        return [self.plan_rows(share) for share in shares]

@@ -74,7 +74,16 @@ class Jobs:
             ) from error
 
     def submit(self, spec: JobSpec) -> str:
-        """Submit a job; returns its id."""
+        """Submit a job; returns its id.
+
+        Raises:
+            ModelNotFoundError: the classifier that is to judge its generator is not registered.
+            ServiceError: the cluster, or for such a classifier MLflow, cannot be reached.
+        """
+        if spec.evaluation.reference is not None:
+            from services.tracking.registry import resolve
+
+            resolve(self._settings.address("mlflow_uri"), spec.evaluation.reference)
         job = f"{spec.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         # A cluster's machines have a Python of their own; on this one it is the one that runs now.
         local = bool(self._settings.platform)

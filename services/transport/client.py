@@ -6,7 +6,8 @@ import random
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -110,6 +111,15 @@ class _RemotePlanner(ABC):
         )
         block = self._insist(lambda remaining: self._bring(brought, remaining))
         return replace(block, waited=time.perf_counter() - started)
+
+    def plan_rows_each(self, shares: Sequence[Share]) -> list[RowBlock]:
+        """See :class:`pipelines.transport.planner.Planner`; all are on their way together, which hides their travel.
+
+        Raises:
+            MongeError: the first one that :meth:`plan_rows` raises.
+        """
+        with ThreadPoolExecutor(max(1, len(shares)), thread_name_prefix="plans") as pool:
+            return list(pool.map(self.plan_rows, shares))
 
     @abstractmethod
     def _plan(self, problem: TransportProblem, remaining: float) -> TransportPlan: ...

@@ -106,6 +106,30 @@ def test_a_folder_of_ones_own_images_reaches_the_endpoint(monge: Monge, home: Pa
     assert any("predictions" in artifact.path for artifact in connect(uri).list_artifacts(run_id, "images"))
 
 
+def test_an_adversary_s_generator_is_judged_by_a_registered_classifier(monge: Monge, home: Path, shapes: Path) -> None:
+    if "shapes" not in monge("models"):
+        monge(*_spec("shapes", shapes, 12_000), "--follow")
+    fields = [
+        "name=forger", f"data.source={shapes}", "train.images=2048", "train.batch=64", "train.evaluate_every=10000",
+        "model.width=4", "objective.critic.width=4", "evaluation.reference=shapes", "evaluation.samples=100",
+    ]  # fmt: skip
+    arguments = [word for field in fields for word in ("--set", field)]
+    output = monge("submit", "configs/learned-transport.yaml", *arguments, "--follow")
+
+    uri = Settings(home=home).address("mlflow_uri")
+    record = read_run(uri, _submitted(output), ["energy_distance", "plan_wait_ms"])
+    assert {"test_fid", "test_fid_real", "test_coverage", "test_transport_cost"} <= record.latest.keys()
+    assert record.latest["test_fid"] > record.latest["test_fid_real"] > 0
+    assert record.tags["feature_extractor"].startswith("shapes/1 sha256:")
+    assert min(record.series["plan_wait_ms"]) > 0
+    run_id = find_run(uri, _submitted(output))
+    assert run_id is not None
+    assert any("neighbours" in artifact.path for artifact in connect(uri).list_artifacts(run_id, "images"))
+
+    output = monge("submit", "configs/gan.yaml", "--set", "evaluation.reference=nobody", "--follow", fails=True)
+    assert "no model 'nobody' is registered" in output
+
+
 def test_a_cancelled_job_is_stopped_and_marked(monge: Monge, home: Path, shapes: Path) -> None:
     job = _submitted(monge(*_spec("endless", shapes, 10**9)))
     assert wait_until(lambda: "[train]" in monge("logs", job), timeout=180, interval=2)

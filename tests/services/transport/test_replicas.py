@@ -79,6 +79,21 @@ def test_every_rank_gets_its_rows(replicas: list[str], world: int, dtype: torch.
     assert {block.certificate.primal for block in blocks} == {whole.certificate.primal}
 
 
+def test_several_plans_travel_together(replicas: list[str]) -> None:
+    """Each rank's blocks come in the order of its shares, however they overtook one another."""
+
+    def shares(rank: int) -> list[Share]:
+        half = slice(20 * rank, 20 * rank + 20)
+        return [Share(f"step 1-{k}", (k + 1) * X[half], Y[half]) for k in range(5)]
+
+    answers = ranks(2, lambda r: RayPlanner("several", r, 2, 20, attempt="a").plan_rows_each(shares(r)))
+    for k, blocks in enumerate(zip(*(answer.result() for answer in answers), strict=True)):
+        whole = solve(TransportProblem.between((k + 1) * X, Y))
+        assert whole.assignment is not None
+        np.testing.assert_array_equal(np.concatenate([block.columns for block in blocks]), whole.assignment)
+    assert RayPlanner("none", attempt="a").plan_rows_each([]) == []
+
+
 def test_a_missing_rank_is_named(replicas: list[str]) -> None:
     with pytest.raises(RendezvousError, match="rank 1 did not come"):
         RayPlanner("job", 0, 2, 0.3, attempt="a").plan_rows(Share("step 1", X, Y))
