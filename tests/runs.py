@@ -35,6 +35,14 @@ JOBS: dict[str, dict[str, Any]] = {
         "objective": {"kind": "classification", "loss": "least-squares", "flip": True},
         "optimizer": {"kind": "sgd", "learning_rate": 0.05, "weight_decay": 0.01, "schedule": "cosine"},
     },
+    "mixup": {
+        "model": {"kind": "mlp", "hidden": [16]},
+        "objective": {"kind": "classification", "flip": True, "mixup": 0.4},
+    },
+    "cutmix": {
+        "model": {"kind": "mlp", "hidden": [16]},
+        "objective": {"kind": "classification", "shift": 1, "cutmix": 1.0},
+    },
     "lenet": {
         "model": {"kind": "lenet", "dropout": 0.5},
         "objective": {"kind": "classification", "flip": True},

@@ -11,6 +11,7 @@ from pipelines.errors import ShardError
 from pipelines.evaluation import classification, generation
 from pipelines.evaluation.features import FeatureExtractor
 from pipelines.evaluation.figures import (
+    MOST_NAMED,
     TILE,
     calibration_figure,
     confusion_figure,
@@ -93,6 +94,9 @@ class Evaluator:
             counts = classification.confusion(rows, labels)
             recalls = counts.diagonal() / np.maximum(counts.sum(1), 1)
             metrics |= {"test_calibration_error": error, "test_lowest_class_accuracy": float(recalls.min())}
+            if len(recalls) <= MOST_NAMED:
+                of_class = zip(self._data.classes, recalls.tolist(), strict=True)
+                metrics |= {f"test_accuracy_of_{name}": value for name, value in of_class}
             chosen = classification.worst(rows, labels, classification.EXAMPLES)
             pictures["confusion"] = confusion_figure(counts, self._data.classes)
             pictures["calibration"] = calibration_figure(table, error)

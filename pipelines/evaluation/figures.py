@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 MOST_NAMED = 30
-"""Classes up to which a confusion matrix names them and shows its numbers."""
+"""Classes up to which each of them has a curve of its own, and its name and numbers in a confusion matrix."""
 
 TILE = 56
 """Pixels of an image in a picture that is looked at."""
@@ -44,7 +44,7 @@ def image_grid(images: np.ndarray, columns: int | None = None, border: int = 1, 
 def predictions_figure(
     images: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], labels: np.ndarray | None = None
 ) -> np.ndarray:
-    """Images with the class predicted for each, wrong ones in red.
+    """Images with the class predicted for each, wrong ones in red and with the true class.
 
     Args:
         images: (k, c, h, w) uint8.
@@ -70,7 +70,10 @@ def predictions_figure(
         axis.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
         predicted = int(row.argmax())
         wrong = labels is not None and predicted != labels[place]
-        axis.set_title(f"{classes[predicted]} {row[predicted]:.2f}", fontsize=9, color="crimson" if wrong else "black")
+        title = f"{classes[predicted]} {row[predicted]:.2f}"
+        if labels is not None and wrong:
+            title += f"\nfor {classes[labels[place]]}"
+        axis.set_title(title, fontsize=9, color="crimson" if wrong else "black")
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from pipelines.distributed import gather_rows
 from pipelines.objectives.phase import Step
+from pipelines.randomness import derived_seed, step_generator
 from pipelines.spec import ClassificationSpec
 
 Images = Float[Tensor, "b c h w"]
@@ -46,14 +51,68 @@ def shifted(images: Images, step: Step, most: int) -> Images:
 
 def cut_out(images: Images, step: Step, side: int) -> Images:
     """A square of that side blanked in each image, its centre anywhere (DeVries & Taylor 2017)."""
-    _, _, height, width = images.shape
-    top, left = (
-        _integers(step.uniform(name), size)[:, None] - side // 2
-        for name, size in (("cut down", height), ("cut across", width))
-    )
-    rows, columns = (torch.arange(size, device=images.device)[None] for size in (height, width))
-    inside = ((rows >= top) & (rows < top + side))[:, :, None] & ((columns >= left) & (columns < left + side))[:, None]
+    sides = torch.full((len(images),), side, device=images.device)
+    inside = _rectangles(images, step, "cut", sides, sides)
     return torch.where(inside[:, None], torch.zeros_like(images), images)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Images of which each is two.
+
+    Attributes:
+        images: (k, c, h, w).
+        labels: (k,) the classes of what was mixed into them.
+        shares: (k,) of the images' own classes, in [0, 1]; the rest is of ``labels``.
+    """
+
+    images: Images
+    labels: Int64[Tensor, " k"]
+    shares: Float[Tensor, " k"]
+
+
+def mixed(images: Images, step: Step, spec: ClassificationSpec) -> Mixture:
+    """A step's images, each mixed with another one of the *global* batch.
+
+    Which ones and in what shares are drawn for the whole batch, and ranks exchange their images: the mixtures do not
+    depend on the number of ranks. An image that is its own partner stays as it is.
+
+    Args:
+        images: (k, c, h, w) of this rank's places, augmented or not.
+        step: with all of this rank's places.
+        spec: ``mixup`` (Zhang et al. 2018, eq. 1) or ``cutmix`` (Yun et al. 2019, eqs. 1 and 2).
+    """
+    drawn = torch.randperm(step.batch, generator=step_generator(step.seed, step.index, "partners"))
+    partners = drawn[step.share].to(images.device)
+    others, labels = gather_rows(images)[partners], gather_rows(step.labels)[partners]
+    if spec.mixup:
+        shares = _beta(step, spec.mixup).to(images)
+        weights = shares[:, None, None, None]
+        return Mixture(weights * images + (1 - weights) * others, labels, shares)
+    _, _, height, width = images.shape
+    pasted = (1 - _beta(step, spec.cutmix)).sqrt()
+    heights, widths = ((size * pasted).long().to(images.device) for size in (height, width))
+    inside = _rectangles(images, step, "paste", heights, widths)
+    # Rectangles are cut at the borders: what counts is the area that is left.
+    shares = 1 - inside.to(images.dtype).mean((1, 2))
+    return Mixture(torch.where(inside[:, None], others, images), labels, shares)
+
+
+def _beta(step: Step, alpha: float) -> Float[Tensor, " b"]:
+    """Draws of Beta(α, α) for this rank's places, in float64."""
+    generator = np.random.default_rng(derived_seed(step.seed, step.index, "shares"))
+    return torch.from_numpy(generator.beta(alpha, alpha, step.batch)[step.share])
+
+
+def _rectangles(images: Images, step: Step, stream: str, heights: Tensor, widths: Tensor) -> Bool[Tensor, "b h w"]:
+    """Which pixels are in a rectangle of those (b,) sides, its centre anywhere."""
+    within = []
+    for axis, size, sides in (("down", images.shape[2], heights), ("across", images.shape[3], widths)):
+        first = (_integers(step.uniform(f"{stream} {axis}"), size) - sides // 2)[:, None]
+        places = torch.arange(size, device=images.device)[None]
+        within.append((places >= first) & (places < first + sides[:, None]))
+    rows, columns = within
+    return rows[:, :, None] & columns[:, None]
 
 
 def _integers(uniform: Float[Tensor, " b"], count: int) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.models.network import Classifier
-from pipelines.objectives.augmentation import augmented
+from pipelines.objectives.augmentation import augmented, mixed
 from pipelines.objectives.phase import Loss, Phase, Step
 from pipelines.spec import ClassificationSpec
 
@@ -24,11 +25,23 @@ class Classification:
         self.phases = [Phase("classifier", classifier, self._loss)]
 
     def _loss(self, step: Step) -> Loss:
-        logits = self.classifier(augmented(step, self.spec))
-        each = classification_loss(logits, step.labels, self.spec.loss, self.spec.label_smoothing)
+        images, labels = augmented(step, self.spec), step.labels
+        if self.spec.mixes:
+            mixture = mixed(images, step, self.spec)
+            logits = self.classifier(mixture.images)
+            # Blending losses in place of labels: the same of cross-entropy, and of least squares up to a constant.
+            own, other = (self._each(logits, classes) for classes in (labels, mixture.labels))
+            each = mixture.shares * own + (1 - mixture.shares) * other
+            labels = torch.where(mixture.shares < 0.5, mixture.labels, labels)
+        else:
+            logits = self.classifier(images)
+            each = self._each(logits, labels)
         loss = each.sum() / step.batch
-        correct = (logits.argmax(1) == step.labels).sum() / step.batch
+        correct = (logits.argmax(1) == labels).sum() / step.batch
         return Loss(loss, sums={"loss": loss.detach(), "train_accuracy": correct})
+
+    def _each(self, logits: Float[Tensor, "b classes"], labels: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
+        return classification_loss(logits, labels, self.spec.loss, self.spec.label_smoothing)
 
 
 def classification_loss(

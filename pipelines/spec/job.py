@@ -12,6 +12,7 @@ from pipelines.spec.data import DataSpec
 from pipelines.spec.models import FlowUNetSpec, ModelSpec, ResNetSpec
 from pipelines.spec.objectives import (
     BatchPlanSpec,
+    ClassificationSpec,
     FlowSpec,
     LearnedTransportSpec,
     ObjectiveSpec,
@@ -38,6 +39,17 @@ def _differentiates_twice(objective: ObjectiveSpec) -> bool:
             return objective.constraint == "gradient-penalty"
         case LearnedTransportSpec():
             return objective.penalty > 0
+    return False
+
+
+def _couples_whole_batches(objective: ObjectiveSpec) -> bool:
+    match objective:
+        case TransportSpec() | LearnedTransportSpec():
+            return True
+        case FlowSpec():
+            return isinstance(objective.coupling, BatchPlanSpec)
+        case ClassificationSpec():
+            return objective.mixes
     return False
 
 
@@ -94,10 +106,7 @@ class JobSpec(Section):
             )
         if self.train.compile and _differentiates_twice(self.objective):
             raise ValueError("train.compile cannot translate the gradient of a gradient, which this penalty is")
-        whole = isinstance(self.objective, (TransportSpec, LearnedTransportSpec)) or (
-            isinstance(self.objective, FlowSpec) and isinstance(self.objective.coupling, BatchPlanSpec)
-        )
-        if whole and self.train.accumulate > 1:
+        if _couples_whole_batches(self.objective) and self.train.accumulate > 1:
             raise ValueError(
                 f"train.accumulate {self.train.accumulate} would cut the batches that this objective couples as wholes"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines.spec.models import CriticSpec
 from pipelines.spec.section import Section
@@ -23,6 +23,26 @@ class ClassificationSpec(Section):
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="share of each label that is spread evenly over all classes"
     )
+    mixup: float = Field(
+        default=0.0, ge=0, le=100, description="α: images are blended with others of the batch in shares of Beta(α, α)"
+    )
+    cutmix: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="α: rectangles of other images are pasted, of areas drawn from Beta(α, α)",
+    )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether an image is trained on together with another one of its batch."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @model_validator(mode="after")
+    def _mix_in_one_way(self) -> ClassificationSpec:
+        if self.mixup and self.cutmix:
+            raise ValueError(f"mixup {self.mixup} and cutmix {self.cutmix} exclude each other; set one of them to 0")
+        return self
 
 
 class TransportSpec(Section):

@@ -36,6 +36,8 @@ SECONDS = 240
 POINTS = 13
 KINDS = (
     "mlp",
+    "mixup",
+    "cutmix",
     "resnet",
     "transport",
     "gan",

@@ -159,6 +159,13 @@ def test_faults_of_a_coupling_are_told_by_their_path_in_the_file(coupling: Any, 
             "objective.coupling.condition_weight is for a model that is conditional",
         ),
         (
+            {
+                "objective": {"kind": "classification", "cutmix": 1},
+                "train": {"images": 1, "accumulate": 2},
+            },
+            "train.accumulate 2 would cut the batches that this objective couples as wholes",
+        ),
+        (
             {"train": {"images": 1, "batch": 2}, "workers": {"count": 3}},
             "train.batch 2 leaves some of 3 workers without images",
         ),
@@ -167,6 +174,11 @@ def test_faults_of_a_coupling_are_told_by_their_path_in_the_file(coupling: Any, 
 def test_sections_belong_together(sections: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=rf"\n  spec: {re.escape(message)}$"):
         parse_spec(document(**sections))
+
+
+def test_images_are_mixed_in_one_way() -> None:
+    with pytest.raises(SpecError, match=r"objective: mixup 0\.2 and cutmix 1\.0 exclude each other"):
+        parse_spec(document(objective={"kind": "classification", "mixup": 0.2, "cutmix": 1}))
 
 
 def test_overrides_are_yaml_and_the_last_one_counts(file: Path) -> None:

@@ -42,7 +42,12 @@ def test_each_kind_of_network_has_its_evaluation(data: ShardedDataset, kind: str
     if kind == "mlp":
         assert first.metrics.keys() == {
             "test_accuracy", "test_loss", "test_calibration_error", "test_lowest_class_accuracy",
+            *(f"test_accuracy_of_{name}" for name in data.classes),
         }  # fmt: skip
+        by_class = [first.metrics[f"test_accuracy_of_{name}"] for name in data.classes]
+        shares = [float((data.test.labels == label).mean()) for label in range(len(data.classes))]
+        assert min(by_class) == first.metrics["test_lowest_class_accuracy"]
+        assert np.dot(by_class, shares) == pytest.approx(first.metrics["test_accuracy"])
         assert first.pictures.keys() == {"predictions", "confusion", "calibration", "worst"}
         assert first.metrics["test_lowest_class_accuracy"] <= first.metrics["test_accuracy"]
         return
