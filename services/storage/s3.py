@@ -39,6 +39,9 @@ _CUT = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 _BACK_OFF = (0.1, 5.0)
 """Seconds before the second read of a body, doubled with each, and at most."""
 
+_CONNECTIONS = 32
+"""Requests of one process at a time; more wait for a connection."""
+
 _ACCESS = (
     "check the keys (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or MONGE_S3_PROFILE), and what they may do there"
 )
@@ -79,6 +82,7 @@ class S3Storage:
             connect_timeout=settings.s3_timeout,
             read_timeout=settings.s3_timeout,
             retries={"mode": settings.s3_retry_mode, "total_max_attempts": settings.s3_attempts},
+            max_pool_connections=_CONNECTIONS,
             s3={"addressing_style": "path" if settings.s3_path_style else "auto"},
             # Servers other than Amazon's do not all know the newer checksums.
             request_checksum_calculation="when_required",
@@ -140,19 +144,23 @@ class S3Storage:
         path = self._path(key)
 
         def read() -> bytes:
-            with closing(self.client.get_object(Bucket=self.bucket, Key=path, **options)["Body"]) as body:
-                return bytes(body.read(count))
-
-        def read_again() -> bytes:
-            for attempt in range(self.settings.s3_attempts - 1):
+            for attempt in range(self.settings.s3_attempts):
+                answer = self.client.get_object(Bucket=self.bucket, Key=path, **options)
+                expected = min(count, answer["ContentLength"])
                 try:
-                    return read()
+                    with closing(answer["Body"]) as body:
+                        data = bytes(body.read(count))
+                    if len(data) < expected:
+                        raise IncompleteReadError(actual_bytes=len(data), expected_bytes=expected)
+                    return data
                 except _CUT:
-                    first, most = _BACK_OFF
-                    time.sleep(min(most, first * 2**attempt) * random.uniform(0.5, 1))
-            return read()
+                    if attempt == self.settings.s3_attempts - 1:
+                        raise
+                first, most = _BACK_OFF
+                time.sleep(min(most, first * 2**attempt) * random.uniform(0.5, 1))
+            raise AssertionError("there is at least one attempt")
 
-        return self._ask(key, read_again)
+        return self._ask(key, read)
 
     def _path(self, key: str) -> str:
         return f"{self.prefix}/{check_key(key)}" if self.prefix else check_key(key)
