@@ -23,13 +23,15 @@ from services.jobs.processes import alone, wait_until
 from services.settings import Settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SPECS = {
-    "perceptron": "perceptron.yaml",
-    "mlp": "mlp.yaml",
-    "lenet": "lenet.yaml",
-    "generator": "transport-generator.yaml",
-    "paths": "conditional-flow.yaml",
+SPECS: dict[str, tuple[str, ...]] = {
+    "perceptron": ("perceptron.yaml", "train.evaluate_every=32000"),
+    "mlp": ("mlp.yaml",),
+    "lenet": ("lenet.yaml", "train.evaluate_every=24000"),
+    "generator": ("transport-generator.yaml", "train.images=20000"),
+    "paths": ("conditional-flow.yaml", "train.images=48000", "train.batch=64"),
 }
+"""Each job's config, and what is shorter here than there: the whole way takes five minutes."""
+
 ACCURACY_BARS = {"perceptron": 0.80, "mlp": 0.90, "lenet": 0.96}
 GAP_BAR = 1e-5
 """Largest relative duality gap of a plan that still counts as exact: float32 costs have no more digits."""
@@ -37,8 +39,9 @@ HELD_OUT_OF_EACH_CLASS = 8
 RIGHT_OF_HELD_OUT = 14
 SAMPLES = 64
 PATHS, PATH_STEPS = 8, 10
-RIGHT_OF_ENDS = 12
-"""Of the 16 ends of paths from cat to dog, so many must be to the trained LeNet what they were asked to be."""
+JUDGED_PATHS, RIGHT_OF_ENDS = 32, 44
+"""Of the 64 ends of paths from cat to dog, so many must be to the trained LeNet what they were asked to be: three
+standard deviations over what a model would reach that knows nothing of classes."""
 
 
 @dataclass
@@ -120,7 +123,7 @@ class _Demo:
         jobs = Jobs(settings)
         with self._stage("jobs of an earlier demo"):
             self._cancel_leftovers(jobs)
-        specs = {name: load_spec(CONFIGS / file) for name, file in SPECS.items()}
+        specs = {name: _spec(name) for name in SPECS}
         with self._stage("fetch and shard"):
             data = self._shard(specs["lenet"], settings)
         self._train(jobs, specs, settings)
@@ -151,7 +154,7 @@ class _Demo:
             self.console.print(f"  {'done' if stage.ok else 'fell short'} in {stage.seconds} s {stage.note}")
 
     def _cancel_leftovers(self, jobs: Jobs) -> None:
-        names = tuple(f"{load_spec(CONFIGS / file).name}-" for file in SPECS.values())
+        names = tuple(f"{_spec(name).name}-" for name in SPECS)
         for job in jobs.list():
             if not job.ended and job.id.startswith(names):
                 self.say(f"cancelling {job.id}, left over from an interrupted demo")
@@ -229,7 +232,9 @@ class _Demo:
             f"transport cost to held-out images {found['generator']:.1f}, Gaussian {found['gaussian_baseline']:.1f}, "
             f"gap ≤ {max_gap:.1e}"
         )
-        return note, found["generator"] < found["gaussian_baseline"] and max_gap <= GAP_BAR
+        # The generator minimises this cost; a flow's sharp images need not, and are judged by what they show.
+        nearer = name != "generator" or found["generator"] < found["gaussian_baseline"]
+        return note, nearer and max_gap <= GAP_BAR
 
     def _predict(self, settings: Settings, spec: JobSpec, data: Path) -> tuple[str, bool]:
         from pipelines.data.loader import open_dataset
@@ -276,17 +281,16 @@ class _Demo:
 
         with EndpointClient(settings.address("endpoint_url")) as endpoint:
             _await_model(endpoint, spec.registered.name)
-            out = endpoint.path(
-                spec.registered.name, "cat", "dog", PATH_STEPS, PATHS, 0, self.folder / "cat-to-dog.png"
-            )
+            name = spec.registered.name
+            out = endpoint.path(name, "cat", "dog", PATH_STEPS, PATHS, 0, self.folder / "cat-to-dog.png")
+            both = endpoint.path(name, "cat", "dog", 2, JUDGED_PATHS, 0, self.folder / "paths" / "ends.png")
             ends = []
-            with Image.open(out) as picture:
-                pitch = (picture.width - 1) // PATH_STEPS
-                for row in range(PATHS):
-                    for label, column in (("cat", 0), ("dog", PATH_STEPS - 1)):
+            with Image.open(both) as picture:
+                pitch = (picture.width - 1) // 2
+                for row in range(JUDGED_PATHS):
+                    for column, label in enumerate(("cat", "dog")):
                         left, top = column * pitch + 1, row * pitch + 1
                         ends.append(self.folder / "paths" / f"{label}-{row}.png")
-                        ends[-1].parent.mkdir(exist_ok=True)
                         picture.crop((left, top, left + pitch - 1, top + pitch - 1)).save(ends[-1])
             answers = endpoint.predict(judge.registered.name, ends)
         right = sum(Path(answer.path).name.startswith(answer.label) for answer in answers)
@@ -305,6 +309,11 @@ class _Demo:
             if url:
                 self.console.print(f"  {what}: {url}", highlight=False)
         self.console.print(f"  pictures and summary.json: {self.folder}", highlight=False, soft_wrap=True)
+
+
+def _spec(name: str) -> JobSpec:
+    file, *shorter = SPECS[name]
+    return load_spec(CONFIGS / file, shorter)
 
 
 def _await_model(endpoint: Any, name: str) -> None:
