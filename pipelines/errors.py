@@ -19,7 +19,9 @@
     │   ├── CheckpointError         a checkpoint is missing, damaged or of another spec
     │   └── DivergedError           a loss or a weight is no longer finite
     └── ServiceError                a process of the platform is absent or answers wrongly
-        └── ModelNotFoundError      no registered model has that name, alias or version
+        ├── ModelNotFoundError      no registered model has that name, alias or version
+        └── StorageError            a store of objects refuses, fails or does not answer
+            └── ObjectNotFoundError     there is no such object or bucket
 
 A message names what was received; ``cure`` says what to do about it. The command line prints both, and a
 traceback only with ``--debug``.
@@ -119,3 +121,11 @@ class ServiceError(MongeError):
 
 class ModelNotFoundError(ServiceError):
     """No registered model has that name, alias or version."""
+
+
+class StorageError(ServiceError):
+    """A store of objects refuses, fails or does not answer."""
+
+
+class ObjectNotFoundError(StorageError):
+    """There is no such object or bucket."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipelines.errors import ServiceError, SpecError
@@ -36,6 +36,13 @@ class Settings(BaseSettings):
         max_image_pixels: size limit of an image given to the endpoint.
         max_generate: most samples that one request may ask for.
         plan_deadline: seconds that a rank waits for the other ranks and for its plan.
+        s3_endpoint_url: URL of the S3 server; boto3's own choice by default, as are the region and the profile.
+        s3_region: its region.
+        s3_profile: the profile of boto3's configuration files that holds the keys.
+        s3_path_style: whether the bucket is named in the path instead of the host, as servers on one address need.
+        s3_timeout: seconds that a connection to S3 may take, and that it may be silent.
+        s3_attempts: times that a request to S3 is made before it counts as failed.
+        s3_retry_mode: botocore's: ``standard`` backs off, ``adaptive`` also slows down the requests that follow.
     """
 
     model_config = SettingsConfigDict(env_prefix="MONGE_", frozen=True)
@@ -50,6 +57,13 @@ class Settings(BaseSettings):
     max_image_pixels: int = 16_777_216
     max_generate: int = 1024
     plan_deadline: float = 60
+    s3_endpoint_url: str | None = None
+    s3_region: str | None = None
+    s3_profile: str | None = None
+    s3_path_style: bool = False
+    s3_timeout: float = Field(default=30.0, gt=0)
+    s3_attempts: int = Field(default=5, ge=1)
+    s3_retry_mode: Literal["standard", "adaptive"] = "standard"
 
     @cached_property
     def platform(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pipelines.data.shard import RECEIPTS, Receipt, bind, check_bad, chunks, fin
 from pipelines.data.source import Source, fingerprint, open_source
 from pipelines.errors import MongeError, ShardError
 from pipelines.spec import DataSpec
+from services.sharding.fetch import local
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +38,15 @@ Progress = Callable[[int, int], None]
 def dataset_folder(home: Path, spec: DataSpec) -> Path:
     """The folder of a data set, ``home/data/<slug>-<hash>``: a changed source or preparation gets another one.
 
+    A source in S3 is copied to ``home/cache`` first.
+
     Raises:
         SourceError: there is no such source.
+        StorageError: S3 refuses, fails or does not answer.
     """
+    copied = local(spec, home / "cache")
     slug = re.sub(r"[^a-z0-9]+", "-", Path(spec.source).stem.lower()).strip("-")[:32]
-    return home / "data" / f"{slug or 'images'}-{fingerprint(spec)[:16]}"
+    return home / "data" / f"{slug or 'images'}-{fingerprint(copied)[:16]}"
 
 
 def shard_dataset(
@@ -63,11 +68,12 @@ def shard_dataset(
 
     Raises:
         SourceError: the source cannot be found, fetched or trusted.
+        StorageError: S3 refuses, fails or does not answer.
         TooManyBadImagesError: more images are unreadable than the spec allows.
         ShardError: the destination holds another data set.
     """
     destination = destination.resolve()
-    source = open_source(spec, cache)
+    source = open_source(local(spec, cache), cache)
     total = len(source)
     report = on_progress or (lambda done, total: None)
     destination.mkdir(parents=True, exist_ok=True)

@@ -125,7 +125,7 @@ def test_an_official_split_is_kept(folder: Path, tmp_path: Path, monkeypatch: py
     (folder / "ant" / "2.png").write_bytes(b"damaged")
     official = np.array([0, 1] * 6, np.uint8)
     monkeypatch.setattr(Source, "official_split", lambda self, start, stop: official[start:stop])
-    _, manifest = build(DataSpec(source=str(folder)), tmp_path)
+    _, manifest = build(DataSpec(source=str(folder), max_bad_fraction=0.1), tmp_path)
     index = map_arrays(tmp_path / "out" / "index.safetensors")
     assert np.array_equal(index["split"], np.delete(official, 2))
     assert manifest.counts["test"] == {"ant": 3, "bee": 3}

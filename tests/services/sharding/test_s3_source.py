@@ -1,0 +1,95 @@
+"""A source in S3 becomes the data set that the same files make on disk."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.data.manifest import Manifest
+from pipelines.errors import SourceError, StorageError
+from pipelines.spec import DataSpec
+from services.settings import Settings
+from services.sharding.dataset import dataset_folder, shard_dataset
+from services.storage.open import open_storage
+from tests.services.storage.faults import FaultyServer
+
+
+@pytest.fixture(autouse=True)
+def environment(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ENDPOINT_URL": server.url, "REGION": "us-east-1", "PATH_STYLE": "1", "ATTEMPTS": "2"}.items():
+        monkeypatch.setenv(f"MONGE_S3_{name}", value)
+
+
+def files() -> dict[str, bytes]:
+    random = np.random.default_rng(0)
+    found: dict[str, bytes] = {"notes.txt": b"not an image", ".hidden/x.png": b"", "cats/readme.md": b"cats"}
+    for i in range(24):
+        buffer = io.BytesIO()
+        Image.fromarray(random.integers(0, 256, (9, 9, 3), np.uint8)).save(buffer, "PNG")
+        found[f"{('cats', 'dogs')[i % 2]}/{i:02d}.png"] = buffer.getvalue()
+    return found | {"dogs/text.png": b"a text file"}
+
+
+def upload(settings: Settings, address: str, objects: dict[str, bytes]) -> None:
+    store = open_storage(address, settings)
+    for key, data in objects.items():
+        store.write(key, data)
+
+
+def build(source: str, home: Path) -> tuple[Path, Manifest]:
+    spec = DataSpec(source=source, size=8, channels=3)
+    folder = dataset_folder(home, spec)
+    return folder, shard_dataset(spec, folder, home / "cache", workers=0)
+
+
+def test_a_prefix_is_the_folder_it_holds(settings: Settings, server: FaultyServer, tmp_path: Path) -> None:
+    upload(settings, "s3://images/pets", files())
+    upload(settings, str(tmp_path / "pets"), files())
+    folder, manifest = build("s3://images/pets", tmp_path / "home")
+    expected = build(str(tmp_path / "pets"), tmp_path / "home")[1]
+    assert folder.name.startswith("pets-")
+    assert manifest.name == "s3://images/pets"
+    assert manifest.quarantined == 1
+    same = {"name", "fingerprint"}
+    assert manifest.model_dump(exclude=same) == expected.model_dump(exclude=same)
+    # Only the listing is asked for again, and a copy made anew elsewhere in time is the same data set.
+    server.requests = 0
+    assert build("s3://images/pets", tmp_path / "home")[0] == folder
+    assert server.requests == 2
+    upload(settings, "s3://images/pets", {"cats/00.png": files()["cats/02.png"]})
+    assert build("s3://images/pets", tmp_path / "home")[0] != folder
+
+
+def test_a_fetch_goes_on_where_it_stopped(settings: Settings, server: FaultyServer, tmp_path: Path) -> None:
+    upload(settings, "s3://images/pets", files())
+    server.requests = 0
+    folder = dataset_folder(tmp_path / "home", DataSpec(source="s3://images/pets", size=8, channels=3))
+    whole = server.requests
+    copies = sorted((tmp_path / "home" / "cache" / "s3").rglob("*.png"))
+    copies[3].unlink()
+    server.requests = 0
+    server.faults.append(500)
+    assert build("s3://images/pets", tmp_path / "home")[0] == folder
+    assert server.requests < whole
+
+
+def test_what_is_refused_names_the_object(settings: Settings, server: FaultyServer, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="s3://images/none: no objects"):
+        build("s3://images/none", tmp_path)
+    with pytest.raises(SourceError, match=r"s3://images/none\.npz: there is no such object"):
+        build("s3://images/none.npz", tmp_path)
+    server.faults.append(403)
+    with pytest.raises(StorageError, match="s3://images/pets: access is denied"):
+        build("s3://images/pets", tmp_path)
+
+
+def test_arrays(settings: Settings, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
+    np.savez(buffer, images=images, labels=np.arange(20) % 2)
+    upload(settings, "s3://images/arrays", {"some.npz": buffer.getvalue()})
+    assert build("s3://images/arrays/some.npz", tmp_path)[1].images == 20
