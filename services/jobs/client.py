@@ -17,6 +17,7 @@ from pipelines.errors import ServiceError, SpecError
 from pipelines.spec import FlowSpec, JobSpec, RecordedSpec
 from services.cluster import ray_environment
 from services.settings import Settings
+from services.storage.objects import split_address
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -183,9 +184,15 @@ class Jobs:
 
 
 def with_absolute_paths(spec: JobSpec) -> JobSpec:
-    """The spec with what it names on this machine's disk named absolutely: the job runs in another folder."""
+    """The spec with what it names on this machine's disk named absolutely: the job runs in another folder.
+
+    Raises:
+        SpecError: a file is missing, or an address in S3 is none or has keys in it, which every log would then tell.
+    """
     source = Path(spec.data.source).expanduser()
-    if source.exists():
+    if spec.data.source.startswith("s3://"):
+        split_address(spec.data.source)
+    elif source.exists():
         spec = spec.model_copy(update={"data": spec.data.model_copy(update={"source": str(source.absolute())})})
     if isinstance(spec.objective, FlowSpec) and isinstance(spec.objective.coupling, RecordedSpec):
         file = Path(spec.objective.coupling.file).expanduser().absolute()

@@ -14,7 +14,7 @@ from pipelines.data.source import SUFFIXES
 from pipelines.errors import SourceError
 from pipelines.spec import DataSpec
 from services.settings import Settings, load_settings
-from services.storage.objects import Storage, StoredObject
+from services.storage.objects import Storage, StoredObject, check_key
 from services.storage.open import open_storage
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,8 @@ def _arrays(source: str, cache: Path, settings: Settings) -> Path:
 
 def _folder(source: str, cache: Path, settings: Settings) -> Path:
     store = open_storage(source, settings)
-    listed = [entry for page in store.pages() for entry in page if not _hidden(entry.key)]
+    # A key may be any text: none leads out of the cache.
+    listed = [entry for page in store.pages() for entry in page if not _hidden(check_key(entry.key))]
     if not listed:
         raise SourceError(f"{source}: no objects there", cure="check the prefix, and MONGE_S3_ENDPOINT_URL")
     root = cache / _identity(source, listed)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from pipelines.errors import SpecError
 from pipelines.spec import load_spec
 from services.cli import app
 from services.jobs.client import with_absolute_paths
@@ -75,3 +76,8 @@ def test_a_relative_source_is_named_absolutely(tmp_path: Path, monkeypatch: pyte
     assert spec.data.source == str(tmp_path / "mine")
     catalogue = load_spec(LENET)
     assert with_absolute_paths(catalogue) == catalogue
+    bucket = load_spec(LENET, ["data.source=s3://bucket/prefix"])
+    assert with_absolute_paths(bucket) == bucket
+    with pytest.raises(SpecError, match="holds no keys") as refusal:
+        with_absolute_paths(load_spec(LENET, ["data.source=s3://key:secret@bucket/prefix"]))
+    assert "secret" not in str(refusal.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from pipelines.data.manifest import Manifest
 from pipelines.errors import SourceError, StorageError
 from pipelines.spec import DataSpec
 from services.settings import Settings
+from services.sharding import fetch
 from services.sharding.dataset import dataset_folder, shard_dataset
+from services.storage.objects import StoredObject
 from services.storage.open import open_storage
 from tests.services.storage.faults import FaultyServer
 
@@ -93,3 +96,16 @@ def test_arrays(settings: Settings, tmp_path: Path) -> None:
     np.savez(buffer, images=images, labels=np.arange(20) % 2)
     upload(settings, "s3://images/arrays", {"some.npz": buffer.getvalue()})
     assert build("s3://images/arrays/some.npz", tmp_path)[1].images == 20
+
+
+def test_no_key_leads_out_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hostile:
+        address = "s3://images/pets"
+
+        def pages(self, prefix: str = "") -> Iterator[list[StoredObject]]:
+            yield [StoredObject("../../../evil.txt", 0, "1")]
+
+    monkeypatch.setattr(fetch, "open_storage", lambda address, settings: Hostile())
+    with pytest.raises(StorageError, match=r"no empty, '\.' or '\.\.' part: received '../../../evil.txt'"):
+        fetch.local(DataSpec(source="s3://images/pets"), tmp_path / "home" / "cache")
+    assert not list(tmp_path.rglob("evil.txt"))

@@ -1,0 +1,199 @@
+"""Generators beside one another: ``python -m benchmarks.generators [--quick] [--only KIND] [--json FILE]``.
+
+A LeNet is trained first; its features judge all that follows, so figures are comparable within one run and not with
+those of other extractors. ``flows`` are one network trained along three couplings of noise and images, judged at
+several numbers of Euler steps; ``adversaries`` are the configs that play against a critic, beside the Gaussian that is
+fitted to the pixels. Everything runs in this process, on one thread, with plans solved in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.report import Row, table, write_json
+from pipelines.data.loader import Loader, ShardedDataset, open_dataset
+from pipelines.evaluation.features import FeatureExtractor
+from pipelines.evaluation.figures import TILE, encode_png, image_grid
+from pipelines.evaluation.generation import sample
+from pipelines.evaluation.judging import FeatureJudge
+from pipelines.evaluation.result import Evaluation
+from pipelines.models.build import build_model
+from pipelines.models.bundle import Bundle, to_uint8
+from pipelines.models.flow import FlowUNet
+from pipelines.models.network import Generator
+from pipelines.objectives.build import build_objective
+from pipelines.randomness import derived_seed
+from pipelines.spec import JobSpec, load_spec
+from pipelines.training.loop import train
+from pipelines.training.state import TrainState
+from pipelines.transport.planner import LocalPlanner
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+HOME = Path(".monge")
+CPU = torch.device("cpu")
+
+COUPLINGS = {
+    "independent pairs": "{kind: independent}",
+    "plans of batches": "{kind: batch}",
+    "plans of pools": "{kind: pool, points: 4096}",
+}
+BARS = {
+    ("plans of batches", 2): 2.0, ("plans of batches", 4): 2.0,
+    ("plans of pools", 4): 2.5, ("plans of pools", 8): 1.54, ("plans of pools", 32): 1.0,
+}  # fmt: skip
+"""Least ratio of the Fréchet distance of independent pairs to that of each coupling, by Euler steps."""
+
+STEPS = (2, 4, 8, 32)
+WAIT_BAR = 1 / 1.05
+ADVERSARIES = ("gan", "wasserstein-gan", "learned-transport")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything.
+
+    Attributes:
+        data: overrides of the spec that name the images.
+        reference, flow, adversary: images seen by each.
+        samples: drawn to be judged.
+        pool: points of a pool.
+    """
+
+    data: tuple[str, ...]
+    reference: int
+    flow: int
+    adversary: int
+    samples: int
+    pool: int
+
+
+FULL = Scale(("data.source=fashion-mnist",), 1_200_000, 180_000, 300_000, 5_000, 4096)
+QUICK = Scale(("data.source=digits", "data.size=12"), 20_000, 2_560, 1_280, 200, 256)
+
+
+class Teller:
+    """Tells how far a run is."""
+
+    def __init__(self, name: str, images: int) -> None:
+        self.name, self.images = name, images
+
+    def metrics(self, values: dict[str, float], images: int) -> None:
+        """See :class:`pipelines.training.loop.Listener`."""
+        print(
+            f"  {self.name}: {images:,}/{self.images:,} images, {values['images_per_second']:.0f} a second", flush=True
+        )
+
+    def evaluation(self, evaluation: Evaluation, images: int) -> None:
+        """See :class:`pipelines.training.loop.Listener`; judged afterwards."""
+
+    def checkpoint(self, state: TrainState) -> None:
+        """See :class:`pipelines.training.loop.Listener`; not kept."""
+
+
+def trained(spec: JobSpec, data: ShardedDataset) -> tuple[Any, float]:
+    """The network of a spec after its training, and the seconds that it took."""
+    torch.manual_seed(derived_seed(spec.seed, 0, "initialisation"))
+    network = build_model(spec.model, data.image, len(data.classes))
+    objective = build_objective(spec, network, LocalPlanner(), data)
+    state = TrainState.start(spec, objective)
+    started = time.perf_counter()
+    with Loader(data.train, spec.train.batch, spec.seed) as batches:
+        train(spec, objective, state, batches, lambda _: Evaluation({}, {}), Teller(spec.name, spec.train.images), CPU)
+    return state.judged.eval(), time.perf_counter() - started
+
+
+def spec_of(config: str, scale: Scale, images: int, *more: str) -> JobSpec:
+    """A config at the scale of this run."""
+    log_every = max(images // 5, 1)
+    fields = (*scale.data, f"train.images={images}", f"train.log_every={log_every}", "workers.count=1")
+    return load_spec(CONFIGS / f"{config}.yaml", [*fields, *more])
+
+
+def flows(scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder: Path) -> list[Row]:
+    """The same network along each coupling."""
+    found: dict[str, dict[int, float]] = {}
+    seconds: dict[str, float] = {}
+    for name, coupling in COUPLINGS.items():
+        coupling = coupling.replace("4096", str(scale.pool))
+        fields = (f"name={name}", f"objective.coupling={coupling}", "objective.plans=local")
+        spec = spec_of("flow", scale, scale.flow, *fields, "train.precision=bfloat16", "train.ema_half_life=8000")
+        network, seconds[name] = trained(spec, data)
+        assert isinstance(network, FlowUNet)
+        found[name] = {}
+        for steps in STEPS:
+            network.steps = steps
+            found[name][steps] = judge.scores(network, CPU)["fid"]
+        print(f"  {name}: {found[name]}", flush=True)
+        picture(network, folder / f"flow-{name.replace(' ', '-')}.png")
+    plain = "independent pairs"
+    rows = [
+        Row(f"{name}, {steps} Euler steps", found[name][steps], found[plain][steps], plain, "FID", bar)
+        for (name, steps), bar in BARS.items()
+    ]
+    return [*rows, Row("time of plans of pools", seconds["plans of pools"], seconds[plain], plain, "s", WAIT_BAR)]
+
+
+def adversaries(scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder: Path) -> list[Row]:
+    """Each of the games."""
+    rows = []
+    for config in ADVERSARIES:
+        local = ("objective.plans=local",) if config == "learned-transport" else ()
+        network, seconds = trained(spec_of(config, scale, scale.adversary, *local), data)
+        scores = judge.scores(network, CPU)
+        print(
+            f"  {config}: {seconds:.0f} s, { ({name: round(value, 3) for name, value in scores.items()}) }", flush=True
+        )
+        rows.append(Row(config, scores["fid"], scores["fid_gaussian"], "Gaussian of the pixels", "FID", 1.0))
+        picture(network, folder / f"{config}.png")
+    return rows
+
+
+def picture(network: Generator, path: Path) -> None:
+    """A grid of samples."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = to_uint8(sample(network, 64, 0, CPU)).numpy()
+    path.write_bytes(encode_png(image_grid(samples, tile=TILE)))
+
+
+def shards(spec: JobSpec) -> ShardedDataset:
+    """The images, sharded in this process, from ``.monge`` if they were before."""
+    from services.sharding.dataset import dataset_folder, shard_dataset
+
+    folder = dataset_folder(HOME, spec.data)
+    shard_dataset(spec.data, folder, HOME / "cache", workers=0)
+    return open_dataset(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small images and short runs: shows that it works")
+    parser.add_argument("--only", choices=["flows", "adversaries"], help="one half of it")
+    parser.add_argument("--json", type=Path, help="where to keep the rows")
+    parser.add_argument("--pictures", type=Path, default=HOME / "benchmarks", help="where to leave samples")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    scale = QUICK if arguments.quick else FULL
+    spec = spec_of("lenet-fashion-mnist", scale, scale.reference)
+    data = shards(spec)
+    network, seconds = trained(spec, data)
+    reference = FeatureExtractor("reference", Bundle(network, spec.model, data.image, data.classes))
+    judge = FeatureJudge(reference, data.train, data.test, scale.samples, spec.seed)
+    print(f"reference LeNet: {seconds:.0f} s, {reference.identity}", flush=True)
+    rows = []
+    if arguments.only != "adversaries":
+        rows += flows(scale, data, judge, arguments.pictures)
+    if arguments.only != "flows":
+        rows += adversaries(scale, data, judge, arguments.pictures)
+    print(table(rows))
+    if arguments.json:
+        write_json(rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
