@@ -110,8 +110,8 @@ def trained(spec: JobSpec, data: ShardedDataset) -> tuple[Any, float]:
 
 def spec_of(config: str, scale: Scale, images: int, *more: str) -> JobSpec:
     """A config at the scale of this run."""
-    log_every = max(images // 5, 1)
-    fields = (*scale.data, f"train.images={images}", f"train.log_every={log_every}", "workers.count=1")
+    train = {"images": images, "log_every": max(images // 5, 1), "ema_half_life": max(images // 12, 1)}
+    fields = (*scale.data, *(f"train.{name}={value}" for name, value in train.items()), "workers.count=1")
     return load_spec(CONFIGS / f"{config}.yaml", [*fields, *more])
 
 
@@ -121,8 +121,8 @@ def flows(scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder: Path)
     seconds: dict[str, float] = {}
     for name, coupling in COUPLINGS.items():
         coupling = coupling.replace("4096", str(scale.pool))
-        fields = (f"name={name}", f"objective.coupling={coupling}", "objective.plans=local")
-        spec = spec_of("flow", scale, scale.flow, *fields, "train.precision=bfloat16", "train.ema_half_life=8000")
+        fields = (f"name={name.replace(' ', '-')}", f"objective.coupling={coupling}", "objective.plans=local")
+        spec = spec_of("flow", scale, scale.flow, *fields, "train.precision=bfloat16")
         network, seconds[name] = trained(spec, data)
         assert isinstance(network, FlowUNet)
         found[name] = {}
