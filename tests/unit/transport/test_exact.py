@@ -303,8 +303,16 @@ def test_a_start_without_potentials_is_none() -> None:
     assert "from the potentials" not in plan.certificate.reason
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C raises in the main thread, also where the shell has started the tests in the background and ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @needs_native
-def test_a_long_solve_ends_when_it_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_solve_ends_when_it_is_interrupted(monkeypatch: pytest.MonkeyPatch, heard: None) -> None:
     monkeypatch.setattr(native, "INTERRUPTIBLE", 1)
     stop = ctypes.c_int32(0)
     deadline = time.monotonic() + 30
