@@ -124,6 +124,45 @@ def submit(
 
 
 @app.command()
+def sweep(
+    spec: Annotated[Path, typer.Argument(help="A job spec in YAML; see configs/.")],
+    grid: Annotated[
+        list[str],
+        typer.Option(
+            metavar="KEY=[VALUE,…]",
+            help='Try every value of a field, as in "model.dropout=[0, 0.5]"; may be repeated, for all combinations. '
+            "Those of `seed` repeat a measurement.",
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a field of all runs, as in train.images=20000."),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="What to compare; may be repeated. By default test_accuracy, or test_transport_cost."),
+    ] = None,
+    curves: Annotated[
+        bool, typer.Option("--curves", help="Draw metrics over images seen, not against the first field.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="The PNG file to write; the numbers go to a .json beside it.")] = Path(
+        "sweep.png"
+    ),
+) -> None:
+    """Train a grid of specs on the cluster through Ray Tune, one MLflow run each below one of the sweep."""
+    from services.cluster import ray_environment
+    from services.jobs.client import with_absolute_paths
+    from services.tuning.grid import read_grid
+
+    settings = load_settings()
+    os.environ.update(ray_environment(settings))  # Ray reads it when it is imported
+    points = read_grid(spec, overrides or (), grid, with_absolute_paths)
+    from services.tuning.show import show_sweep
+
+    show_sweep(points, metric or (), curves, out, settings, console)
+
+
+@app.command()
 def couple(
     spec: Annotated[Path, typer.Argument(help="A job spec in YAML, of which the data section counts.")],
     out: Annotated[Path, typer.Option(help="The file to write, for objective.coupling.file of a flow.")],

@@ -50,8 +50,12 @@ def make_token(home: Path) -> Path:
     return path
 
 
-def join_cluster(settings: Settings) -> None:
+def join_cluster(settings: Settings, logs: bool = True) -> None:
     """Connect this process to the cluster; inside a job it is the job's own.
+
+    Args:
+        settings: where it is.
+        logs: whether what tasks and actors print is printed here too.
 
     Raises:
         ServiceError: no cluster answers.
@@ -67,7 +71,7 @@ def join_cluster(settings: Settings) -> None:
     if address.startswith(LOOPBACK):
         options["_node_ip_address"] = LOOPBACK
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=True, logging_level=logging.WARNING, **options)
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=logs, logging_level=logging.WARNING, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ServiceError(
             f"no Ray cluster answers at {address}: {error}", cure="see `monge status`; `monge up` starts one here"

@@ -48,6 +48,11 @@ JOBS: dict[str, dict[str, Any]] = {
         "objective": {"kind": "classification", "flip": True},
         "optimizer": {"learning_rate": 0.002, "schedule": "cosine"},
     },
+    "regression": {
+        "model": {"kind": "mlp", "hidden": [16]},
+        "objective": {"kind": "regression", "target": "waves"},
+        "optimizer": {"learning_rate": 0.01},
+    },
     "resnet": {
         "model": {"kind": "resnet", "depth": 10, "width": 4},
         "objective": {
@@ -159,7 +164,7 @@ class Recorder:
 def start(spec: JobSpec, data: ShardedDataset, seed: int | None = None) -> tuple[Objective, TrainState]:
     """Objective and state before the first step; ``seed`` initialises the weights in place of the job's."""
     torch.manual_seed(derived_seed(spec.seed if seed is None else seed, 0, "initialisation"))
-    network = build_model(spec.model, data.image, len(data.classes))
+    network = build_model(spec.model, data.image, spec.outputs(len(data.classes)))
     objective = build_objective(spec, network, LocalPlanner(), data)
     return objective, TrainState.start(spec, objective)
 

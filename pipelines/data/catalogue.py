@@ -6,6 +6,9 @@ cats-and-dogs
 fashion-mnist
     70,000 photographs of clothes, 28×28 grey, with its own test split (Xiao, Rasul & Vollgraf 2017; MIT), from
     Debian's package ``dataset-fashion-mnist``.
+points
+    4,096 points (x, y) of the unit square, 4×4 grey: the left half of an image has the level x, the right half y. The
+    data set computes itself; functions on the square are to be learned from it.
 digits
     1,797 handwritten digits, 8×8 grey, from scikit-learn (Alpaydin & Kaynak 1998; CC BY 4.0).
 """
@@ -191,6 +194,13 @@ def _fetch_digits(cache: Path) -> Arrays:
     return {"images": images[..., None], "labels": digits.target.astype(np.int64)}
 
 
+def _fetch_points(cache: Path) -> Arrays:
+    levels = np.linspace(0, 255, 64).round().astype(np.uint8)
+    points = np.stack(np.meshgrid(levels, levels), axis=-1).reshape(-1, 2)
+    images = np.broadcast_to(points.repeat(2, axis=1)[:, None, :, None], (len(points), 4, 4, 1))
+    return {"images": images, "labels": (points[:, 1] > points[:, 0]).astype(np.int64)}
+
+
 def _run(command: list[str], folder: Path, cure: str) -> None:
     """Run a package manager.
 
@@ -233,5 +243,10 @@ CATALOGUE: dict[str, Entry] = {
         tuple("0123456789"),
         "0e9c562247a40434c9a8fd6377415a900eb63341041c62668621f974f5133152",
         _fetch_digits,
+    ),
+    "points": Entry(
+        ("left brighter", "right brighter"),
+        "80c369a5a8a6c43c4862648d4f8797310a6a90e1757bf5df9e011590209df1a2",
+        _fetch_points,
     ),
 }

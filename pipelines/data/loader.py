@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -77,6 +77,12 @@ class Split:
             images[places] = self._shards[number][rows[places] - self._starts[number]]
         return torch.from_numpy(images), torch.from_numpy(self.labels[indices])
 
+    def first_of_each_class(self, count: int) -> Split:
+        """The first ``count`` images of each class, in the order of this split; all of a class that has fewer."""
+        kept = [np.flatnonzero(self.labels == label)[:count] for label in np.unique(self.labels)]
+        chosen = np.sort(np.concatenate(kept))
+        return Split(self.name, self._shards, self._rows[chosen], self.labels[chosen])
+
 
 @dataclass(frozen=True, eq=False)
 class ShardedDataset:
@@ -107,6 +113,10 @@ class ShardedDataset:
     def split(self, name: SplitName) -> Split:
         """One of the two splits."""
         return {"train": self.train, "test": self.test}[name]
+
+    def limited(self, per_class: int | None) -> ShardedDataset:
+        """With the first ``per_class`` training images of each class alone; None keeps all."""
+        return self if per_class is None else replace(self, train=self.train.first_of_each_class(per_class))
 
 
 def open_dataset(folder: str | Path, verify: bool = True) -> ShardedDataset:

@@ -166,7 +166,10 @@ def fingerprint(spec: DataSpec) -> str:
 
 
 def _fingerprint(spec: DataSpec, identity: str) -> str:
-    decisive = spec.model_dump(mode="json", exclude={"source", "max_bad_fraction"}) | {"identity": identity}
+    # A run that trains on some of the images reads them from the shards of all.
+    decisive = spec.model_dump(mode="json", exclude={"source", "max_bad_fraction", "per_class"}) | {
+        "identity": identity
+    }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 

@@ -6,23 +6,27 @@ import numpy as np
 import torch
 
 from pipelines.data.loader import ShardedDataset
+from pipelines.data.targets import TargetName
 from pipelines.distributed import rank
 from pipelines.errors import ShardError
-from pipelines.evaluation import classification, generation
+from pipelines.evaluation import classification, generation, regression
 from pipelines.evaluation.features import FeatureExtractor
 from pipelines.evaluation.figures import (
     MOST_NAMED,
     TILE,
+    approximation_figure,
     calibration_figure,
     confusion_figure,
     image_grid,
     predictions_figure,
+    weights_figure,
 )
 from pipelines.evaluation.judging import FeatureJudge
 from pipelines.evaluation.result import Evaluation
 from pipelines.models.bundle import to_uint8
+from pipelines.models.classifiers import Perceptron
 from pipelines.models.network import Classifier, Generator
-from pipelines.spec import ClassificationSpec, JobSpec, ObjectiveSpec, TransportSpec, WassersteinSpec
+from pipelines.spec import JobSpec, ObjectiveSpec, RegressionSpec, TransportSpec, WassersteinSpec
 from pipelines.transport.planner import Planner
 
 GRID = 64
@@ -69,7 +73,8 @@ class Evaluator:
         self._device = device
         self._seed = spec.seed
         self._judge = None
-        if not isinstance(spec.objective, ClassificationSpec) and rank() == 0:
+        self._target = spec.objective.target if isinstance(spec.objective, RegressionSpec) else None
+        if spec.generates and rank() == 0:
             judged = _judged_by(spec.objective)
             self._judge = generation.TransportJudge(
                 data.split("train"), data.split("test"), judged.cost, planner, spec.seed, judged.power
@@ -84,25 +89,7 @@ class Evaluator:
     def __call__(self, network: torch.nn.Module) -> Evaluation:
         """Numbers and pictures of a network as it stands."""
         if isinstance(network, Classifier):
-            test = self._data.split("test")
-            metrics = {f"test_{name}": v for name, v in classification.accuracy(network, test, self._device).items()}
-            if rank() != 0:
-                return Evaluation(metrics, {})
-            pictures = {"predictions": classification.predictions(network, test, self._data.classes, self._device)}
-            rows, labels = classification.probabilities(network, test, self._device)
-            error, table = classification.calibration(rows, labels)
-            counts = classification.confusion(rows, labels)
-            recalls = counts.diagonal() / np.maximum(counts.sum(1), 1)
-            metrics |= {"test_calibration_error": error, "test_lowest_class_accuracy": float(recalls.min())}
-            if len(recalls) <= MOST_NAMED:
-                of_class = zip(self._data.classes, recalls.tolist(), strict=True)
-                metrics |= {f"test_accuracy_of_{name}": value for name, value in of_class}
-            chosen = classification.worst(rows, labels, classification.EXAMPLES)
-            pictures["confusion"] = confusion_figure(counts, self._data.classes)
-            pictures["calibration"] = calibration_figure(table, error)
-            images = test.take(chosen)[0].numpy()
-            pictures["worst"] = predictions_figure(images, rows[chosen], self._data.classes, labels[chosen])
-            return Evaluation(metrics, pictures)
+            return self._classifier(network) if self._target is None else self._regressor(network, self._target)
         if not isinstance(network, Generator):
             raise TypeError(f"no evaluation is known for a {type(network).__name__}")
         if self._judge is None:
@@ -123,3 +110,37 @@ class Evaluator:
             pictures["neighbours"] = self._features.neighbours(network, self._device)
             tags["feature_extractor"] = self._features.extractor.identity
         return Evaluation(metrics, pictures, tags)
+
+    def _classifier(self, network: Classifier) -> Evaluation:
+        train, test = self._data.split("train"), self._data.split("test")
+        metrics = {f"test_{name}": v for name, v in classification.accuracy(network, test, self._device).items()}
+        # Without dropout and augmentation on either side: what is between them is what does not generalise.
+        metrics["test_error"] = 1 - metrics["test_accuracy"]
+        metrics["train_error"] = 1 - classification.accuracy(network, train, self._device, most=len(test))["accuracy"]
+        if rank() != 0:
+            return Evaluation(metrics, {})
+        pictures = {"predictions": classification.predictions(network, test, self._data.classes, self._device)}
+        rows, labels = classification.probabilities(network, test, self._device)
+        error, table = classification.calibration(rows, labels)
+        counts = classification.confusion(rows, labels)
+        recalls = counts.diagonal() / np.maximum(counts.sum(1), 1)
+        metrics |= {"test_calibration_error": error, "test_lowest_class_accuracy": float(recalls.min())}
+        if len(recalls) <= MOST_NAMED:
+            of_class = zip(self._data.classes, recalls.tolist(), strict=True)
+            metrics |= {f"test_accuracy_of_{name}": value for name, value in of_class}
+            if isinstance(network, Perceptron):
+                pictures["weights"] = weights_figure(network.weights.detach().cpu().numpy(), self._data.classes)
+        chosen = classification.worst(rows, labels, classification.EXAMPLES)
+        pictures["confusion"] = confusion_figure(counts, self._data.classes)
+        pictures["calibration"] = calibration_figure(table, error)
+        images = test.take(chosen)[0].numpy()
+        pictures["worst"] = predictions_figure(images, rows[chosen], self._data.classes, labels[chosen])
+        return Evaluation(metrics, pictures)
+
+    def _regressor(self, network: Classifier, target: TargetName) -> Evaluation:
+        train, test = self._data.split("train"), self._data.split("test")
+        metrics = {}
+        for name, split in (("train", train), ("test", test)):
+            rows = regression.approximation(network, split, target, self._device, most=len(test))
+            metrics[f"{name}_error"] = regression.mean_squared_error(rows)
+        return Evaluation(metrics, {"approximation": approximation_figure(rows)} if rank() == 0 else {})

@@ -21,8 +21,17 @@ BINS = 15
 
 
 @torch.inference_mode()
-def accuracy(network: Classifier, split: Split, device: torch.device, batch: int = 1024) -> dict[str, float]:
+def accuracy(
+    network: Classifier, split: Split, device: torch.device, batch: int = 1024, most: int | None = None
+) -> dict[str, float]:
     """Accuracy and mean cross-entropy over a split, which the ranks share out between them.
+
+    Args:
+        network: what is judged, in evaluation mode.
+        split: the images.
+        device: where the network is.
+        batch: images at a time.
+        most: images after which it is enough; those that count are spread evenly over the split.
 
     Returns:
         ``accuracy`` and ``loss``, over all classes.
@@ -30,7 +39,8 @@ def accuracy(network: Classifier, split: Split, device: torch.device, batch: int
     was_training = network.training
     network.eval()
     totals = torch.zeros(2, dtype=torch.float64)
-    mine = np.arange(rank(), len(split), world_size())
+    chosen = spread(split, most)
+    mine = chosen[rank() :: world_size()]
     for start in range(0, len(mine), batch):
         images, labels = split.take(mine[start : start + batch])
         logits = network(to_float(images.to(device)))
@@ -38,8 +48,14 @@ def accuracy(network: Classifier, split: Split, device: torch.device, batch: int
         totals[0] += float((logits.argmax(1) == labels).sum())
         totals[1] += float(F.cross_entropy(logits, labels, reduction="sum"))
     network.train(was_training)
-    correct, loss = (sum_over_ranks(totals.to(device)) / len(split)).tolist()
+    correct, loss = (sum_over_ranks(totals.to(device)) / len(chosen)).tolist()
     return {"accuracy": correct, "loss": loss}
+
+
+def spread(split: Split, most: int | None = None) -> Int64[np.ndarray, " k"]:
+    """Places of images spread evenly over a split; of all of them where they are no more than ``most``."""
+    count = len(split) if most is None else min(most, len(split))
+    return np.linspace(0, len(split) - 1, count).round().astype(np.int64)
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Pictures: grids of samples, and predictions with their probabilities."""
+"""Pictures: grids of samples, predictions with their probabilities, weights, approximations."""
 
 from __future__ import annotations
 
@@ -122,6 +122,58 @@ def calibration_figure(table: np.ndarray, error: float) -> np.ndarray:
     axis.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--")
     axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
     axis.set_title(f"calibration error {error:.3f}", fontsize=10)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def weights_figure(weights: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """What a linear layer looks for: a panel for each class, or the difference for two; (H, W, 3) uint8.
+
+    Of the logits of two classes only the difference counts. Red pixels speak for a class where they are bright, blue
+    ones against it; colour images show the mean of their channels.
+
+    Args:
+        weights: (classes, c, h, w).
+        classes: their names.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels, titles = weights.mean(1), list(classes)
+    if len(titles) == 2:
+        panels, titles = panels[1:] - panels[:1], [f"{titles[1]} − {titles[0]}"]
+    columns = min(len(panels), 5)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(max(1.7 * columns, 3.2), max(1.9 * rows, 3.2)), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axis in axes:
+        axis.axis("off")
+    # A few pixels that are hardly ever lit may keep large weights; they shall not pale the others.
+    largest = max(float(np.quantile(np.abs(panels), 0.995)), 1e-12)
+    for axis, panel, title in zip(axes, panels, titles, strict=False):
+        axis.imshow(panel, cmap="RdBu_r", vmin=-largest, vmax=largest)
+        axis.set_title(title, fontsize=9)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def approximation_figure(rows: np.ndarray) -> np.ndarray:
+    """A function on the square and a network's approximation of it, beside each other; (H, W, 3) uint8.
+
+    Args:
+        rows: (n, 4) two coordinates, the function there, the network's output there.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.6, 3.6), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axis, values, title in zip(axes, rows[:, 2:].T, ("function", "network"), strict=True):
+        drawn = axis.scatter(*rows[:, :2].T, c=values, s=14, vmin=rows[:, 2].min(), vmax=rows[:, 2].max())
+        axis.set(aspect="equal", title=title)
+    figure.colorbar(drawn, ax=axes)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from pipelines.errors import SpecError
 from pipelines.models.network import Classifier, Features, Images, Logits
@@ -18,6 +19,11 @@ class Perceptron(Classifier):
     def __init__(self, image: ImageShape, classes: int) -> None:
         super().__init__(image, classes)
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(image.pixels, classes))
+
+    @property
+    def weights(self) -> Float[Tensor, "classes c h w"]:
+        """The weights of each output, as an image of the input's shape: (classes, c, h, w)."""
+        return self.layers.get_parameter("1.weight").view(self.classes, *self.image.dims)
 
     def embed(self, images: Images) -> Features:
         """See :class:`Classifier`."""

@@ -14,6 +14,7 @@ from pipelines.objectives.gan import Gan
 from pipelines.objectives.learned_transport import LearnedTransport
 from pipelines.objectives.phase import Objective
 from pipelines.objectives.recorded import RecordedCoupling
+from pipelines.objectives.regression import Regression
 from pipelines.objectives.transport import TransportObjective
 from pipelines.objectives.wasserstein import Wasserstein
 from pipelines.spec import (
@@ -28,6 +29,7 @@ from pipelines.spec import (
     LearnedTransportSpec,
     PoolPlanSpec,
     RecordedSpec,
+    RegressionSpec,
     TransportSpec,
     WassersteinSpec,
 )
@@ -52,6 +54,8 @@ def build_objective(
     match spec.objective, network:
         case ClassificationSpec(), Classifier():
             return Classification(spec.objective, network)
+        case RegressionSpec(), Classifier():
+            return Regression(spec.objective, network)
         case TransportSpec(), Generator():
             return TransportObjective(spec.objective, network, planner)
         case GanSpec(), Generator():

@@ -29,6 +29,7 @@ from pipelines.spec.objectives import (
     ObjectiveSpec,
     PoolPlanSpec,
     RecordedSpec,
+    RegressionSpec,
     TransportSpec,
     WassersteinSpec,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "PoolPlanSpec",
     "RecordedSpec",
     "RegisterSpec",
+    "RegressionSpec",
     "ResNetSpec",
     "TrainSpec",
     "TransportSpec",

@@ -14,8 +14,8 @@ class DataSpec(Section):
 
     source: str = Field(
         min_length=1,
-        description="a catalogue name (cats-and-dogs, fashion-mnist, digits), a folder with one folder of PNG or JPEG "
-        "files for each class, or an .npz file with arrays `images` and `labels`; the latter two also as "
+        description="a catalogue name (cats-and-dogs, fashion-mnist, digits, points), a folder with one folder of PNG "
+        "or JPEG files for each class, or an .npz file with arrays `images` and `labels`; the latter two also as "
         "s3://bucket/prefix",
     )
     size: int | None = Field(
@@ -26,6 +26,9 @@ class DataSpec(Section):
     )
     channels: Literal[1, 3] = Field(default=1, description="1 for grey, 3 for colour")
     test_fraction: float = Field(default=0.2, gt=0, lt=1, description="share of each class held out, split by content")
+    per_class: int | None = Field(
+        default=None, ge=1, description="train on the first so many training images of each class alone"
+    )
     max_bad_fraction: float = Field(
         default=0.05, ge=0, lt=1, description="share of unreadable images above which the job refuses to start"
     )

@@ -17,14 +17,17 @@ from pipelines.spec.objectives import (
     LearnedTransportSpec,
     ObjectiveSpec,
     PoolPlanSpec,
+    RegressionSpec,
     TransportSpec,
     WassersteinSpec,
 )
 from pipelines.spec.section import Name, Section
 from pipelines.spec.training import EvaluationSpec, OptimizerSpec, TrainSpec, WorkersSpec
 
+_CLASSIFIERS = ("perceptron", "mlp", "lenet", "alexnet", "resnet")
 _TRAINS = {
-    "classification": ("perceptron", "mlp", "lenet", "alexnet", "resnet"),
+    "classification": _CLASSIFIERS,
+    "regression": _CLASSIFIERS,
     "transport": ("conv-generator",),
     "gan": ("conv-generator",),
     "wasserstein": ("conv-generator",),
@@ -115,15 +118,31 @@ class JobSpec(Section):
             raise ValueError(
                 f"train.accumulate {self.train.accumulate} would cut the batches over which this model normalises"
             )
-        if self.objective.kind == "classification" and self.evaluation.reference is not None:
+        if not self.generates and self.evaluation.reference is not None:
             raise ValueError(
                 f"evaluation.reference {self.evaluation.reference!r} judges generators; this job trains a classifier"
             )
+        if not self.registers and self.register_as is not None:
+            raise ValueError("register_as is for models that the endpoint can serve; a regression has no classes")
         if self.train.batch < self.workers.count:
             raise ValueError(
                 f"train.batch {self.train.batch} leaves some of {self.workers.count} workers without images"
             )
         return self
+
+    @property
+    def generates(self) -> bool:
+        """Whether the job trains a generator."""
+        return not isinstance(self.objective, ClassificationSpec | RegressionSpec)
+
+    @property
+    def registers(self) -> bool:
+        """Whether the finished model is registered: what the endpoint answers with are classes or images."""
+        return not isinstance(self.objective, RegressionSpec)
+
+    def outputs(self, classes: int) -> int:
+        """How many outputs the network of this job has on data of so many classes, if it is no generator."""
+        return 1 if isinstance(self.objective, RegressionSpec) else classes
 
     @property
     def registered(self) -> RegisterSpec:

@@ -45,6 +45,17 @@ class ClassificationSpec(Section):
         return self
 
 
+class RegressionSpec(Section):
+    """Least squares between the one output of a network and a continuous function of the image."""
+
+    kind: Literal["regression"]
+    target: Literal["waves", "cone"] = Field(
+        default="waves",
+        description="of the mean brightness u, v in [−1, 1] of an image's left and right half: sin(πu) sin(πv), or "
+        "√(u² + v²)",
+    )
+
+
 class TransportSpec(Section):
     """A generator that minimises the cost of the optimal plan between its samples and real images."""
 
@@ -148,6 +159,6 @@ class LearnedTransportSpec(Section):
 
 
 ObjectiveSpec = Annotated[
-    ClassificationSpec | TransportSpec | GanSpec | WassersteinSpec | LearnedTransportSpec | FlowSpec,
+    ClassificationSpec | RegressionSpec | TransportSpec | GanSpec | WassersteinSpec | LearnedTransportSpec | FlowSpec,
     Field(discriminator="kind"),
 ]

@@ -40,7 +40,7 @@ def couple(
     try:
         folder = dataset_folder(settings.home, spec).absolute()
         shard_dataset(spec, folder, settings.home / "cache", on_progress=shards)
-        data = open_dataset(folder)
+        data = open_dataset(folder).limited(spec.per_class)
 
         def take(places: np.ndarray) -> torch.Tensor:
             return to_float(data.train.take(places)[0]).flatten(1)

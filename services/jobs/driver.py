@@ -25,7 +25,7 @@ def run_job(job: str, spec: JobSpec, settings: Settings) -> dict[str, Any]:
         settings: where everything is.
 
     Returns:
-        ``{"model": name/version, "metrics": {…}}``.
+        ``{"model": name/version, "metrics": {…}}``; the model is None where the job registers none.
 
     Raises:
         MongeError: the job failed; its MLflow run is then FAILED, and KILLED where this process was told to stop.
@@ -54,7 +54,7 @@ def _run(job: str, spec: JobSpec, settings: Settings) -> dict[str, Any]:
     from services.training.trainer import fit
 
     outcome = fit(job, spec, data, settings)
-    _say(f"done: {outcome['model']}")
+    _say(f"done: {outcome['model'] or 'there is no model to register'}")
     return outcome
 
 

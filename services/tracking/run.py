@@ -22,6 +22,7 @@ import numpy as np
 
 import pipelines
 from pipelines.errors import ServiceError
+from pipelines.evaluation.result import Evaluation
 from pipelines.spec import JobSpec
 from services.tracking.connection import brief, connect, is_passing, metric_name, reaching
 from services.tracking.outbox import Outbox
@@ -95,7 +96,15 @@ class Run:
         )
 
     @classmethod
-    def open(cls, uri: str, job: str, spec: JobSpec, run_id: str | None = None) -> Run:
+    def open(
+        cls,
+        uri: str,
+        job: str,
+        spec: JobSpec,
+        run_id: str | None = None,
+        parent: str | None = None,
+        name: str | None = None,
+    ) -> Run:
         """Create the run of a job, or open it again after a restart; its status becomes RUNNING.
 
         A job has one run: without ``run_id`` the run that carries the job's id is looked for before one is made.
@@ -105,6 +114,8 @@ class Run:
             job: id of the job.
             spec: the resolved spec; its fields become parameters, and the whole of it the artifact ``spec.yaml``.
             run_id: of an earlier start of this job, where it is known.
+            parent: id of the run below which a new one is shown.
+            name: of a new run; the spec's by default.
 
         Raises:
             ServiceError: MLflow cannot be reached, the run is gone, or it belongs to another spec.
@@ -114,7 +125,7 @@ class Run:
             experiment = _experiment(client)
             run_id = run_id or _find(client, experiment, job)
             if run_id is None:
-                run_id = _create(client, experiment, job, spec)
+                run_id = _create(client, experiment, job, spec, parent, name)
             else:
                 fingerprint = client.get_run(run_id).data.tags.get(FINGERPRINT_TAG)
                 if fingerprint != spec.fingerprint():
@@ -160,6 +171,13 @@ class Run:
         if png.dtype != np.uint8 or not (png.ndim == 2 or (png.ndim == 3 and png.shape[2] in (1, 3, 4))):
             raise ValueError(f"a picture is (h, w) or (h, w, 3) uint8, received {png.shape} {png.dtype}")
         self._outbox.put(_Picture(re.sub(r"[^a-zA-Z0-9_\-./ ]", "_", name), png.copy(), images, _now()))
+
+    def pictures(self, evaluation: Evaluation, images: int) -> None:
+        """Log the pictures and tags of an evaluation; its metrics are points of curves like others."""
+        for name, picture in evaluation.pictures.items():
+            self.image(name, picture, images)
+        for name, value in evaluation.tags.items():
+            self.tag(name, value)
 
     def figure(self, name: str, path: str | Path) -> None:
         """Log a file as the artifact ``figures/<name>`` with the file's suffix; read now, sent later.
@@ -321,7 +339,9 @@ def _find(client: MlflowClient, experiment: str, job: str) -> str | None:
     return str(runs[0].info.run_id) if runs else None
 
 
-def _create(client: MlflowClient, experiment: str, job: str, spec: JobSpec) -> str:
+def _create(
+    client: MlflowClient, experiment: str, job: str, spec: JobSpec, parent: str | None, name: str | None
+) -> str:
     from mlflow.entities import Param
 
     tags = {
@@ -330,9 +350,11 @@ def _create(client: MlflowClient, experiment: str, job: str, spec: JobSpec) -> s
         "mlflow.source.name": "monge",
         "mlflow.source.type": "JOB",
     }
+    if parent is not None:
+        tags["mlflow.parentRunId"] = parent
     if commit := _git_commit():
         tags["mlflow.source.git.commit"] = commit
-    run_id = str(client.create_run(experiment, run_name=spec.name, tags=tags).info.run_id)
+    run_id = str(client.create_run(experiment, run_name=name or spec.name, tags=tags).info.run_id)
     params = [Param(name, _shortened(value)) for name, value in _flattened(spec.model_dump(mode="json"))]
     for start in range(0, len(params), _PARAMS_A_CALL):
         client.log_batch(run_id, params=params[start : start + _PARAMS_A_CALL])

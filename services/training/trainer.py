@@ -30,7 +30,7 @@ def fit(job: str, spec: JobSpec, data: Path, settings: Settings) -> dict[str, An
         settings: where everything is.
 
     Returns:
-        ``{"model": name/version, "metrics": {…}}``.
+        ``{"model": name/version, "metrics": {…}}``; the model is None where the job registers none.
 
     Raises:
         TrainingError: training failed, or its workers failed more often than the spec allows.

@@ -24,8 +24,9 @@ from pipelines.evaluation.result import Evaluation
 from pipelines.models.build import build_model
 from pipelines.models.bundle import Bundle
 from pipelines.objectives.build import build_objective
+from pipelines.objectives.phase import Objective
 from pipelines.randomness import derived_seed
-from pipelines.spec import ClassificationSpec, JobSpec
+from pipelines.spec import JobSpec
 from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.training.loop import train
 from pipelines.training.state import TrainState
@@ -69,13 +70,13 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         config: the fields of a :class:`WorkerConfig`.
 
     Returns:
-        ``{"model": …}`` of the registered model; or ``{"error", "cure"}`` for what no restart would mend. Those errors
-        are the same on every rank, so that no rank is left waiting for another. All other errors are raised, and Ray
-        Train restarts the workers from the latest checkpoint.
+        ``{"model": …}`` of the registered model, None where the job registers none; or ``{"error", "cure"}`` for what
+        no restart would mend. Those errors are the same on every rank, so that no rank is left waiting for another.
+        All other errors are raised, and Ray Train restarts the workers from the latest checkpoint.
     """
     settings = WorkerConfig(**config)
     spec = JobSpec.model_validate(settings.spec)
-    _configure_process()
+    configure_process()
     try:
         return _train(settings, spec)
     except (SpecError, ShardError, CheckpointError, DivergedError) as error:
@@ -87,31 +88,32 @@ def _train(settings: WorkerConfig, spec: JobSpec) -> dict[str, Any]:
     rank, world = context.get_world_rank(), context.get_world_size()
     device = get_device()
     tracker = _Tracker(settings, spec) if rank == 0 else None
-    data = open_dataset(settings.data, verify=rank == 0)
+    data = open_dataset(settings.data, verify=rank == 0).limited(spec.data.per_class)
 
-    torch.manual_seed(derived_seed(spec.seed, 0, "initialisation"))
-    network = build_model(spec.model, data.image, len(data.classes)).to(device)
-    planner = _planner(settings, spec, rank, world)
-    objective = build_objective(spec, network, planner, data)
-    state = TrainState.start(spec, objective)
+    planner = planner_of(settings.job, spec, rank, world, settings.plan_deadline)
+    objective, state = started(spec, data, planner, device)
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
             load_checkpoint(state, Path(folder))
     listener = _Listener(spec, tracker, Path(settings.staging))
     if tracker:
         tracker.say(
-            f"training {network.parameter_count:,} parameters on {len(data.train):,} images, {world} workers, {device}"
+            f"training {_parameters(state):,} parameters on {len(data.train):,} images, {world} workers, {device}"
             + (f", from image {state.images:,}" if state.images else "")
         )
-    evaluator = Evaluator(spec, data, planner, device, _reference(settings, spec, device))
+    reference = reference_of(spec, settings.mlflow_uri, settings.models, device)
+    evaluator = Evaluator(spec, data, planner, device, reference)
     with Loader(data.train, spec.train.batch, spec.seed, rank, world, start_step=state.step) as batches:
         train(spec, objective, state, batches, evaluator, listener, device)
     if tracker is None:
         return {}
-    return {"model": tracker.register(state, data), "metrics": listener.latest}
+    model = tracker.register(state, data) if spec.registers else None
+    tracker.run.close("FINISHED")
+    return {"model": model, "metrics": listener.latest}
 
 
-def _configure_process() -> None:
+def configure_process() -> None:
+    """Make this process one of many on its machine: one thread, and no chatter of libraries in its log."""
     # Workers share the cores of their machine; more threads than that and they wait for each other.
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s", force=True)
@@ -119,21 +121,46 @@ def _configure_process() -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
-def _planner(settings: WorkerConfig, spec: JobSpec, rank: int, world: int) -> Planner:
+def started(
+    spec: JobSpec, data: ShardedDataset, planner: Planner, device: torch.device
+) -> tuple[Objective, TrainState]:
+    """The objective of a job, and its state before the first step."""
+    torch.manual_seed(derived_seed(spec.seed, 0, "initialisation"))
+    network = build_model(spec.model, data.image, spec.outputs(len(data.classes))).to(device)
+    objective = build_objective(spec, network, planner, data)
+    return objective, TrainState.start(spec, objective)
+
+
+def planner_of(job: str, spec: JobSpec, rank: int, world: int, deadline: float) -> Planner:
+    """Who solves the plans of a job: the transport service, or this process by itself.
+
+    Args:
+        job: id of the job.
+        spec: its spec.
+        rank, world: of this process, and their number.
+        deadline: seconds to wait for the other ranks and for a plan of the service.
+    """
     # What needs no plan to train is judged by plans all the same.
-    if not isinstance(spec.objective, ClassificationSpec) and getattr(spec.objective, "plans", "service") == "service":
-        return RayPlanner(settings.job, rank, world, settings.plan_deadline)
+    if spec.generates and getattr(spec.objective, "plans", "service") == "service":
+        return RayPlanner(job, rank, world, deadline)
     return LocalPlanner()
 
 
-# Every rank loads it, so that what is wrong with it ends all of them.
-def _reference(settings: WorkerConfig, spec: JobSpec, device: torch.device) -> FeatureExtractor | None:
+def reference_of(spec: JobSpec, mlflow_uri: str, models: str, device: torch.device) -> FeatureExtractor | None:
+    """The registered classifier that judges a job's generator, if the spec names one.
+
+    Every rank loads it, so that what is wrong with it ends all of them.
+    """
     if spec.evaluation.reference is None:
         return None
-    ref = resolve(settings.mlflow_uri, spec.evaluation.reference)
-    bundle = download(settings.mlflow_uri, ref, settings.models)
+    ref = resolve(mlflow_uri, spec.evaluation.reference)
+    bundle = download(mlflow_uri, ref, models)
     bundle.network.to(device)
     return FeatureExtractor(f"{ref.name}/{ref.version}", bundle)
+
+
+def _parameters(state: TrainState) -> int:
+    return sum(weights.numel() for weights in state.networks[state.served].parameters())
 
 
 class _Tracker:
@@ -151,7 +178,7 @@ class _Tracker:
         print(stage_line(text), flush=True)
 
     def register(self, state: TrainState, data: ShardedDataset) -> str:
-        """Register the judged network and close the run; returns the model's name and version."""
+        """Register the judged network; returns the model's name and version."""
         target = self._spec.registered
         self.say(f"registering {target.name}@{target.alias}")
         network = state.judged.cpu().eval()
@@ -162,7 +189,6 @@ class _Tracker:
             reference = register(
                 self.run, folder, target.name, target.alias, examples=examples.numpy(), images=state.images
             )
-        self.run.close("FINISHED")
         return str(reference)
 
 
@@ -186,10 +212,7 @@ class _Listener:
         """See :class:`pipelines.training.loop.Listener`."""
         self.metrics(evaluation.metrics, images)
         if self._tracker:
-            for name, picture in evaluation.pictures.items():
-                self._tracker.run.image(name, picture, images)
-            for name, value in evaluation.tags.items():
-                self._tracker.run.tag(name, value)
+            self._tracker.run.pictures(evaluation, images)
 
     def checkpoint(self, state: TrainState) -> None:
         """See :class:`pipelines.training.loop.Listener`; every rank comes here, since Ray Train waits for all."""

@@ -36,6 +36,7 @@ SECONDS = 240
 POINTS = 13
 KINDS = (
     "mlp",
+    "regression",
     "mixup",
     "cutmix",
     "resnet",

@@ -27,7 +27,7 @@ from pipelines.spec import DataSpec, JobSpec, parse_spec
 
 FOLDER = Path(__file__).parent
 KINDS = (
-    *("perceptron", "mlp", "lenet", "resnet", "transport", "gan", "wasserstein", "learned-transport"),
+    *("perceptron", "mlp", "regression", "lenet", "resnet", "transport", "gan", "wasserstein", "learned-transport"),
     *("flow", "pool-flow", "conditional-flow"),
 )
 STEPS, BATCH = 20, 16
@@ -35,6 +35,7 @@ STEPS, BATCH = 20, 16
 RATES = {
     "perceptron": 0.003,
     "mlp": 0.5,
+    "regression": 0.01,
     "lenet": 0.003,
     "resnet": 0.05,
     "transport": 0.01,

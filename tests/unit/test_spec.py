@@ -43,6 +43,8 @@ FAULTS = {
     "data.size=2": ("data.size:", "greater than or equal to 4", "2"),
     "data.channels=2": ("data.channels:", "1 or 3", "2"),
     "data.test_fraction=1": ("data.test_fraction:", "less than 1", "1"),
+    "data.per_class=0": ("data.per_class:", "greater than or equal to 1", "0"),
+    "objective={kind: regression, target: noise}": ("objective.target:", "'waves' or 'cone'", "'noise'"),
     "data.max_bad_fraction=.nan": ("data.max_bad_fraction:", "finite", "nan"),
     "model.kind=vgg": (
         "model.kind:", "'perceptron', 'mlp', 'lenet', 'alexnet', 'resnet', 'conv-generator', 'flow-unet'", "'vgg'",
@@ -53,7 +55,7 @@ FAULTS = {
     "model={kind: flow-unet, width: 12}": ("model.width:", "multiple of 8", "12"),
     "objective.kind=vae": (
         "objective.kind:",
-        "'classification', 'transport', 'gan', 'wasserstein', 'learned-transport', 'flow'", "'vae'",
+        "'classification', 'regression', 'transport', 'gan', 'wasserstein', 'learned-transport', 'flow'", "'vae'",
     ),
     "objective.loss=hinge": ("objective.loss:", "'cross-entropy' or 'least-squares'", "'hinge'"),
     "objective={kind: transport, cost: l1}": ("objective.cost:", "'squared-euclidean', 'euclidean'", "'l1'"),
@@ -164,6 +166,14 @@ def test_faults_of_a_coupling_are_told_by_their_path_in_the_file(coupling: Any, 
                 "train": {"images": 1, "accumulate": 2},
             },
             "train.accumulate 2 would cut the batches that this objective couples as wholes",
+        ),
+        (
+            {"objective": {"kind": "regression"}, "register_as": {"name": "a"}},
+            "register_as is for models that the endpoint can serve; a regression has no classes",
+        ),
+        (
+            {"objective": {"kind": "regression"}, "evaluation": {"reference": "a"}},
+            "evaluation.reference 'a' judges generators; this job trains a classifier",
         ),
         (
             {"train": {"images": 1, "batch": 2}, "workers": {"count": 3}},

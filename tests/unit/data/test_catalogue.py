@@ -23,6 +23,18 @@ def test_digits(tmp_path: Path) -> None:
     assert sorted(np.unique(arrays["labels"])) == list(range(10))
 
 
+def test_points_fill_the_square(tmp_path: Path) -> None:
+    arrays = map_arrays(catalogue.fetch("points", tmp_path))
+    images, labels = arrays["images"][..., 0], arrays["labels"]
+    assert (images == images[:, :1]).all()
+    left, right = images[:, 0, 1].astype(int), images[:, 0, 2].astype(int)
+    assert (images[:, 0, 0] == left).all()
+    assert (images[:, 0, 3] == right).all()
+    assert len(set(zip(left.tolist(), right.tolist(), strict=True))) == 64**2
+    assert (left.min(), left.max(), right.min(), right.max()) == (0, 255, 0, 255)
+    assert np.array_equal(labels, right > left)
+
+
 def test_the_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = catalogue.fetch("digits", tmp_path)
     written = path.stat().st_mtime_ns

@@ -146,3 +146,15 @@ def test_arguments_out_of_range(dataset: ShardedDataset) -> None:
     empty = Split("test", [np.zeros((3, 1, 4, 4), np.uint8)], np.empty(0, np.int64), np.empty(0, np.int64))
     with pytest.raises(ShardError, match="the test split is empty"):
         Loader(empty, batch=8, seed=0)
+
+
+def test_the_first_images_of_each_class(dataset: ShardedDataset) -> None:
+    assert dataset.limited(None) is dataset
+    few = dataset.limited(3)
+    assert few.test is dataset.test
+    labels = dataset.train.labels
+    expected = sorted(np.concatenate([np.flatnonzero(labels == label)[:3] for label in np.unique(labels)]))
+    images, classes = few.train.take(np.arange(len(few.train)))
+    assert np.array_equal(classes, labels[expected])
+    assert torch.equal(images, dataset.train.take(np.array(expected))[0])
+    assert len(dataset.limited(10**6).train) == len(dataset.train)

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import CPU, job, start, stripes
+from runs import CPU, go_on, job, start, stripes
 
 from pipelines.data.loader import ShardedDataset, Split
+from pipelines.data.targets import target
 from pipelines.errors import ShardError
 from pipelines.evaluation.build import GRID, Evaluator
-from pipelines.evaluation.figures import TILE, encode_png, image_grid
+from pipelines.evaluation.classification import probabilities, spread
+from pipelines.evaluation.figures import TILE, encode_png, image_grid, weights_figure
+from pipelines.models.bundle import to_float
 from pipelines.transport.planner import LocalPlanner
 
 DISTANCES = {
@@ -28,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
     return stripes(tmp_path_factory.mktemp("stripes"))
 
 
-@pytest.mark.parametrize("kind", ["mlp", "transport", "flow"])
+@pytest.mark.parametrize("kind", ["mlp", "perceptron", "transport", "flow"])
 def test_each_kind_of_network_has_its_evaluation(data: ShardedDataset, kind: str) -> None:
     spec = job(kind)
     _, state = start(spec, data)
@@ -39,16 +42,19 @@ def test_each_kind_of_network_has_its_evaluation(data: ShardedDataset, kind: str
     again = evaluator(state.judged)
     assert first.metrics == again.metrics
     assert all(math.isfinite(value) for value in first.metrics.values())
-    if kind == "mlp":
+    if kind in ("mlp", "perceptron"):
         assert first.metrics.keys() == {
-            "test_accuracy", "test_loss", "test_calibration_error", "test_lowest_class_accuracy",
+            "test_accuracy", "test_loss", "test_error", "train_error",
+            "test_calibration_error", "test_lowest_class_accuracy",
             *(f"test_accuracy_of_{name}" for name in data.classes),
         }  # fmt: skip
         by_class = [first.metrics[f"test_accuracy_of_{name}"] for name in data.classes]
         shares = [float((data.test.labels == label).mean()) for label in range(len(data.classes))]
         assert min(by_class) == first.metrics["test_lowest_class_accuracy"]
         assert np.dot(by_class, shares) == pytest.approx(first.metrics["test_accuracy"])
-        assert first.pictures.keys() == {"predictions", "confusion", "calibration", "worst"}
+        weights = {"weights"} if kind == "perceptron" else set()
+        assert first.pictures.keys() == {"predictions", "confusion", "calibration", "worst"} | weights
+        assert first.metrics["test_error"] == pytest.approx(1 - first.metrics["test_accuracy"])
         assert first.metrics["test_lowest_class_accuracy"] <= first.metrics["test_accuracy"]
         return
     assert first.metrics.keys() == DISTANCES
@@ -56,6 +62,44 @@ def test_each_kind_of_network_has_its_evaluation(data: ShardedDataset, kind: str
     assert first.tags.keys() == {"transport_solver"}
     side = round(GRID**0.5) * (math.ceil(TILE / 12) * 12 + 1) + 1
     assert first.pictures["samples"].shape == (side, side)
+
+
+def test_errors_are_of_the_split_that_they_name(data: ShardedDataset) -> None:
+    spec = job("mlp", images=4000)
+    objective, state = start(spec, data)
+    go_on(spec, data, objective, state)
+    metrics = Evaluator(spec, data, LocalPlanner(), CPU)(state.judged).metrics
+    rows, labels = probabilities(state.judged, data.train, CPU)
+    assert len(data.test) < len(data.train)
+    judged = spread(data.train, len(data.test))
+    assert (judged[0], judged[-1], len(judged)) == (0, len(data.train) - 1, len(data.test))
+    assert metrics["train_error"] == pytest.approx((rows.argmax(1) != labels)[judged].mean())
+    assert metrics["train_error"] < metrics["test_error"]
+
+
+def test_a_regression_is_judged_by_its_squared_error(data: ShardedDataset) -> None:
+    spec = job("regression")
+    _, state = start(spec, data)
+    state.judged.train()
+    found = Evaluator(spec, data, LocalPlanner(), CPU)(state.judged)
+    assert state.judged.training
+    assert found.pictures.keys() == {"approximation"}
+    images = to_float(data.test.take(np.arange(len(data.test)))[0])
+    with torch.no_grad():
+        errors = (state.judged(images)[:, 0] - target(images, "waves")).square()
+    assert found.metrics["test_error"] == pytest.approx(float(errors.mean()), rel=1e-5)
+    assert found.metrics.keys() == {"train_error", "test_error"}
+
+
+def test_weights_are_shown_by_their_sign_and_two_classes_by_their_difference() -> None:
+    weights = np.zeros((2, 1, 2, 2), np.float32)
+    weights[0, 0, 0, 0], weights[1, 0, 1, 1] = 1.0, 1.0
+    picture = weights_figure(weights, ["cat", "dog"]).astype(int)
+    red, blue = picture[..., 0] - picture[..., 2] > 50, picture[..., 2] - picture[..., 0] > 50
+    rows, columns = np.nonzero(red)
+    assert rows.mean() > np.nonzero(blue)[0].mean(), "the weight of dog speaks for dog, below"
+    assert columns.mean() > np.nonzero(blue)[1].mean()
+    assert weights_figure(np.zeros((7, 3, 4, 4), np.float32), list("abcdefg")).shape[2] == 3
 
 
 def test_a_data_set_without_held_out_images_is_refused(data: ShardedDataset) -> None:

@@ -1,0 +1,196 @@
+"""The driver of a sweep: shards the data, runs the grid by Ray Tune, and leaves no run behind that looks unfinished."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune import Callback
+
+from pipelines.errors import ServiceError
+from pipelines.spec import JobSpec
+from services.cluster import join_cluster
+from services.settings import Settings
+from services.sharding.dataset import dataset_folder, shard_dataset
+from services.tracking.registry import download, resolve
+from services.tracking.run import Run, find_run, mark_killed
+from services.tuning.grid import Grid
+from services.tuning.summary import Outcome
+from services.tuning.trial import TrialConfig, run_trial
+
+GRID_TAG = "monge.grid"
+
+Progress = Callable[[int, int], None]
+Finish = Callable[[Run, list[Outcome]], None]
+
+
+def run_sweep(
+    grid: Grid,
+    metrics: Sequence[str],
+    settings: Settings,
+    finish: Finish,
+    on_shard: Progress = lambda done, total: None,
+    on_images: Progress = lambda done, total: None,
+) -> list[Outcome]:
+    """Run every trial of a grid on the cluster, as many at a time as it has processors.
+
+    Each trial trains in one process, whatever its spec says of workers: batches are global, so that the result is
+    that of a job up to rounding. No model is registered.
+
+    Args:
+        grid: the trials.
+        metrics: whose curves are wanted whole.
+        settings: where everything is.
+        finish: told of the sweep's own MLflow run and of all outcomes, before that run is closed.
+        on_shard: told of images sharded, and in all.
+        on_images: told of images that all trials have seen, and will see.
+
+    Returns:
+        An outcome for each trial, in the order of the grid; those that failed say why.
+
+    Raises:
+        MongeError: of the data, or of a service. A trial's own error is in its outcome.
+    """
+    name = f"{grid.base.name}-sweep-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    uri = settings.address("mlflow_uri")
+    join_cluster(settings, logs=False)
+    _hush()
+    parent = None
+    try:
+        folders = [_shard(trial.spec, settings, on_shard) for trial in grid.trials]
+        parent = Run.open(uri, name, grid.base, name=name)
+        parent.tag(GRID_TAG, ", ".join(grid.fields))
+        gpu = _gives_gpus(grid.base)
+        configs = [
+            TrialConfig(
+                job=f"{name}-{index:03d}",
+                label=trial.label,
+                parent=parent.run_id,
+                spec=_pinned(trial.spec, uri, settings).model_dump(mode="json"),
+                data=str(folder),
+                mlflow_uri=uri,
+                plan_deadline=settings.plan_deadline,
+                models=str((settings.home / "models").absolute()),
+                gpu=gpu,
+                curves=tuple(metrics),
+            )
+            for index, (trial, folder) in enumerate(zip(grid.trials, folders, strict=True))
+        ]
+        total = sum(trial.spec.train.images for trial in grid.trials)
+        outcomes = _run(name, grid, configs, settings.home / "sweeps", lambda done: on_images(done, total))
+        finish(parent, outcomes)
+        parent.close("FINISHED")
+        return outcomes
+    except BaseException as error:
+        # Leaving the cluster ends the trials, which could otherwise go on to log.
+        ray.shutdown()
+        if parent is not None:
+            _close(uri, name, parent, len(grid.trials), killed=isinstance(error, KeyboardInterrupt | SystemExit))
+        raise
+    finally:
+        ray.shutdown()
+
+
+def _run(
+    name: str, grid: Grid, configs: list[TrialConfig], storage: Path, on_images: Callable[[int], None]
+) -> list[Outcome]:
+    os.environ |= {
+        # Its own handler would catch Ctrl-C to save a state that nobody resumes.
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        # The newer output has no silence.
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }
+    resources = {"cpu": 1.0, "gpu": float(configs[0].gpu)}
+    try:
+        results = tune.Tuner(
+            tune.with_resources(run_trial, resources),
+            param_space={"trial": tune.grid_search([config.space() for config in configs])},
+            # Starting a process and importing torch takes longer than many a trial.
+            tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: str(trial.trial_id)),
+            run_config=tune.RunConfig(
+                name=name, storage_path=str(storage.absolute()), callbacks=[_Watch(on_images)], verbose=0
+            ),
+        ).fit()
+    finally:
+        shutil.rmtree(storage / name, ignore_errors=True)
+    outcomes = []
+    for index, (trial, config) in enumerate(zip(grid.trials, configs, strict=True)):
+        result = results[index]
+        told: dict[str, Any] = result.metrics or {}
+        problem = told.get("error")
+        if problem is None and "metrics" not in told:
+            problem = f"its process ended: {str(result.error).strip().splitlines()[-1]}"
+            Run.open(config.mlflow_uri, config.job, trial.spec, parent=config.parent, name=config.label).close("FAILED")
+        outcomes.append(Outcome(trial, told.get("metrics", {}), told.get("curves", {}), problem))
+    return outcomes
+
+
+class _Watch(Callback):
+    """Hears from Tune how many images the trials have seen."""
+
+    def __init__(self, on_images: Callable[[int], None]) -> None:
+        self._on_images = on_images
+        self._images: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune writes its callbacks to disk, which no terminal can be; it reads them back in no sweep.
+        return {}
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        """See :class:`ray.tune.Callback`."""
+        if "images" in result:
+            self._images[trial.trial_id] = result["images"]
+            self._on_images(sum(self._images.values()))
+
+
+def _shard(spec: JobSpec, settings: Settings, on_progress: Progress) -> Path:
+    folder = dataset_folder(settings.home, spec.data).absolute()
+    shard_dataset(spec.data, folder, settings.home / "cache", on_progress=on_progress)
+    return folder
+
+
+def _pinned(spec: JobSpec, uri: str, settings: Settings) -> JobSpec:
+    """The spec with the reference that judges by its version, which is downloaded, whatever its alias does."""
+    if spec.evaluation.reference is None:
+        return spec
+    reference = resolve(uri, spec.evaluation.reference)
+    download(uri, reference, (settings.home / "models").absolute())
+    pinned = spec.evaluation.model_copy(update={"reference": f"{reference.name}/{reference.version}"})
+    return spec.model_copy(update={"evaluation": pinned})
+
+
+def _gives_gpus(spec: JobSpec) -> bool:
+    """Whether each trial takes a GPU.
+
+    Raises:
+        ServiceError: the spec insists on one, and the cluster has none.
+    """
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if spec.workers.device == "gpu" and not gpus:
+        raise ServiceError("workers.device: a GPU asked for, the cluster has none", cure="set workers.device to cpu")
+    return spec.workers.device != "cpu" and gpus > 0
+
+
+def _hush() -> None:
+    """Keep libraries from writing across the bar: Tune misses the files of loggers that are off."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+
+
+def _close(uri: str, name: str, parent: Run, count: int, killed: bool) -> None:
+    """Close the runs of a sweep that did not end; the error that ended it matters more than one of MLflow's."""
+    with contextlib.suppress(ServiceError):
+        for index in range(count):
+            if run_id := find_run(uri, f"{name}-{index:03d}"):
+                mark_killed(uri, run_id)
+        parent.close("KILLED" if killed else "FAILED")
