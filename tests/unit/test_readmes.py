@@ -14,7 +14,7 @@ from services.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 READMES = sorted([*ROOT.glob("*.md"), *ROOT.glob("services/*/README.md"), *ROOT.glob("infra/*/README.md")])
-SERVICES = ("jobs", "serving", "sharding", "storage", "tracking", "training", "transport")
+SERVICES = ("jobs", "serving", "sharding", "storage", "tracking", "training", "transport", "tuning")
 OF_MONGE_UP = "of `monge up`"
 """The default of an address: that of the platform which runs in the home folder."""
 OF_BOTO3 = "of boto3"

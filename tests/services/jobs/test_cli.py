@@ -29,7 +29,7 @@ def monge(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
 
 def test_help_names_every_command() -> None:
     text = CliRunner().invoke(app, ["--help"]).output
-    commands = "up down status submit jobs logs cancel models predict generate doctor demo schema serve transport"
+    commands = "up down status submit sweep jobs logs cancel models predict generate doctor demo schema serve transport"
     for command in commands.split():
         assert f" {command} " in text
 
@@ -46,6 +46,16 @@ def test_a_wrong_field_is_one_message_without_a_traceback(tmp_path: Path) -> Non
     assert done.returncode == 1
     assert "train.imagse: no such field (received 1000)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_grid_is_told_before_anything_runs(tmp_path: Path) -> None:
+    done = monge("sweep", str(LENET), "--grid", "seed=[0, -1]", home=tmp_path)
+    assert done.returncode == 1
+    assert "seed: Input should be greater than or equal to 0 (received -1)" in done.stderr
+    done = monge("sweep", str(LENET), "--grid", "seed=[0, 1]", home=tmp_path)
+    assert done.returncode == 1
+    assert "monge up" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

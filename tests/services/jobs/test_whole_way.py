@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from mlflow.entities import Run
 from PIL import Image, ImageDraw
 
 from services.jobs.platform import Platform
 from services.jobs.processes import wait_until
 from services.settings import Settings
 from services.tracking.connection import connect
-from services.tracking.run import find_run, read_run
+from services.tracking.run import EXPERIMENT, find_run, read_run
+from services.tuning.sweep import GRID_TAG
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -164,6 +168,76 @@ def test_a_failing_job_says_why(monge: Monge, home: Path, shapes: Path) -> None:
     assert "loss is nan" in output
     assert "learning_rate" in output
     assert "Traceback" not in output
+
+
+def _swept(home: Path, *grid: str) -> list[str]:
+    """The arguments of a sweep over small shapes."""
+    arguments = [word for field in grid for word in ("--grid", field)]
+    return [*arguments, "--out", str(home / "sweep.png")]
+
+
+def _runs_of_the_last_sweep(home: Path) -> tuple[Run, list[Run]]:
+    """The sweep's own run, and those below it."""
+    client = connect(Settings(home=home).address("mlflow_uri"))
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    runs = client.search_runs([experiment.experiment_id], order_by=["start_time DESC"]) if experiment else []
+    parent = next(run for run in runs if GRID_TAG in run.data.tags)
+    return parent, [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+
+
+def test_a_sweep_compares_its_runs_and_reports_those_that_fail(monge: Monge, home: Path, shapes: Path) -> None:
+    fields = _spec("swept", shapes, 2_000)[1:]
+    output = monge("sweep", *fields, *_swept(home, "optimizer.learning_rate=[0.002, 1e30]", "seed=[0, 1]"))
+
+    assert re.search(r"│ 0\.002 +│ 2 +│ \d", output), output
+    assert re.search(r"│ 1e\+30 +│ 0, 2 failed +│ – ", output), output
+    assert "learning_rate=1e+30, seed=0 failed: loss is nan" in output
+    parent, runs = _runs_of_the_last_sweep(home)
+    assert parent.info.status == "FINISHED"
+    assert sorted(run.info.status for run in runs) == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
+    accuracies = {run.data.params["seed"]: run.data.metrics["test_accuracy"] for run in runs if run.data.metrics}
+    numbers = json.loads((home / "sweep.json").read_text())
+    assert numbers["settings"][0]["test_accuracy"]["runs"] == [accuracies["0"], accuracies["1"]]
+    figures = connect(Settings(home=home).address("mlflow_uri")).list_artifacts(parent.info.run_id, "figures")
+    assert {artifact.path for artifact in figures} == {"figures/sweep.png", "figures/sweep.json"}
+    assert Image.open(home / "sweep.png").width > 100
+    assert not list((home / "sweeps").iterdir())
+
+
+def test_an_interrupted_sweep_leaves_nothing_behind(monge: Monge, home: Path, shapes: Path) -> None:
+    fields = _spec("endless-sweep", shapes, 10**9)[1:]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MONGE_"))}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services.cli", "sweep", *fields, *_swept(home, "seed=[0, 1, 2]")],
+        cwd=ROOT, env={**inherited, "MONGE_HOME": str(home)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        # A shell that runs the tests in the background has it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    )  # fmt: skip
+
+    def trains() -> bool:
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        try:
+            parent, runs = _runs_of_the_last_sweep(home)
+        except StopIteration:
+            return False
+        return "endless" in parent.info.run_name and any("loss" in run.data.metrics for run in runs)
+
+    try:
+        assert wait_until(trains, timeout=120, interval=1)
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=60)[0].decode()
+    finally:
+        process.kill()
+    assert process.returncode == 130, output
+    assert output.strip().endswith("interrupted"), output
+    parent, runs = _runs_of_the_last_sweep(home)
+    assert {run.info.status for run in (parent, *runs)} == {"KILLED"}
+    assert not list((home / "sweeps").iterdir())
+    ray = Platform.read(home).processes["ray"].process()
+    assert ray is not None
+    assert wait_until(
+        lambda: not any("run_trial" in child.name() + _title(child) for child in ray.children(recursive=True)), 30
+    )
 
 
 def test_status_and_a_second_up(monge: Monge, home: Path) -> None:
