@@ -22,7 +22,8 @@ _STYLES = ("-", "--", ":", "-.")
 def against_field(settings: Sequence[Setting], metrics: Sequence[str], title: str) -> np.ndarray:
     """Each metric against the first swept field, a line for each combination of the others; (H, W, 3) uint8.
 
-    Marks are means over seeds, and the shade reaches from the lowest to the highest of them.
+    Marks are means over seeds; the shade, or the stroke where the field's values are words, reaches from the lowest to
+    the highest of them.
 
     Args:
         settings: of the whole sweep; without a field but the seed, they are one mark.
@@ -44,8 +45,13 @@ def against_field(settings: Sequence[Setting], metrics: Sequence[str], title: st
                 runs = [settings[index].metrics[name] for index in own]
                 colour = f"C{place * len(metrics) + number}"
                 label = " · ".join(word for word in (_plain(name), told(line)) if word)
-                axis.plot(x, [np.mean(values) for values in runs], "o-", color=colour, label=label, markersize=4)
-                axis.fill_between(x, [min(v) for v in runs], [max(v) for v in runs], color=colour, alpha=0.2)
+                means, lows, highs = (np.array([of(values) for values in runs]) for of in (np.mean, min, max))
+                if names is None:
+                    axis.plot(x, means, "o-", color=colour, label=label, markersize=4)
+                    axis.fill_between(x, lows, highs, color=colour, alpha=0.2)
+                else:  # there is nothing between two words
+                    axis.plot(x, means, "o", color=colour, label=label)
+                    axis.vlines(x, lows, highs, color=colour, alpha=0.5)
         axis.set_xlabel(field)
         if names is None:
             _scale(axis.set_xscale, positions)
@@ -53,6 +59,7 @@ def against_field(settings: Sequence[Setting], metrics: Sequence[str], title: st
             axis.minorticks_off()
         else:
             axis.set_xticks(range(len(names)), names)
+            axis.margins(x=0.3)
         _scale(axis.set_yscale, [v for s in settings for name in metrics for v in s.metrics[name]])
 
     return _picture(draw, title, metrics)
