@@ -40,6 +40,8 @@ KINDS = (
     "cutmix",
     "resnet",
     "transport",
+    "sinkhorn-transport",
+    "sliced-transport",
     "gan",
     "wasserstein",
     "learned-transport",
