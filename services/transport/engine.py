@@ -236,10 +236,9 @@ class Engine:
                 batch.append(self._take())
             self._running += 1
             pairs = sum(flight.pairs for flight in batch)
-            if self._threads is not None:
-                torch.set_num_threads(self._threads if self._running == 1 and pairs > SMALL else 1)
+            threads = self._threads if self._running == 1 and pairs > SMALL else 1
             loop = asyncio.get_running_loop()
-            work = loop.run_in_executor(self._pool, self._work, loop, batch)
+            work = loop.run_in_executor(self._pool, self._work, loop, batch, threads)
             work.add_done_callback(partial(self._landed, pairs))
 
     def _take(self) -> _Flight:
@@ -252,8 +251,11 @@ class Engine:
         self._pairs -= pairs
         self._dispatch()
 
-    def _work(self, loop: asyncio.AbstractEventLoop, batch: list[_Flight]) -> None:
+    def _work(self, loop: asyncio.AbstractEventLoop, batch: list[_Flight], threads: int | None) -> None:
         """On a solver thread: solve, and hand each plan over at once."""
+        if self._threads is not None:
+            # Here, because OpenMP counts threads for each thread that calls it.
+            torch.set_num_threads(threads or 1)
         for flight in batch:
             if flight.plan.cancelled():
                 continue

@@ -3,11 +3,12 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines.errors import BusyError, NotConvergedError, ProblemError, ServiceError, TooLargeError, TransportError
 from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
-from pipelines.transport.solve import solve
+from pipelines.transport.solve import SolverName, solve
 from services.transport.cache import sketch
 from services.transport.engine import BATCH, Engine
 from services.transport.limits import Limits
@@ -56,12 +57,31 @@ def test_clients_take_turns(gated: GatedSolver) -> None:
     run(main)
 
 
+def test_a_large_problem_that_is_alone_has_the_threads_that_the_engine_was_given() -> None:
+    """OpenMP counts threads for each thread that calls it, and Ray tells its actors to have one."""
+    seen: list[int] = []
+
+    def solver(problem: TransportProblem, name: SolverName) -> TransportPlan:
+        seen.append(torch.get_num_threads())
+        return solve(problem, name)
+
+    async def main() -> None:
+        engine = Engine(threads=3, solver=solver)
+        await engine.submit(labelled(1, n=200))
+        await engine.submit(labelled(2, n=20))
+        assert seen == [3, 1]
+
+    before = torch.get_num_threads()
+    run(main)
+    assert torch.get_num_threads() == before
+
+
 def test_small_problems_share_a_hop_and_large_ones_do_not(gated: GatedSolver) -> None:
     async def main() -> None:
         hops: list[int] = []
         engine = Engine(workers=1, solver=gated)
         work = engine._work
-        engine._work = lambda loop, batch: (hops.append(len(batch)), work(loop, batch))[1]  # type: ignore[method-assign]
+        engine._work = lambda loop, batch, threads: (hops.append(len(batch)), work(loop, batch, threads))[1]  # type: ignore[method-assign]
         calls = [await blocked(engine, gated)]
         calls += [asyncio.ensure_future(engine.submit(labelled(label))) for label in range(BATCH + 3)]
         calls += [asyncio.ensure_future(engine.submit(labelled(label, n=200), "b")) for label in (50, 51)]
