@@ -69,6 +69,20 @@ JOBS: dict[str, dict[str, Any]] = {
         "objective": {"kind": "transport", "plans": "local"},
         "optimizer": {"learning_rate": 0.01, "momentum": 0.5},
     },
+    "sinkhorn-transport": {
+        "model": {"kind": "conv-generator", "latent": 8, "width": 4},
+        "objective": {
+            "kind": "transport",
+            "distance": {"kind": "sinkhorn-divergence", "epsilon": 10},
+            "plans": "local",
+        },
+        "optimizer": {"learning_rate": 0.01, "momentum": 0.5},
+    },
+    "sliced-transport": {
+        "model": {"kind": "conv-generator", "latent": 8, "width": 4},
+        "objective": {"kind": "transport", "distance": {"kind": "sliced", "directions": 32}, "plans": "local"},
+        "optimizer": {"learning_rate": 0.01, "momentum": 0.5},
+    },
     "gan": {
         "model": {"kind": "conv-generator", "latent": 8, "width": 4},
         "objective": {"kind": "gan", "loss": "hinge", "critic": {"width": 4, "spectral": True}},

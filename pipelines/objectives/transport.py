@@ -5,27 +5,32 @@ from __future__ import annotations
 import time
 
 import torch
+from torch import Tensor
 
-from pipelines.distributed import gather_rows, world_size
+from pipelines.distributed import gather_rows, gather_rows_with_gradient, world_size
 from pipelines.errors import DivergedError, ProblemError
 from pipelines.models.network import Generator
 from pipelines.objectives.phase import Loss, Phase, Step
-from pipelines.spec import TransportSpec
+from pipelines.randomness import step_generator
+from pipelines.spec import SinkhornDistanceSpec, SlicedDistanceSpec, TransportSpec
 from pipelines.transport.cost import matched_cost
+from pipelines.transport.divergence import sinkhorn_divergence
 from pipelines.transport.planner import Planner, Share
 
 
 class TransportObjective:
-    """``min_w Distance({g_w(y_i)}, {z_i})``: the article's second chapter, for the minibatch.
+    """``min_w Distance({g_w(y_i)}, {z_i})``: the article's second chapter, for the *global* minibatch.
 
-    At each step the optimal plan between the samples and the real images of the *global* batch is asked of the
-    planner; by the envelope theorem the gradient of the distance is that of the plan's cost with the plan held fixed
-    (Peyré & Cuturi 2019, prop. 9.2).
+    - ``exact``: the optimal plan between samples and real images is asked of the planner; by the envelope theorem the
+      gradient of the distance is that of the plan's cost with the plan held fixed (Peyré & Cuturi 2019, prop. 9.2);
+    - ``sinkhorn-divergence``: of Feydy et al. 2019, eq. 3, as a generator's loss in Genevay, Peyré & Cuturi 2018,
+      "Learning generative models with Sinkhorn divergences"; every rank solves it for itself;
+    - ``sliced``: :func:`sliced_distance`, along lines that are a function of the job's seed and the step.
 
     Args:
-        spec: the cost.
+        spec: the distance and its cost.
         generator: what is trained.
-        planner: who solves the plans.
+        planner: who solves exact plans.
     """
 
     served = "generator"
@@ -40,6 +45,30 @@ class TransportObjective:
     def _loss(self, step: Step) -> Loss:
         samples = self.generator(step.normal("latents", self.generator.latent)).flatten(1)
         real = step.images.flatten(1)
+        match self.spec.distance:
+            case SinkhornDistanceSpec() | SlicedDistanceSpec():
+                return self._over_all_ranks(step, samples, real)
+        return self._along_plan(step, samples, real)
+
+    def _over_all_ranks(self, step: Step, samples: Tensor, real: Tensor) -> Loss:
+        """The distance between all ranks' points, on every rank; differentiable in this rank's samples."""
+        x, y = gather_rows_with_gradient(samples), gather_rows(real).to(samples.dtype)
+        distance = self.spec.distance
+        if isinstance(distance, SlicedDistanceSpec):
+            lines = torch.randn(
+                x.shape[1], distance.directions, generator=step_generator(step.seed, step.index, "directions")
+            )
+            loss = sliced_distance(x, y, lines.to(x))
+        else:
+            assert isinstance(distance, SinkhornDistanceSpec)
+            try:
+                loss = sinkhorn_divergence(x, y, epsilon=distance.epsilon, cost=self.spec.cost, power=self.spec.power)
+            except ProblemError as error:
+                raise _diverged(step, error) from error
+        # Every rank has the whole distance, while curves are summed over ranks.
+        return Loss(loss, sums={"transport_cost": loss.detach() / world_size()})
+
+    def _along_plan(self, step: Step, samples: Tensor, real: Tensor) -> Loss:
         started = time.perf_counter()
         share = Share(
             key=f"step-{step.index}",
@@ -53,10 +82,7 @@ class TransportObjective:
             block = self.planner.plan_rows(share)
         except ProblemError as error:
             # Real images are bytes, and as many as samples: only samples that are not finite make no problem.
-            raise DivergedError(
-                f"at step {step.index} the generator's samples make no transport problem: {error.args[0]}",
-                cure="lower optimizer.learning_rate",
-            ) from error
+            raise _diverged(step, error) from error
         waited = time.perf_counter() - started
         rows, columns, mass = (torch.as_tensor(a).to(samples.device) for a in (block.rows, block.columns, block.mass))
         costs = matched_cost(samples[rows], gather_rows(real)[columns], self.spec.cost, self.spec.power)
@@ -70,3 +96,27 @@ class TransportObjective:
             },
             maxima={"plan_relative_gap": block.certificate.relative_gap},
         )
+
+
+def sliced_distance(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
+    """Mean squared transport distance of projections on lines, where sorting is optimal: differentiable in both sides.
+
+    Rabin et al. (2012), "Wasserstein barycenter and its application to texture mixing"; Bonneel et al. (2015), eq. 4.
+
+    Args:
+        x: (n, d) float.
+        y: (n, d).
+        directions: (d, k), of any lengths > 0.
+
+    Returns:
+        A scalar, at most the squared Euclidean transport cost.
+    """
+    units = directions / directions.norm(dim=0)
+    return ((x @ units).sort(0).values - (y @ units).sort(0).values).square().mean()
+
+
+def _diverged(step: Step, error: ProblemError) -> DivergedError:
+    return DivergedError(
+        f"at step {step.index} the generator's samples make no transport problem: {error.args[0]}",
+        cure="lower optimizer.learning_rate",
+    )

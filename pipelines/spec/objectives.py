@@ -56,15 +56,45 @@ class RegressionSpec(Section):
     )
 
 
+class ExactDistanceSpec(Section):
+    """The cost of the optimal assignment."""
+
+    kind: Literal["exact"]
+
+
+class SinkhornDistanceSpec(Section):
+    """The Sinkhorn divergence: entropic costs, less those of each side with itself."""
+
+    kind: Literal["sinkhorn-divergence"]
+    epsilon: float = Field(default=10.0, gt=0, description="entropic regularisation, in units of the cost")
+
+
+class SlicedDistanceSpec(Section):
+    """The mean squared transport distance of projections on random lines; for the squared Euclidean cost."""
+
+    kind: Literal["sliced"]
+    directions: int = Field(default=256, ge=1, le=65536, description="lines, new ones at each step")
+
+
+DistanceSpec = Annotated[ExactDistanceSpec | SinkhornDistanceSpec | SlicedDistanceSpec, Field(discriminator="kind")]
+
+
 class TransportSpec(Section):
-    """A generator that minimises the cost of the optimal plan between its samples and real images."""
+    """A generator that minimises a transport distance between its samples and real images."""
 
     kind: Literal["transport"]
+    distance: DistanceSpec = ExactDistanceSpec(kind="exact")
     cost: CostName = "squared-euclidean"
     power: float = Field(default=2.0, gt=0, le=16, description="the exponent p of cost `power`, ‖x − y‖ᵖ")
     plans: Literal["service", "local"] = Field(
-        default="service", description="who solves the plans: the transport service, or each rank for itself"
+        default="service", description="who solves exact plans: the transport service, or each rank for itself"
     )
+
+    @model_validator(mode="after")
+    def _squares_on_lines(self) -> TransportSpec:
+        if isinstance(self.distance, SlicedDistanceSpec) and self.cost != "squared-euclidean":
+            raise ValueError(f"cost {self.cost!r} with distance sliced; it knows squared-euclidean alone")
+        return self
 
 
 class IndependentSpec(Section):

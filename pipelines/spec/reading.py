@@ -78,7 +78,7 @@ def _assign(document: dict[str, Any], override: str) -> None:
 def _fault(error: Any) -> str:
     location = list(error["loc"])
     # Pydantic puts the chosen member of a union behind the field's name; the reader's file does not have it.
-    for field in ("coupling", "objective", "model"):
+    for field in ("coupling", "distance", "objective", "model"):
         if field in location[:-1]:
             del location[location.index(field) + 1]
     path = ".".join(str(part) for part in location) or "spec"

@@ -41,6 +41,8 @@ KINDS = (
     "cutmix",
     "resnet",
     "transport",
+    "sinkhorn-transport",
+    "sliced-transport",
     "gan",
     "wasserstein",
     "learned-transport",

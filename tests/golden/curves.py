@@ -27,7 +27,19 @@ from pipelines.spec import DataSpec, JobSpec, parse_spec
 
 FOLDER = Path(__file__).parent
 KINDS = (
-    *("perceptron", "mlp", "regression", "lenet", "resnet", "transport", "gan", "wasserstein", "learned-transport"),
+    *(
+        "perceptron",
+        "mlp",
+        "regression",
+        "lenet",
+        "resnet",
+        "transport",
+        "sinkhorn-transport",
+        "sliced-transport",
+        "gan",
+        "wasserstein",
+        "learned-transport",
+    ),
     *("flow", "pool-flow", "conditional-flow"),
 )
 STEPS, BATCH = 20, 16
@@ -39,6 +51,8 @@ RATES = {
     "lenet": 0.003,
     "resnet": 0.05,
     "transport": 0.01,
+    "sinkhorn-transport": 0.01,
+    "sliced-transport": 0.01,
     "gan": 0.003,
     "wasserstein": 0.003,
     "learned-transport": 0.003,

@@ -59,6 +59,12 @@ FAULTS = {
     ),
     "objective.loss=hinge": ("objective.loss:", "'cross-entropy' or 'least-squares'", "'hinge'"),
     "objective={kind: transport, cost: l1}": ("objective.cost:", "'squared-euclidean', 'euclidean'", "'l1'"),
+    "objective={kind: transport, distance: {kind: l2}}": (
+        "objective.distance.kind:", "'exact', 'sinkhorn-divergence', 'sliced'", "'l2'",
+    ),
+    "objective={kind: transport, distance: {kind: sinkhorn-divergence, epsilon: 0}}": (
+        "objective.distance.epsilon:", "greater than 0", "0",
+    ),
     "objective={kind: flow, coupling: {kind: best}}": (
         "objective.coupling.kind:", "'independent', 'batch', 'pool', 'recorded'", "'best'",
     ),

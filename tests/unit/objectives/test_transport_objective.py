@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 from pipelines.errors import DivergedError, NotConvergedError
 from pipelines.models.network import Generator
 from pipelines.objectives.phase import Step
-from pipelines.objectives.transport import TransportObjective
+from pipelines.objectives.transport import TransportObjective, sliced_distance
 from pipelines.shape import ImageShape
 from pipelines.spec import CostName, TransportSpec
 from pipelines.transport.plan import RowBlock
@@ -124,3 +124,39 @@ def test_a_plan_that_cannot_be_had_is_no_divergence() -> None:
 
     with pytest.raises(NotConvergedError, match="it stopped short"):
         objective("squared-euclidean", Stopping()).phases[0].loss(step())
+
+
+@pytest.mark.parametrize("distance", [{"kind": "sinkhorn-divergence", "epsilon": 0.5}, {"kind": "sliced"}])
+def test_other_distances_have_their_gradient(distance: dict[str, object]) -> None:
+    spec = TransportSpec.model_validate({"kind": "transport", "distance": distance, "plans": "local"})
+    made = TransportObjective(spec, Affine(), LocalPlanner())
+    phase, weights = made.phases[0], made.generator.weights
+    phase.loss(step()).total.backward()
+    along = torch.randn(weights.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    across = []
+    with torch.no_grad():
+        for displacement in (1e-2, -2e-2):
+            weights += displacement * along
+            across.append(float(phase.loss(step()).total))
+    slope = (across[0] - across[1]) / 2e-2
+    assert float((weights.grad * along).sum()) == pytest.approx(slope, rel=0.02)
+
+
+def test_the_sliced_distance_is_the_mean_over_lines() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y, lines = (torch.randn(*shape, generator=generator) for shape in ((9, 4), (9, 4), (4, 5)))
+    expected = 0.0
+    for line in lines.T / lines.norm(dim=0)[:, None]:
+        costs = ((x @ line)[:, None] - (y @ line)).square()
+        expected += float(costs[linear_sum_assignment(costs)].mean()) / 5
+    assert float(sliced_distance(x, y, lines)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_lines_are_new_at_each_step_and_squares_alone_are_sliced() -> None:
+    spec = TransportSpec.model_validate({"kind": "transport", "distance": {"kind": "sliced", "directions": 2}})
+    phase = TransportObjective(spec, Affine(), LocalPlanner()).phases[0]
+    one, other, again = (float(phase.loss(step(index)).total.detach()) for index in (0, 1, 0))
+    assert one == again
+    assert one != other
+    with pytest.raises(ValueError, match="cost 'euclidean' with distance sliced"):
+        TransportSpec.model_validate(spec.model_dump() | {"cost": "euclidean"})
