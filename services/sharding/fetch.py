@@ -66,7 +66,7 @@ def _file(source: str, cache: Path, settings: Settings) -> Path:
     if found is None:
         raise SourceError(f"{source}: there is no such object", cure="check the name, and MONGE_S3_ENDPOINT_URL")
     root = cache / _identity(source, [found])
-    if not (root / name).is_file():
+    if not _is_whole(root / name):
         _fetch(store, found, root)
     return root / name
 
@@ -78,7 +78,7 @@ def _folder(source: str, cache: Path, settings: Settings) -> Path:
     if not listed:
         raise SourceError(f"{source}: no objects there", cure="check the prefix, and MONGE_S3_ENDPOINT_URL")
     root = cache / _identity(source, listed)
-    missing = [entry for entry in listed if not (root / entry.key).is_file()]
+    missing = [entry for entry in listed if not _is_whole(root / entry.key)]
     if missing:
         log.info("%s: fetching %d of %d objects", source, len(missing), len(listed))
     pool = ThreadPoolExecutor(AT_ONCE)
@@ -97,9 +97,9 @@ def _fetch(store: Storage, entry: StoredObject, root: Path) -> None:
         if size <= _PART:
             data = store.read_range(entry.key, 0, size, entry.version) if size else b""
             write_atomically(path, data)
+            os.utime(path, _MODIFIED)
         else:
             _fetch_parts(store, entry, size, path)
-        os.utime(path, _MODIFIED)
     except OSError as error:
         raise SourceError(
             f"{store.address}/{entry.key}: cannot be kept as a file: {error.strerror}",
@@ -130,14 +130,20 @@ def _fetch_parts(store: Storage, entry: StoredObject, size: int, path: Path) -> 
     with part.open("ab") as file:
         # Two that fetch at once would write over one another; the lock ends with its holder's process.
         fcntl.flock(file, fcntl.LOCK_EX)
-        if path.is_file():
+        if _is_whole(path):
             return
         done = file.seek(0, os.SEEK_END) // _PART * _PART
         file.truncate(done)
         for start in range(done, size, _PART):
             file.write(store.read_range(entry.key, start, min(start + _PART, size), entry.version))
             file.flush()
+        os.utime(part, _MODIFIED)
         os.replace(part, path)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a copy was made to its end, of which its time is the last."""
+    return path.is_file() and path.stat().st_mtime_ns == 0
 
 
 def _hidden(key: str) -> bool:

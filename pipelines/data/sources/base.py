@@ -30,6 +30,7 @@ LABEL_NAMES = ("label", "labels", "class", "category", "cls")
 _TRAIN_NAMES = ("train", "training")
 _TEST_NAMES = ("test", "testing")
 _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+_LEFT_BEHIND = ("__MACOSX", "@eaDir", "lost+found")
 _WORDS = re.compile(r"[a-z]+")
 
 
@@ -131,8 +132,13 @@ def identity_of(root: Path, files: Sequence[str]) -> str:
 def visible_files(folder: Path) -> Iterator[str]:
     """Paths of the files below a folder, hidden files and folders passed over, in a fixed order."""
     for current, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(current, name) for name in sorted(names) if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        yield from (os.path.join(current, name) for name in sorted(names) if not is_hidden(name))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is passed over: its name begins with a dot, or is one that systems leave behind."""
+    return name.startswith(".") or name in _LEFT_BEHIND
 
 
 def sorted_classes(labels: Sequence[str | None]) -> tuple[str, ...]:

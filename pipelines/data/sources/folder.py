@@ -16,6 +16,7 @@ from pipelines.data.sources.base import (
     Source,
     first_side,
     identity_of,
+    is_hidden,
     is_part,
     part_of,
     prepared,
@@ -52,11 +53,12 @@ class FolderSource(Source):
         return len(self.files)
 
     def name(self, i: int) -> str:
-        return self.files[i]
+        # A name on disk may be any bytes; what is written of it is text.
+        return os.fsencode(self.files[i]).decode(errors="backslashreplace")
 
     def item(self, i: int) -> tuple[str, int, np.ndarray]:
         data = read_image(self.root / self.files[i])
-        return self.files[i], self.labels[i], decode(data, self.image.height, self.image.channels)
+        return self.name(i), self.labels[i], decode(data, self.image.height, self.image.channels)
 
     def official_split(self, start: int, stop: int) -> np.ndarray | None:
         return None if self.split is None else np.array(self.split[start:stop], dtype=np.uint8)
@@ -89,7 +91,8 @@ def look(root: Path) -> Found:
             others += 1
         else:
             names[kind].append(os.path.relpath(path, root))
-    return Found(*(names[kind] for kind in kinds), others)
+    images, tars, parquets, tables = names.values()
+    return Found(images, tars, parquets, tables, others)
 
 
 @dataclass(frozen=True)
@@ -193,14 +196,15 @@ def _in_part(name: str) -> bool:
 
 
 def _tables(root: Path, found: Found) -> list[str]:
-    """The tables of labels: known by their names, or the only one of a folder whose images no class folder holds."""
+    """The tables of labels: known by their names, or the only one of a folder without class folders."""
     named = [
         name
         for name in found.tables
         if Path(name).stem.lower() in TABLE_NAMES and ("/" not in name or (name.count("/") == 1 and _in_part(name)))
     ]
+    nested = [name for name in found.images if "/" in name]
     flat = [name for name in found.tables if "/" not in name]
-    if not named and len(flat) == 1 and found.images and all("/" not in name for name in found.images):
+    if not named and len(flat) == 1 and found.images and len({name.partition("/")[0] for name in nested}) < 2:
         named = flat
     folders = [os.path.dirname(name) for name in named]
     for folder in folders:
@@ -226,6 +230,13 @@ def _by_folders(root: Path, images: list[str]) -> tuple[dict[str, str], tuple[st
     folders = _folders(root)
     if not folders:
         raise SourceError(f"{root}: no class folders and no table of labels in it", cure=_LAYOUT)
+    if len(folders) == 1 and not is_part(folders[0]) and all(name.count("/") > 1 for name in images if "/" in name):
+        # A folder around the class folders, as an unpacked archive makes it, is no class.
+        above = folders[0] + "/"
+        if len(_folders(root / above)) > 1:
+            inside = [name.removeprefix(above) for name in images if name.startswith(above)]
+            labels, classes, parts = _by_folders(root / above, inside)
+            return {above + name: label for name, label in labels.items()}, classes, parts
     in_parts = "train" in map(part_of, folders) and all(map(is_part, folders))
     depth = 1 if in_parts else 0
     if in_parts:
@@ -252,4 +263,4 @@ def _by_folders(root: Path, images: list[str]) -> tuple[dict[str, str], tuple[st
 
 
 def _folders(root: Path) -> list[str]:
-    return sorted(entry.name for entry in root.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+    return sorted(entry.name for entry in root.iterdir() if not is_hidden(entry.name) and entry.is_dir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ TABLE_NAMES = ("labels", "metadata")
 TABLE_BYTES = 2**28
 """Largest table that is read."""
 
-FILE_NAMES = ("file_name", "filename", "file", "image", "path", "name")
+FILE_NAMES = ("file_name", "filename", "file", "image", "path", "name", "image_id", "id")
 """Names under which a column or field is taken for the image's file."""
 
 
@@ -27,9 +28,9 @@ def read_table(path: Path, images: Sequence[str]) -> dict[str, str]:
     """Labels of images, by file name.
 
     Args:
-        path: a CSV file with a header, or a JSONL file of objects, in UTF-8; one column or field holds the file's
-            name below the table's folder (one of :data:`FILE_NAMES`), one the label
-            (one of :data:`pipelines.data.sources.base.LABEL_NAMES`).
+        path: a CSV file with a header, or a JSONL file of objects, in UTF-8. One column or field of
+            :data:`FILE_NAMES` holds the file's name below the table's folder; its last part, with or without suffix,
+            does where it fits one image alone. One of :data:`pipelines.data.sources.base.LABEL_NAMES` holds the label.
         images: names of the image files that lie below the table's folder.
 
     Raises:
@@ -44,26 +45,43 @@ def read_table(path: Path, images: Sequence[str]) -> dict[str, str]:
         line = data.count(b"\n", 0, error.start) + 1
         raise SourceError(f"{path}, line {line}: not UTF-8", cure="save the table as UTF-8") from None
     # Systems differ in how they compose letters with accents: a table and a disk may spell one name in two ways.
-    known = {unicodedata.normalize("NFC", name): name for name in images}
+    known = _names(images)
     labels: dict[str, str] = {}
     lines: dict[str, int] = {}
     for line, row in _csv_rows(path, text) if path.suffix.lower() == ".csv" else _json_rows(path, text):
         where = f"{path}, line {line}"
         given = _field(where, row, FILE_NAMES, "the file")
         file = unicodedata.normalize("NFC", given.replace("\\", "/").removeprefix("./"))
-        if file not in known:
+        image = known.get(file)
+        if image is None:
             raise SourceError(
                 f"{where}: there is no image {given!r} below {path.parent}",
-                cure="give names of image files with their suffixes, below the table's folder",
+                cure="give the names of image files below the table's folder, each so that it fits one alone",
             )
         label = _field(where, row, LABEL_NAMES, "the label")
-        if file in lines:
-            raise SourceError(f"{where}: {given!r} was labelled in line {lines[file]} already", cure="remove one")
-        lines[file] = line
-        labels[known[file]] = label
+        if image in lines:
+            raise SourceError(f"{where}: {given!r} was labelled in line {lines[image]} already", cure="remove one")
+        lines[image] = line
+        labels[image] = label
     if not labels:
         raise SourceError(f"{path}: no rows in it", cure="give one row for each image")
     return labels
+
+
+def _names(images: Sequence[str]) -> dict[str, str | None]:
+    """The ways to name each image: its path, its last part, and that without suffix; None for what names several."""
+    known: dict[str, str | None] = {}
+    for shorten in (
+        str,
+        lambda name: name.rpartition("/")[2],
+        lambda name: os.path.splitext(name.rpartition("/")[2])[0],
+    ):
+        found: dict[str, str | None] = {}
+        for name in images:
+            short = unicodedata.normalize("NFC", shorten(name))
+            found[short] = name if found.get(short, name) == name else None
+        known = found | known
+    return known
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, object]]]:

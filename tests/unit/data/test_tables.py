@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.data.loader import open_dataset
 from pipelines.data.shard import bind, write_shard
 from pipelines.data.source import fingerprint, open_source
 from pipelines.data.sources.base import sorted_classes, stated_split
@@ -196,6 +198,53 @@ def test_a_folder_of_one_class_is_a_source(tmp_path: Path, encode: Encode) -> No
     (tmp_path / "root" / "cats 猫").mkdir(parents=True)
     (tmp_path / "root" / "cats 猫" / "0.png").write_bytes(png(encode, 1))
     assert open_source(DataSpec(source=str(tmp_path / "root")), tmp_path).classes == ("cats 猫",)
+
+
+@pytest.mark.parametrize("given_as", ["{}.png", "{}", "sub/{}.png"])
+def test_short_names_that_fit_one_image(tmp_path: Path, encode: Encode, given_as: str) -> None:
+    root = tmp_path / "root"
+    (root / "sub").mkdir(parents=True)
+    for i in range(3):
+        (root / "sub" / f"0{i}.png").write_bytes(png(encode, i))
+    (root / "train.csv").write_text("id,label\n" + "".join(f"{given_as.format(f'0{i}')},c{i}\n" for i in range(3)))
+    assert labelled(root, tmp_path) == {f"sub/0{i}.png": f"c{i}" for i in range(3)}
+    (root / "00.png").write_bytes(png(encode, 9))
+    if "/" not in given_as:
+        (root / "train.csv").write_text("id,label\n00,c0\n")
+        with pytest.raises(SourceError, match="line 2: there is no image '00'"):
+            open_source(DataSpec(source=str(root)), tmp_path)
+
+
+def test_a_folder_around_the_class_folders_is_no_class(tmp_path: Path, encode: Encode) -> None:
+    image_folder(tmp_path / "a" / "data", encode, ("train", "test"))
+    (tmp_path / "a" / "__MACOSX").mkdir()
+    source = open_source(DataSpec(source=str(tmp_path / "a")), tmp_path)
+    assert source.classes == ("ant", "bee")
+    assert source.name(0) == "data/test/ant/0.png"
+    split = source.official_split(0, 12)
+    assert split is not None
+    assert split.tolist() == [int("/test/" in source.name(i)) for i in range(12)]
+    image_folder(tmp_path / "b" / "pets", encode, ("",))
+    assert open_source(DataSpec(source=str(tmp_path / "b")), tmp_path).classes == ("ant", "bee")
+
+
+def test_a_name_that_is_no_text_is_listed(folder: Path, tmp_path: Path) -> None:
+    (folder / "ant" / os.fsdecode(b"\xff.png")).write_bytes(b"no image")
+    spec = DataSpec(source=str(folder), max_bad_fraction=0.2)
+    source = open_source(spec, tmp_path)
+    bind(source, spec, tmp_path / "out", [write_shard(source, tmp_path / "out", 0, 0, 13)])
+    assert json.loads((tmp_path / "out" / "quarantine.jsonl").read_text())["name"] == r"ant/\xff.png"
+
+
+def test_one_class_makes_a_data_set(tmp_path: Path, encode: Encode) -> None:
+    (tmp_path / "root" / "cats").mkdir(parents=True)
+    for i in range(4):
+        (tmp_path / "root" / "cats" / f"{i}.png").write_bytes(png(encode, i))
+    spec = DataSpec(source=str(tmp_path / "root"))
+    source = open_source(spec, tmp_path)
+    manifest = bind(source, spec, tmp_path / "out", [write_shard(source, tmp_path / "out", 0, 0, 4)])
+    assert manifest.counts == {"train": {"cats": 3}, "test": {"cats": 1}}
+    assert open_dataset(tmp_path / "out").classes == ("cats",)
 
 
 @given(st.lists(st.sampled_from(["train", "test", "validation", ""])))
