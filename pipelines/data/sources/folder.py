@@ -235,8 +235,8 @@ def _by_folders(root: Path, images: list[str]) -> tuple[dict[str, str], tuple[st
         above = folders[0] + "/"
         if len(_folders(root / above)) > 1:
             inside = [name.removeprefix(above) for name in images if name.startswith(above)]
-            labels, classes, parts = _by_folders(root / above, inside)
-            return {above + name: label for name, label in labels.items()}, classes, parts
+            held_labels, classes, parts = _by_folders(root / above, inside)
+            return {above + name: label for name, label in held_labels.items()}, classes, parts
     in_parts = "train" in map(part_of, folders) and all(map(is_part, folders))
     depth = 1 if in_parts else 0
     if in_parts:

@@ -18,7 +18,7 @@ from services.sharding import dataset
 CONFIGS = Path(__file__).parents[3] / "configs"
 
 
-@pytest.mark.parametrize(("config", "refused"), [("lenet.yaml", True), ("flow-unet.yaml", False)])
+@pytest.mark.parametrize(("config", "refused"), [("lenet.yaml", True), ("flow.yaml", False)])
 def test_one_class_is_enough_for_a_generator_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, refused: bool
 ) -> None:
