@@ -167,8 +167,6 @@ def _samples(path: Path) -> tuple[list[_Sample], int]:
                 else:
                     others += 1
                 seen.add(member.name)
-            if archive.offset > path.stat().st_size:
-                raise tarfile.ReadError("it ends in the middle of a file")
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         raise SourceError(
             f"{path}: not a whole tar file: {error}", cure="copy it again; unpack .tar.gz first"
