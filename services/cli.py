@@ -250,7 +250,7 @@ def models() -> None:
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="PNG or JPEG files.")],
+    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP files.")],
     model: Annotated[str, typer.Option(help="NAME, NAME@ALIAS or NAME/VERSION.")],
 ) -> None:
     """Classify images with a model behind the endpoint."""

@@ -1,4 +1,4 @@
-"""PNG and JPEG bytes to pixels, with limits: the bytes may come from anywhere."""
+"""PNG, JPEG and WebP bytes to pixels, with limits: the bytes may come from anywhere."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 def decode(
     data: bytes, size: int, channels: int, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """Decode a PNG or JPEG image to a square of the size asked for.
+    """Decode a PNG, JPEG or WebP image to a square of the size asked for.
 
-    The EXIF orientation is applied, transparent pixels are laid over white, 16-bit grey is scaled to 8 bits, and
-    the largest centred square is resized with an antialiased bicubic filter. An image that has the right size
-    already keeps its pixels.
+    The EXIF orientation is applied, transparent pixels are laid over white, 16-bit grey is scaled to 8 bits, CMYK
+    becomes RGB, and of an animation the first frame is taken. Then the largest centred square is resized with an
+    antialiased bicubic filter. An image that has the right size already keeps its pixels.
 
     Args:
         data: the encoded image.
@@ -85,9 +85,11 @@ def _open(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
     if len(data) > max_bytes:
         raise CorruptImageError(f"{len(data)} bytes, over the limit of {max_bytes}")
     try:
-        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
+    except Image.DecompressionBombError:
+        raise CorruptImageError(f"its header claims more pixels than the limit of {max_pixels}") from None
     except Exception as error:  # as in decode
-        raise CorruptImageError(f"not a PNG or JPEG image: {_reason(error)}") from None
+        raise CorruptImageError(f"not a PNG, JPEG or WebP image: {_reason(error)}") from None
     if image.width * image.height > max_pixels:
         raise CorruptImageError(f"{image.width} × {image.height} pixels, over the limit of {max_pixels}")
     return image

@@ -63,7 +63,7 @@ class Manifest(Record):
 
     schema_version: Literal[1] = 1
     name: str
-    classes: tuple[str, ...] = Field(min_length=2)
+    classes: tuple[str, ...] = Field(min_length=1)
     image: ImageShape
     shards: tuple[ShardEntry, ...] = Field(min_length=1)
     index_sha256: Sha256

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pipelines.data.arrays import file_sha256, map_arrays, write_arrays, write_atomically
 from pipelines.data.manifest import INDEX, QUARANTINE, Count, Manifest, Record, Sha256, ShardEntry
 from pipelines.data.source import Source
-from pipelines.data.split import SPLITS, TRAIN, split_by_content
+from pipelines.data.split import DROPPED, SPLITS, TRAIN, drop_twins, split_by_content
 from pipelines.errors import CorruptImageError, ShardError, SourceError, TooManyBadImagesError
 from pipelines.shape import ImageShape
 from pipelines.spec import DataSpec
@@ -158,13 +158,16 @@ def bind(source: Source, spec: DataSpec, folder: Path, receipts: Sequence[Receip
     labels = np.concatenate([part["labels"] for _, part in parts])
     sums = np.concatenate([part["sums"] for _, part in parts])
     split = _official(source, [receipt for receipt, _ in parts])
+    content = np.concatenate([part["content"] for _, part in parts])
     if split is None:
-        split = split_by_content(np.concatenate([part["content"] for _, part in parts]), labels, spec.test_fraction)
+        split = split_by_content(content, labels, spec.test_fraction)
+    elif source.drops_twins:
+        split = drop_twins(content, split)
     per_class = [np.bincount(labels[split == side], minlength=len(source.classes)) for side in range(len(SPLITS))]
     for name, count in zip(source.classes, per_class[TRAIN], strict=True):
         if not count:
             raise SourceError(f"{spec.source}: class {name!r} has no readable image", cure="repair or remove the class")
-    bad = [image for receipt in receipts for image in receipt.bad]
+    bad = [image for receipt in receipts for image in receipt.bad] + _twins(source, receipts, split)
     lines = [json.dumps({"name": image.name, "reason": image.reason}) + "\n" for image in bad]
     write_atomically(folder / QUARANTINE, "".join(lines).encode())
     mean, std = _moments(sums[split == TRAIN], source.image)
@@ -218,6 +221,17 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
         return {name: array for name, array in map_arrays(path).items() if name != "images"}
     except (OSError, ValueError) as error:
         raise ShardError(f"{path}: {error}", cure="run again: the shard is then written anew") from None
+
+
+def _twins(source: Source, receipts: Sequence[Receipt], split: np.ndarray) -> list[BadImage]:
+    """The images that were dropped from the train split for their twins in the test split."""
+    positions = [
+        np.setdiff1d(np.arange(r.start, r.stop), [image.position for image in r.bad]) for r in receipts if r.shard
+    ]
+    dropped = np.concatenate(positions)[split == DROPPED].tolist()
+    return [
+        BadImage(position=i, name=source.name(i), reason="an image of the test split has its pixels") for i in dropped
+    ]
 
 
 def _official(source: Source, receipts: Sequence[Receipt]) -> np.ndarray | None:

@@ -9,6 +9,9 @@ import numpy as np
 SplitName = Literal["train", "test"]
 
 TRAIN, TEST = 0, 1
+DROPPED = 2
+"""Side of an image that belongs to neither split."""
+
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
 
@@ -43,3 +46,18 @@ def split_by_content(content: np.ndarray, labels: np.ndarray, test_fraction: flo
     split = np.empty(len(order), dtype=np.uint8)
     split[order] = held_out[np.cumsum(is_first) - 1]
     return split
+
+
+def drop_twins(content: np.ndarray, split: np.ndarray) -> np.ndarray:
+    """Drop the train images that are test images too, which a split that a source states may hold.
+
+    Args:
+        content: (n, 16) uint8 hashes of the images.
+        split: (n,) uint8: 0 for train, 1 for test.
+
+    Returns:
+        (n,) uint8: as ``split``, with :data:`DROPPED` for train images whose content a test image has.
+    """
+    keys = np.ascontiguousarray(content).view("V16").ravel()
+    twins = (split == TRAIN) & np.isin(keys, keys[split == TEST])
+    return np.where(twins, np.uint8(DROPPED), split).astype(np.uint8)

@@ -53,6 +53,8 @@ class TransportObjective:
     def _over_all_ranks(self, step: Step, samples: Tensor, real: Tensor) -> Loss:
         """The distance between all ranks' points, on every rank; differentiable in this rank's samples."""
         x, y = gather_rows_with_gradient(samples), gather_rows(real).to(samples.dtype)
+        if not bool(torch.isfinite(x).all()):
+            raise _diverged(step, "they are not finite")
         distance = self.spec.distance
         if isinstance(distance, SlicedDistanceSpec):
             lines = torch.randn(
@@ -61,10 +63,7 @@ class TransportObjective:
             loss = sliced_distance(x, y, lines.to(x))
         else:
             assert isinstance(distance, SinkhornDistanceSpec)
-            try:
-                loss = sinkhorn_divergence(x, y, epsilon=distance.epsilon, cost=self.spec.cost, power=self.spec.power)
-            except ProblemError as error:
-                raise _diverged(step, error) from error
+            loss = sinkhorn_divergence(x, y, epsilon=distance.epsilon, cost=self.spec.cost, power=self.spec.power)
         # Every rank has the whole distance, while curves are summed over ranks.
         return Loss(loss, sums={"transport_cost": loss.detach() / world_size()})
 
@@ -82,7 +81,7 @@ class TransportObjective:
             block = self.planner.plan_rows(share)
         except ProblemError as error:
             # Real images are bytes, and as many as samples: only samples that are not finite make no problem.
-            raise _diverged(step, error) from error
+            raise _diverged(step, error.args[0]) from error
         waited = time.perf_counter() - started
         rows, columns, mass = (torch.as_tensor(a).to(samples.device) for a in (block.rows, block.columns, block.mass))
         costs = matched_cost(samples[rows], gather_rows(real)[columns], self.spec.cost, self.spec.power)
@@ -115,8 +114,8 @@ def sliced_distance(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
     return ((x @ units).sort(0).values - (y @ units).sort(0).values).square().mean()
 
 
-def _diverged(step: Step, error: ProblemError) -> DivergedError:
+def _diverged(step: Step, reason: str) -> DivergedError:
     return DivergedError(
-        f"at step {step.index} the generator's samples make no transport problem: {error.args[0]}",
+        f"at step {step.index} the generator's samples make no transport problem: {reason}",
         cure="lower optimizer.learning_rate",
     )

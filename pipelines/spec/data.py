@@ -14,9 +14,10 @@ class DataSpec(Section):
 
     source: str = Field(
         min_length=1,
-        description="a catalogue name (cats-and-dogs, fashion-mnist, digits, points), a folder with one folder of PNG "
-        "or JPEG files for each class, or an .npz file with arrays `images` and `labels`; the latter two also as "
-        "s3://bucket/prefix",
+        description="a catalogue name (cats-and-dogs, fashion-mnist, digits, points); a folder of PNG, JPEG or WebP "
+        "files, with one folder for each class or a labels.csv or .jsonl (file_name, label), below train/ and test/ "
+        "where they are split; tar files in WebDataset layout; Parquet files with columns image and label; or an .npz file "
+        "with arrays `images` and `labels`. All but the first also as s3://bucket/prefix",
     )
     size: int | None = Field(
         default=None,

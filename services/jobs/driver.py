@@ -9,8 +9,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipelines.errors import MongeError, ServiceError
-from pipelines.spec import JobSpec
+from pipelines.errors import MongeError, ServiceError, SourceError
+from pipelines.spec import ClassificationSpec, JobSpec
 from services.cluster import join_cluster
 from services.settings import Settings
 from services.training.progress import stage_line
@@ -64,8 +64,13 @@ def _shard(spec: JobSpec, settings: Settings) -> Path:
     folder = dataset_folder(settings.home, spec.data).absolute()
     _say(f"sharding {spec.data.source} into {folder}")
     manifest = shard_dataset(spec.data, folder, settings.home / "cache", on_progress=_shard_progress)
+    if isinstance(spec.objective, ClassificationSpec) and len(manifest.classes) < 2:
+        raise SourceError(
+            f"{spec.data.source}: only one class, {manifest.classes[0]!r}: a classifier tells two or more apart",
+            cure="give at least two, or train a generator",
+        )
     if manifest.quarantined:
-        _say(f"set aside {manifest.quarantined} unreadable images, listed in {folder / 'quarantine.jsonl'}")
+        _say(f"set aside {manifest.quarantined} images, listed in {folder / 'quarantine.jsonl'}")
     return folder
 
 

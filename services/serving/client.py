@@ -65,7 +65,7 @@ class EndpointClient:
 
         Args:
             model: ``NAME``, ``NAME@ALIAS`` or ``NAME/VERSION``.
-            paths: PNG or JPEG files.
+            paths: PNG, JPEG or WebP files.
 
         Raises:
             ModelNotFoundError: no such model.

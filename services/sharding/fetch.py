@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import os
@@ -10,7 +11,9 @@ from pathlib import Path
 
 from pipelines.data.arrays import write_atomically
 from pipelines.data.decode import MAX_BYTES
-from pipelines.data.source import SUFFIXES
+from pipelines.data.source import FILE_SUFFIXES
+from pipelines.data.sources.base import SUFFIXES
+from pipelines.data.sources.table import TABLE_BYTES, TABLE_SUFFIXES
 from pipelines.errors import SourceError
 from pipelines.spec import DataSpec
 from services.settings import Settings, load_settings
@@ -23,10 +26,12 @@ SCHEME = "s3://"
 AT_ONCE = 16
 """Objects fetched at a time: small ones wait for the server, not for the network."""
 
-ARRAYS_BYTES = 8 * 2**30
-"""Largest .npz file that is fetched."""
+FILE_BYTES = 8 * 2**30
+"""Largest .npz, tar or Parquet file that is fetched."""
 
 _PART = 64 * 2**20
+"""Bytes of one request; of a larger object what was fetched is kept when the rest fails."""
+
 _MODIFIED = (0, 0)
 """Times of every copy: a copy made anew is the same source, see :func:`pipelines.data.source.fingerprint`."""
 
@@ -35,10 +40,12 @@ def local(spec: DataSpec, cache: Path) -> DataSpec:
     """The spec with a source in S3 replaced by its copy in the cache; any other spec as it is.
 
     A copy is named by the keys, sizes and versions that the bucket lists: what changed there is another copy. An
-    interrupted one goes on where it stopped. Files that are not taken for images are not fetched, only named.
+    interrupted one goes on where it stopped, within a large object too. Files that no source reads are not fetched,
+    only named.
 
     Args:
-        spec: ``source`` may be ``s3://bucket/prefix``, a folder of class folders, or ``s3://bucket/name.npz``.
+        spec: ``source`` may be ``s3://bucket/prefix``, laid out as a folder may be, or a single .npz, .tar or
+            .parquet file.
         cache: folder of downloads.
 
     Raises:
@@ -48,28 +55,20 @@ def local(spec: DataSpec, cache: Path) -> DataSpec:
     if not spec.source.startswith(SCHEME):
         return spec
     settings = load_settings()
-    copy = _arrays if spec.source.endswith(".npz") else _folder
+    copy = _file if spec.source.lower().endswith(FILE_SUFFIXES) else _folder
     return spec.model_copy(update={"source": str(copy(spec.source, cache.resolve() / "s3", settings))})
 
 
-def _arrays(source: str, cache: Path, settings: Settings) -> Path:
+def _file(source: str, cache: Path, settings: Settings) -> Path:
     parent, _, name = source.rpartition("/")
     store = open_storage(parent, settings)
     found = next((entry for page in store.pages(name) for entry in page if entry.key == name), None)
     if found is None:
         raise SourceError(f"{source}: there is no such object", cure="check the name, and MONGE_S3_ENDPOINT_URL")
-    if found.size > ARRAYS_BYTES:
-        raise SourceError(f"{source}: {found.size} bytes, over the limit of {ARRAYS_BYTES}", cure="give a folder")
-    path = cache / _identity(source, [found]) / name
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{name}.{os.getpid()}.part")
-        with part.open("wb") as file:
-            for start in range(0, found.size, _PART):
-                file.write(store.read_range(name, start, min(start + _PART, found.size)))
-        os.utime(part, _MODIFIED)
-        part.replace(path)
-    return path
+    root = cache / _identity(source, [found])
+    if not _is_whole(root / name):
+        _fetch(store, found, root)
+    return root / name
 
 
 def _folder(source: str, cache: Path, settings: Settings) -> Path:
@@ -79,7 +78,7 @@ def _folder(source: str, cache: Path, settings: Settings) -> Path:
     if not listed:
         raise SourceError(f"{source}: no objects there", cure="check the prefix, and MONGE_S3_ENDPOINT_URL")
     root = cache / _identity(source, listed)
-    missing = [entry for entry in listed if not (root / entry.key).is_file()]
+    missing = [entry for entry in listed if not _is_whole(root / entry.key)]
     if missing:
         log.info("%s: fetching %d of %d objects", source, len(missing), len(listed))
     pool = ThreadPoolExecutor(AT_ONCE)
@@ -92,19 +91,59 @@ def _folder(source: str, cache: Path, settings: Settings) -> Path:
 
 
 def _fetch(store: Storage, entry: StoredObject, root: Path) -> None:
-    data = b""
-    if entry.size and entry.key.lower().endswith(SUFFIXES):
-        # One byte over the limit is enough for the decoder to set the image aside.
-        data = store.read_range(entry.key, 0, min(entry.size, MAX_BYTES + 1))
     path = root / entry.key
+    size = min(entry.size, _wanted(store, entry))
     try:
-        write_atomically(path, data)
-        os.utime(path, _MODIFIED)
+        if size <= _PART:
+            data = store.read_range(entry.key, 0, size, entry.version) if size else b""
+            write_atomically(path, data)
+            os.utime(path, _MODIFIED)
+        else:
+            _fetch_parts(store, entry, size, path)
     except OSError as error:
         raise SourceError(
             f"{store.address}/{entry.key}: cannot be kept as a file: {error.strerror}",
             cure="an object whose name is also a folder's has no place in one; else see what is free in the cache",
         ) from None
+
+
+def _wanted(store: Storage, entry: StoredObject) -> int:
+    """Bytes of an object that a source reads at most: one over a limit is enough for the source to refuse it."""
+    key = entry.key.lower()
+    if key.endswith(SUFFIXES):
+        return MAX_BYTES + 1
+    if key.endswith(TABLE_SUFFIXES):
+        return TABLE_BYTES + 1
+    if not key.endswith(FILE_SUFFIXES):
+        return 0
+    if entry.size > FILE_BYTES:
+        raise SourceError(
+            f"{store.address}/{entry.key}: {entry.size} bytes, over the limit of {FILE_BYTES}",
+            cure="cut it into smaller tar or Parquet files in one folder",
+        )
+    return FILE_BYTES
+
+
+def _fetch_parts(store: Storage, entry: StoredObject, size: int, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with part.open("ab") as file:
+        # Two that fetch at once would write over one another; the lock ends with its holder's process.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if _is_whole(path):
+            return
+        done = file.seek(0, os.SEEK_END) // _PART * _PART
+        file.truncate(done)
+        for start in range(done, size, _PART):
+            file.write(store.read_range(entry.key, start, min(start + _PART, size), entry.version))
+            file.flush()
+        os.utime(part, _MODIFIED)
+        os.replace(part, path)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a copy was made to its end, of which its time is the last."""
+    return path.is_file() and path.stat().st_mtime_ns == 0
 
 
 def _hidden(key: str) -> bool:

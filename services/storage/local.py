@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipelines.data.arrays import write_atomically
 from pipelines.errors import ObjectNotFoundError, StorageError
-from services.storage.objects import PAGE, READ_LIMIT, StoredObject, check_key, check_range, too_large
+from services.storage.objects import PAGE, READ_LIMIT, StoredObject, changed, check_key, check_range, too_large
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,12 @@ class FolderStorage:
             raise too_large(str(self.root / key), limit)
         return data
 
-    def read_range(self, key: str, start: int, stop: int) -> bytes:
+    def read_range(self, key: str, start: int, stop: int, version: str | None = None) -> bytes:
         check_range(start, stop)
-        return self._read(key, start, stop - start)
+        data = self._read(key, start, stop - start)
+        if version is not None and str((self.root / key).stat().st_mtime_ns) != version:
+            raise changed(str(self.root / key))
+        return data
 
     def write(self, key: str, data: bytes) -> None:
         path = self.root / check_key(key)

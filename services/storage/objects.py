@@ -51,11 +51,17 @@ class Storage(Protocol):
             StorageError: it has more than ``limit`` bytes.
         """
 
-    def read_range(self, key: str, start: int, stop: int) -> bytes:
+    def read_range(self, key: str, start: int, stop: int, version: str | None = None) -> bytes:
         """Bytes ``start … stop − 1`` of an object; fewer where it ends before.
+
+        Args:
+            key: of the object.
+            start, stop: the range.
+            version: of a listing; another one is not read.
 
         Raises:
             ObjectNotFoundError: there is none.
+            StorageError: it has another version by now.
         """
 
     def write(self, key: str, data: bytes) -> None:
@@ -91,6 +97,11 @@ def check_range(start: int, stop: int) -> None:
     """
     if not 0 <= start < stop <= start + READ_LIMIT:
         raise StorageError(f"a range has 0 ≤ start < stop ≤ start + {READ_LIMIT}: received {start} … {stop}")
+
+
+def changed(name: str) -> StorageError:
+    """The error of an object that is no longer the one that was listed."""
+    return StorageError(f"{name}: it has changed since it was listed", cure="run again when nobody writes there")
 
 
 def too_large(name: str, limit: int) -> StorageError:

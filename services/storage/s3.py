@@ -29,7 +29,7 @@ from botocore.exceptions import (
 
 from pipelines.errors import ObjectNotFoundError, StorageError
 from services.settings import Settings
-from services.storage.objects import PAGE, READ_LIMIT, StoredObject, check_key, check_range, too_large
+from services.storage.objects import PAGE, READ_LIMIT, StoredObject, changed, check_key, check_range, too_large
 
 Result = TypeVar("Result")
 
@@ -118,10 +118,11 @@ class S3Storage:
             raise too_large(self._name(key), limit)
         return data
 
-    def read_range(self, key: str, start: int, stop: int) -> bytes:
+    def read_range(self, key: str, start: int, stop: int, version: str | None = None) -> bytes:
         check_range(start, stop)
+        pin = {} if version is None else {"IfMatch": f'"{version}"'}
         try:
-            return self._read(key, stop - start, Range=f"bytes={start}-{stop - 1}")
+            return self._read(key, stop - start, Range=f"bytes={start}-{stop - 1}", **pin)
         except _PastEndError:
             return b""
 
@@ -190,6 +191,8 @@ class S3Storage:
             return ObjectNotFoundError(f"{name}: there is no bucket {self.bucket!r}", cure=_ABSENT)
         if status == 404:
             return ObjectNotFoundError(f"{name}: there is no such object", cure=_ABSENT)
+        if status == 412:
+            return changed(name)
         if status == 416:
             return _PastEndError(f"{name}: the range begins behind its end")
         if status in (301, 307) or code == "AuthorizationHeaderMalformed":

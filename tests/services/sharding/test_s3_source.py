@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from services.sharding import fetch
 from services.sharding.dataset import dataset_folder, shard_dataset
 from services.storage.objects import StoredObject
 from services.storage.open import open_storage
+from services.storage.s3 import S3Storage
 from tests.services.storage.faults import FaultyServer
 
 
@@ -109,3 +111,66 @@ def test_no_key_leads_out_of_the_cache(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(StorageError, match=r"no empty, '\.' or '\.\.' part: received '../../../evil.txt'"):
         fetch.local(DataSpec(source="s3://images/pets"), tmp_path / "home" / "cache")
     assert not list(tmp_path.rglob("evil.txt"))
+
+
+def packed() -> bytes:
+    """The images of :func:`files` as a tar file in WebDataset's layout."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in files().items():
+            if name.endswith(".png") and not name.startswith("."):
+                stem = name.removesuffix(".png")
+                for member, content in ((name, data), (f"{stem}.cls", stem.partition("/")[0].encode())):
+                    info = tarfile.TarInfo(member)
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def test_a_large_object_goes_on_where_it_stopped(
+    settings: Settings, server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = packed()
+    monkeypatch.setattr(fetch, "_PART", len(data) // 5)
+    upload(settings, "s3://images/tars", {"all.tar": data})
+    asked: list[int] = []
+    original = S3Storage.read_range
+
+    def read_range(self: S3Storage, key: str, start: int, stop: int, version: str | None = None) -> bytes:
+        asked.append(start)
+        if len(asked) == 4:
+            server.faults.extend([500] * 2)
+        return original(self, key, start, stop, version)
+
+    monkeypatch.setattr(S3Storage, "read_range", read_range)
+    with pytest.raises(StorageError, match=r"s3://images/tars/all\.tar: the server failed"):
+        build("s3://images/tars/all.tar", tmp_path)
+    manifest = build("s3://images/tars/all.tar", tmp_path)[1]
+    assert (manifest.images, manifest.quarantined, manifest.classes) == (24, 1, ("cats", "dogs"))
+    part = len(data) // 5
+    assert asked == [0, part, 2 * part, 3 * part, *range(3 * part, len(data), part)]
+    assert not list(tmp_path.rglob("*.part"))
+    assert build("s3://images/tars", tmp_path)[1].images == 24
+
+
+def test_tables_in_s3(settings: Settings, tmp_path: Path) -> None:
+    objects = {name.replace("/", "-"): data for name, data in files().items() if name[:4] in ("cats", "dogs")}
+    rows = "".join(f"{name},{name[:4]}\n" for name in objects if name.endswith(".png"))
+    upload(settings, "s3://images/flat", objects | {"labels.csv": f"file_name,label\n{rows}".encode()})
+    manifest = build("s3://images/flat", tmp_path)[1]
+    assert (manifest.images, manifest.quarantined, manifest.classes) == (24, 1, ("cats", "dogs"))
+
+
+def test_an_object_that_changes_meanwhile_is_not_mixed(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(settings, "s3://images/tars", {"all.tar": packed()})
+    original = S3Storage.read_range
+
+    def read_range(self: S3Storage, key: str, start: int, stop: int, version: str | None = None) -> bytes:
+        self.write(key, packed() + bytes(1024))
+        return original(self, key, start, stop, version)
+
+    monkeypatch.setattr(S3Storage, "read_range", read_range)
+    with pytest.raises(StorageError, match=r"all\.tar: it has changed since it was listed"):
+        build("s3://images/tars/all.tar", tmp_path)

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 
@@ -115,14 +116,14 @@ def bad_images() -> dict[str, tuple[bytes, str]]:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     jpeg, png = saved(Image.fromarray(noise), "JPEG"), saved(Image.fromarray(noise))
     return {
-        "empty": (b"", "not a PNG or JPEG"),
-        "text": (b"not an image at all", "not a PNG or JPEG"),
+        "empty": (b"", "not a PNG, JPEG or WebP"),
+        "text": (b"not an image at all", "not a PNG, JPEG or WebP"),
         "truncated jpeg": (jpeg[: len(jpeg) // 2], "truncated"),
         "truncated png": (png[: len(png) // 2], "cannot be decoded"),
         "flipped byte": (png[:100] + bytes([png[100] ^ 255]) + png[101:], "cannot be decoded"),
-        "another format": (saved(Image.fromarray(noise), "GIF"), "not a PNG or JPEG"),
+        "another format": (saved(Image.fromarray(noise), "GIF"), "not a PNG, JPEG or WebP"),
         "bomb": (png_claiming(9000, 9000), "9000 × 9000 pixels, over the limit"),
-        "larger bomb": (png_claiming(60000, 60000), "not a PNG or JPEG image: Image size"),
+        "larger bomb": (png_claiming(60000, 60000), "header claims more pixels"),
         "promises more than it has": (png_claiming(1000, 1000), "cannot be decoded"),
     }
 
@@ -140,3 +141,47 @@ def test_the_limits_are_the_callers(encode: Encode) -> None:
         decode(data, 8, 1, max_bytes=10)
     with pytest.raises(CorruptImageError, match="8 × 8 pixels, over the limit of 63"):
         decode(data, 8, 1, max_pixels=63)
+
+
+@pytest.mark.parametrize("side", [8, 97, 512, 4096])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_every_size(kind: str, side: int) -> None:
+    data = saved(Image.new("RGB", (side, side + 3), (200, 100, 50)), kind)
+    decoded = decode(data, 16, 3)
+    assert np.abs(decoded.reshape(3, -1).astype(int).T - [200, 100, 50]).max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_webp_keeps_its_pixels(mode: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    if mode == "RGBA":
+        image.putalpha(255)
+    assert np.array_equal(decode(saved(image, "WEBP", lossless=True), 16, 3), pixels.transpose(2, 0, 1))
+
+
+def test_transparent_webp_is_laid_over_white() -> None:
+    assert (decode(saved(Image.new("RGBA", (8, 8), (9, 9, 9, 0)), "WEBP", lossless=True), 8, 1) == 255).all()
+
+
+def test_an_animation_is_its_first_frame() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    data = saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    assert decode(data, 8, 3)[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_cmyk_jpeg() -> None:
+    """Ink, not light: no ink at all is white."""
+    for ink, light in (((0, 0, 0, 0), 255), ((0, 0, 0, 255), 0)):
+        decoded = decode(saved(Image.new("CMYK", (16, 16), ink), "JPEG", quality=100), 16, 3)
+        assert np.abs(decoded.astype(int) - light).max() <= 2
+
+
+def test_a_bomb_takes_no_memory() -> None:
+    data = png_claiming(50000, 50000)
+    tracemalloc.start()
+    with pytest.raises(CorruptImageError, match="its header claims more pixels than the limit"):
+        decode(data, 16, 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20

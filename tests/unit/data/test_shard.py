@@ -13,6 +13,7 @@ from pipelines.data.loader import open_dataset
 from pipelines.data.manifest import Manifest, read_manifest
 from pipelines.data.shard import Receipt, bind, chunks, content_hash, finished, write_shard
 from pipelines.data.source import Source, open_source
+from pipelines.data.sources.folder import FolderSource
 from pipelines.errors import ShardError, SourceError, TooManyBadImagesError
 from pipelines.shape import ImageShape
 from pipelines.spec import DataSpec
@@ -81,7 +82,7 @@ def test_bad_images_are_set_aside(folder: Path, tmp_path: Path, encode: Callable
     first, second = map(json.loads, lines)
     assert first["name"] == "ant/truncated.jpg"
     assert "truncated" in first["reason"]
-    assert second == {"name": "bee/text.png", "reason": "not a PNG or JPEG image: UnidentifiedImageError"}
+    assert second == {"name": "bee/text.png", "reason": "not a PNG, JPEG or WebP image: UnidentifiedImageError"}
 
 
 def test_a_shard_without_a_readable_image(folder: Path, tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_a_class_without_a_readable_image(folder: Path, tmp_path: Path) -> None:
 def test_an_official_split_is_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "ant" / "2.png").write_bytes(b"damaged")
     official = np.array([0, 1] * 6, np.uint8)
-    monkeypatch.setattr(Source, "official_split", lambda self, start, stop: official[start:stop])
+    monkeypatch.setattr(FolderSource, "official_split", lambda self, start, stop: official[start:stop])
     _, manifest = build(DataSpec(source=str(folder), max_bad_fraction=0.1), tmp_path)
     index = map_arrays(tmp_path / "out" / "index.safetensors")
     assert np.array_equal(index["split"], np.delete(official, 2))

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.data.source import FolderSource, fingerprint, open_source
+from pipelines.data.source import fingerprint, open_source
+from pipelines.data.sources.folder import FolderSource
 from pipelines.errors import CorruptImageError, SourceError
 from pipelines.spec import DataSpec
 
@@ -53,7 +54,7 @@ def test_the_size_is_that_of_the_first_readable_image(
     source = open_source(DataSpec(source=str(folder), channels=3), tmp_path)
     assert source.image.dims == (3, 12, 12)
     assert source.item(2)[2].shape == (3, 12, 12)
-    with pytest.raises(CorruptImageError, match="not a PNG or JPEG"):
+    with pytest.raises(CorruptImageError, match="not a PNG, JPEG or WebP"):
         source.item(0)
 
 
@@ -106,13 +107,12 @@ def test_folders_that_are_no_source(tmp_path: Path, encode: Callable[..., bytes]
         open_source(spec, tmp_path)
     (root / "ant").mkdir()
     (root / "ant" / "a.png").write_bytes(encode(np.zeros((8, 8), np.uint8)))
-    with pytest.raises(SourceError, match="only one class, 'ant'"):
-        open_source(spec, tmp_path)
+    assert open_source(spec, tmp_path).classes == ("ant",)
     (root / "bee").mkdir()
     (root / "bee" / "notes.txt").write_text("")
     with pytest.raises(SourceError, match="class 'bee' has no images"):
         open_source(spec, tmp_path)
-    with pytest.raises(SourceError, match=r"neither a folder nor an .npz file"):
+    with pytest.raises(SourceError, match=r"neither a folder nor a file in"):
         open_source(DataSpec(source=str(root / "stray.png")), tmp_path)
 
 
@@ -138,7 +138,6 @@ def test_images_too_large_to_keep_their_size(folder: Path, tmp_path: Path, encod
         ({"images": np.zeros((2, 8), np.uint8), "labels": np.arange(2)}, "shape"),
         ({"images": np.zeros((2, 8, 8), np.uint8), "labels": np.arange(3)}, "labels has shape"),
         ({"images": np.zeros((2, 8, 8), np.uint8), "labels": np.ones(2)}, "type float64"),
-        ({"images": np.zeros((2, 8, 8), np.uint8), "labels": np.ones(2, int)}, "only one class"),
         ({"images": np.zeros((2, 8, 8), np.uint8), "labels": np.array([None, 1])}, "allow_pickle"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from pipelines.errors import DivergedError, NotConvergedError
+from pipelines.errors import DivergedError, NotConvergedError, ProblemError
 from pipelines.models.network import Generator
 from pipelines.objectives.phase import Step
 from pipelines.objectives.transport import TransportObjective, sliced_distance
@@ -110,11 +110,20 @@ def test_latents_are_of_the_step_and_the_key_names_it() -> None:
     assert not any(share.x.requires_grad for share in asked)
 
 
-def test_samples_that_are_not_finite_have_diverged() -> None:
-    made = objective("squared-euclidean")
+@pytest.mark.parametrize("kind", ["exact", "sinkhorn-divergence", "sliced"])
+def test_samples_that_are_not_finite_have_diverged(kind: str) -> None:
+    spec = TransportSpec.model_validate({"kind": "transport", "distance": {"kind": kind}, "plans": "local"})
+    made = TransportObjective(spec, Affine(), LocalPlanner())
     made.generator.weights.data[0, 0] = float("nan")
-    with pytest.raises(DivergedError, match=r"at step 5 .* NaN, infinite .*\n.*cure: lower optimizer.learning_rate"):
+    with pytest.raises(DivergedError, match=r"at step 5 .*(in)?finite.*\n.*cure: lower optimizer.learning_rate"):
         made.phases[0].loss(step(5))
+
+
+def test_an_epsilon_that_is_too_small_is_no_divergence() -> None:
+    distance = {"kind": "sinkhorn-divergence", "epsilon": 1e-12}
+    spec = TransportSpec.model_validate({"kind": "transport", "distance": distance, "plans": "local"})
+    with pytest.raises(ProblemError, match="epsilon"):
+        TransportObjective(spec, Affine(), LocalPlanner()).phases[0].loss(step())
 
 
 def test_a_plan_that_cannot_be_had_is_no_divergence() -> None:

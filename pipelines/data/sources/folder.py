@@ -1,0 +1,266 @@
+"""Image files in folders: labelled by their folders, or by a table beside them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.data.decode import decode
+from pipelines.data.sources.base import (
+    SUFFIXES,
+    Source,
+    first_side,
+    identity_of,
+    is_hidden,
+    is_part,
+    part_of,
+    prepared,
+    read_image,
+    shape_of,
+    sorted_classes,
+    stated_split,
+    visible_files,
+)
+from pipelines.data.sources.table import TABLE_NAMES, TABLE_SUFFIXES, read_table
+from pipelines.errors import SourceError
+from pipelines.spec import DataSpec
+
+_LAYOUT = "put the images into one folder for each class, or a labels.csv with columns file_name,label beside them"
+
+
+@dataclass(frozen=True)
+class FolderSource(Source):
+    """Image files, one for each image.
+
+    Attributes:
+        root: folder that holds them.
+        files: paths below the root, by class and then by name where folders are the classes.
+        labels: of the files.
+        split: 0 for train, 1 for test; None where the source states none.
+    """
+
+    root: Path
+    files: tuple[str, ...]
+    labels: tuple[int, ...]
+    split: tuple[int, ...] | None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, i: int) -> str:
+        # A name on disk may be any bytes; what is written of it is text.
+        return os.fsencode(self.files[i]).decode(errors="backslashreplace")
+
+    def item(self, i: int) -> tuple[str, int, np.ndarray]:
+        data = read_image(self.root / self.files[i])
+        return self.name(i), self.labels[i], decode(data, self.image.height, self.image.channels)
+
+    def official_split(self, start: int, stop: int) -> np.ndarray | None:
+        return None if self.split is None else np.array(self.split[start:stop], dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files below a folder, by kind; hidden ones are passed over.
+
+    Attributes:
+        images, tars, parquets, tables: paths below the folder, in a fixed order.
+        others: number of all other files.
+    """
+
+    images: list[str]
+    tars: list[str]
+    parquets: list[str]
+    tables: list[str]
+    others: int
+
+
+def look(root: Path) -> Found:
+    """Tell the files below a folder apart by their suffixes; links are followed, pipes and sockets passed over."""
+    kinds: tuple[tuple[str, ...], ...] = (SUFFIXES, (".tar",), (".parquet",), TABLE_SUFFIXES)
+    names: dict[tuple[str, ...], list[str]] = {suffixes: [] for suffixes in kinds}
+    others = 0
+    for path in visible_files(root):
+        kind = next((suffixes for suffixes in kinds if path.lower().endswith(suffixes)), None)
+        if kind is None or not _is_regular(path):
+            others += 1
+        else:
+            names[kind].append(os.path.relpath(path, root))
+    images, tars, parquets, tables = names.values()
+    return Found(images, tars, parquets, tables, others)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a folder with their labels.
+
+    Attributes:
+        classes: names of the classes, by label.
+        files: paths below the folder.
+        labels: of the files.
+        split: see :class:`FolderSource`.
+        ignored: files that were passed over.
+        identity: sha256 that identifies the files.
+    """
+
+    classes: tuple[str, ...]
+    files: tuple[str, ...]
+    labels: tuple[int, ...]
+    split: tuple[int, ...] | None
+    ignored: int
+    identity: str
+
+
+def listing(root: Path, found: Found) -> Listing:
+    """Find out how the images of a folder are labelled.
+
+    Raises:
+        SourceError: they are not, or a table of labels is wrong.
+    """
+    tables = _tables(root, found)
+    if tables:
+        labels = _by_tables(root, found.images, tables)
+        used = list(labels)
+        classes = sorted_classes(list(labels.values()))
+        parts = [part_of(name.partition("/")[0]) if _in_part(name) else "" for name in used]
+        unused = len(found.images) - len(used) + len(found.tables) - len(tables)
+    else:
+        labels, classes, parts = _by_folders(root, found.images)
+        used = list(labels)
+        unused = len(found.images) - len(used) + len(found.tables)
+    kept, split = stated_split(parts)
+    files = tuple(used[i] for i in kept)
+    position = {name: label for label, name in enumerate(classes)}
+    return Listing(
+        classes=checked_classes(root, classes),
+        files=files,
+        labels=tuple(position[labels[name]] for name in files),
+        split=split,
+        ignored=found.others + unused + len(used) - len(kept),
+        identity=identity_of(root, [*tables, *files]),
+    )
+
+
+def open_folder(spec: DataSpec, root: Path, found: Found) -> FolderSource:
+    """Open a folder of image files.
+
+    Raises:
+        SourceError: they are not labelled as they should be, or none can be decoded.
+    """
+    listed = listing(root, found)
+
+    def images() -> Iterator[tuple[str, bytes]]:
+        return ((name, read_image(root / name)) for name in listed.files)
+
+    return FolderSource(
+        classes=listed.classes,
+        image=shape_of(spec, spec.size or first_side(root, images(), spec.channels)),
+        fingerprint=prepared(spec, listed.identity),
+        ignored=listed.ignored,
+        root=root,
+        files=listed.files,
+        labels=listed.labels,
+        split=listed.split,
+    )
+
+
+def checked_classes(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the classes, if they can be written down.
+
+    Raises:
+        SourceError: one is not Unicode.
+    """
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise SourceError(f"{path}: the class {name!r} is not in UTF-8", cure="rename its folder") from None
+    return classes
+
+
+def _is_regular(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:  # a broken link
+        return False
+
+
+def _in_part(name: str) -> bool:
+    folder, slash, _ = name.partition("/")
+    return bool(slash) and is_part(folder)
+
+
+def _tables(root: Path, found: Found) -> list[str]:
+    """The tables of labels: known by their names, or the only one of a folder without class folders."""
+    named = [
+        name
+        for name in found.tables
+        if Path(name).stem.lower() in TABLE_NAMES and ("/" not in name or (name.count("/") == 1 and _in_part(name)))
+    ]
+    nested = [name for name in found.images if "/" in name]
+    flat = [name for name in found.tables if "/" not in name]
+    if not named and len(flat) == 1 and found.images and len({name.partition("/")[0] for name in nested}) < 2:
+        named = flat
+    folders = [os.path.dirname(name) for name in named]
+    for folder in folders:
+        if folders.count(folder) > 1 or (folder and "" in folders):
+            raise SourceError(
+                f"{root}: several tables of labels: {', '.join(named)}", cure="leave one, or one in each split's folder"
+            )
+    return named
+
+
+def _by_tables(root: Path, images: list[str], tables: list[str]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for table in tables:
+        above = os.path.dirname(table)
+        above = above + "/" if above else ""
+        inside = [name.removeprefix(above) for name in images if name.startswith(above)]
+        labels |= {above + name: label for name, label in read_table(root / table, inside).items()}
+    return dict(sorted(labels.items()))
+
+
+def _by_folders(root: Path, images: list[str]) -> tuple[dict[str, str], tuple[str, ...], list[str]]:
+    """Labels by file, the classes, and the split that each file's path states."""
+    folders = _folders(root)
+    if not folders:
+        raise SourceError(f"{root}: no class folders and no table of labels in it", cure=_LAYOUT)
+    if len(folders) == 1 and not is_part(folders[0]) and all(name.count("/") > 1 for name in images if "/" in name):
+        # A folder around the class folders, as an unpacked archive makes it, is no class.
+        above = folders[0] + "/"
+        if len(_folders(root / above)) > 1:
+            inside = [name.removeprefix(above) for name in images if name.startswith(above)]
+            held_labels, classes, parts = _by_folders(root / above, inside)
+            return {above + name: label for name, label in held_labels.items()}, classes, parts
+    in_parts = "train" in map(part_of, folders) and all(map(is_part, folders))
+    depth = 1 if in_parts else 0
+    if in_parts:
+        held = sorted({f"{part}/{name}" for part in folders for name in _folders(root / part)})
+        if not held:
+            raise SourceError(f"{root}: no class folders below {', '.join(folders)}", cure=_LAYOUT)
+    else:
+        held = folders
+    labels: dict[str, str] = {}
+    for name in images:
+        parts = name.split("/")
+        if len(parts) > depth + 1:
+            labels[name] = parts[depth]
+    filled = set(labels.values())
+    classes = tuple(sorted({folder.split("/")[-1] for folder in held}))
+    for name in classes:
+        if name not in filled:
+            raise SourceError(
+                f"{root}: class {name!r} has no images ({', '.join(SUFFIXES)})", cure="fill its folder or remove it"
+            )
+    order = sorted(labels, key=lambda name: labels[name])  # stable: by class, then as they were found
+    parts_of = [part_of(name.partition("/")[0]) if in_parts else "" for name in order]
+    return {name: labels[name] for name in order}, classes, parts_of
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(entry.name for entry in root.iterdir() if not is_hidden(entry.name) and entry.is_dir())

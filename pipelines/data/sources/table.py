@@ -1,0 +1,128 @@
+"""Labels in a CSV or JSONL file beside the images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pipelines.data.sources.base import LABEL_NAMES, read_part
+from pipelines.errors import SourceError
+
+TABLE_SUFFIXES = (".csv", ".jsonl")
+TABLE_NAMES = ("labels", "metadata")
+"""Names, without suffix, of files that are always taken for tables of labels."""
+
+TABLE_BYTES = 2**28
+"""Largest table that is read."""
+
+FILE_NAMES = ("file_name", "filename", "file", "image", "path", "name", "image_id", "id")
+"""Names under which a column or field is taken for the image's file."""
+
+
+def read_table(path: Path, images: Sequence[str]) -> dict[str, str]:
+    """Labels of images, by file name.
+
+    Args:
+        path: a CSV file with a header, or a JSONL file of objects, in UTF-8. One column or field of
+            :data:`FILE_NAMES` holds the file's name below the table's folder; its last part, with or without suffix,
+            does where it fits one image alone. One of :data:`pipelines.data.sources.base.LABEL_NAMES` holds the label.
+        images: names of the image files that lie below the table's folder.
+
+    Raises:
+        SourceError: naming the line and the field.
+    """
+    data = read_part(path, 0, TABLE_BYTES + 1)
+    if len(data) > TABLE_BYTES:
+        raise SourceError(f"{path}: over the limit of {TABLE_BYTES} bytes", cure="give tar or Parquet files")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise SourceError(f"{path}, line {line}: not UTF-8", cure="save the table as UTF-8") from None
+    # Systems differ in how they compose letters with accents: a table and a disk may spell one name in two ways.
+    known = _names(images)
+    labels: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    for line, row in _csv_rows(path, text) if path.suffix.lower() == ".csv" else _json_rows(path, text):
+        where = f"{path}, line {line}"
+        given = _field(where, row, FILE_NAMES, "the file")
+        file = unicodedata.normalize("NFC", given.replace("\\", "/").removeprefix("./"))
+        image = known.get(file)
+        if image is None:
+            raise SourceError(
+                f"{where}: there is no image {given!r} below {path.parent}",
+                cure="give the names of image files below the table's folder, each so that it fits one alone",
+            )
+        label = _field(where, row, LABEL_NAMES, "the label")
+        if image in lines:
+            raise SourceError(f"{where}: {given!r} was labelled in line {lines[image]} already", cure="remove one")
+        lines[image] = line
+        labels[image] = label
+    if not labels:
+        raise SourceError(f"{path}: no rows in it", cure="give one row for each image")
+    return labels
+
+
+def _names(images: Sequence[str]) -> dict[str, str | None]:
+    """The ways to name each image: its path, its last part, and that without suffix; None for what names several."""
+    known: dict[str, str | None] = {}
+    for shorten in (
+        str,
+        lambda name: name.rpartition("/")[2],
+        lambda name: os.path.splitext(name.rpartition("/")[2])[0],
+    ):
+        found: dict[str, str | None] = {}
+        for name in images:
+            short = unicodedata.normalize("NFC", shorten(name))
+            found[short] = name if found.get(short, name) == name else None
+        known = found | known
+    return known
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, object]]]:
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                count = len(reader.fieldnames or ())
+                raise SourceError(
+                    f"{path}, line {reader.line_num}: not the {count} fields of the header",
+                    cure='put quotes around what holds a comma: "a, b"',
+                )
+            yield reader.line_num, {name.strip(): value for name, value in row.items()}
+    except csv.Error as error:
+        raise SourceError(f"{path}, line {reader.reader.line_num}: {error}", cure="repair the line") from None
+
+
+def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, object]]]:
+    # Not splitlines: a line of JSON may hold the other separators of Unicode.
+    for line, content in enumerate(text.split("\n"), 1):
+        if not content.strip():
+            continue
+        try:
+            row = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise SourceError(f"{path}, line {line}: not JSON: {error}", cure="repair the line") from None
+        if not isinstance(row, dict):
+            raise SourceError(f"{path}, line {line}: not an object", cure='write {"file_name": …, "label": …}')
+        yield line, row
+
+
+def _field(where: str, row: Mapping[str, object], names: Sequence[str], what: str) -> str:
+    found = [name for wanted in names for name in row if name.lower() == wanted]
+    if not found:
+        given = ", ".join(map(repr, row))
+        raise SourceError(f"{where}: no field for {what} among {given}", cure=f"name it {names[0]}")
+    value = row[found[0]]
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
+        raise SourceError(
+            f"{where}: field {found[0]!r} holds {value!r}", cure=f"{what} is text or a whole number, and not empty"
+        )
+    return str(value).strip()

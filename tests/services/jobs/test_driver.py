@@ -1,0 +1,35 @@
+"""What a job asks of its data before it trains."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.errors import SourceError
+from pipelines.spec import load_spec
+from services.jobs import driver
+from services.settings import Settings
+from services.sharding import dataset
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+@pytest.mark.parametrize(("config", "refused"), [("lenet.yaml", True), ("flow.yaml", False)])
+def test_one_class_is_enough_for_a_generator_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, refused: bool
+) -> None:
+    (tmp_path / "root" / "cats").mkdir(parents=True)
+    for i in range(4):
+        Image.fromarray(np.full((28, 28), i, np.uint8)).save(tmp_path / "root" / "cats" / f"{i}.png")
+    monkeypatch.setattr(dataset, "shard_dataset", functools.partial(dataset.shard_dataset, workers=0))
+    spec = load_spec(CONFIGS / config, [f"data.source={tmp_path / 'root'}"])
+    settings = Settings(home=tmp_path / "home")
+    if refused:
+        with pytest.raises(SourceError, match="root: only one class, 'cats': a classifier tells two or more apart"):
+            driver._shard(spec, settings)
+    else:
+        assert (driver._shard(spec, settings) / "manifest.json").is_file()
