@@ -16,8 +16,8 @@ class DataSpec(Section):
         min_length=1,
         description="a catalogue name (cats-and-dogs, fashion-mnist, digits, points); a folder of PNG, JPEG or WebP "
         "files, with one folder for each class or a labels.csv or .jsonl (file_name, label), below train/ and test/ "
-        "where they are split; tar files in WebDataset layout; Parquet files with columns image and label; or an .npz file "
-        "with arrays `images` and `labels`. All but the first also as s3://bucket/prefix",
+        "where they are split; tar files in WebDataset layout; Parquet files with columns image and label; or an .npz "
+        "file with arrays `images` and `labels`. All but the first also as s3://bucket/prefix",
     )
     size: int | None = Field(
         default=None,
