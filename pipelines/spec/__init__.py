@@ -37,7 +37,7 @@ from pipelines.spec.objectives import (
     WassersteinSpec,
 )
 from pipelines.spec.reading import json_schema, load_spec, parse_spec
-from pipelines.spec.training import EvaluationSpec, OptimizerSpec, TrainSpec, WorkersSpec
+from pipelines.spec.training import EvaluationSpec, ImageNetName, OptimizerSpec, TrainSpec, WorkersSpec
 
 __all__ = [
     "AlexNetSpec",
@@ -54,6 +54,7 @@ __all__ = [
     "FlowUNetSpec",
     "GanSpec",
     "GeneratorSpec",
+    "ImageNetName",
     "IndependentSpec",
     "JobSpec",
     "LeNetSpec",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines.spec.section import Images, Section
+
+ImageNetName = Literal["imagenet-mobilenet-v2", "imagenet-efficientnet-lite0", "imagenet-inception-v3"]
+"""Networks that others trained on ImageNet, by whose features generators can be judged."""
 
 
 class OptimizerSpec(Section):
@@ -52,10 +55,35 @@ class EvaluationSpec(Section):
     reference: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9._-]+|/[0-9]+)?$",
-        description="a registered classifier of such images, NAME, NAME@ALIAS or NAME/VERSION: its features give FID, "
-        "KID, precision, recall, density and coverage",
+        description="a registered classifier of such images, NAME, NAME@ALIAS or NAME/VERSION, or a network trained "
+        "on ImageNet: imagenet-mobilenet-v2, imagenet-efficientnet-lite0, imagenet-inception-v3. Its features give "
+        "FID, KID, precision, recall, density and coverage",
+    )
+    weights: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the state dict of imagenet-inception-v3, a .safetensors or .pth file with torchvision's names",
     )
     samples: int = Field(default=5_000, ge=100, le=100_000, description="images drawn for these")
+
+    @model_validator(mode="after")
+    def _weights_of_inception(self) -> EvaluationSpec:
+        if (self.reference == "imagenet-inception-v3") != (self.weights is not None):
+            raise ValueError(
+                f"reference {self.reference!r} with weights {self.weights!r}: a file of weights is for "
+                "imagenet-inception-v3, which needs one"
+            )
+        return self
+
+    @property
+    def imagenet(self) -> ImageNetName | None:
+        """The ImageNet network that judges, if one does."""
+        return next((name for name in get_args(ImageNetName) if name == self.reference), None)
+
+    @property
+    def registered(self) -> str | None:
+        """The registered classifier that judges, if one does."""
+        return self.reference if self.imagenet is None else None
 
 
 class WorkersSpec(Section):

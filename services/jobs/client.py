@@ -81,10 +81,10 @@ class Jobs:
             ModelNotFoundError: the classifier that is to judge its generator is not registered.
             ServiceError: the cluster, or for such a classifier MLflow, cannot be reached.
         """
-        if spec.evaluation.reference is not None:
+        if (reference := spec.evaluation.registered) is not None:
             from services.tracking.registry import resolve
 
-            resolve(self._settings.address("mlflow_uri"), spec.evaluation.reference)
+            resolve(self._settings.address("mlflow_uri"), reference)
         job = f"{spec.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         # A cluster's machines have a Python of their own; on this one it is the one that runs now.
         local = bool(self._settings.platform)
@@ -200,4 +200,9 @@ def with_absolute_paths(spec: JobSpec) -> JobSpec:
             raise SpecError(f"objective.coupling.file: {file} does not exist", cure="write it with `monge couple`")
         coupling = spec.objective.coupling.model_copy(update={"file": str(file)})
         spec = spec.model_copy(update={"objective": spec.objective.model_copy(update={"coupling": coupling})})
+    if spec.evaluation.weights is not None:
+        file = Path(spec.evaluation.weights).expanduser().absolute()
+        if not file.is_file():
+            raise SpecError(f"evaluation.weights: {file} does not exist", cure="give a state dict of Inception-v3")
+        spec = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"weights": str(file)})})
     return spec

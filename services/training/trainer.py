@@ -14,7 +14,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from pipelines.errors import ServiceError, TrainingError
 from pipelines.spec import JobSpec
 from services.settings import Settings
-from services.tracking.registry import download, resolve
+from services.training.references import pinned
 from services.training.worker import train_worker, worker_config
 
 CHECKPOINTS_KEPT = 2
@@ -36,17 +36,13 @@ def fit(job: str, spec: JobSpec, data: Path, settings: Settings) -> dict[str, An
         TrainingError: training failed, or its workers failed more often than the spec allows.
         ServiceError: the cluster has too few processors, or MLflow cannot be reached.
         ModelNotFoundError: there is no such reference to judge by.
+        SourceError, SpecError: an ImageNet network to judge by cannot be had.
     """
     storage = (settings.home / "jobs").absolute()
     staging = storage / ".staging" / job
     uri = settings.address("mlflow_uri")
     models = (settings.home / "models").absolute()
-    if spec.evaluation.reference is not None:
-        # By version, whatever its alias does while the job runs.
-        reference = resolve(uri, spec.evaluation.reference)
-        download(uri, reference, models)
-        pinned = spec.evaluation.model_copy(update={"reference": f"{reference.name}/{reference.version}"})
-        spec = spec.model_copy(update={"evaluation": pinned})
+    spec = pinned(spec, uri, models)
     # Ray annotates neither functions that return something nor the value that it hands back.
     trainer: Any = TorchTrainer(
         cast(Any, train_worker),

@@ -19,7 +19,6 @@ from ray.train.torch import get_device
 from pipelines.data.loader import Loader, ShardedDataset, open_dataset
 from pipelines.errors import CheckpointError, DivergedError, ShardError, SpecError
 from pipelines.evaluation.build import Evaluator
-from pipelines.evaluation.features import FeatureExtractor
 from pipelines.evaluation.result import Evaluation
 from pipelines.models.build import build_model
 from pipelines.models.bundle import Bundle
@@ -31,9 +30,10 @@ from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.training.loop import train
 from pipelines.training.state import TrainState
 from pipelines.transport.planner import LocalPlanner, Planner
-from services.tracking.registry import download, register, resolve
+from services.tracking.registry import register
 from services.tracking.run import Run
 from services.training.progress import progress_line, stage_line
+from services.training.references import reference_of
 from services.transport.client import RayPlanner
 
 EXAMPLES = 2
@@ -144,19 +144,6 @@ def planner_of(job: str, spec: JobSpec, rank: int, world: int, deadline: float) 
     if spec.generates and getattr(spec.objective, "plans", "service") == "service":
         return RayPlanner(job, rank, world, deadline)
     return LocalPlanner()
-
-
-def reference_of(spec: JobSpec, mlflow_uri: str, models: str, device: torch.device) -> FeatureExtractor | None:
-    """The registered classifier that judges a job's generator, if the spec names one.
-
-    Every rank loads it, so that what is wrong with it ends all of them.
-    """
-    if spec.evaluation.reference is None:
-        return None
-    ref = resolve(mlflow_uri, spec.evaluation.reference)
-    bundle = download(mlflow_uri, ref, models)
-    bundle.network.to(device)
-    return FeatureExtractor(f"{ref.name}/{ref.version}", bundle)
 
 
 def _parameters(state: TrainState) -> int:

@@ -21,8 +21,8 @@ from pipelines.spec import JobSpec
 from services.cluster import join_cluster
 from services.settings import Settings
 from services.sharding.dataset import dataset_folder, shard_dataset
-from services.tracking.registry import download, resolve
 from services.tracking.run import Run, find_run, mark_killed
+from services.training.references import pinned
 from services.tuning.grid import Grid
 from services.tuning.summary import Outcome
 from services.tuning.trial import TrialConfig, run_trial
@@ -75,7 +75,7 @@ def run_sweep(
                 job=f"{name}-{index:03d}",
                 label=trial.label,
                 parent=parent.run_id,
-                spec=_pinned(trial.spec, uri, settings).model_dump(mode="json"),
+                spec=pinned(trial.spec, uri, (settings.home / "models").absolute()).model_dump(mode="json"),
                 data=str(folder),
                 mlflow_uri=uri,
                 plan_deadline=settings.plan_deadline,
@@ -157,16 +157,6 @@ def _shard(spec: JobSpec, settings: Settings, on_progress: Progress) -> Path:
     folder = dataset_folder(settings.home, spec.data).absolute()
     shard_dataset(spec.data, folder, settings.home / "cache", on_progress=on_progress)
     return folder
-
-
-def _pinned(spec: JobSpec, uri: str, settings: Settings) -> JobSpec:
-    """The spec with the reference that judges by its version, which is downloaded, whatever its alias does."""
-    if spec.evaluation.reference is None:
-        return spec
-    reference = resolve(uri, spec.evaluation.reference)
-    download(uri, reference, (settings.home / "models").absolute())
-    pinned = spec.evaluation.model_copy(update={"reference": f"{reference.name}/{reference.version}"})
-    return spec.model_copy(update={"evaluation": pinned})
 
 
 def _gives_gpus(spec: JobSpec) -> bool:

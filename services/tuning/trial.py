@@ -17,7 +17,8 @@ from pipelines.spec import JobSpec
 from pipelines.training.loop import train
 from pipelines.training.state import TrainState
 from services.tracking.run import Run
-from services.training.worker import configure_process, planner_of, reference_of, started
+from services.training.references import reference_of
+from services.training.worker import configure_process, planner_of, started
 from services.tuning.summary import Curve
 
 REPORT_EVERY = 1.0

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.data import catalogue
+from pipelines.data import catalogue, packages
 from pipelines.data.arrays import map_arrays, write_arrays
 from pipelines.errors import SourceError
 
@@ -88,7 +88,7 @@ def test_a_forged_idx_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [["false"], ["no-such-package-manager"]])
 def test_a_failed_download_says_what_to_do(tmp_path: Path, command: list[str]) -> None:
     with pytest.raises(SourceError, match="cure: bring the file"):
-        catalogue._run(command, tmp_path, cure="bring the file")
+        packages.run(command, tmp_path, cure="bring the file")
 
 
 @pytest.mark.slow
@@ -96,7 +96,7 @@ def test_cats_and_dogs_from_the_package_index(tmp_path: Path, monkeypatch: pytes
     arrays = map_arrays(catalogue.fetch("cats-and-dogs", tmp_path))
     assert arrays["images"].shape == (2000, 28, 28, 1)
     assert np.bincount(arrays["labels"]).tolist() == [1000, 1000]
-    monkeypatch.setattr(catalogue, "_run", refuse)
+    monkeypatch.setattr(packages, "run", refuse)
     (tmp_path / "cats-and-dogs.safetensors").unlink()
     catalogue.fetch("cats-and-dogs", tmp_path)  # from the wheel in the cache
 

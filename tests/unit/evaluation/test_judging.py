@@ -10,7 +10,7 @@ from runs import CPU, job, start, stripes
 from pipelines.data.loader import ShardedDataset
 from pipelines.errors import SpecError
 from pipelines.evaluation.build import Evaluator
-from pipelines.evaluation.features import FeatureExtractor
+from pipelines.evaluation.features import ClassifierFeatures
 from pipelines.evaluation.figures import TILE
 from pipelines.evaluation.judging import NEIGHBOURS, SHOWN, FeatureJudge
 from pipelines.evaluation.scores import frechet_distance
@@ -27,10 +27,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
     return stripes(tmp_path_factory.mktemp("stripes"))
 
 
-def extractor(data: ShardedDataset, kind: str = "mlp", image: ImageShape | None = None) -> FeatureExtractor:
+def extractor(data: ShardedDataset, kind: str = "mlp", image: ImageShape | None = None) -> ClassifierFeatures:
     torch.manual_seed(3)
     spec, image = job(kind).model, image or data.image
-    return FeatureExtractor("judge/1", Bundle(build_model(spec, image, 2).eval(), spec, image, data.classes))
+    return ClassifierFeatures("judge/1", Bundle(build_model(spec, image, 2).eval(), spec, image, data.classes))
 
 
 class Replay(Generator):
@@ -114,7 +114,7 @@ def test_a_reference_for_other_images_is_refused(data: ShardedDataset) -> None:
     spec = job("transport").model
     generator = Bundle(build_model(spec, data.image, 2), spec, data.image, data.classes)
     with pytest.raises(SpecError, match="judge/1 is a generator"):
-        FeatureExtractor("judge/1", generator)
+        ClassifierFeatures("judge/1", generator)
 
 
 def test_a_classifier_is_not_judged_by_a_reference() -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import sqrtm
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
@@ -44,6 +45,15 @@ def test_frechet_distance_in_one_dimension_and_of_singular_covariances() -> None
     flat = rows(40, 3) @ torch.tensor([[1.0, 0, 0], [0, 0, 0], [0, 0, 0]])
     assert frechet_distance(flat, 2 * flat) == pytest.approx(float(flat.square().sum(0)[0] / 39), rel=0.1)
     assert frechet_distance(flat, flat) == pytest.approx(0, abs=1e-9)
+
+
+def test_frechet_distance_is_the_published_formula() -> None:
+    """The root of the product itself, by SciPy, where ours takes that of a symmetric matrix."""
+    real, generated = rows(200, 12), rows(150, 12, seed=1) @ rows(12, 12, seed=2) * 0.4 + 0.3
+    one, other = (np.cov(side.numpy().astype(np.float64), rowvar=False) for side in (real, generated))
+    gap = real.double().mean(0) - generated.double().mean(0)
+    expected = float(gap.square().sum()) + np.trace(one + other - 2 * sqrtm(one @ other).real)
+    assert frechet_distance(real, generated) == pytest.approx(expected, rel=1e-6)
 
 
 class Given(nn.Module):

@@ -1,0 +1,80 @@
+"""Files out of packages: downloaded through package managers, checked against a hash, never installed."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.errors import SourceError
+
+FETCH_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel of the package index.
+
+    Attributes:
+        requirement: what pip is asked for, ``name==version``.
+        file: name of the wheel.
+        sha256: of the wheel.
+    """
+
+    requirement: str
+    file: str
+    sha256: str
+
+    def fetch(self, cache: Path) -> Path:
+        """Make sure that the wheel lies in the cache; nothing is fetched when it does already.
+
+        Raises:
+            SourceError: it cannot be fetched, or is not the wheel that it should be.
+        """
+        path = cache / self.file
+        if not path.is_file():
+            self._download(cache)
+        if hashlib.sha256(path.read_bytes()).hexdigest() != self.sha256:
+            raise SourceError(f"{path}: its sha256 is not {self.sha256}", cure="delete the file and try again")
+        return path
+
+    def read(self, cache: Path, member: str) -> bytes:
+        """One file of the wheel, which is fetched if need be; its size is known, since the wheel's hash is.
+
+        Raises:
+            SourceError: as for :meth:`fetch`.
+        """
+        with zipfile.ZipFile(self.fetch(cache)) as archive:
+            return archive.read(member)
+
+    def _download(self, cache: Path) -> None:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            # Wheels alone: a source distribution would run its own code to be built.
+            options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest", folder]
+            run(
+                [sys.executable, "-m", "pip", "download", *options, self.requirement],
+                Path(folder),
+                cure=f"with a network: `pip download --no-deps {self.requirement}`; then put {self.file} into {cache}",
+            )
+            (Path(folder) / self.file).replace(cache / self.file)
+
+
+def run(command: list[str], folder: Path, cure: str) -> None:
+    """Run a package manager.
+
+    Raises:
+        SourceError: it is absent, fails or takes longer than :data:`FETCH_SECONDS`.
+    """
+    shown = " ".join(command[:4])
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=FETCH_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SourceError(f"`{shown} …` cannot be run: {error}", cure=cure) from None
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        raise SourceError(f"`{shown} …` failed: {last}", cure=cure)

