@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.report import Row, table, write_json
 from pipelines.data.loader import Loader, ShardedDataset, open_dataset
+from pipelines.evaluation.classification import accuracy
 from pipelines.evaluation.features import ClassifierFeatures
 from pipelines.evaluation.figures import TILE, encode_png, image_grid
 from pipelines.evaluation.generation import sample
@@ -115,8 +116,10 @@ def spec_of(config: str, scale: Scale, images: int, *more: str) -> JobSpec:
     return load_spec(CONFIGS / f"{config}.yaml", [*fields, *more])
 
 
-def flows(scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder: Path) -> list[Row]:
-    """The same network along each coupling."""
+def flow_distances(
+    scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder: Path
+) -> tuple[dict[str, dict[int, float]], dict[str, float]]:
+    """The same network along each coupling: its Fréchet distances by Euler steps, and the seconds of its training."""
     found: dict[str, dict[int, float]] = {}
     seconds: dict[str, float] = {}
     for name, coupling in COUPLINGS.items():
@@ -131,6 +134,12 @@ def flows(scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder: Path)
             found[name][steps] = judge.scores(network, CPU)["fid"]
         print(f"  {name}: {found[name]}", flush=True)
         picture(network, folder / f"flow-{name.replace(' ', '-')}.png")
+    return found, seconds
+
+
+def flows(scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder: Path) -> list[Row]:
+    """Each coupling beside independent pairs."""
+    found, seconds = flow_distances(scale, data, judge, folder)
     plain = "independent pairs"
     rows = [
         Row(f"{name}, {steps} Euler steps", found[name][steps], found[plain][steps], plain, "FID", bar)
@@ -139,9 +148,11 @@ def flows(scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder: Path)
     return [*rows, Row("time of plans of pools", seconds["plans of pools"], seconds[plain], plain, "s", WAIT_BAR)]
 
 
-def adversaries(scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder: Path) -> list[Row]:
-    """Each of the games."""
-    rows = []
+def adversary_scores(
+    scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder: Path
+) -> dict[str, dict[str, float]]:
+    """The scores of each of the games, by config."""
+    found = {}
     for config in ADVERSARIES:
         local = ("objective.plans=local",) if config == "learned-transport" else ()
         network, seconds = trained(spec_of(config, scale, scale.adversary, *local), data)
@@ -149,9 +160,17 @@ def adversaries(scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder:
         print(
             f"  {config}: {seconds:.0f} s, { ({name: round(value, 3) for name, value in scores.items()}) }", flush=True
         )
-        rows.append(Row(config, scores["fid"], scores["fid_gaussian"], "Gaussian of the pixels", "FID", 1.0))
+        found[config] = scores
         picture(network, folder / f"{config}.png")
-    return rows
+    return found
+
+
+def adversaries(scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder: Path) -> list[Row]:
+    """Each of the games beside the Gaussian."""
+    return [
+        Row(config, scores["fid"], scores["fid_gaussian"], "Gaussian of the pixels", "FID", 1.0)
+        for config, scores in adversary_scores(scale, data, judge, folder).items()
+    ]
 
 
 def picture(network: Generator, path: Path) -> None:
@@ -170,6 +189,17 @@ def shards(spec: JobSpec) -> ShardedDataset:
     return open_dataset(folder)
 
 
+def judged(scale: Scale) -> tuple[ShardedDataset, FeatureJudge, float]:
+    """The images, a judge by the features of a LeNet that is trained on them first, and that LeNet's accuracy."""
+    spec = spec_of("lenet-fashion-mnist", scale, scale.reference)
+    data = shards(spec)
+    network, seconds = trained(spec, data)
+    reference = ClassifierFeatures("reference", Bundle(network, spec.model, data.image, data.classes))
+    print(f"reference LeNet: {seconds:.0f} s, {reference.identity}", flush=True)
+    judge = FeatureJudge(reference, data.train, data.test, scale.samples, spec.seed)
+    return data, judge, accuracy(network, data.test, CPU)["accuracy"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small images and short runs: shows that it works")
@@ -179,12 +209,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     scale = QUICK if arguments.quick else FULL
-    spec = spec_of("lenet-fashion-mnist", scale, scale.reference)
-    data = shards(spec)
-    network, seconds = trained(spec, data)
-    reference = ClassifierFeatures("reference", Bundle(network, spec.model, data.image, data.classes))
-    judge = FeatureJudge(reference, data.train, data.test, scale.samples, spec.seed)
-    print(f"reference LeNet: {seconds:.0f} s, {reference.identity}", flush=True)
+    data, judge, _ = judged(scale)
     rows = []
     if arguments.only != "adversaries":
         rows += flows(scale, data, judge, arguments.pictures)

@@ -1,0 +1,239 @@
+"""The table "Measured" of README.md: ``python -m benchmarks.measured [--quick] [--only ROW …] [--out FOLDER]``.
+
+Each row trains what its configs say, in this process, on one thread, with plans solved in it, and keeps its figures in
+``measured.json``; rows that are not run keep those of the last time. ``measured.md`` shows all of them. Seconds and
+ratios have commands of their own: ``benchmarks.transport``, ``benchmarks.transport_entropic``, ``benchmarks.service``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.generators import (
+    CONFIGS,
+    CPU,
+    FULL,
+    HOME,
+    QUICK,
+    STEPS,
+    Scale,
+    adversary_scores,
+    flow_distances,
+    judged,
+    picture,
+    shards,
+    trained,
+)
+from pipelines.data.loader import ShardedDataset
+from pipelines.evaluation.classification import accuracy
+from pipelines.evaluation.generation import TransportJudge
+from pipelines.evaluation.judging import FeatureJudge
+from pipelines.models.network import Classifier, Generator
+from pipelines.spec import JobSpec, load_spec
+from pipelines.transport.planner import LocalPlanner
+
+RESULTS = Path(__file__).parent / "results"
+SEEDS = (0, 1, 2)
+SMALL = Scale(QUICK.data, reference=2_560, flow=512, adversary=512, samples=100, pool=128)
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        what: it is about.
+        by: its configs.
+        run: finds the figures for a seed.
+        seeds: one after the other.
+        judged: whether a reference's features judge: its name and hash are kept with the figures.
+    """
+
+    what: str
+    by: tuple[str, ...]
+    run: Callable[[Bench, int], Figures]
+    seeds: tuple[int, ...] = (0,)
+    judged: bool = False
+
+
+class Bench:
+    """What the rows of a run have in common.
+
+    Args:
+        quick: small images and short runs, which show that it works and nothing else.
+        pictures: folder of samples.
+    """
+
+    def __init__(self, quick: bool, pictures: Path) -> None:
+        self.quick, self.pictures = quick, pictures
+
+    @cached_property
+    def reference(self) -> tuple[ShardedDataset, FeatureJudge, float]:
+        """What judges by features: a LeNet, trained once; with its data and its accuracy."""
+        return judged(self.scale)
+
+    @property
+    def scale(self) -> Scale:
+        """Of the rows that the reference judges."""
+        return SMALL if self.quick else FULL
+
+    def network(self, config: str, seed: int) -> tuple[JobSpec, ShardedDataset, Any]:
+        """A config, its data and its network, trained."""
+        fields = [f"seed={seed}", "workers.count=1"]
+        spec = load_spec(CONFIGS / f"{config}.yaml", fields)
+        images = 4 * spec.train.batch if self.quick else spec.train.images
+        fields += [f"train.images={images}", f"train.log_every={max(images // 5, 1)}"]
+        spec = load_spec(CONFIGS / f"{config}.yaml", [*fields, *(QUICK.data if self.quick else ())])
+        data = shards(spec)
+        return spec, data, trained(spec, data)[0]
+
+
+def classifies(config: str) -> Callable[[Bench, int], Figures]:
+    """The held-out accuracy of a config."""
+
+    def run(bench: Bench, seed: int) -> Figures:
+        _, data, network = bench.network(config, seed)
+        assert isinstance(network, Classifier)
+        return {"held-out accuracy": accuracy(network, data.test, CPU)["accuracy"]}
+
+    return run
+
+
+def generates(config: str) -> Callable[[Bench, int], Figures]:
+    """Exact transport cost from samples of a config to held-out images, beside that of real images and a Gaussian."""
+
+    def run(bench: Bench, seed: int) -> Figures:
+        _, data, network = bench.network(config, seed)
+        assert isinstance(network, Generator)
+        picture(network, bench.pictures / f"{config}-{seed}.png")
+        judge = TransportJudge(data.train, data.test, "squared-euclidean", LocalPlanner(), seed)
+        found = judge.judge(network, CPU)
+        return {
+            "transport cost": found.generator,
+            "of real images": found.real_floor,
+            "of a Gaussian": found.gaussian_baseline,
+        }
+
+    return run
+
+
+def games(bench: Bench, seed: int) -> Figures:
+    """FIDs of what plays against a critic, beside those of real images and of a Gaussian."""
+    data, judge, _ = bench.reference
+    found = adversary_scores(bench.scale, data, judge, bench.pictures)
+    figures = {f"FID of {config}": scores["fid"] for config, scores in found.items()}
+    for scores in found.values():  # the same for all of them
+        figures |= {"FID of real images": scores["fid_real"], "FID of a Gaussian": scores["fid_gaussian"]}
+    return figures
+
+
+def flows(bench: Bench, seed: int) -> Figures:
+    """FIDs of flows by coupling and Euler steps."""
+    data, judge, _ = bench.reference
+    found, _ = flow_distances(bench.scale, data, judge, bench.pictures)
+    return {f"FID at {steps} Euler steps, {name}": at[steps] for name, at in found.items() for steps in STEPS}
+
+
+ROWS: dict[str, Row] = {
+    name: Row(f"cats and dogs, {what}", (name,), classifies(name), SEEDS)
+    for name, what in {
+        "perceptron": "perceptron",
+        "mlp": "two layers",
+        "lenet": "LeNet, cross-entropy",
+        "lenet-least-squares": "LeNet, least squares",
+    }.items()
+}
+ROWS |= {
+    name: Row(f"cats and dogs, generator by {what}", (name,), generates(name))
+    for name, what in {
+        "transport-generator": "exact plans",
+        "sinkhorn-generator": "Sinkhorn divergence",
+        "sliced-generator": "sliced distance",
+    }.items()
+}
+ROWS |= {
+    "lenet-fashion-mnist": Row(
+        "Fashion-MNIST, LeNet, which judges the rows below",
+        ("lenet-fashion-mnist",),
+        lambda bench, seed: {"held-out accuracy": bench.reference[2]},
+        judged=True,
+    ),
+    "resnet": Row("Fashion-MNIST, ResNet of 10 layers", ("resnet",), classifies("resnet")),
+    "games": Row(
+        "Fashion-MNIST, generators against a critic",
+        ("gan", "wasserstein-gan", "learned-transport"),
+        games,
+        judged=True,
+    ),
+    "flows": Row("Fashion-MNIST, flows along three couplings", ("flow",), flows, judged=True),
+}
+
+
+def record(row: Row, bench: Bench) -> dict[str, Any]:
+    """Run a row; what it found, as JSON holds it."""
+    started = time.perf_counter()
+    found = [row.run(bench, seed) for seed in (row.seeds[:1] if bench.quick else row.seeds)]
+    return {
+        "what": row.what,
+        "by": row.by,
+        "figures": {name: [figures[name] for figures in found] for name in found[0]},
+        "seconds": round(time.perf_counter() - started, 1),
+        "extractor": bench.reference[1].extractor.identity if row.judged else None,
+    }
+
+
+def markdown(records: Iterable[Mapping[str, Any]]) -> str:
+    """Records as a table: of several seeds the mean, the least and the most."""
+    lines = ["| what | found | by |", "|---|---|---|"]
+    for found in records:
+        by = ", ".join(f"`configs/{config}.yaml`" for config in found["by"])
+        for name, values in found["figures"].items():
+            spread = f" ({min(values):.3g}–{max(values):.3g})" if len(values) > 1 else ""
+            lines.append(f"| {found['what']}: {name} | {statistics.mean(values):.3g}{spread} | {by} |")
+    extractors = sorted({found["extractor"] for found in records if found["extractor"]})
+    told = "".join(f"\nFIDs by {extractor}.\n" for extractor in extractors)
+    return "\n".join(lines) + "\n" + told
+
+
+def keep(records: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
+    """Put records among those of earlier runs, in the order of the table; returns the table of all of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "measured.json"
+    earlier = json.loads(path.read_text()) if path.is_file() else {}
+    merged = {name: (earlier | records)[name] for name in ROWS if name in earlier or name in records}
+    path.write_text(json.dumps(merged, indent=1) + "\n")
+    text = markdown(list(merged.values()))
+    (folder / "measured.md").write_text(text)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small images and short runs: shows that it works")
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("--out", type=Path, help=f"folder of the results, {RESULTS.name}/ beside this file by default")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    # Figures of short runs are none: they do not lie among the measured ones.
+    folder = arguments.out or (HOME / "benchmarks" if arguments.quick else RESULTS)
+    bench = Bench(arguments.quick, HOME / "benchmarks")
+    for name in arguments.only:
+        print(f"{name}: {ROWS[name].what}", flush=True)
+        text = keep({name: record(ROWS[name], bench)}, folder)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
