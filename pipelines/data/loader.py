@@ -15,7 +15,7 @@ import torch
 from pipelines.data.arrays import file_sha256, map_arrays
 from pipelines.data.manifest import INDEX, Manifest, read_manifest
 from pipelines.data.partition import batch_indices, rank_slice
-from pipelines.data.split import SPLITS, SplitName
+from pipelines.data.split import SIDES, SplitName
 from pipelines.errors import ShardError
 from pipelines.shape import ImageShape
 
@@ -38,10 +38,10 @@ class Batch:
 
 
 class Split:
-    """The train or the test images of a data set, mapped into memory.
+    """The train, test or validation images of a data set, mapped into memory.
 
     Attributes:
-        name: ``train`` or ``test``.
+        name: ``train``, ``test`` or ``validation``.
         labels: (n,) int64.
     """
 
@@ -93,12 +93,14 @@ class ShardedDataset:
         manifest: what it says of itself.
         train: its training images.
         test: its held-out images.
+        validation: held-out images for choosing, None where ``data.validation_fraction`` sets none apart.
     """
 
     folder: Path
     manifest: Manifest
     train: Split
     test: Split
+    validation: Split | None = None
 
     @property
     def image(self) -> ImageShape:
@@ -111,8 +113,15 @@ class ShardedDataset:
         return self.manifest.classes
 
     def split(self, name: SplitName) -> Split:
-        """One of the two splits."""
-        return {"train": self.train, "test": self.test}[name]
+        """One of the splits.
+
+        Raises:
+            ShardError: there is no validation split.
+        """
+        found = {"train": self.train, "test": self.test, "validation": self.validation}[name]
+        if found is None:
+            raise ShardError("the data set has no validation split", cure="set data.validation_fraction")
+        return found
 
     def limited(self, per_class: int | None) -> ShardedDataset:
         """With the first ``per_class`` training images of each class alone; None keeps all."""
@@ -140,11 +149,11 @@ def open_dataset(folder: str | Path, verify: bool = True) -> ShardedDataset:
     split, labels = index.get("split", np.empty(0)), index.get("labels", np.empty(0))
     _expect(folder / INDEX, split, np.uint8, (manifest.images,))
     _expect(folder / INDEX, labels, np.int64, (manifest.images,))
-    train, test = (
+    train, test, validation = (
         Split(name, shards, rows, labels[rows])
-        for name, rows in ((name, np.flatnonzero(split == side)) for side, name in enumerate(SPLITS))
+        for name, rows in ((name, np.flatnonzero(split == side)) for name, side in SIDES.items())
     )
-    return ShardedDataset(folder, manifest, train, test)
+    return ShardedDataset(folder, manifest, train, test, validation if len(validation) else None)
 
 
 def _open_file(path: Path, sha256: str | None) -> dict[str, np.ndarray]:

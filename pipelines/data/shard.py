@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pipelines.data.arrays import file_sha256, map_arrays, write_arrays, write_atomically
 from pipelines.data.manifest import INDEX, QUARANTINE, Count, Manifest, Record, Sha256, ShardEntry
 from pipelines.data.source import Source
-from pipelines.data.split import DROPPED, SPLITS, TRAIN, drop_twins, split_by_content
+from pipelines.data.split import DROPPED, SIDES, TRAIN, drop_twins, set_apart, split_by_content
 from pipelines.errors import CorruptImageError, ShardError, SourceError, TooManyBadImagesError
 from pipelines.shape import ImageShape
 from pipelines.spec import DataSpec
@@ -144,7 +144,7 @@ def bind(source: Source, spec: DataSpec, folder: Path, receipts: Sequence[Receip
 
     Args:
         source: where the images came from.
-        spec: name of the source, share of the test split and of bad images.
+        spec: name of the source, shares of the test and validation splits and of bad images.
         folder: of the data set.
         receipts: of all chunks, in order.
 
@@ -163,8 +163,13 @@ def bind(source: Source, spec: DataSpec, folder: Path, receipts: Sequence[Receip
         split = split_by_content(content, labels, spec.test_fraction)
     elif source.drops_twins:
         split = drop_twins(content, split)
-    per_class = [np.bincount(labels[split == side], minlength=len(source.classes)) for side in range(len(SPLITS))]
-    for name, count in zip(source.classes, per_class[TRAIN], strict=True):
+    split = set_apart(content, labels, split, spec.validation_fraction)
+    per_class = {
+        name: np.bincount(labels[split == side], minlength=len(source.classes))
+        for name, side in SIDES.items()
+        if name != "validation" or spec.validation_fraction
+    }
+    for name, count in zip(source.classes, per_class["train"], strict=True):
         if not count:
             raise SourceError(f"{spec.source}: class {name!r} has no readable image", cure="repair or remove the class")
     bad = [image for receipt in receipts for image in receipt.bad] + _twins(source, receipts, split)
@@ -179,7 +184,7 @@ def bind(source: Source, spec: DataSpec, folder: Path, receipts: Sequence[Receip
         index_sha256=write_arrays(folder / INDEX, {"split": split, "labels": labels}),
         counts={
             side: {name: int(k) for name, k in zip(source.classes, counts, strict=True)}
-            for side, counts in zip(SPLITS, per_class, strict=True)
+            for side, counts in per_class.items()
         },
         quarantined=len(bad),
         ignored=source.ignored,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
-SplitName = Literal["train", "test"]
+SplitName = Literal["train", "test", "validation"]
 
 TRAIN, TEST = 0, 1
 DROPPED = 2
-"""Side of an image that belongs to neither split."""
+"""Side of an image that belongs to no split."""
+VALIDATION = 3
 
-SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+SIDES: dict[SplitName, int] = {"train": TRAIN, "test": TEST, "validation": VALIDATION}
 
 
 def split_by_content(content: np.ndarray, labels: np.ndarray, test_fraction: float) -> np.ndarray:
@@ -61,3 +62,24 @@ def drop_twins(content: np.ndarray, split: np.ndarray) -> np.ndarray:
     keys = np.ascontiguousarray(content).view("V16").ravel()
     twins = (split == TRAIN) & np.isin(keys, keys[split == TEST])
     return np.where(twins, np.uint8(DROPPED), split).astype(np.uint8)
+
+
+def set_apart(content: np.ndarray, labels: np.ndarray, split: np.ndarray, fraction: float) -> np.ndarray:
+    """Move a share of the train images of each class to the validation split, in the way of :func:`split_by_content`.
+
+    Args:
+        content: (n, 16) uint8 hashes of the images.
+        labels: (n,) int64.
+        split: (n,) uint8: the side of each image; all that are not train images stay where they are.
+        fraction: share of the distinct contents of each class that is moved; 0 moves none.
+
+    Returns:
+        (n,) uint8.
+    """
+    if not fraction:
+        return split
+    train = np.flatnonzero(split == TRAIN)
+    chosen = split_by_content(content[train], labels[train], fraction) == TEST
+    moved = split.copy()
+    moved[train[chosen]] = VALIDATION
+    return moved

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from pipelines.data.loader import ShardedDataset
+from pipelines.data.split import SplitName
 from pipelines.data.targets import TargetName
 from pipelines.distributed import rank
 from pipelines.errors import ShardError
@@ -43,16 +44,17 @@ def _judged_by(objective: ObjectiveSpec) -> TransportSpec:
 
 
 class Evaluator:
-    """Judges the served network of a job on its held-out split.
+    """Judges the served network of a job on held-out images.
 
     Every rank calls it; pictures and transport distances are made by rank 0 alone.
 
     Args:
         spec: what is trained, and how it is judged.
-        data: both splits.
+        data: its splits.
         planner: who solves the plans behind transport distances.
         device: where the network is.
         reference: whose features judge a generator, on rank 0, if the spec names one.
+        split: whose images are held out; the names of the numbers begin with it.
 
     Raises:
         ShardError: there are no held-out images.
@@ -66,10 +68,12 @@ class Evaluator:
         planner: Planner,
         device: torch.device,
         reference: FeatureExtractor | None = None,
+        split: SplitName = "test",
     ) -> None:
         if not len(data.test):
             raise ShardError("the test split is empty", cure="add images, or change data.test_fraction")
         self._data = data
+        self._split: SplitName = split
         self._device = device
         self._seed = spec.seed
         self._judge = None
@@ -77,13 +81,13 @@ class Evaluator:
         if spec.generates and rank() == 0:
             judged = _judged_by(spec.objective)
             self._judge = generation.TransportJudge(
-                data.split("train"), data.split("test"), judged.cost, planner, spec.seed, judged.power
+                data.split("train"), data.split(split), judged.cost, planner, spec.seed, judged.power
             )
         self._features = None
         if reference is not None:
             reference.require(data.image)
             self._features = FeatureJudge(
-                reference, data.split("train"), data.split("test"), spec.evaluation.samples, spec.seed
+                reference, data.split("train"), data.split(split), spec.evaluation.samples, spec.seed
             )
 
     def __call__(self, network: torch.nn.Module) -> Evaluation:
@@ -96,29 +100,30 @@ class Evaluator:
             return Evaluation({}, {})
         distances = self._judge.judge(network, self._device)
         metrics = {
-            "test_transport_cost": distances.generator,
-            "test_transport_cost_gaussian": distances.gaussian_baseline,
-            "test_transport_cost_real": distances.real_floor,
-            "test_transport_points": float(distances.points),
-            "test_transport_max_gap": distances.max_gap,
-            "test_sliced_cost": distances.sliced,
-            "test_sliced_cost_gaussian": distances.sliced_gaussian,
-            "test_sliced_cost_real": distances.sliced_real,
+            "transport_cost": distances.generator,
+            "transport_cost_gaussian": distances.gaussian_baseline,
+            "transport_cost_real": distances.real_floor,
+            "transport_points": float(distances.points),
+            "transport_max_gap": distances.max_gap,
+            "sliced_cost": distances.sliced,
+            "sliced_cost_gaussian": distances.sliced_gaussian,
+            "sliced_cost_real": distances.sliced_real,
         }
         samples = to_uint8(generation.sample(network, GRID, self._seed, self._device)).cpu().numpy()
         pictures, tags = {"samples": image_grid(samples, tile=TILE)}, {"transport_solver": distances.solver}
         if self._features is not None:
             scores = self._features.scores(network, self._device)
-            metrics |= {f"test_{name}": value for name, value in scores.items()}
+            metrics |= scores
             pictures["neighbours"] = self._features.neighbours(network, self._device)
             tags["feature_extractor"] = self._features.extractor.identity
-        return Evaluation(metrics, pictures, tags)
+        return Evaluation({f"{self._split}_{name}": value for name, value in metrics.items()}, pictures, tags)
 
     def _classifier(self, network: Classifier) -> Evaluation:
-        train, test = self._data.split("train"), self._data.split("test")
-        metrics = {f"test_{name}": v for name, v in classification.accuracy(network, test, self._device).items()}
+        side = self._split
+        train, test = self._data.split("train"), self._data.split(side)
+        metrics = {f"{side}_{name}": v for name, v in classification.accuracy(network, test, self._device).items()}
         # Without dropout and augmentation on either side: what is between them is what does not generalise.
-        metrics["test_error"] = 1 - metrics["test_accuracy"]
+        metrics[f"{side}_error"] = 1 - metrics[f"{side}_accuracy"]
         metrics["train_error"] = 1 - classification.accuracy(network, train, self._device, most=len(test))["accuracy"]
         if rank() != 0:
             return Evaluation(metrics, {})
@@ -127,10 +132,10 @@ class Evaluator:
         error, table = classification.calibration(rows, labels)
         counts = classification.confusion(rows, labels)
         recalls = counts.diagonal() / np.maximum(counts.sum(1), 1)
-        metrics |= {"test_calibration_error": error, "test_lowest_class_accuracy": float(recalls.min())}
+        metrics |= {f"{side}_calibration_error": error, f"{side}_lowest_class_accuracy": float(recalls.min())}
         if len(recalls) <= MOST_NAMED:
             of_class = zip(self._data.classes, recalls.tolist(), strict=True)
-            metrics |= {f"test_accuracy_of_{name}": value for name, value in of_class}
+            metrics |= {f"{side}_accuracy_of_{name}": value for name, value in of_class}
             if isinstance(network, Perceptron):
                 pictures["weights"] = weights_figure(network.weights.detach().cpu().numpy(), self._data.classes)
         chosen = classification.worst(rows, labels, classification.EXAMPLES)
@@ -141,9 +146,9 @@ class Evaluator:
         return Evaluation(metrics, pictures)
 
     def _regressor(self, network: Classifier, target: TargetName) -> Evaluation:
-        train, test = self._data.split("train"), self._data.split("test")
+        train, test = self._data.split("train"), self._data.split(self._split)
         metrics = {}
-        for name, split in (("train", train), ("test", test)):
+        for name, split in (("train", train), (self._split, test)):
             rows = regression.approximation(network, split, target, self._device, most=len(test))
             metrics[f"{name}_error"] = regression.mean_squared_error(rows)
         return Evaluation(metrics, {"approximation": approximation_figure(rows)} if rank() == 0 else {})

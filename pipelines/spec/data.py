@@ -27,6 +27,13 @@ class DataSpec(Section):
     )
     channels: Literal[1, 3] = Field(default=1, description="1 for grey, 3 for colour")
     test_fraction: float = Field(default=0.2, gt=0, lt=1, description="share of each class held out, split by content")
+    validation_fraction: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of each class of the train split that is set apart by content: evaluations during training "
+        "are then made on it, and the test split is looked at once, at the end",
+    )
     per_class: int | None = Field(
         default=None, ge=1, description="train on the first so many training images of each class alone"
     )

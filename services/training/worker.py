@@ -18,7 +18,6 @@ from ray.train.torch import get_device
 
 from pipelines.data.loader import Loader, ShardedDataset, open_dataset
 from pipelines.errors import CheckpointError, DivergedError, ShardError, SpecError
-from pipelines.evaluation.build import Evaluator
 from pipelines.evaluation.result import Evaluation
 from pipelines.models.build import build_model
 from pipelines.models.bundle import Bundle
@@ -27,6 +26,7 @@ from pipelines.objectives.phase import Objective
 from pipelines.randomness import derived_seed
 from pipelines.spec import JobSpec
 from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
+from pipelines.training.choosing import evaluation_of
 from pipelines.training.loop import train
 from pipelines.training.state import TrainState
 from pipelines.transport.planner import LocalPlanner, Planner
@@ -102,7 +102,7 @@ def _train(settings: WorkerConfig, spec: JobSpec) -> dict[str, Any]:
             + (f", from image {state.images:,}" if state.images else "")
         )
     reference = reference_of(spec, settings.mlflow_uri, settings.models, device)
-    evaluator = Evaluator(spec, data, planner, device, reference)
+    evaluator = evaluation_of(spec, data, state, planner, device, reference)
     with Loader(data.train, spec.train.batch, spec.seed, rank, world, start_step=state.step) as batches:
         train(spec, objective, state, batches, evaluator, listener, device)
     if tracker is None:

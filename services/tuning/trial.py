@@ -11,9 +11,9 @@ from ray import tune
 
 from pipelines.data.loader import Loader, open_dataset
 from pipelines.errors import MongeError
-from pipelines.evaluation.build import Evaluator
 from pipelines.evaluation.result import Evaluation
 from pipelines.spec import JobSpec
+from pipelines.training.choosing import evaluation_of
 from pipelines.training.loop import train
 from pipelines.training.state import TrainState
 from services.tracking.run import Run
@@ -84,7 +84,8 @@ def _train(settings: TrialConfig, spec: JobSpec, run: Run) -> _Listener:
     data = open_dataset(settings.data, verify=False).limited(spec.data.per_class)
     planner = planner_of(settings.job, spec, 0, 1, settings.plan_deadline)
     objective, state = started(spec, data, planner, device)
-    evaluator = Evaluator(spec, data, planner, device, reference_of(spec, settings.mlflow_uri, settings.models, device))
+    reference = reference_of(spec, settings.mlflow_uri, settings.models, device)
+    evaluator = evaluation_of(spec, data, state, planner, device, reference)
     listener = _Listener(run, settings.curves)
     with Loader(data.train, spec.train.batch, spec.seed) as batches:
         train(spec, objective, state, batches, evaluator, listener, device)

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.data.split import TEST, TRAIN, split_by_content
+from pipelines.data.split import TEST, TRAIN, VALIDATION, set_apart, split_by_content
 
 
 @st.composite
@@ -53,3 +53,19 @@ def test_the_order_of_the_images_does_not_matter(
     order = np.random.default_rng(seed).permutation(len(labels))
     split = split_by_content(content, labels, fraction)
     assert np.array_equal(split_by_content(content[order], labels[order], fraction), split[order])
+
+
+@given(data=labelled_contents(), fraction=st.floats(0.01, 0.99), share=st.floats(0, 0.99))
+def test_a_validation_split_is_of_train_images_alone(
+    data: tuple[np.ndarray, np.ndarray], fraction: float, share: float
+) -> None:
+    content, labels = data
+    split = split_by_content(content, labels, fraction)
+    moved = set_apart(content, labels, split, share)
+    changed = moved != split
+    assert (split[changed] == TRAIN).all()
+    assert (moved[changed] == VALIDATION).all()
+    assert changed.any() <= (share > 0)
+    sides: dict[bytes, int] = {}
+    for row, side in zip(content, moved, strict=True):
+        assert sides.setdefault(row.tobytes(), int(side)) == side
