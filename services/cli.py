@@ -346,11 +346,14 @@ def transport_serve(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8100,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster that is to solve the plans.")] = None,
     replicas: Annotated[int, typer.Option(min=1, help="Solving processes on the cluster.")] = 1,
+    most: Annotated[
+        int | None, typer.Option(min=1, help="How many there may be while many problems wait; by default no more.")
+    ] = None,
 ) -> None:
     """Solve transport plans over HTTP: in this process, or on a Ray cluster."""
     from services.transport.server import serve as serve_plans
 
-    serve_plans(host, port, ray, replicas)
+    serve_plans(host, port, ray, replicas, most=most)
 
 
 if __name__ == "__main__":

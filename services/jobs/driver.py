@@ -70,7 +70,8 @@ def _shard(spec: JobSpec, settings: Settings) -> Path:
             cure="give at least two, or train a generator",
         )
     if manifest.quarantined:
-        _say(f"set aside {manifest.quarantined} images, listed in {folder / 'quarantine.jsonl'}")
+        images = "image" if manifest.quarantined == 1 else "images"
+        _say(f"set aside {manifest.quarantined} {images}, listed in {folder / 'quarantine.jsonl'}")
     return folder
 
 

@@ -17,10 +17,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8100)
     parser.add_argument("--ray", metavar="ADDRESS", help="solve on actors of this Ray cluster; by default here")
     parser.add_argument("--replicas", type=int, default=1, help="how many actors")
+    parser.add_argument("--most", type=int, help="how many there may be while many problems wait; by default no more")
     parser.add_argument("--resource", type=float, default=1.0, help="how much of `transport` each actor takes")
     given = parser.parse_args()
     try:
-        serve(given.host, given.port, given.ray, given.replicas, resource=given.resource)
+        serve(given.host, given.port, given.ray, given.replicas, most=given.most, resource=given.resource)
     except MongeError as error:
         sys.exit(f"monge transport: {error}")
 

@@ -24,6 +24,7 @@ from services.transport.limits import Limits
 from services.transport.rendezvous import RankShare, Rendezvous
 
 NAME = "transport"
+SPARE = f"{NAME}-spare"
 RESOURCE = "transport"
 """The resource that a node offers where the service may run."""
 
@@ -48,6 +49,7 @@ class TransportActor:
         torch.set_num_threads(1)
         self._engine = Engine(limits, workers=workers, threads=threads or cores())
         self._rendezvous = Rendezvous(self._engine)
+        self._spares: list[str] = []
 
     async def plan(self, problem: TransportProblem, client: str, solver: SolverName) -> TransportPlan:
         """See :meth:`Engine.submit`."""
@@ -60,6 +62,18 @@ class TransportActor:
     async def meetings(self) -> int:
         """How many global problems have no plan yet."""
         return self._rendezvous.meetings
+
+    async def load(self) -> int:
+        """Problems that wait here or are being solved."""
+        return self._engine.load
+
+    async def publish(self, spares: list[str]) -> None:
+        """Take note of the spare replicas; see :mod:`services.transport.scaling`."""
+        self._spares = spares
+
+    async def spares(self) -> list[str]:
+        """Names of the spare replicas."""
+        return self._spares
 
     async def limits(self) -> Limits:
         """What this replica refuses."""
@@ -76,7 +90,7 @@ def replica_names(replicas: int) -> list[str]:
 
 
 def find_replicas() -> list[str]:
-    """Names of the replicas that exist, in order; one that restarts counts.
+    """Names of the replicas that exist, in order; one that restarts counts, a spare one does not.
 
     Raises:
         ServiceError: there is none.
@@ -150,22 +164,9 @@ def start_replicas(
         time.sleep(0.2)
     if created is not None:
         created += absent
-    remote: Any = ray.remote(TransportActor)
-    actors = [
-        remote.options(
-            name=name,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_concurrency=CALLS,
-            num_cpus=0,
-            resources={RESOURCE: resource},
-        ).remote(limits or Limits(), workers, threads)
-        for name in names
-    ]
+    actors = [create(name, resource, limits, workers, threads) for name in names]
     for name, actor in zip(names, actors, strict=True):
-        fault = _answers(actor, until)
+        fault = wait_for(actor, until)
         if fault is not None:
             stop_replicas(absent)
             raise ServiceError(
@@ -174,7 +175,24 @@ def start_replicas(
             )
 
 
-def _answers(actor: Any, until: float) -> str | None:
+def create(
+    name: str, resource: float, limits: Limits | None = None, workers: int = 2, threads: int | None = None
+) -> Any:
+    """Get or create an actor, without waiting for it; see :func:`start_replicas`."""
+    remote: Any = ray.remote(TransportActor)
+    return remote.options(
+        name=name,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_concurrency=CALLS,
+        num_cpus=0,
+        resources={RESOURCE: resource},
+    ).remote(limits or Limits(), workers, threads)
+
+
+def wait_for(actor: Any, until: float) -> str | None:
     """Wait for an actor, which may be restarting; the reason, if it does not answer."""
     while True:
         try:

@@ -33,6 +33,9 @@ GRACE = 2.0
 
 LONGEST_PAUSE = 2.0
 
+SPARES_KNOWN = 5.0
+"""Seconds for which a client takes the list of spare replicas as it heard it."""
+
 
 class _LostError(ServiceError):
     """The service went away during a call, which may be repeated."""
@@ -158,25 +161,46 @@ class RayPlanner(_RemotePlanner):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._replicas = {}
+        self._spares: tuple[float, dict[str, Any]] = (-SPARES_KNOWN, {})
 
     def _plan(self, problem: TransportProblem, remaining: float) -> TransportPlan:
-        return self._ask(sketch(problem, self.solver), "plan", (problem, self.job, self.solver), remaining)
+        content = sketch(problem, self.solver)
+        return self._ask(content, "plan", (problem, self.job, self.solver), remaining, spares=True)
 
     def _bring(self, share: RankShare, remaining: float) -> RowBlock:
-        return self._ask(self.job.encode(), "bring", (share, remaining), remaining + GRACE)
+        return self._ask(self.job.encode(), "bring", (share, remaining), remaining + GRACE, spares=False)
 
-    def _ask(self, content: bytes, method: str, arguments: tuple[Any, ...], timeout: float) -> Any:
+    def _known(self, *, spares: bool) -> dict[str, Any]:
+        """Actors by their names; with the spare ones, which the others know, heard of anew every few seconds."""
+        import ray
+
+        from services.transport.actor import find_replicas, handle
+
+        # Local, because plans may be asked for on several threads.
+        replicas = self._replicas or {name: handle(name) for name in find_replicas()}
+        self._replicas = replicas
+        if not spares:
+            return replicas
+        heard, known = self._spares
+        if time.monotonic() - heard > SPARES_KNOWN:
+            names = ray.get(next(iter(replicas.values())).spares.remote(), timeout=SPARES_KNOWN)
+            known = {name: handle(name) for name in names}
+            self._spares = (time.monotonic(), known)
+        return replicas | known
+
+    def _ask(self, content: bytes, method: str, arguments: tuple[Any, ...], timeout: float, *, spares: bool) -> Any:
         import ray
         from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-        from services.transport.actor import find_replicas, handle, replica_of
+        from services.transport.actor import replica_of
 
         try:
-            # Local, because plans may be asked for on several threads.
-            replicas = self._replicas or {name: handle(name) for name in find_replicas()}
-            self._replicas = replicas
+            replicas = self._known(spares=spares)
         except ServiceError as error:
             raise _LostError(error.args[0], cure=error.cure) from None
+        except RayError as error:
+            self._replicas = {}
+            raise _LostError(str(error).splitlines()[0]) from error
         actor = replicas[replica_of(content, list(replicas))]
         answer = getattr(actor, method).remote(*arguments)
         try:
@@ -192,7 +216,7 @@ class RayPlanner(_RemotePlanner):
             raise ServiceError(f"the transport service broke down: {error.cause!r}") from error
         except RayError as error:
             # A service that was stopped and started again has new actors.
-            self._replicas = {}
+            self._replicas, self._spares = {}, (-SPARES_KNOWN, {})
             raise _LostError(str(error).splitlines()[0]) from error
 
 

@@ -87,6 +87,11 @@ class Engine:
         """Problems that wait for a thread."""
         return len(self._queue)
 
+    @property
+    def load(self) -> int:
+        """Problems that wait for a thread, and threads that solve."""
+        return len(self._queue) + self._running
+
     async def submit(
         self, problem: TransportProblem, client: str = "", solver: SolverName = "auto", *, repeats: bool = True
     ) -> TransportPlan:

@@ -37,19 +37,24 @@ class RayBackend:
     """
 
     def __init__(self, names: list[str], patience: float = 60.0) -> None:
-        self._names, self._patience = names, patience
+        self._permanent, self._patience = names, patience
+        self.spares: list[str] = []
+        """Names of spare replicas; see :mod:`services.transport.scaling`."""
 
     async def plan(self, problem: TransportProblem, client: str, solver: SolverName) -> TransportPlan:
         """See :class:`services.transport.backend.Backend`; asks the next replica when one dies."""
         content = await asyncio.to_thread(sketch, problem, solver)
-        first = self._names.index(replica_of(content, self._names))
-        order = self._names[first:] + self._names[:first]
+        names = self._names
+        first = names.index(replica_of(content, names))
+        order = names[first:] + names[:first]
         plan: TransportPlan = await self._insist(order, "plan", problem, client, solver)
         return plan
 
     async def bring(self, share: RankShare, deadline: float) -> RowBlock:
         """See :class:`services.transport.backend.Backend`; waits for a replica that restarts."""
-        block: RowBlock = await self._insist([replica_of(share.job.encode(), self._names)], "bring", share, deadline)
+        block: RowBlock = await self._insist(
+            [replica_of(share.job.encode(), self._permanent)], "bring", share, deadline
+        )
         return block
 
     async def limits(self) -> Limits:
@@ -59,10 +64,11 @@ class RayBackend:
 
     async def metrics(self) -> bytes:
         """See :class:`services.transport.backend.Backend`; of all replicas that answer, each under its name."""
+        names = self._names
         answers = await asyncio.gather(
-            *(asyncio.wait_for(_ask(name, "metrics"), REPORTING) for name in self._names), return_exceptions=True
+            *(asyncio.wait_for(_ask(name, "metrics"), REPORTING) for name in names), return_exceptions=True
         )
-        counted = {name: answer for name, answer in zip(self._names, answers, strict=True) if isinstance(answer, list)}
+        counted = {name: answer for name, answer in zip(names, answers, strict=True) if isinstance(answer, list)}
         registry = CollectorRegistry()
         registry.register(_Replicas(counted))
         return generate_latest(registry)
@@ -70,10 +76,14 @@ class RayBackend:
     async def close(self) -> None:
         """See :class:`services.transport.backend.Backend`; the actors are their owner's to end."""
 
+    @property
+    def _names(self) -> list[str]:
+        return self._permanent + self.spares
+
     async def _first(self, method: str) -> Any:
         """The answer of any replica."""
         faults = []
-        for name in self._names:
+        for name in self._permanent:
             try:
                 return await asyncio.wait_for(_ask(name, method), REPORTING)
             except (ServiceError, RayError, TimeoutError) as error:

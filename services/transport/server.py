@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import sys
+from functools import partial
 
 import uvicorn
 
@@ -26,6 +28,7 @@ def serve(
     ray_address: str | None = None,
     replicas: int = 1,
     *,
+    most: int | None = None,
     resource: float = 1.0,
     timeout: float = 60.0,
 ) -> None:
@@ -36,13 +39,19 @@ def serve(
         port: to listen on.
         ray_address: of the cluster whose actors solve; None to solve in this process.
         replicas: how many actors.
+        most: how many there may be while many problems wait; ``replicas`` by default.
         resource: how much of a node's ``transport`` resource each takes.
         timeout: seconds to wait for the actors.
 
     Raises:
-        ServiceError: the port is taken, no cluster answers, or no node offers the resource.
+        ServiceError: the port is taken, no cluster answers, no node offers the resource, or ``most`` is too small.
     """
     settings = load_settings()
+    if most is not None and (most < replicas or ray_address is None):
+        raise ServiceError(
+            f"most {most} received with {replicas if ray_address else 'no'} replicas",
+            cure="give the address of a Ray cluster, and at most as many replicas as `most`",
+        )
     with _bound(host, port) as listener:
         if ray_address is not None:
             _join(settings, ray_address)
@@ -55,11 +64,17 @@ def serve(
         # Not at the top: without a cluster there is no need of Ray, whose import takes seconds.
         from services.transport.actor import replica_names, start_replicas, stop_replicas
         from services.transport.gateway import RayBackend
+        from services.transport.scaling import Policy, Scaler
 
         created: list[str] = []
         try:
             start_replicas(replicas, resource=resource, timeout=timeout, created=created)
-            _run(RayBackend(replica_names(replicas)), listener, settings)
+            backend = RayBackend(replica_names(replicas))
+            with contextlib.ExitStack() as beside:
+                if most is not None and most > replicas:
+                    publish = partial(setattr, backend, "spares")
+                    beside.enter_context(Scaler(replica_names(replicas), Policy(most - replicas), resource, publish))
+                _run(backend, listener, settings)
         finally:
             stop_replicas(created)
 
