@@ -2,14 +2,16 @@
 
 A LeNet is trained first; its features judge all that follows, so figures are comparable within one run and not with
 those of other extractors. ``flows`` are one network trained along three couplings of noise and images, judged at
-several numbers of Euler steps; ``adversaries`` are the configs that play against a critic, beside the Gaussian that is
-fitted to the pixels. Everything runs in this process, on one thread, with plans solved in it.
+several numbers of Euler steps; ``paths`` the same where the network is told the class, which plans harm unless they
+know of it; ``adversaries`` are the configs that play against a critic, beside the Gaussian that is fitted to the
+pixels. Everything runs in this process, on one thread, with plans solved in it.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,13 @@ BARS = {
     ("plans of pools", 4): 2.5, ("plans of pools", 8): 1.54, ("plans of pools", 32): 1.0,
 }  # fmt: skip
 """Least ratio of the Fréchet distance of independent pairs to that of each coupling, by Euler steps."""
+
+TOLD = {
+    "independent pairs": "{kind: independent}",
+    "plans of pools": "{kind: pool, points: 4096}",
+    "plans of pools, condition-aware": "{kind: pool, points: 4096, condition_weight: 10000}",
+}
+"""Couplings of a flow that is told the class; the weight is far above what squared distances of noise differ by."""
 
 STEPS = (2, 4, 8, 32)
 WAIT_BAR = 1 / 1.05
@@ -117,15 +126,23 @@ def spec_of(config: str, scale: Scale, images: int, *more: str) -> JobSpec:
 
 
 def flow_distances(
-    scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder: Path
+    couplings: Mapping[str, str],
+    scale: Scale,
+    data: ShardedDataset,
+    judge: FeatureJudge,
+    folder: Path,
+    *,
+    conditional: bool = False,
 ) -> tuple[dict[str, dict[int, float]], dict[str, float]]:
     """The same network along each coupling: its Fréchet distances by Euler steps, and the seconds of its training."""
     found: dict[str, dict[int, float]] = {}
     seconds: dict[str, float] = {}
-    for name, coupling in COUPLINGS.items():
+    for name, coupling in couplings.items():
         coupling = coupling.replace("4096", str(scale.pool))
-        fields = (f"name={name.replace(' ', '-')}", f"objective.coupling={coupling}", "objective.plans=local")
-        spec = spec_of("flow", scale, scale.flow, *fields, "train.precision=bfloat16")
+        called = f"{'path' if conditional else 'flow'}-{name.replace(', ', '-').replace(' ', '-')}"
+        fields = (f"name={called}", f"objective.coupling={coupling}", "objective.plans=local")
+        told = f"model.conditional={str(conditional).lower()}"
+        spec = spec_of("flow", scale, scale.flow, *fields, told, "train.precision=bfloat16")
         network, seconds[name] = trained(spec, data)
         assert isinstance(network, FlowUNet)
         found[name] = {}
@@ -133,19 +150,30 @@ def flow_distances(
             network.steps = steps
             found[name][steps] = judge.scores(network, CPU)["fid"]
         print(f"  {name}: {found[name]}", flush=True)
-        picture(network, folder / f"flow-{name.replace(' ', '-')}.png")
+        picture(network, folder / f"{called}.png")
     return found, seconds
 
 
 def flows(scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder: Path) -> list[Row]:
     """Each coupling beside independent pairs."""
-    found, seconds = flow_distances(scale, data, judge, folder)
+    found, seconds = flow_distances(COUPLINGS, scale, data, judge, folder)
     plain = "independent pairs"
     rows = [
         Row(f"{name}, {steps} Euler steps", found[name][steps], found[plain][steps], plain, "FID", bar)
         for (name, steps), bar in BARS.items()
     ]
     return [*rows, Row("time of plans of pools", seconds["plans of pools"], seconds[plain], plain, "s", WAIT_BAR)]
+
+
+def paths(scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder: Path) -> list[Row]:
+    """Plans that know of classes, beside independent pairs and beside plans that do not."""
+    found, _ = flow_distances(TOLD, scale, data, judge, folder, conditional=True)
+    *others, ours = TOLD
+    return [
+        Row(f"told the class, {ours}, {steps} Euler steps", found[ours][steps], found[peer][steps], peer, "FID", 1.0)
+        for peer in others
+        for steps in STEPS
+    ]
 
 
 def adversary_scores(
@@ -171,6 +199,9 @@ def adversaries(scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder:
         Row(config, scores["fid"], scores["fid_gaussian"], "Gaussian of the pixels", "FID", 1.0)
         for config, scores in adversary_scores(scale, data, judge, folder).items()
     ]
+
+
+KINDS = {"flows": flows, "paths": paths, "adversaries": adversaries}
 
 
 def picture(network: Generator, path: Path) -> None:
@@ -203,18 +234,15 @@ def judged(scale: Scale) -> tuple[ShardedDataset, FeatureJudge, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small images and short runs: shows that it works")
-    parser.add_argument("--only", choices=["flows", "adversaries"], help="one half of it")
+    parser.add_argument("--only", choices=KINDS, help="one part of it")
     parser.add_argument("--json", type=Path, help="where to keep the rows")
     parser.add_argument("--pictures", type=Path, default=HOME / "benchmarks", help="where to leave samples")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     scale = QUICK if arguments.quick else FULL
     data, judge, _ = judged(scale)
-    rows = []
-    if arguments.only != "adversaries":
-        rows += flows(scale, data, judge, arguments.pictures)
-    if arguments.only != "flows":
-        rows += adversaries(scale, data, judge, arguments.pictures)
+    kinds = [arguments.only] if arguments.only else KINDS
+    rows = [row for kind in kinds for row in KINDS[kind](scale, data, judge, arguments.pictures)]
     print(table(rows))
     if arguments.json:
         write_json(rows, arguments.json)

@@ -22,11 +22,13 @@ import torch
 from benchmarks.generators import (
     ADVERSARIES,
     CONFIGS,
+    COUPLINGS,
     CPU,
     FULL,
     HOME,
     QUICK,
     STEPS,
+    TOLD,
     Scale,
     adversary_scores,
     flow_distances,
@@ -142,8 +144,17 @@ def games(bench: Bench, seed: int) -> Figures:
 
 def flows(bench: Bench, seed: int) -> Figures:
     """FIDs of flows by coupling and Euler steps."""
+    return _distances(bench, COUPLINGS, conditional=False)
+
+
+def paths(bench: Bench, seed: int) -> Figures:
+    """The same of flows that are told the class."""
+    return _distances(bench, TOLD, conditional=True)
+
+
+def _distances(bench: Bench, couplings: Mapping[str, str], *, conditional: bool) -> Figures:
     data, judge, _ = bench.reference
-    found, _ = flow_distances(bench.scale, data, judge, bench.pictures)
+    found, _ = flow_distances(couplings, bench.scale, data, judge, bench.pictures, conditional=conditional)
     return {f"FID at {steps} Euler steps, {name}": at[steps] for name, at in found.items() for steps in STEPS}
 
 
@@ -174,6 +185,7 @@ ROWS |= {
     "resnet": Row("Fashion-MNIST, ResNet of 10 layers", ("resnet",), classifies("resnet")),
     "games": Row("Fashion-MNIST, generators against a critic", ADVERSARIES, games, judged=True),
     "flows": Row("Fashion-MNIST, flows along three couplings", ("flow",), flows, judged=True),
+    "paths": Row("Fashion-MNIST, flows told the class", ("flow",), paths, judged=True),
 }
 
 
