@@ -221,8 +221,8 @@ def keep(records: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
     """Put records among those of earlier runs, in the order of the table; returns the table of all of them."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "measured.json"
-    earlier = json.loads(path.read_text()) if path.is_file() else {}
-    merged = {name: (earlier | records)[name] for name in ROWS if name in earlier or name in records}
+    found = (json.loads(path.read_text()) if path.is_file() else {}) | dict(records)
+    merged = {name: found[name] for name in ROWS if name in found}
     path.write_text(json.dumps(merged, indent=1) + "\n")
     text = markdown(list(merged.values()))
     (folder / "measured.md").write_text(text)
