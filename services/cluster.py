@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from pipelines.errors import ServiceError
 from services.settings import LOOPBACK, NAMESPACE, Settings
 
 TOKEN = "ray.token"
+
+CONNECT_SECONDS = 5
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +71,7 @@ def join_cluster(settings: Settings, logs: bool = True) -> None:
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS") or settings.address("ray_address")
+    _require_listener(address)
     options: dict[str, Any] = {}
     if address.startswith(LOOPBACK):
         options["_node_ip_address"] = LOOPBACK
@@ -76,3 +81,20 @@ def join_cluster(settings: Settings, logs: bool = True) -> None:
         raise ServiceError(
             f"no Ray cluster answers at {address}: {error}", cure="see `monge status`; `monge up` starts one here"
         ) from error
+
+
+def _require_listener(address: str) -> None:
+    """Look whether anything listens at ``host:port``: Ray itself tries for minutes before it gives up.
+
+    Raises:
+        ServiceError: nothing does.
+    """
+    found = re.fullmatch(r"(?:ray://)?([^/]+):(\d{1,5})", address)
+    if found is None:  # "auto", "local": Ray knows at once
+        return
+    try:
+        socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ServiceError(
+            f"no Ray cluster answers at {address}: {error}", cure="see `monge status`; `monge up` starts one here"
+        ) from None
