@@ -163,6 +163,40 @@ def sweep(
 
 
 @app.command()
+def shard(
+    source: Annotated[
+        str, typer.Argument(help="What data.source may be: a folder, a tar, s3://bucket/prefix, a name.")
+    ],
+    destination: Annotated[str, typer.Argument(help="A new folder, or s3://bucket/prefix.")],
+    size: Annotated[int | None, typer.Option(help="Side of the square images; the source's own by default.")] = None,
+    channels: Annotated[int, typer.Option(help="1 for grey, 3 for colour.")] = 1,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Another field of a spec's data section, as drop_twins=true."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Ray tasks at a time, by default one for each CPU; 0 for none: without a cluster."),
+    ] = None,
+    shard_mib: Annotated[int | None, typer.Option(min=1, max=1024, help="Pixels of a shard at most, in MiB.")] = None,
+) -> None:
+    """Turn a source of images into a data set of shards, for any number of jobs to name as their data.source.
+
+    Images are decoded, cropped square, resized, hashed and split; the unreadable are set aside and listed. Interrupted
+    at any moment and started again, it goes on where it stopped.
+    """
+    from services.cluster import ray_environment
+
+    settings = load_settings()
+    os.environ.update(ray_environment(settings))  # Ray reads it when it is imported
+    from pipelines.spec import parse_data
+    from services.sharding.show import show_sharding
+
+    data = parse_data({"source": source, "size": size, "channels": channels}, overrides or ())
+    show_sharding(data, destination, settings, workers, shard_mib, console)
+
+
+@app.command()
 def couple(
     spec: Annotated[Path, typer.Argument(help="A job spec in YAML, of which the data section counts.")],
     out: Annotated[Path, typer.Option(help="The file to write, for objective.coupling.file of a flow.")],

@@ -17,7 +17,15 @@ from pydantic import ValidationError
 from pipelines.data.arrays import file_sha256, map_arrays, write_arrays, write_atomically
 from pipelines.data.manifest import INDEX, QUARANTINE, Count, Manifest, Record, Sha256, ShardEntry
 from pipelines.data.source import Source
-from pipelines.data.split import DROPPED, SIDES, TRAIN, drop_twins, set_apart, split_by_content
+from pipelines.data.split import (
+    DROPPED,
+    SIDES,
+    TRAIN,
+    drop_repeats,
+    drop_test_twins,
+    set_apart,
+    split_by_content,
+)
 from pipelines.errors import CorruptImageError, ShardError, SourceError, TooManyBadImagesError
 from pipelines.shape import ImageShape
 from pipelines.spec import DataSpec
@@ -60,9 +68,16 @@ class Receipt(Record):
     bad: tuple[BadImage, ...]
 
 
-def chunks(n: int, image: ImageShape) -> list[tuple[int, int]]:
-    """Cut the positions 0 … n − 1 of a source into the (start, stop) of its shards."""
-    size = max(1, min(SHARD_IMAGES, SHARD_BYTES // image.pixels))
+def chunks(n: int, image: ImageShape, shard_bytes: int | None = None) -> list[tuple[int, int]]:
+    """Cut the positions 0 … n − 1 of a source into the (start, stop) of its shards.
+
+    Args:
+        n: images of the source.
+        image: their shape.
+        shard_bytes: pixels of one shard at most; by default :data:`SHARD_BYTES`, and :data:`SHARD_IMAGES` images.
+    """
+    most = min(SHARD_IMAGES, SHARD_BYTES // image.pixels) if shard_bytes is None else shard_bytes // image.pixels
+    size = max(1, most)
     return [(start, min(start + size, n)) for start in range(0, n, size)]
 
 
@@ -162,7 +177,9 @@ def bind(source: Source, spec: DataSpec, folder: Path, receipts: Sequence[Receip
     if split is None:
         split = split_by_content(content, labels, spec.test_fraction)
     elif source.drops_twins:
-        split = drop_twins(content, split)
+        split = drop_test_twins(content, split)
+    if spec.drop_twins:
+        split = drop_repeats(content, split)
     split = set_apart(content, labels, split, spec.validation_fraction)
     per_class = {
         name: np.bincount(labels[split == side], minlength=len(source.classes))
@@ -229,14 +246,12 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
 
 
 def _twins(source: Source, receipts: Sequence[Receipt], split: np.ndarray) -> list[BadImage]:
-    """The images that were dropped from the train split for their twins in the test split."""
+    """The images that were dropped for their twins."""
     positions = [
         np.setdiff1d(np.arange(r.start, r.stop), [image.position for image in r.bad]) for r in receipts if r.shard
     ]
     dropped = np.concatenate(positions)[split == DROPPED].tolist()
-    return [
-        BadImage(position=i, name=source.name(i), reason="an image of the test split has its pixels") for i in dropped
-    ]
+    return [BadImage(position=i, name=source.name(i), reason="an image that is kept has its pixels") for i in dropped]
 
 
 def _official(source: Source, receipts: Sequence[Receipt]) -> np.ndarray | None:

@@ -49,7 +49,7 @@ def split_by_content(content: np.ndarray, labels: np.ndarray, test_fraction: flo
     return split
 
 
-def drop_twins(content: np.ndarray, split: np.ndarray) -> np.ndarray:
+def drop_test_twins(content: np.ndarray, split: np.ndarray) -> np.ndarray:
     """Drop the train images that are test images too, which a split that a source states may hold.
 
     Args:
@@ -62,6 +62,22 @@ def drop_twins(content: np.ndarray, split: np.ndarray) -> np.ndarray:
     keys = np.ascontiguousarray(content).view("V16").ravel()
     twins = (split == TRAIN) & np.isin(keys, keys[split == TEST])
     return np.where(twins, np.uint8(DROPPED), split).astype(np.uint8)
+
+
+def drop_repeats(content: np.ndarray, split: np.ndarray) -> np.ndarray:
+    """Drop all but the first of the images of a side that have the same content.
+
+    Args:
+        content: (n, 16) uint8 hashes of the images.
+        split: (n,) uint8: the side of each; those that are dropped already do not count.
+
+    Returns:
+        (n,) uint8: as ``split``, with :data:`DROPPED` for the repeats.
+    """
+    keys = np.concatenate([content, split[:, None]], axis=1).view("V17").ravel()
+    first = np.zeros(len(split), dtype=bool)
+    first[np.unique(keys, return_index=True)[1]] = True
+    return np.where(first, split, np.uint8(DROPPED)).astype(np.uint8)
 
 
 def set_apart(content: np.ndarray, labels: np.ndarray, split: np.ndarray, fraction: float) -> np.ndarray:

@@ -36,7 +36,7 @@ from pipelines.spec.objectives import (
     TransportSpec,
     WassersteinSpec,
 )
-from pipelines.spec.reading import json_schema, load_spec, parse_spec
+from pipelines.spec.reading import json_schema, load_spec, parse_data, parse_spec
 from pipelines.spec.training import EvaluationSpec, ImageNetName, OptimizerSpec, TrainSpec, WorkersSpec
 
 __all__ = [
@@ -77,5 +77,6 @@ __all__ = [
     "WorkersSpec",
     "json_schema",
     "load_spec",
+    "parse_data",
     "parse_spec",
 ]

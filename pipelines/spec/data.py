@@ -34,6 +34,9 @@ class DataSpec(Section):
         description="share of each class of the train split that is set apart by content: evaluations during training "
         "are then made on it, and the test split is looked at once, at the end",
     )
+    drop_twins: bool = Field(
+        default=False, description="keep the first of the images that have the same pixels, and list the others"
+    )
     per_class: int | None = Field(
         default=None, ge=1, description="train on the first so many training images of each class alone"
     )

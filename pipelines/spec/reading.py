@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipelines.errors import SpecError
+from pipelines.spec.data import DataSpec
 from pipelines.spec.job import JobSpec
 
 
@@ -50,6 +51,20 @@ def parse_spec(document: dict[str, Any], where: str = "spec") -> JobSpec:
         return JobSpec.model_validate(document)
     except ValidationError as error:
         raise SpecError(f"{where} is not a job spec:\n" + "\n".join(_fault(e) for e in error.errors())) from None
+
+
+def parse_data(document: dict[str, Any], overrides: Iterable[str] = ()) -> DataSpec:
+    """Check a document against the data section of a job spec.
+
+    Raises:
+        SpecError: one line for each fault.
+    """
+    for override in overrides:
+        _assign(document, override)
+    try:
+        return DataSpec.model_validate(document)
+    except ValidationError as error:
+        raise SpecError("not the data of a job:\n" + "\n".join(_fault(e) for e in error.errors())) from None
 
 
 def json_schema() -> str:

@@ -19,7 +19,7 @@ from ray.exceptions import RayTaskError
 from pipelines.data.manifest import MANIFEST, Manifest, read_manifest
 from pipelines.data.shard import RECEIPTS, Receipt, bind, check_bad, chunks, finished, write_shard
 from pipelines.data.source import Source, fingerprint, open_source
-from pipelines.errors import MongeError, ShardError
+from pipelines.errors import MongeError, ShardError, SourceError, SpecError, StorageError
 from pipelines.spec import DataSpec
 from services.sharding.fetch import local
 
@@ -38,13 +38,15 @@ Progress = Callable[[int, int], None]
 def dataset_folder(home: Path, spec: DataSpec) -> Path:
     """The folder of a data set, ``home/data/<slug>-<hash>``: a changed source or preparation gets another one.
 
-    A source in S3 is copied to ``home/cache`` first.
+    A source in S3 is copied to ``home/cache`` first. One that is sharded already is its own folder.
 
     Raises:
         SourceError: there is no such source.
         StorageError: S3 refuses, fails or does not answer.
     """
     copied = local(spec, home / "cache")
+    if is_sharded(copied):
+        return Path(copied.source).expanduser()
     slug = re.sub(r"[^a-z0-9]+", "-", Path(spec.source).stem.lower()).strip("-")[:32]
     return home / "data" / f"{slug or 'images'}-{fingerprint(copied)[:16]}"
 
@@ -55,8 +57,11 @@ def shard_dataset(
     cache: Path,
     workers: int | None = None,
     on_progress: Progress | None = None,
+    shard_bytes: int | None = None,
 ) -> Manifest:
     """Turn a source of images into a data set of shards; shards of an earlier, interrupted call are kept.
+
+    A source that is such a data set itself, and the destination, is left as it is.
 
     Args:
         spec: the source and its preparation.
@@ -65,24 +70,32 @@ def shard_dataset(
         workers: shards written at a time, by default as many as the cluster has CPUs; 0 to write them in this
             process, without Ray, which must be initialised otherwise.
         on_progress: called with the images done and the images in all, in this process.
+        shard_bytes: pixels of one shard at most; see :func:`pipelines.data.shard.chunks`.
 
     Raises:
         SourceError: the source cannot be found, fetched or trusted.
-        StorageError: S3 refuses, fails or does not answer.
+        SpecError: the source is sharded already, and for other images.
+        StorageError: S3 refuses, fails or does not answer; or the destination cannot be written.
         TooManyBadImagesError: more images are unreadable than the spec allows.
         ShardError: the destination holds another data set.
     """
     destination = destination.resolve()
-    source = open_source(local(spec, cache), cache)
-    total = len(source)
     report = on_progress or (lambda done, total: None)
-    destination.mkdir(parents=True, exist_ok=True)
-    with _alone(destination):
+    copied = local(spec, cache)
+    if is_sharded(copied):
+        manifest = taken_as_it_is(copied, destination)
+        report(manifest.images, manifest.images)
+        return manifest
+    source = open_source(copied, cache)
+    total = len(source)
+    with _told(destination):
+        destination.mkdir(parents=True, exist_ok=True)
+    with _told(destination), _alone(destination):
         if (destination / MANIFEST).exists():
             manifest = _same(destination, source)
             report(total, total)
             return manifest
-        spans = chunks(total, source.image)
+        spans = chunks(total, source.image, shard_bytes)
         receipts = {
             number: receipt
             for number, span in enumerate(spans)
@@ -99,6 +112,60 @@ def shard_dataset(
         manifest = bind(source, spec, destination, [receipts[number] for number in range(len(spans))])
         shutil.rmtree(destination / RECEIPTS, ignore_errors=True)
         return manifest
+
+
+def is_sharded(spec: DataSpec) -> bool:
+    """Whether a source on this machine is a data set of shards.
+
+    Raises:
+        SourceError: it is one that is not finished.
+    """
+    folder = Path(spec.source).expanduser()
+    if (folder / MANIFEST).is_file():
+        return True
+    if any((folder / RECEIPTS).glob("*.json")):
+        raise SourceError(
+            f"{spec.source}: a data set of shards that is not finished",
+            cure="start the `monge shard` that was interrupted again: it goes on where it stopped",
+        )
+    return False
+
+
+def taken_as_it_is(spec: DataSpec, destination: Path) -> Manifest:
+    """The manifest of a source that is sharded already.
+
+    Raises:
+        SpecError: the spec asks for images of another shape, or for shards elsewhere.
+    """
+    folder = Path(spec.source).expanduser().resolve()
+    manifest = read_manifest(folder)
+    if destination != folder:
+        raise SpecError(
+            f"{spec.source}: is sharded already", cure="use it as data.source, or give what its manifest.json names"
+        )
+    image = manifest.image
+    for field, wanted, found in (
+        ("size", spec.size or image.height, image.height),
+        ("channels", spec.channels, image.channels),
+    ):
+        if wanted != found:
+            raise SpecError(
+                f"data.{field}: {wanted} received, and {spec.source} holds shards of {found}",
+                cure=f"set data.{field} to {found}, or shard the images anew",
+            )
+    return manifest
+
+
+@contextmanager
+def _told(destination: Path) -> Iterator[None]:
+    """Say of a folder that cannot be written what is the matter."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{destination}: cannot be written: {error.strerror}",
+            cure="see who may write there, and what is free; what is finished is kept",
+        ) from None
 
 
 def _same(destination: Path, source: Source) -> Manifest:
@@ -138,7 +205,7 @@ def _write(
                 receipt = ray.get(ready[0])
             except RayTaskError as error:
                 # Our own errors pass as they are; Ray's wrapper prints a traceback where the message should be.
-                raise error.cause if isinstance(error.cause, MongeError) else error from None
+                raise error.cause if isinstance(error.cause, MongeError | OSError) else error from None
             yield number, receipt
     finally:
         for reference in running:

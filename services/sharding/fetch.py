@@ -6,11 +6,13 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipelines.data.arrays import write_atomically
 from pipelines.data.decode import MAX_BYTES
+from pipelines.data.manifest import INDEX, MANIFEST
 from pipelines.data.source import FILE_SUFFIXES
 from pipelines.data.sources.base import SUFFIXES
 from pipelines.data.sources.table import TABLE_BYTES, TABLE_SUFFIXES
@@ -23,6 +25,7 @@ from services.storage.open import open_storage
 log = logging.getLogger(__name__)
 
 SCHEME = "s3://"
+SHARD = re.compile(r"shard-[0-9]{5,}\.safetensors")
 AT_ONCE = 16
 """Objects fetched at a time: small ones wait for the server, not for the network."""
 
@@ -78,6 +81,12 @@ def _folder(source: str, cache: Path, settings: Settings) -> Path:
     if not listed:
         raise SourceError(f"{source}: no objects there", cure="check the prefix, and MONGE_S3_ENDPOINT_URL")
     root = cache / _identity(source, listed)
+    keys = {entry.key for entry in listed}
+    if MANIFEST not in keys and any(SHARD.fullmatch(key) for key in keys):
+        raise SourceError(
+            f"{source}: a data set of shards that is not finished",
+            cure="start the `monge shard` that was interrupted again: it goes on where it stopped",
+        )
     missing = [entry for entry in listed if not _is_whole(root / entry.key)]
     if missing:
         log.info("%s: fetching %d of %d objects", source, len(missing), len(listed))
@@ -114,7 +123,7 @@ def _wanted(store: Storage, entry: StoredObject) -> int:
         return MAX_BYTES + 1
     if key.endswith(TABLE_SUFFIXES):
         return TABLE_BYTES + 1
-    if not key.endswith(FILE_SUFFIXES):
+    if not (key.endswith(FILE_SUFFIXES) or SHARD.fullmatch(key) or key in (MANIFEST, INDEX)):
         return 0
     if entry.size > FILE_BYTES:
         raise SourceError(

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.data.split import TEST, TRAIN, VALIDATION, set_apart, split_by_content
+from pipelines.data.split import DROPPED, TEST, TRAIN, VALIDATION, drop_repeats, set_apart, split_by_content
 
 
 @st.composite
@@ -69,3 +69,14 @@ def test_a_validation_split_is_of_train_images_alone(
     sides: dict[bytes, int] = {}
     for row, side in zip(content, moved, strict=True):
         assert sides.setdefault(row.tobytes(), int(side)) == side
+
+
+@given(data=labelled_contents(), fraction=st.floats(0.01, 0.99))
+def test_of_repeats_the_first_is_kept(data: tuple[np.ndarray, np.ndarray], fraction: float) -> None:
+    content, labels = data
+    split = split_by_content(content, labels, fraction)
+    kept = drop_repeats(content, split)
+    seen: set[bytes] = set()
+    for row, side, before in zip(content, kept, split, strict=True):
+        assert side == (DROPPED if row.tobytes() in seen else before)
+        seen.add(row.tobytes())

@@ -29,7 +29,9 @@ def monge(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
 
 def test_help_names_every_command() -> None:
     text = CliRunner().invoke(app, ["--help"]).output
-    commands = "up down status submit sweep jobs logs cancel models predict generate doctor demo schema serve transport"
+    commands = (
+        "up down status submit shard sweep jobs logs cancel models predict generate doctor demo schema serve transport"
+    )
     for command in commands.split():
         assert f" {command} " in text
 

@@ -185,7 +185,7 @@ def test_a_twin_across_stated_splits_is_dropped_from_train_and_listed(tmp_path: 
     assert manifest.counts == {"train": {"ant": 3, "bee": 3}, "test": {"ant": 3, "bee": 3}}
     listed = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
     assert [entry["name"] for entry in listed] == ["train/ant/bad.png", "train/bee/twin.png"]
-    assert listed[1]["reason"] == "an image of the test split has its pixels"
+    assert listed[1]["reason"] == "an image that is kept has its pixels"
 
 
 def test_several_kinds_in_one_folder(folder: Path, tmp_path: Path) -> None:
