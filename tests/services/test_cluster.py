@@ -15,6 +15,7 @@ def test_where_nothing_listens_it_is_said_at_once(scheme: str, monkeypatch: pyte
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]  # free again as soon as it is closed
     monkeypatch.setenv("RAY_ADDRESS", f"{scheme}127.0.0.1:{port}")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # an earlier test may have joined one
     started = time.perf_counter()
     with pytest.raises(ServiceError, match=f"no Ray cluster answers at {scheme}127.0.0.1:{port}: .*refused") as caught:
         join_cluster(Settings())
