@@ -207,6 +207,9 @@ def couple(
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="Noise vectors for each image, one an epoch.")] = 4,
     pool: Annotated[int, typer.Option(min=1, max=65536, help="Most points on each side of a plan.")] = 4096,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same pairs.")] = 0,
+    condition_weight: Annotated[
+        float, typer.Option(min=0, help="For a conditional flow: what a plan pays to pair across classes, as 10000.")
+    ] = 0.0,
 ) -> None:
     """Couple noise with a whole data set by optimal plans, ahead of the jobs that will read the pairs like labels."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -228,7 +231,14 @@ def couple(
             return lambda done, total: progress.update(bars[name], completed=done, total=total)
 
         coupling = couple_dataset(
-            resolved.data, settings, rounds, pool, seed, on("images sharded"), on("pairs coupled")
+            resolved.data,
+            settings,
+            rounds,
+            pool,
+            seed,
+            condition_weight,
+            on("images sharded"),
+            on("pairs coupled"),
         )
     coupling.write(out)
     _say(f"mean cost of a pair {coupling.costs.mean():.2f}, largest relative gap of a plan {coupling.max_gap:.1e}")

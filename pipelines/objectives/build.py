@@ -8,7 +8,8 @@ from pipelines.models.critics import Critic
 from pipelines.models.flow import FlowUNet
 from pipelines.models.network import Classifier, Generator
 from pipelines.objectives.classification import Classification
-from pipelines.objectives.couplings import BatchPlan, Conditions, Coupling, Independent, PoolPlan, Recorded
+from pipelines.objectives.conditions import Conditions
+from pipelines.objectives.couplings import BatchPlan, Coupling, Independent, PoolPlan, Recorded
 from pipelines.objectives.flow import FlowMatching
 from pipelines.objectives.gan import Gan
 from pipelines.objectives.learned_transport import LearnedTransport
@@ -87,7 +88,9 @@ def _coupling(coupling: CouplingSpec, spec: JobSpec, planner: Planner, data: Sha
             return BatchPlan(planner, _conditions(coupling.condition_weight, spec, data))
         case PoolPlanSpec():
             conditions = _conditions(coupling.condition_weight, spec, data)
-            return PoolPlan(planner, data.train, coupling.points, spec.train.batch, spec.seed, conditions)
+            train = spec.train
+            steps = -(-train.images // train.batch)
+            return PoolPlan(planner, data.train, coupling.points, train.batch, spec.seed, steps, conditions)
         case RecordedSpec():
             fingerprint = data.manifest.fingerprint
             return Recorded(RecordedCoupling.read(coupling.file, fingerprint, len(data.train)))

@@ -9,17 +9,17 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 from torch import Tensor
 
 from pipelines.data.loader import Split
 from pipelines.data.partition import batch_indices
 from pipelines.distributed import gather_rows, world_size
 from pipelines.models.bundle import to_float
+from pipelines.objectives.conditions import Conditions
 from pipelines.objectives.phase import Step
 from pipelines.objectives.recorded import RecordedCoupling
 from pipelines.randomness import normal_rows, step_generator
-from pipelines.transport.cost import with_conditions
 from pipelines.transport.planner import Planner, Share
 from pipelines.transport.stream import CouplingStream
 
@@ -45,33 +45,6 @@ class Coupling(Protocol):
     def noise(self, step: Step) -> Coupled:
         """The noise for this rank's images."""
         ...
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What a plan pays for pairing noise that is meant for one class with an image of another.
-
-    Without it the noise of an image says something of its class: a conditional flow learns to start from noise of
-    that kind, and at inference meets all kinds (Cheng & Schwing 2025, "The curse of conditions").
-
-    Attributes:
-        classes: their number.
-        weight: what is paid, in units of the cost.
-        seed: of the job.
-    """
-
-    classes: int
-    weight: float
-    seed: int
-
-    def meant(self, labels: Int64[Tensor, " n"], number: int) -> Int64[Tensor, " n"]:
-        """The classes that noise is meant for: those of the images, in an order of their own."""
-        order = torch.randperm(len(labels), generator=step_generator(self.seed, number, "classes of noise"))
-        return labels[order.to(labels.device)]
-
-    def on(self, points: Float32[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Float32[Tensor, "n e"]:
-        """Points with their classes as coordinates behind their own."""
-        return with_conditions(points, labels, self.classes, self.weight)
 
 
 class Independent:
@@ -126,6 +99,7 @@ class PoolPlan:
         points: of each side of a pool, a multiple of ``batch``.
         batch: global batch.
         seed: of the job.
+        steps: of the job; no plan beyond them is solved.
         conditions: what the plan pays between classes; see :class:`Conditions`.
     """
 
@@ -136,10 +110,11 @@ class PoolPlan:
         points: int,
         batch: int,
         seed: int,
+        steps: int,
         conditions: Conditions | None = None,
     ) -> None:
         self._split, self._points, self._seed, self._conditions = split, points, seed, conditions
-        self._stream = CouplingStream(planner, self._draw, pool=points, batch=batch)
+        self._stream = CouplingStream(planner, self._draw, pool=points, batch=batch, steps=steps)
 
     def noise(self, step: Step) -> Coupled:
         """See :class:`Coupling`."""

@@ -5,6 +5,7 @@ An image's noise is not stored but its key: :func:`pipelines.randomness.normal_r
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from safetensors.numpy import save
 
 from pipelines.data.arrays import write_atomically
 from pipelines.errors import ProblemError, ShardError
+from pipelines.objectives.conditions import Conditions
 from pipelines.randomness import derived_seed, normal_rows
-from pipelines.spec import CostName
 from pipelines.transport.planner import Planner
 from pipelines.transport.problem import TransportProblem
 
@@ -33,7 +34,7 @@ class RecordedCoupling:
     Attributes:
         seeds: (rounds, n) uint32, key of the noise of image i in a round.
         fingerprint: of the data set.
-        costs: mean cost of a pair in each round, (rounds,) float64.
+        costs: mean cost of a pair in each round, what it pays between classes included, (rounds,) float64.
         max_gap: the largest relative duality gap of the plans behind it.
     """
 
@@ -78,14 +79,14 @@ class RecordedCoupling:
 
 def record(
     planner: Planner,
-    take: Callable[[np.ndarray], torch.Tensor],
+    take: Callable[[np.ndarray], tuple[torch.Tensor, torch.Tensor]],
     images: int,
     fingerprint: str,
     *,
     rounds: int,
     pool: int,
     seed: int = 0,
-    cost: CostName = "squared-euclidean",
+    conditions: Conditions | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RecordedCoupling:
     """Couple noise with a whole data set by exact plans over large pools.
@@ -95,13 +96,13 @@ def record(
 
     Args:
         planner: who solves the plans, several at once where it can.
-        take: images of given places, (k,) int64 → (k, d) float32.
+        take: images of given places and their labels, (k,) int64 → (k, d) float32, (k,) int64.
         images: in the data set.
         fingerprint: of the data set.
         rounds: couplings of the whole data set, each with noise of its own.
         pool: most points on each side of a plan.
         seed: of shuffles and noise.
-        cost: name of the cost.
+        conditions: what a plan pays between classes; see :class:`Conditions`.
         on_progress: called with the images coupled and the number of them in all.
 
     Raises:
@@ -114,11 +115,14 @@ def record(
     costs = np.zeros(rounds)
     max_gap = 0.0
 
-    def solve(number: int, places: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, float, float]:
+    def solve(index: int, number: int, places: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, float, float]:
         # Keys have the 32 bits that PyTorch's generator reads of a seed; no two images of a round share one.
         keys = ((derived_seed(seed, number, "recorded noise") + places) % 2**32).astype(np.uint32)
-        real = take(places)
-        plan = planner.plan(TransportProblem.between(real, normal_rows(keys, real.shape[1]), cost=cost))
+        real, labels = take(places)
+        noise = normal_rows(keys, real.shape[1])
+        if conditions is not None:
+            real, noise = conditions.on(real, labels), conditions.on(noise, conditions.meant(labels, index))
+        plan = planner.plan(TransportProblem.between(real, noise))
         if plan.assignment is None:
             raise ProblemError(f"round {number}: {plan.certificate.solver} gave no permutation")
         certificate = plan.certificate
@@ -135,11 +139,13 @@ def record(
     return RecordedCoupling(seeds, fingerprint, costs, max_gap)
 
 
-def _pools(images: int, rounds: int, pool: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
+def _pools(images: int, rounds: int, pool: int, seed: int) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Number of a pool among all, round, and places of its images."""
+    index = itertools.count()
     for number in range(rounds):
         order = np.random.default_rng(derived_seed(seed, number, "pools")).permutation(images)
         for places in np.array_split(order, -(-images // pool)):
-            yield number, places
+            yield next(index), number, places
 
 
 def _in_flight(threads: ThreadPoolExecutor, call: Callable, tasks: Iterator[tuple]) -> Iterator:

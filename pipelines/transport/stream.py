@@ -70,9 +70,10 @@ class CouplingStream:
         batch: pairs in a batch.
         cost: name of the cost.
         ahead: plans in flight beyond the current one; 1 is right for a planner in this process.
+        steps: that will be asked for, where their number is known: no plan beyond them is solved ahead.
 
     Raises:
-        ProblemError: ``pool`` is not a multiple of ``batch``.
+        ProblemError: ``pool`` is not a multiple of ``batch``, or ``ahead`` or ``steps`` is not positive.
     """
 
     def __init__(
@@ -84,14 +85,17 @@ class CouplingStream:
         batch: int,
         cost: CostName = "squared-euclidean",
         ahead: int = 1,
+        steps: int | None = None,
     ) -> None:
         if batch < 1 or pool < batch or pool % batch:
             raise ProblemError(
                 f"a pool of {pool} does not divide into batches of {batch}", cure="make it a multiple of the batch"
             )
-        if ahead < 1:
-            raise ProblemError(f"ahead: {ahead} received", cure="give at least 1")
+        for name, value in (("ahead", ahead), ("steps", steps)):
+            if value is not None and value < 1:
+                raise ProblemError(f"{name}: {value} received", cure="give at least 1")
         self.pool, self.batch, self.ahead = pool, batch, ahead
+        self._last = None if steps is None else (steps - 1) * batch // pool
         self._planner, self._draw, self._cost = planner, draw, cost
         self._threads = ThreadPoolExecutor(ahead, thread_name_prefix="coupling")
         self._plans: dict[int, Future[_Pool]] = {}
@@ -106,7 +110,8 @@ class CouplingStream:
             TransportError: the plan of the step's pool could not be had; asking again solves again.
         """
         number, place = divmod(step, self.pool // self.batch)
-        wanted = range(number, number + self.ahead + 1)
+        ahead = number + self.ahead
+        wanted = range(number, 1 + (ahead if self._last is None else max(number, min(ahead, self._last))))
         for passed in [index for index in self._plans if index not in wanted]:
             self._plans.pop(passed).cancel()
         for index in wanted:

@@ -10,6 +10,7 @@ import torch
 
 from pipelines.data.loader import open_dataset
 from pipelines.models.bundle import to_float
+from pipelines.objectives.conditions import Conditions
 from pipelines.objectives.recorded import RecordedCoupling, record
 from pipelines.spec import DataSpec
 from services.cluster import join_cluster
@@ -21,7 +22,14 @@ Progress = Callable[[int, int], None]
 
 
 def couple(
-    spec: DataSpec, settings: Settings, rounds: int, pool: int, seed: int, shards: Progress, pairs: Progress
+    spec: DataSpec,
+    settings: Settings,
+    rounds: int,
+    pool: int,
+    seed: int,
+    condition_weight: float,
+    shards: Progress,
+    pairs: Progress,
 ) -> RecordedCoupling:
     """Couple noise with the training images of a data set, sharding it first if need be.
 
@@ -31,6 +39,8 @@ def couple(
         rounds: couplings of the whole data set, each with noise of its own.
         pool: most points on each side of a plan.
         seed: of shuffles and noise.
+        condition_weight: what a plan pays for noise meant for one class and an image of another; 0 for plans that
+            do not know of classes.
         shards, pairs: called with what is done and what there is in all.
 
     Raises:
@@ -42,8 +52,9 @@ def couple(
         shard_dataset(spec, folder, settings.home / "cache", on_progress=shards)
         data = open_dataset(folder).limited(spec.per_class)
 
-        def take(places: np.ndarray) -> torch.Tensor:
-            return to_float(data.train.take(places)[0]).flatten(1)
+        def take(places: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+            images, labels = data.train.take(places)
+            return to_float(images).flatten(1), labels
 
         return record(
             RayPlanner("couple", deadline=settings.plan_deadline),
@@ -53,6 +64,7 @@ def couple(
             rounds=rounds,
             pool=pool,
             seed=seed,
+            conditions=Conditions(len(data.classes), condition_weight, seed) if condition_weight else None,
             on_progress=pairs,
         )
     finally:

@@ -12,18 +12,20 @@ from pipelines.data.partition import batch_indices, rank_slice
 from pipelines.errors import ProblemError, ShardError
 from pipelines.models.bundle import to_float
 from pipelines.models.flow import FlowUNet
-from pipelines.objectives.couplings import BatchPlan, Conditions, Coupling, Independent, PoolPlan, Recorded
+from pipelines.objectives.conditions import Conditions
+from pipelines.objectives.couplings import BatchPlan, Coupling, Independent, PoolPlan, Recorded
 from pipelines.objectives.flow import FlowMatching
 from pipelines.objectives.phase import Step
 from pipelines.objectives.recorded import RecordedCoupling, record
-from pipelines.randomness import normal_rows, step_generator
+from pipelines.randomness import derived_seed, normal_rows, step_generator
 from pipelines.shape import ImageShape
 from pipelines.transport.cost import matched_cost
+from pipelines.transport.plan import TransportPlan
 from pipelines.transport.planner import LocalPlanner
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import solve
 
-COUNT, BATCH, POOL, SEED = 20, 4, 12, 3
+COUNT, BATCH, POOL, SEED, STEPS = 20, 4, 12, 3, 100
 PIXELS = 16
 
 
@@ -46,13 +48,17 @@ def couplings(split: Split, tmp_path: Path) -> dict[str, Coupling]:
     return {
         "independent": Independent(),
         "batch": BatchPlan(LocalPlanner()),
-        "pool": PoolPlan(LocalPlanner(), split, POOL, BATCH, SEED),
+        "pool": PoolPlan(LocalPlanner(), split, POOL, BATCH, SEED, STEPS),
         "recorded": Recorded(recorded),
     }
 
 
-def taker(split: Split) -> Callable[[np.ndarray], torch.Tensor]:
-    return lambda places: to_float(split.take(places)[0]).flatten(1)
+def taker(split: Split) -> Callable[[np.ndarray], tuple[torch.Tensor, torch.Tensor]]:
+    def take(places: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = split.take(places)
+        return to_float(images).flatten(1), labels
+
+    return take
 
 
 def test_noise_is_standard_normal_and_new_at_each_step(split: Split, tmp_path: Path) -> None:
@@ -70,7 +76,9 @@ def test_plans_that_pay_between_classes_pair_noise_with_the_class_it_is_meant_fo
     conditions = Conditions(2, 1e4, SEED)
     planner = LocalPlanner()
     coupling = (
-        BatchPlan(planner, conditions) if kind == "batch" else PoolPlan(planner, split, BATCH, BATCH, SEED, conditions)
+        BatchPlan(planner, conditions)
+        if kind == "batch"
+        else PoolPlan(planner, split, BATCH, BATCH, SEED, STEPS, conditions)
     )
     for index in range(6):
         now = step(split, index)
@@ -106,7 +114,7 @@ def test_a_batch_plan_pairs_optimally(split: Split) -> None:
 
 
 def test_a_pool_plan_pairs_optimally_over_its_steps(split: Split) -> None:
-    with_pool = PoolPlan(LocalPlanner(), split, POOL, BATCH, SEED)
+    with_pool = PoolPlan(LocalPlanner(), split, POOL, BATCH, SEED, STEPS)
     for number in range(2):
         steps = [step(split, number * 3 + place) for place in range(3)]
         noise = torch.cat([with_pool.noise(now).noise for now in steps])
@@ -123,7 +131,7 @@ def test_recorded_pairs_are_those_of_the_plans(split: Split) -> None:
         on_progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
     assert seen == [(20, 40), (40, 40)]
-    images = taker(split)(np.arange(COUNT))
+    images = taker(split)(np.arange(COUNT))[0]
     for number in range(2):
         assert len(set(coupling.seeds[number].tolist())) == COUNT
         noise = normal_rows(coupling.seeds[number], PIXELS)
@@ -132,6 +140,36 @@ def test_recorded_pairs_are_those_of_the_plans(split: Split) -> None:
         assert plan.assignment.tolist() == list(range(COUNT))
         assert coupling.costs[number] == pytest.approx(plan.certificate.primal, rel=1e-6)
     assert coupling.seeds[0].tolist() != coupling.seeds[1].tolist()
+
+
+def test_recorded_pairs_that_know_of_classes_stay_within_them(split: Split) -> None:
+    """With one pool a round, the classes of noise are those of the images in another order."""
+    conditions = Conditions(2, 1e4, SEED)
+    coupling = record(LocalPlanner(), taker(split), COUNT, "a" * 64, rounds=2, pool=COUNT, conditions=conditions)
+    plain = record(LocalPlanner(), taker(split), COUNT, "a" * 64, rounds=2, pool=COUNT)
+    for number in range(2):
+        order = np.random.default_rng(derived_seed(0, number, "pools")).permutation(COUNT)
+        labels = torch.as_tensor(split.labels[order])
+        keys = ((derived_seed(0, number, "recorded noise") + order) % 2**32).astype(np.uint32)
+        meant = dict(zip(keys.tolist(), conditions.meant(labels, number).tolist(), strict=True))
+        assert [meant[key] for key in coupling.seeds[number].tolist()] == split.labels.tolist()
+        assert coupling.costs[number] > plain.costs[number]
+        assert coupling.costs[number] < plain.costs[number] + 1e4 / COUNT
+
+
+def test_no_pool_is_solved_that_no_step_asks_for(split: Split) -> None:
+    class Counting(LocalPlanner):
+        calls = 0
+
+        def plan(self, problem: TransportProblem) -> TransportPlan:
+            self.calls += 1
+            return super().plan(problem)
+
+    planner = Counting()
+    coupling = PoolPlan(planner, split, POOL, BATCH, SEED, steps=5)
+    for index in range(5):
+        coupling.noise(step(split, index))
+    assert planner.calls == 2
 
 
 def test_recorded_rounds_take_turns_by_epoch(split: Split) -> None:

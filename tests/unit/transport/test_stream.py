@@ -85,6 +85,21 @@ def test_the_plans_ahead_are_asked_for_before_they_are_needed_and_no_others(ahea
         assert planner.calls == ahead + 2
 
 
+def test_no_plan_beyond_the_last_step_is_solved_ahead() -> None:
+    planner = Counting()
+    with stream(planner, ahead=3, steps=4) as pairs:
+        for step in range(4):
+            pairs.at(step)
+        pairs._threads.shutdown(wait=True)
+    assert planner.calls == 2
+
+
+@pytest.mark.parametrize("wrong", [{"ahead": 0}, {"steps": 0}])
+def test_no_plans_ahead_and_no_steps_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ProblemError, match=f"{next(iter(wrong))}: 0 received"):
+        stream(**wrong)
+
+
 def test_the_time_waited_is_told() -> None:
     planner = Counting()
     planner.gate.clear()
