@@ -177,12 +177,12 @@ def divergence_rows(quick: bool) -> list[Row]:
     return [Row(f"divergence and gradient, n={n}", mine, peer, "GeomLoss, scaling 0.9", "ms", 1.0)]
 
 
-def twin_rows(pictures: np.ndarray, quick: bool) -> list[Row]:
+def twin_rows(pictures: np.ndarray) -> list[Row]:
     """Images against their blurred twins: the plan is the identity."""
     from scipy.ndimage import gaussian_filter
 
-    n = 2048 if quick else 16384
-    x = pictures[:n]
+    n = len(pictures)
+    x = pictures
     twins = gaussian_filter(x.reshape(-1, 28, 28), (0, 0.5, 0.5)).reshape(n, -1)
     problem = TransportProblem.between(x, twins)
     epsilon = 0.002 * sinkhorn.scale_of(Kernel(cost_rows(problem), *(torch.full((n,), 1 / n),) * 2, keep=False))
@@ -199,10 +199,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="smaller sets, fewer repeats, under a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the rows")
     parser.add_argument("--only", choices=["dense", "streaming", "divergence", "twins"], help="one section")
+    parser.add_argument("--twins", type=int, default=16384, help="images of the last section; Fashion-MNIST has 60000")
     parser.add_argument("--images", type=Path, default=images.FASHION_MNIST, help="an IDX file of 28 × 28 images")
     arguments = parser.parse_args()
     quick = arguments.quick
-    pictures, source = images.images(arguments.images, 4096 if quick else 16384)
+    pictures, source = images.images(arguments.images, 4096 if quick else max(8192, arguments.twins))
     print(f"{source}; {torch.get_num_threads()} threads", flush=True)
     absent = [
         label
@@ -215,7 +216,7 @@ def main() -> None:
         "dense": lambda: dense_rows(images.noise(4096, 784), pictures, quick),
         "streaming": lambda: streaming_rows(quick),
         "divergence": lambda: divergence_rows(quick),
-        "twins": lambda: twin_rows(pictures, quick),
+        "twins": lambda: twin_rows(pictures[: 2048 if quick else arguments.twins]),
     }
     rows: list[Row] = []
     for name, section in sections.items():
