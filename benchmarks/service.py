@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 # Ray reads these when it is imported.
@@ -71,7 +72,7 @@ def cluster() -> Iterator[None]:
         object_store_memory=512 * 2**20,
         include_dashboard=False,
         namespace=NAMESPACE,
-        logging_level="warning",
+        logging_level=logging.WARNING,
         _node_ip_address=LOOPBACK,
         _temp_dir=folder,
     )
@@ -90,8 +91,8 @@ def answer(planner: Planner, n: int, d: int, rounds: int) -> Row:
     ours, peer = [], []
     for number in range(rounds + 1):
         problem = TransportProblem.between(*points(n, d, number))
-        ours.append(milliseconds(lambda problem=problem: planner.plan(problem)))
-        peer.append(milliseconds(lambda problem=problem: solve(problem)))
+        ours.append(milliseconds(partial(planner.plan, problem)))
+        peer.append(milliseconds(partial(solve, problem)))
     # The first round opens connections and starts threads.
     times = 1.2 if n >= PROMISED else math.inf
     return _row(f"plan from the service, n={n} d={d}", ours[1:], peer[1:], "in process", times)

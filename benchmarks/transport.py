@@ -11,6 +11,7 @@ import importlib.util
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import lap
@@ -60,9 +61,8 @@ def float32_costs(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def public_solvers() -> dict[str, Callable[[np.ndarray], object]]:
     """Dense float32 assignment solvers that are installed."""
-    solvers = {
-        f"lapx {name}": lambda costs, name=name: getattr(lap, name)(costs, return_cost=False)
-        for name in ("lapjvh", "lapjvs")
+    solvers: dict[str, Callable[[np.ndarray], object]] = {
+        f"lapx {name}": partial(getattr(lap, name), return_cost=False) for name in ("lapjvh", "lapjvs")
     }
     if importlib.util.find_spec("lapjv"):
         from lapjv import lapjv
