@@ -69,6 +69,11 @@ JOBS: dict[str, dict[str, Any]] = {
         "objective": {"kind": "transport", "plans": "local"},
         "optimizer": {"learning_rate": 0.01, "momentum": 0.5},
     },
+    "weighted-transport": {
+        "model": {"kind": "conv-generator", "latent": 8, "width": 4},
+        "objective": {"kind": "transport", "class_weights": {"0": 3}, "plans": "local"},
+        "optimizer": {"learning_rate": 0.01, "momentum": 0.5},
+    },
     "sinkhorn-transport": {
         "model": {"kind": "conv-generator", "latent": 8, "width": 4},
         "objective": {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from pipelines.data.loader import ShardedDataset
 from pipelines.errors import SpecError
 from pipelines.models.critics import Critic
@@ -49,7 +51,7 @@ def build_objective(
         data: the images, for the objectives that see more of them than a batch.
 
     Raises:
-        SpecError: the network is not of the kind that the objective trains.
+        SpecError: the network is not of the kind that the objective trains, or the data set not of the classes.
         ShardError: recorded couplings are missing, or of another data set.
     """
     match spec.objective, network:
@@ -58,7 +60,7 @@ def build_objective(
         case RegressionSpec(), Classifier():
             return Regression(spec.objective, network)
         case TransportSpec(), Generator():
-            return TransportObjective(spec.objective, network, planner)
+            return TransportObjective(spec.objective, network, planner, _weights(spec.objective, data))
         case GanSpec(), Generator():
             return Gan(spec.objective, network, _critic(spec.objective.critic, network))
         case WassersteinSpec(), Generator():
@@ -74,6 +76,22 @@ def build_objective(
 def _critic(spec: CriticSpec, generator: Generator, features: int = 1) -> Critic:
     critic = Critic(generator.image, spec.width, features, spectral=spec.spectral)
     return critic.to(next(generator.parameters()).device)
+
+
+def _weights(spec: TransportSpec, data: ShardedDataset) -> torch.Tensor | None:
+    """What an image of each class weighs."""
+    if not spec.class_weights:
+        return None
+    strange = sorted(spec.class_weights.keys() - set(data.classes))
+    if strange:
+        raise SpecError(
+            f"objective.class_weights: the data set has no class {strange[0]!r}",
+            cure=f"choose among {', '.join(data.classes)}",
+        )
+    weights = torch.tensor([spec.class_weights.get(name, 1.0) for name in data.classes], dtype=torch.float64)
+    if not bool(weights.any()):
+        raise SpecError("objective.class_weights: all classes weigh 0", cure="give some class a weight")
+    return weights
 
 
 def _conditions(weight: float, spec: JobSpec, data: ShardedDataset) -> Conditions | None:

@@ -27,16 +27,23 @@ class TransportObjective:
       "Learning generative models with Sinkhorn divergences"; every rank solves it for itself;
     - ``sliced``: :func:`sliced_distance`, along lines that are a function of the job's seed and the step.
 
+    Real images may weigh by their classes: the generator then learns a law in which the classes have other shares than
+    in the data, along weighted plans (Kantorovich's problem) that may split the mass of a sample between images.
+
     Args:
         spec: the distance and its cost.
         generator: what is trained.
         planner: who solves exact plans.
+        weights: of an image by its class, (classes,); None where all images weigh the same.
     """
 
     served = "generator"
 
-    def __init__(self, spec: TransportSpec, generator: Generator, planner: Planner) -> None:
+    def __init__(
+        self, spec: TransportSpec, generator: Generator, planner: Planner, weights: Tensor | None = None
+    ) -> None:
         self.spec = spec
+        self.weights = weights
         self.generator = generator
         self.planner = planner
         self.networks = {"generator": generator}
@@ -63,7 +70,9 @@ class TransportObjective:
             loss = sliced_distance(x, y, lines.to(x))
         else:
             assert isinstance(distance, SinkhornDistanceSpec)
-            loss = sinkhorn_divergence(x, y, epsilon=distance.epsilon, cost=self.spec.cost, power=self.spec.power)
+            own = self._masses(step)
+            b = None if own is None else gather_rows(own)
+            loss = sinkhorn_divergence(x, y, epsilon=distance.epsilon, b=b, cost=self.spec.cost, power=self.spec.power)
         # Every rank has the whole distance, while curves are summed over ranks.
         return Loss(loss, sums={"transport_cost": loss.detach() / world_size()})
 
@@ -76,11 +85,13 @@ class TransportObjective:
             cost=self.spec.cost,
             epsilon=0.0,
             power=self.spec.power,
+            b=self._masses(step),
         )
         try:
             block = self.planner.plan_rows(share)
         except ProblemError as error:
-            # Real images are bytes, and as many as samples: only samples that are not finite make no problem.
+            # Real images are bytes, as many as samples, and weigh something: only samples that are not finite make no
+            # problem.
             raise _diverged(step, error.args[0]) from error
         waited = time.perf_counter() - started
         rows, columns, mass = (torch.as_tensor(a).to(samples.device) for a in (block.rows, block.columns, block.mass))
@@ -95,6 +106,13 @@ class TransportObjective:
             },
             maxima={"plan_relative_gap": block.certificate.relative_gap},
         )
+
+    def _masses(self, step: Step) -> Tensor | None:
+        """What this rank's images weigh; all the same in a batch none of whose classes weighs anything."""
+        if self.weights is None:
+            return None
+        own = self.weights.to(step.labels.device)[step.labels]
+        return own if bool(gather_rows(own).any()) else torch.ones_like(own)
 
 
 def sliced_distance(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:

@@ -86,9 +86,18 @@ class TransportSpec(Section):
     distance: DistanceSpec = ExactDistanceSpec(kind="exact")
     cost: CostName = "squared-euclidean"
     power: float = Field(default=2.0, gt=0, le=16, description="the exponent p of cost `power`, ‖x − y‖ᵖ")
+    class_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict, description="what a real image weighs by its class; 1 where none is given"
+    )
     plans: Literal["service", "local"] = Field(
         default="service", description="who solves exact plans: the transport service, or each rank for itself"
     )
+
+    @model_validator(mode="after")
+    def _sorts_points_that_weigh_the_same(self) -> TransportSpec:
+        if isinstance(self.distance, SlicedDistanceSpec) and self.class_weights:
+            raise ValueError(f"class_weights {self.class_weights} with distance sliced, which takes uniform ones alone")
+        return self
 
     @model_validator(mode="after")
     def _squares_on_lines(self) -> TransportSpec:

@@ -26,6 +26,8 @@ class Share:
         cost: name of the cost.
         epsilon: entropic regularisation; 0 for the exact problem.
         power: the exponent of cost ``power``.
+        b: weights of this rank's target points, (l,), of which all ranks' need not sum to 1; uniform by default, then
+            on every rank.
     """
 
     key: str
@@ -34,6 +36,7 @@ class Share:
     cost: CostName = "squared-euclidean"
     epsilon: float = 0.0
     power: float = 2.0
+    b: torch.Tensor | None = None
 
 
 @runtime_checkable
@@ -77,7 +80,9 @@ class LocalPlanner:
         sizes = distributed.gather_rows(torch.tensor([len(share.x)])).tolist()
         start = sum(sizes[: distributed.rank()])
         x, y = distributed.gather_rows(share.x), distributed.gather_rows(share.y)
-        plan = solve(TransportProblem.between(x, y, cost=share.cost, epsilon=share.epsilon, power=share.power))
+        b = None if share.b is None else distributed.gather_rows(share.b)
+        problem = TransportProblem.between(x, y, b=b, cost=share.cost, epsilon=share.epsilon, power=share.power)
+        plan = solve(problem)
         return plan.block(start, start + len(share.x))
 
     def plan_rows_each(self, shares: Sequence[Share]) -> list[RowBlock]:

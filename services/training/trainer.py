@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from pipelines.errors import ServiceError, TrainingError
@@ -43,11 +43,14 @@ def fit(job: str, spec: JobSpec, data: Path, settings: Settings) -> dict[str, An
     uri = settings.address("mlflow_uri")
     models = (settings.home / "models").absolute()
     spec = pinned(spec, uri, models)
+    use_gpu = _use_gpu(spec)
     # Ray annotates neither functions that return something nor the value that it hands back.
     trainer: Any = TorchTrainer(
         cast(Any, train_worker),
         train_loop_config=worker_config(job, spec, data, uri, settings.plan_deadline, staging, models),
-        scaling_config=ScalingConfig(num_workers=spec.workers.count, use_gpu=_use_gpu(spec)),
+        # Most of what passes between ranks lies on their devices, sizes and metrics on their CPUs.
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=spec.workers.count, use_gpu=use_gpu),
         run_config=RunConfig(
             name=job,
             storage_path=str(storage),

@@ -111,6 +111,7 @@ class _RemotePlanner(ABC):
             self.solver,
             power=share.power,
             ticket=uuid.uuid4().hex,
+            b=None if share.b is None else share.b.detach().cpu().numpy(),
         )
         block = self._insist(lambda remaining: self._bring(brought, remaining))
         return replace(block, waited=time.perf_counter() - started)
@@ -256,7 +257,8 @@ class HttpPlanner(_RemotePlanner):
         return wire.read_plan(self._post("/v1/plans?potentials=true", body, remaining))
 
     def _bring(self, share: RankShare, remaining: float) -> RowBlock:
-        body = write_npz(vars(share) | {"deadline": remaining})
+        said = {name: value for name, value in vars(share).items() if value is not None}
+        body = write_npz(said | {"deadline": remaining})
         return wire.read_rows(self._post("/v1/shares", body, remaining + GRACE))
 
     def _post(self, path: str, body: bytes, timeout: float) -> bytes:

@@ -31,6 +31,7 @@ class RankShare:
         solver: a solver's name, or ``auto``.
         power: the exponent of cost ``power``.
         ticket: the same whenever a call is repeated: tells a repetition from a second bringer of the same rank.
+        b: weights of the target points, (l,); of all ranks or of none, which makes them uniform.
     """
 
     job: str
@@ -44,6 +45,7 @@ class RankShare:
     solver: SolverName = "auto"
     power: float = 2.0
     ticket: str = ""
+    b: np.ndarray | None = None
 
     @property
     def terms(self) -> dict[str, object]:
@@ -55,12 +57,13 @@ class RankShare:
             "epsilon": self.epsilon,
             "solver": self.solver,
             "dimension": self.x.shape[1],
+            "weights": "none" if self.b is None else "of its own",
         }
 
     @property
     def size(self) -> int:
-        """Bytes of points."""
-        return self.x.nbytes + self.y.nbytes
+        """Bytes of points and weights."""
+        return self.x.nbytes + self.y.nbytes + (0 if self.b is None else self.b.nbytes)
 
 
 @dataclass(eq=False)
@@ -154,6 +157,10 @@ class Rendezvous:
                 f"x has shape {share.x.shape}, y has shape {share.y.shape}",
                 cure="give arrays of shape (k, d) and (l, d), of the same d",
             )
+        if share.b is not None and share.b.shape != share.y.shape[:1]:
+            raise ProblemError(
+                f"b: shape {share.b.shape} received, {share.y.shape[:1]} expected: one weight for each target"
+            )
         self._engine.check((len(share.x), len(share.y)), share.size)
 
     def _join(self, share: RankShare) -> _Meeting:
@@ -244,4 +251,12 @@ class Rendezvous:
 
 def _concatenate(shares: list[RankShare]) -> TransportProblem:
     x, y = (np.concatenate([getattr(share, side) for share in shares]) for side in "xy")
-    return TransportProblem.between(x, y, cost=shares[0].cost, epsilon=shares[0].epsilon, power=shares[0].power)
+    weights = [share.b for share in shares if share.b is not None]
+    return TransportProblem.between(
+        x,
+        y,
+        b=np.concatenate(weights) if weights else None,
+        cost=shares[0].cost,
+        epsilon=shares[0].epsilon,
+        power=shares[0].power,
+    )

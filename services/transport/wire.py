@@ -84,6 +84,7 @@ class ShareRequest(ShareTerms):
 
     x: list[list[float]]
     y: list[list[float]]
+    b: list[float] | None = Field(default=None, description="weights of y: of all ranks or of none")
 
 
 Terms = TypeVar("Terms", ProblemTerms, ShareTerms)
@@ -119,13 +120,13 @@ def read_problem(body: bytes, kind: str, limit: int) -> tuple[TransportProblem, 
 
 def read_share(body: bytes, kind: str, limit: int) -> tuple[RankShare, float]:
     """The share in a request, and the seconds that its rank waits. Arguments and errors of :func:`read_problem`."""
-    arrays, terms = _read(body, kind, limit, ShareTerms, ShareRequest, ("x", "y"))
+    arrays, terms = _read(body, kind, limit, ShareTerms, ShareRequest, ("x", "y", "b"))
     points: dict[str, Any] = {}
     for side in "xy":
         if side not in arrays or arrays[side].ndim < 1:
             raise ProblemError(f"{side}: missing", cure="give x and y, one row for each point")
         points[side] = arrays[side].reshape(len(arrays[side]), math.prod(arrays[side].shape[1:]))
-    return RankShare(**points, **terms.model_dump(exclude={"deadline"})), terms.deadline
+    return RankShare(**points, b=arrays.get("b"), **terms.model_dump(exclude={"deadline"})), terms.deadline
 
 
 def write_plan(plan: TransportPlan, kind: str, *, potentials: bool = False, dense: bool = False) -> bytes:

@@ -41,6 +41,7 @@ KINDS = (
     "cutmix",
     "resnet",
     "transport",
+    "weighted-transport",
     "sinkhorn-transport",
     "sliced-transport",
     "gan",

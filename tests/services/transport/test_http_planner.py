@@ -64,6 +64,14 @@ def test_ranks_meet_over_http(url: str) -> None:
     np.testing.assert_array_equal(columns, solve(TransportProblem.between(x, y)).assignment)
 
 
+@pytest.mark.parametrize("b", [torch.tensor([1.0, 0.0, 2.0, 4.0]), torch.arange(4)])
+def test_weights_of_a_share_travel(url: str, b: torch.Tensor) -> None:
+    x, y = torch.randn(5, 2), torch.randn(4, 2)
+    block = HttpPlanner(url, "weighted", attempt=str(b.dtype)).plan_rows(Share("step 1", x, y, b=b))
+    arrived = np.bincount(block.columns, block.mass, minlength=4)
+    np.testing.assert_allclose(arrived, b / b.sum(), atol=1e-12)
+
+
 def test_errors_arrive_as_they_were_raised(url: str) -> None:
     with pytest.raises(ProblemError, match="brute force takes"):
         HttpPlanner(url, solver="brute-force").plan(labelled(1, n=9))

@@ -106,6 +106,34 @@ def test_ranks_that_disagree_all_get_the_same_error(change: dict[str, object], w
     run(main)
 
 
+def test_weights_of_the_targets_belong_to_the_problem() -> None:
+    weights = [np.array([1.0, 2, 0, 4, 1]), np.array([3.0]), np.array([0.5])]
+
+    async def main() -> None:
+        engine = Engine()
+        rendezvous = Rendezvous(engine)
+        brought = [replace(share, b=b) for share, b in zip(shares(), weights, strict=True)]
+        blocks = await asyncio.gather(*(rendezvous.bring(share, 10) for share in brought))
+        b = np.concatenate(weights)
+        np.testing.assert_allclose(assemble(blocks).sum(0), b / b.sum(), atol=1e-12)
+        x, y = (np.concatenate([getattr(share, side) for share in brought]) for side in "xy")
+        np.testing.assert_array_equal(assemble(blocks), solve(TransportProblem.between(x, y, b=b)).dense())
+        assert engine.queued_bytes == 0
+
+    run(main)
+
+
+def test_weights_on_some_ranks_alone_are_refused() -> None:
+    async def main() -> None:
+        rendezvous = Rendezvous(Engine())
+        brought = shares()
+        brought[1] = replace(brought[1], b=np.ones(1))
+        answers = await asyncio.gather(*(rendezvous.bring(share, 1) for share in brought), return_exceptions=True)
+        assert "rank 1 has weights of its own, rank 0 none" in str(answers[1])
+
+    run(main)
+
+
 def test_a_key_used_again_is_a_new_problem() -> None:
     async def main() -> None:
         rendezvous = Rendezvous(Engine())
@@ -223,6 +251,7 @@ def test_shares_that_wait_are_bounded_in_bytes_and_in_number() -> None:
         ({"world": 10**9}, RendezvousError),
         ({"x": np.zeros(3)}, ProblemError),
         ({"x": np.zeros((3, 9))}, ProblemError),
+        ({"b": np.ones(4)}, ProblemError),
     ],
 )
 def test_a_share_that_cannot_be_right_is_refused_at_once(change: dict[str, object], error: type[Exception]) -> None:

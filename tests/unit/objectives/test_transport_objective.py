@@ -1,5 +1,7 @@
 """The gradient of the transport distance between samples and images."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -151,6 +153,32 @@ def test_other_distances_have_their_gradient(distance: dict[str, object]) -> Non
     assert float((weights.grad * along).sum()) == pytest.approx(slope, rel=0.02)
 
 
+LABELS = torch.arange(BATCH) % 3
+
+
+@pytest.mark.parametrize("kind", ["exact", "sinkhorn-divergence"])
+def test_an_image_that_weighs_twice_is_one_that_is_there_twice(kind: str) -> None:
+    """Of three classes, one weighs 2 and one nothing: the same as a batch with the images of the first doubled."""
+    spec = TransportSpec.model_validate({"kind": "transport", "distance": {"kind": kind}, "plans": "local"})
+    weighted = TransportObjective(spec, Affine(), LocalPlanner(), torch.tensor([2.0, 1.0, 0.0]))
+    plain = TransportObjective(spec, Affine(), LocalPlanner())
+    now = replace(step(), labels=LABELS)
+    doubled = torch.cat([now.images[LABELS == 0], now.images[LABELS == 0], now.images[LABELS == 1]])
+    losses = [made.phases[0].loss(at) for made, at in ((weighted, now), (plain, replace(now, images=doubled)))]
+    for loss in losses:
+        loss.total.backward()
+    assert float(losses[0].total.detach()) == pytest.approx(float(losses[1].total.detach()), rel=1e-5)
+    torch.testing.assert_close(weighted.generator.weights.grad, plain.generator.weights.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_a_batch_in_which_nothing_weighs_anything_is_taken_as_it_is() -> None:
+    spec = TransportSpec(kind="transport", plans="local")
+    weighted = TransportObjective(spec, Affine(), LocalPlanner(), torch.tensor([0.0, 1.0, 1.0]))
+    assert float(weighted.phases[0].loss(step()).total.detach()) == float(
+        objective("squared-euclidean").phases[0].loss(step()).total.detach()
+    )
+
+
 def test_the_sliced_distance_is_the_mean_over_lines() -> None:
     generator = torch.Generator().manual_seed(0)
     x, y, lines = (torch.randn(*shape, generator=generator) for shape in ((9, 4), (9, 4), (4, 5)))
@@ -169,3 +197,5 @@ def test_lines_are_new_at_each_step_and_squares_alone_are_sliced() -> None:
     assert one != other
     with pytest.raises(ValueError, match="cost 'euclidean' with distance sliced"):
         TransportSpec.model_validate(spec.model_dump() | {"cost": "euclidean"})
+    with pytest.raises(ValueError, match=r"class_weights \{'cat': 2.0\} with distance sliced"):
+        TransportSpec.model_validate(spec.model_dump() | {"class_weights": {"cat": 2}})

@@ -20,6 +20,14 @@ def test_alone_a_share_is_the_whole() -> None:
     assert block.certificate.primal == plan.certificate.primal
 
 
+def test_targets_may_weigh() -> None:
+    x, y, b = torch.randn(6, 2), torch.randn(4, 2), torch.tensor([1.0, 2.0, 0.0, 5.0])
+    block = LocalPlanner().plan_rows(Share("step-0", x, y, b=b))
+    arrived = np.bincount(block.columns, block.mass, minlength=4)
+    np.testing.assert_allclose(arrived, b / b.sum())
+    assert block.certificate.primal == solve(TransportProblem.between(x, y, b=b)).certificate.primal
+
+
 def test_a_plan_is_that_of_the_solver() -> None:
     problem = TransportProblem.between(np.arange(4.0), np.arange(6.0))
     assert np.array_equal(LocalPlanner().plan(problem).dense(), solve(problem).dense())
