@@ -13,12 +13,14 @@ from pathlib import Path
 from pipelines.data.arrays import write_atomically
 from pipelines.data.decode import MAX_BYTES
 from pipelines.data.manifest import INDEX, MANIFEST
+from pipelines.data.shard import RECEIPTS
 from pipelines.data.source import FILE_SUFFIXES
 from pipelines.data.sources.base import SUFFIXES
 from pipelines.data.sources.table import TABLE_BYTES, TABLE_SUFFIXES
 from pipelines.errors import SourceError
 from pipelines.spec import DataSpec
 from services.settings import Settings, load_settings
+from services.sharding.destination import half_done
 from services.storage.objects import Storage, StoredObject, check_key
 from services.storage.open import open_storage
 
@@ -77,16 +79,14 @@ def _file(source: str, cache: Path, settings: Settings) -> Path:
 def _folder(source: str, cache: Path, settings: Settings) -> Path:
     store = open_storage(source, settings)
     # A key may be any text: none leads out of the cache.
-    listed = [entry for page in store.pages() for entry in page if not _hidden(check_key(entry.key))]
+    found = [entry for page in store.pages() for entry in page if check_key(entry.key)]
+    listed = [entry for entry in found if not _hidden(entry.key)]
+    keys = {entry.key for entry in listed}
+    if MANIFEST not in keys and any(entry.key.startswith(f"{RECEIPTS}/") for entry in found):
+        raise half_done(source)
     if not listed:
         raise SourceError(f"{source}: no objects there", cure="check the prefix, and MONGE_S3_ENDPOINT_URL")
     root = cache / _identity(source, listed)
-    keys = {entry.key for entry in listed}
-    if MANIFEST not in keys and any(SHARD.fullmatch(key) for key in keys):
-        raise SourceError(
-            f"{source}: a data set of shards that is not finished",
-            cure="start the `monge shard` that was interrupted again: it goes on where it stopped",
-        )
     missing = [entry for entry in listed if not _is_whole(root / entry.key)]
     if missing:
         log.info("%s: fetching %d of %d objects", source, len(missing), len(listed))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.data import shard
-from pipelines.data.arrays import map_arrays
+from pipelines.data.arrays import map_arrays, write_arrays
 from pipelines.data.loader import open_dataset
 from pipelines.data.manifest import Manifest, read_manifest
 from pipelines.data.shard import Receipt, bind, chunks, content_hash, finished, write_shard
@@ -204,7 +204,13 @@ def test_receipts_are_checked_documents(folder: Path, tmp_path: Path) -> None:
     source = open_source(DataSpec(source=str(folder)), tmp_path)
     receipt = write_shard(source, tmp_path / "out", 0, 0, 5)
     assert Receipt.model_validate_json(receipt.model_dump_json()) == receipt
-    (tmp_path / "out" / ".receipts" / "00000.json").write_text('{"shard": "../../etc"}')
+    path = tmp_path / "out" / ".receipts" / "00000.safetensors"
+    for told in (b'{"shard": "../../etc"}', b"", b"\xff"):
+        write_arrays(path, {"receipt": np.frombuffer(told, np.uint8)})
+        assert finished(source, tmp_path / "out", 0, 0, 5) is None
+    write_arrays(path, {"labels": np.zeros(5)})
+    assert finished(source, tmp_path / "out", 0, 0, 5) is None
+    path.write_bytes(b"half a fi")
     assert finished(source, tmp_path / "out", 0, 0, 5) is None
 
 
