@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,9 @@ SHARD_BYTES = 16 * 2**20
 
 SHARD_IMAGES = 1024
 """Images of one shard at most: few enough that even a small data set is the work of several tasks."""
+
+SHARDS = 64
+"""Beyond which shards grow rather than become more: a large data set of small images is no heap of small files."""
 
 CONTENT_BYTES = 16
 """Bytes kept of the sha256 of an image; two of 2³² different images agree with probability 2⁻⁶⁵."""
@@ -107,9 +111,11 @@ def chunks(n: int, image: ImageShape, shard_bytes: int | None = None) -> list[tu
     Args:
         n: images of the source.
         image: their shape.
-        shard_bytes: pixels of one shard at most; by default :data:`SHARD_BYTES`, and :data:`SHARD_IMAGES` images.
+        shard_bytes: pixels of one shard at most; by default :data:`SHARD_BYTES`, and images enough for
+            :data:`SHARDS` shards but at least :data:`SHARD_IMAGES`.
     """
-    most = min(SHARD_IMAGES, SHARD_BYTES // image.pixels) if shard_bytes is None else shard_bytes // image.pixels
+    many = max(SHARD_IMAGES, math.ceil(n / SHARDS))
+    most = min(many, SHARD_BYTES // image.pixels) if shard_bytes is None else shard_bytes // image.pixels
     size = max(1, most)
     return [(start, min(start + size, n)) for start in range(0, n, size)]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayTaskError
 
-from pipelines.data.manifest import INDEX, MANIFEST, Manifest, read_manifest
+from pipelines.data.manifest import INDEX, MANIFEST, Manifest, parse_manifest
 from pipelines.data.shard import (
     RECEIPTS,
     Receipt,
@@ -57,10 +57,11 @@ _READERS = 4
 Progress = Callable[[int, int], None]
 
 
-def dataset_folder(home: Path, spec: DataSpec) -> Path:
-    """The folder of a data set, ``home/data/<slug>-<hash>``: a changed source or preparation gets another one.
+def dataset_address(home: Path, spec: DataSpec) -> str:
+    """Where the data set of a spec lies, or will: a changed source or preparation gets another folder of the home.
 
-    A source in S3 is copied to ``home/cache`` first. One that is sharded already is its own folder.
+    That folder is ``home/data/<slug>-<hash>``. A source in S3 is copied to ``home/cache`` first. One that is sharded
+    already, here or in S3, is its own data set.
 
     Raises:
         SourceError: there is no such source, or its sharding was not finished.
@@ -68,9 +69,9 @@ def dataset_folder(home: Path, spec: DataSpec) -> Path:
     """
     copied = local(spec, home / "cache")
     if is_sharded(copied):
-        return Path(copied.source).expanduser()
+        return _absolute(copied.source)
     slug = re.sub(r"[^a-z0-9]+", "-", Path(spec.source).stem.lower()).strip("-")[:32]
-    return home / "data" / f"{slug or 'images'}-{fingerprint(copied)[:16]}"
+    return str((home / "data" / f"{slug or 'images'}-{fingerprint(copied)[:16]}").absolute())
 
 
 def shard_dataset(
@@ -131,11 +132,13 @@ def shard_dataset(
 
 
 def is_sharded(spec: DataSpec) -> bool:
-    """Whether a source on this machine is a data set of shards.
+    """Whether a source is a data set of shards: of those in S3, only such ones are not copied to this machine.
 
     Raises:
         SourceError: it is one that is not finished.
     """
+    if spec.source.startswith(SCHEME):
+        return True
     folder = Path(spec.source).expanduser()
     if (folder / MANIFEST).is_file():
         return True
@@ -150,12 +153,13 @@ def taken_as_it_is(spec: DataSpec, destination: Path | str) -> Manifest:
     Raises:
         SpecError: the spec asks for images of another shape, or for shards elsewhere.
     """
-    folder = Path(spec.source).expanduser().resolve()
-    manifest = read_manifest(folder)
-    if str(destination).startswith(SCHEME) or Path(destination).resolve() != folder:
+    address = _absolute(spec.source)
+    if _absolute(str(destination)) != address:
         raise SpecError(
             f"{spec.source}: is sharded already", cure="use it as data.source, or give what its manifest.json names"
         )
+    store = open_storage(address, load_settings())
+    manifest = parse_manifest(store.read(MANIFEST), f"{address}/{MANIFEST}")
     image = manifest.image
     for field, wanted, found in (
         ("size", spec.size or image.height, image.height),
@@ -167,6 +171,10 @@ def taken_as_it_is(spec: DataSpec, destination: Path | str) -> Manifest:
                 cure=f"set data.{field} to {found}, or shard the images anew",
             )
     return manifest
+
+
+def _absolute(address: str) -> str:
+    return address.rstrip("/") if address.startswith(SCHEME) else str(Path(address).expanduser().resolve())
 
 
 def _shard(

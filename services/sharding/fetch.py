@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from services.storage.open import open_storage
 log = logging.getLogger(__name__)
 
 SCHEME = "s3://"
-SHARD = re.compile(r"shard-[0-9]{5,}\.safetensors")
 AT_ONCE = 16
 """Objects fetched at a time: small ones wait for the server, not for the network."""
 
@@ -43,6 +41,8 @@ _MODIFIED = (0, 0)
 
 def local(spec: DataSpec, cache: Path) -> DataSpec:
     """The spec with a source in S3 replaced by its copy in the cache; any other spec as it is.
+
+    A data set of shards in S3 is left there: jobs fetch what they need of it.
 
     A copy is named by the keys, sizes and versions that the bucket lists: what changed there is another copy. An
     interrupted one goes on where it stopped, within a large object too. Files that no source reads are not fetched,
@@ -61,7 +61,8 @@ def local(spec: DataSpec, cache: Path) -> DataSpec:
         return spec
     settings = load_settings()
     copy = _file if spec.source.lower().endswith(FILE_SUFFIXES) else _folder
-    return spec.model_copy(update={"source": str(copy(spec.source, cache.resolve() / "s3", settings))})
+    copied = copy(spec.source, cache.resolve() / "s3", settings)
+    return spec if copied is None else spec.model_copy(update={"source": str(copied)})
 
 
 def _file(source: str, cache: Path, settings: Settings) -> Path:
@@ -76,13 +77,16 @@ def _file(source: str, cache: Path, settings: Settings) -> Path:
     return root / name
 
 
-def _folder(source: str, cache: Path, settings: Settings) -> Path:
+def _folder(source: str, cache: Path, settings: Settings) -> Path | None:
+    """The copy of a prefix; None for a data set of shards."""
     store = open_storage(source, settings)
     # A key may be any text: none leads out of the cache.
     found = [entry for page in store.pages() for entry in page if check_key(entry.key)]
     listed = [entry for entry in found if not _hidden(entry.key)]
     keys = {entry.key for entry in listed}
-    if MANIFEST not in keys and any(entry.key.startswith(f"{RECEIPTS}/") for entry in found):
+    if {MANIFEST, INDEX} <= keys:
+        return None
+    if any(entry.key.startswith(f"{RECEIPTS}/") for entry in found):
         raise half_done(source)
     if not listed:
         raise SourceError(f"{source}: no objects there", cure="check the prefix, and MONGE_S3_ENDPOINT_URL")
@@ -123,7 +127,7 @@ def _wanted(store: Storage, entry: StoredObject) -> int:
         return MAX_BYTES + 1
     if key.endswith(TABLE_SUFFIXES):
         return TABLE_BYTES + 1
-    if not (key.endswith(FILE_SUFFIXES) or SHARD.fullmatch(key) or key in (MANIFEST, INDEX)):
+    if not key.endswith(FILE_SUFFIXES):
         return 0
     if entry.size > FILE_BYTES:
         raise SourceError(

@@ -26,7 +26,7 @@ from pipelines.spec import DataSpec
 from services.cli import app
 from services.settings import Settings
 from services.sharding import dataset, show
-from services.sharding.dataset import dataset_folder, shard_dataset
+from services.sharding.dataset import dataset_address, shard_dataset
 from services.storage.open import open_storage
 from tests.services.storage.faults import FaultyServer
 
@@ -246,7 +246,7 @@ def test_into_a_bucket_and_out_of_it(
     with pytest.raises(KeyboardInterrupt):
         build(photos, address)
     with pytest.raises(SourceError, match="s3://images/made/here: a data set of shards that is not finished"):
-        dataset_folder(tmp_path / "home", spec_of(address))
+        dataset_address(tmp_path / "home", spec_of(address))
     open_storage(address, settings).write("shard-00001.safetensors", b"damaged")
     assert build(photos, address)[0] == 12
     expected = files(tmp_path / "whole")
@@ -260,10 +260,11 @@ def test_into_a_bucket_and_out_of_it(
     open_storage(address, settings).delete("notes.txt")
 
     spec = spec_of(address, size=None)
-    folder = dataset_folder(tmp_path / "home", spec)
-    manifest = shard_dataset(spec, folder, tmp_path / "home" / "cache", workers=0)
+    assert dataset_address(tmp_path / "home", spec) == address
+    manifest = shard_dataset(spec, address, tmp_path / "home" / "cache", workers=0)
     assert manifest.document() == expected["manifest.json"]
-    assert len(open_dataset(folder).train) == sum(manifest.counts["train"].values())
+    with pytest.raises(SpecError, match="is sharded already"):
+        shard_dataset(spec, "s3://images/elsewhere", tmp_path / "home" / "cache", workers=0)
     server.faults.extend([403] * 2)
     with pytest.raises(StorageError, match="access is denied"):
         build(photos, "s3://images/other")
@@ -274,7 +275,7 @@ def test_shards_are_a_source(photos: Path, tmp_path: Path) -> None:
     build(photos, out)
     before = files(out)
     spec = spec_of(out, size=None)
-    assert dataset_folder(tmp_path / "home", spec) == out
+    assert dataset_address(tmp_path / "home", spec) == str(out)
     seen: list[tuple[int, int]] = []
     manifest = shard_dataset(spec, out, tmp_path, 0, lambda done, total: seen.append((done, total)))
     assert manifest == read_manifest(out)
@@ -292,7 +293,7 @@ def test_half_done_shards_are_no_source(photos: Path, tmp_path: Path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         build(photos, tmp_path / "out")
     with pytest.raises(SourceError, match=r"is not finished(.|\n)*goes on where it stopped"):
-        dataset_folder(tmp_path / "home", spec_of(tmp_path / "out"))
+        dataset_address(tmp_path / "home", spec_of(tmp_path / "out"))
 
 
 def shown(photos: Path | str, destination: str, home: Path) -> str:

@@ -11,6 +11,7 @@ from pipelines.data import shard
 from pipelines.data.loader import Loader, ShardedDataset, Split, open_dataset
 from pipelines.data.partition import batch_indices, rank_slice
 from pipelines.data.shard import bind, chunks, write_shard
+from pipelines.data.shards import MappedShards
 from pipelines.data.source import open_source
 from pipelines.errors import ShardError
 from pipelines.spec import DataSpec
@@ -143,7 +144,9 @@ def test_arguments_out_of_range(dataset: ShardedDataset) -> None:
     for wrong in ({"batch": 0}, {"start_step": -1}, {"prefetch": 0}, {"rank": 2, "world": 2}):
         with pytest.raises(ValueError, match="expected"):
             Loader(dataset.train, **{"batch": 8, "seed": 0, **wrong})
-    empty = Split("test", [np.zeros((3, 1, 4, 4), np.uint8)], np.empty(0, np.int64), np.empty(0, np.int64))
+    empty = Split(
+        "test", MappedShards([np.zeros((3, 1, 4, 4), np.uint8)]), np.empty(0, np.int64), np.empty(0, np.int64)
+    )
     with pytest.raises(ShardError, match="the test split is empty"):
         Loader(empty, batch=8, seed=0)
 

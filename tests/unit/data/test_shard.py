@@ -219,6 +219,8 @@ def test_chunks_cover_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard, "SHARD_BYTES", 192 * 2)
     assert chunks(3, ImageShape(3, 8, 8)) == [(0, 2), (2, 3)]
     assert chunks(2, ImageShape(3, 1024, 1024)) == [(0, 1), (1, 2)]  # one image is never too many
+    monkeypatch.undo()
+    assert [len(chunks(n, ImageShape(1, 28, 28))) for n in (60_000, 100_000, 1_000_000, 4_000_000)] == [59, 64, 64, 187]
 
 
 def test_the_content_hash_sees_the_shape() -> None:
