@@ -23,6 +23,10 @@ from pipelines.data.split import SIDES, SplitName
 from pipelines.errors import ShardError
 from pipelines.shape import ImageShape
 
+BLOCK_BATCHES = 16
+BLOCK_BYTES = 2**22
+"""What is taken at once, of small images many batches: a shard that has an image for each of them is visited once."""
+
 LOOKAHEAD = 8
 """Batches beyond those read ahead whose shards are fetched already, where they lie elsewhere."""
 
@@ -88,6 +92,11 @@ class Split:
             number, places = int(shard_of[begin]), order[begin:end]
             images[places] = self._shards[number][rows[places] - self._starts[number]]
         return torch.from_numpy(images), torch.from_numpy(self.labels[indices])
+
+    @property
+    def pixels(self) -> int:
+        """Values of one image, of a byte each."""
+        return int(np.prod(self._shards.dims))
 
     @property
     def reads_ahead(self) -> bool:
@@ -241,7 +250,9 @@ class Loader(Iterator[Batch]):
         rank: this rank.
         world: number of ranks.
         start_step: number of global batches seen before.
-        prefetch: batches read ahead, ≥ 1.
+        prefetch: blocks of batches read ahead, ≥ 1.
+        block: batches in a block at most, ≥ 1; by default :data:`BLOCK_BATCHES`, and :data:`BLOCK_BYTES` of pixels. The
+            first is of one batch, so that it comes soon, and each after it twice as large.
 
     Raises:
         ShardError: the split is empty.
@@ -257,11 +268,15 @@ class Loader(Iterator[Batch]):
         world: int = 1,
         start_step: int = 0,
         prefetch: int = 2,
+        block: int | None = None,
     ) -> None:
         if not len(split):
             raise ShardError(f"the {split.name} split is empty", cure="add images, or change data.test_fraction")
-        if batch < 1 or start_step < 0 or prefetch < 1:
-            raise ValueError(f"batch ≥ 1, start_step ≥ 0, prefetch ≥ 1 expected: {batch}, {start_step}, {prefetch}")
+        if batch < 1 or start_step < 0 or prefetch < 1 or (block is not None and block < 1):
+            raise ValueError(
+                "batch ≥ 1, start_step ≥ 0, prefetch ≥ 1, block ≥ 1 expected: "
+                f"{batch}, {start_step}, {prefetch}, {block}"
+            )
         self._split = split
         self._batch = batch
         self._seed = seed
@@ -269,24 +284,32 @@ class Loader(Iterator[Batch]):
         self._step = start_step
         self._wanted = start_step  # the first step whose shards were not asked for
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
-        self._ahead: deque[Future[Batch]] = deque()
+        if block is None:
+            pixels = max(1, len(range(batch)[self._share])) * split.pixels
+            block = min(BLOCK_BATCHES, max(1, BLOCK_BYTES // pixels))
+        self._most = block
+        self._block = 1
+        self._ready: deque[Batch] = deque()
+        self._ahead: deque[Future[list[Batch]]] = deque()
         for _ in range(prefetch):
             self._request()
 
     def __next__(self) -> Batch:
         """The next batch; an error of the reading thread is raised here, and ends the stream."""
-        if not self._ahead:
-            raise StopIteration
-        try:
-            batch = self._ahead.popleft().result()
-        except BaseException:
-            self.close()
-            raise
-        self._request()
-        return batch
+        if not self._ready:
+            if not self._ahead:
+                raise StopIteration
+            try:
+                self._ready.extend(self._ahead.popleft().result())
+            except BaseException:
+                self.close()
+                raise
+            self._request()
+        return self._ready.popleft()
 
     def close(self) -> None:
         """End the thread. Batches read ahead are dropped; a closed loader yields nothing more."""
+        self._ready.clear()
         self._ahead.clear()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
@@ -299,14 +322,20 @@ class Loader(Iterator[Batch]):
         self.close()
 
     def _request(self) -> None:
-        self._ahead.append(self._thread.submit(self._read, self._step))
-        self._step += 1
+        self._ahead.append(self._thread.submit(self._read, self._step, self._block))
+        self._step += self._block
+        self._block = min(2 * self._block, self._most)
 
-    def _read(self, step: int) -> Batch:
-        indices = batch_indices(len(self._split), self._seed, self._batch, step)[self._share]
+    def _read(self, first: int, count: int) -> list[Batch]:
+        parts = [self._indices(step) for step in range(first, first + count)]
         if self._split.reads_ahead:
-            for later in range(max(step, self._wanted), step + LOOKAHEAD):
-                self._split.want(batch_indices(len(self._split), self._seed, self._batch, later)[self._share])
-            self._wanted = step + LOOKAHEAD
-        images, labels = self._split.take(indices)
-        return Batch(images, labels, torch.from_numpy(indices), step)
+            for later in range(max(first + count, self._wanted), first + count + LOOKAHEAD):
+                self._split.want(self._indices(later))
+            self._wanted = first + count + LOOKAHEAD
+        images, labels = self._split.take(np.concatenate(parts))
+        sizes = [len(part) for part in parts]
+        cut = zip(images.split(sizes), labels.split(sizes), parts, strict=True)
+        return [Batch(x, y, torch.from_numpy(part), first + k) for k, (x, y, part) in enumerate(cut)]
+
+    def _indices(self, step: int) -> np.ndarray:
+        return batch_indices(len(self._split), self._seed, self._batch, step)[self._share]

@@ -83,6 +83,8 @@ def test_the_stream_is_that_of_the_folder(folder: Path, tmp_path: Path, limit: i
                 assert ours.images.tolist() == theirs.images.tolist()
                 assert ours.labels.tolist() == theirs.labels.tolist()
                 assert ours.indices.tolist() == theirs.indices.tolist()
+    data_files = list((tmp_path / "shards").glob("*.safetensors"))
+    assert len(data_files) == (1 if limit == 1 else 8)  # what was fetched last stays
 
 
 def test_only_what_is_needed_is_fetched_and_once(folder: Path, cache: ShardCache) -> None:
@@ -103,7 +105,7 @@ def test_only_what_is_needed_is_fetched_and_once(folder: Path, cache: ShardCache
 def test_the_next_batches_are_fetched_meanwhile(folder: Path, cache: ShardCache) -> None:
     store = Counted(folder)
     data = opened(store, cache)
-    with Loader(data.train, batch=1, seed=0, prefetch=1) as batches:
+    with Loader(data.train, batch=1, seed=0, prefetch=1, block=1) as batches:
         next(batches)
         batches.close()
     early = set(store.reads[2:])
