@@ -94,21 +94,13 @@ class ShardCache:
         """A file to write to, by one process and thread at a time; the lock ends with its holder's process."""
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self.folder / f".{sha256}.part"
-        while True:
-            descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                # Whoever held it before may have made the file into the shard, or removed it.
-                if part.exists() and part.stat().st_ino == os.fstat(descriptor).st_ino:
-                    try:
-                        yield part
-                    finally:
-                        part.unlink(missing_ok=True)
-                    return
-            except FileNotFoundError:
-                continue
-            finally:
-                os.close(descriptor)
+        descriptor = _locked(part)
+        try:
+            yield part
+        finally:
+            if _is(part, descriptor):  # not that of another process, begun after this one became the shard
+                part.unlink()
+            os.close(descriptor)
 
     def _evict(self, kept: Path) -> None:
         with (self.folder / LOCK).open("w") as lock:
@@ -125,6 +117,24 @@ class ShardCache:
                 if path != kept:
                     path.unlink(missing_ok=True)
                     total -= size
+
+
+def _locked(part: Path) -> int:
+    """A descriptor of a file that this thread alone has locked, and that still has its name."""
+    while True:
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if _is(part, descriptor):
+            return descriptor
+        os.close(descriptor)  # whoever held it before has made it into the shard, or removed it
+
+
+def _is(path: Path, descriptor: int) -> bool:
+    """Whether a path names the file of a descriptor."""
+    try:
+        return path.stat().st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _intact(path: Path, sha256: str) -> dict[str, np.ndarray] | None:

@@ -17,7 +17,10 @@ from pipelines.errors import ShardError
 from pipelines.shape import ImageShape
 
 AT_ONCE = 16
-"""Shards fetched at a time by one process: the wait is for the server, not for the network."""
+"""Shards fetched at a time by one process at most: the wait is for the server, not for the network."""
+
+FETCH_BYTES = 2**28
+"""Of the shards that are fetched at a time, which are in memory until they are verified."""
 
 SIGN_OF_LIFE = 10.0
 """Seconds after which a shard in use is marked as such for the other processes that share the cache."""
@@ -95,7 +98,9 @@ class CachedShards:
         self._held: dict[int, np.ndarray] = {}
         self._seen: dict[int, float] = {}
         self._fetching: dict[int, Future[np.ndarray]] = {}
-        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="shards")
+        largest = max(self.counts) * image.pixels
+        at_once = max(1, min(AT_ONCE, FETCH_BYTES // largest))
+        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="shards")
 
     def __getitem__(self, number: int) -> np.ndarray:
         """The images of a shard.

@@ -219,6 +219,26 @@ def test_a_failure_is_told_and_tried_again(folder: Path, cache: ShardCache) -> N
     assert len(data.train.take(np.arange(40))[0]) == 40
 
 
+def test_what_a_store_raises_leaves_nothing_behind(folder: Path, cache: ShardCache) -> None:
+    def gone() -> bytes:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    for _ in range(2):
+        with pytest.raises(StorageError, match=r"cannot keep it: No such file"):
+            cache.get("0" * 64, "it", gone)
+    assert [path.name for path in cache.folder.iterdir()] == []
+
+
+def test_few_large_shards_are_in_memory_at_a_time(
+    folder: Path, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for most, at_once in ((2**28, shards.AT_ONCE), (2 * 7 * 16 + 1, 2), (1, 1)):
+        monkeypatch.setattr(shards, "FETCH_BYTES", most)
+        data = opened(Counted(folder), cache)
+        assert data.train._shards._threads._max_workers == at_once  # type: ignore[attr-defined]
+        assert len(data.train.take(np.arange(40))[0]) == 40
+
+
 def test_a_manifest_or_index_that_is_damaged(folder: Path, cache: ShardCache) -> None:
     for name, message in (("index.safetensors", "its sha256 is not"), ("manifest.json", "not a manifest")):
         (folder / name).write_bytes(b"damaged")
