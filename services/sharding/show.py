@@ -71,7 +71,7 @@ def show_sharding(
             if not first:
                 # What an earlier call did says nothing of the speed of this one.
                 first.append(done)
-                bar.reset(task, completed=done, total=total, description="images sharded")
+                bar.reset(task, completed=done, total=total, description="images sharded", before=done)
             bar.update(task, completed=done)
 
         cache = settings.home.absolute() / "cache"
@@ -97,6 +97,8 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
+        if speed is None and task.elapsed and task.completed > task.fields.get("before", task.completed):
+            speed = (task.completed - task.fields["before"]) / task.elapsed  # of a single shard nothing else is known
         return Text("" if speed is None else f"{speed:,.0f} images/s", style="progress.data.speed")
 
 
