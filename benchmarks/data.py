@@ -62,14 +62,16 @@ class Scale:
 FULL, QUICK = Scale(100_000, 4_000, 100_000, 5), Scale(100_000, 400, 4_000, 2)
 
 
-def digits(folder: Path, count: int) -> ShardedDataset:
-    """A data set of 28 × 28 noise."""
+def digits(home: Path, count: int) -> ShardedDataset:
+    """A data set of 28 × 28 noise, made by the first section that needs it."""
     from services.sharding.dataset import shard_dataset
 
-    pixels = np.random.default_rng(0).integers(0, 256, (count, 28, 28), dtype=np.uint8)
-    folder.mkdir(parents=True)
-    np.savez(folder / "images.npz", images=pixels, labels=np.arange(count) % 10)
-    shard_dataset(DataSpec(source=str(folder / "images.npz")), folder / "shards", folder / "cache", workers=0)
+    folder = home / "digits"
+    if not folder.exists():
+        folder.mkdir()
+        pixels = np.random.default_rng(0).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        np.savez(folder / "images.npz", images=pixels, labels=np.arange(count) % 10)
+        shard_dataset(DataSpec(source=str(folder / "images.npz")), folder / "shards", folder / "cache", workers=0)
     return open_dataset(folder / "shards")
 
 
@@ -77,7 +79,7 @@ def feeding(home: Path, scale: Scale) -> list[Row]:
     """Microseconds of a batch over an epoch in a full shuffle, ready as a tensor."""
     import ray.data
 
-    train = digits(home / "feeding", scale.images).train
+    train = digits(home, scale.images).train
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     images, labels = train.take(np.arange(len(train)))
@@ -147,7 +149,7 @@ def changed(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return out
 
 
-class ImageFolder(torch.utils.data.Dataset):  # type: ignore[type-arg]
+class ImageFolder(torch.utils.data.Dataset):
     """JPEG files, decoded and changed where they are asked for: what torchvision's class of that name does."""
 
     def __init__(self, paths: list[Path]) -> None:
@@ -278,7 +280,7 @@ def sharding(home: Path, scale: Scale) -> list[Row]:
 
     files = photographs(home / "small", scale.sharded, 96, 80)
     spec = DataSpec(source=str(home / "small"), size=SIDE, channels=3)
-    ray.get([ray.remote(num_cpus=1)(import_and_stay).remote(3.0) for _ in range(2)])
+    ray.get([ray.remote(num_cpus=1)(import_and_stay).remote(2.0) for _ in range(2)])
     # Small enough that two workers end at nearly the same time, and no larger than what is promised of memory.
     shard_bytes = min(SHARD_MIB * 2**20, len(files) // 32 * 3 * SIDE**2)
 
@@ -337,7 +339,7 @@ def cold(home: Path, scale: Scale) -> list[Row]:
     from services.storage.datasets import open_data
     from services.storage.open import open_storage
 
-    data = digits(home / "cold", scale.images)
+    data = digits(home, scale.images)
     with s3_server() as settings:
         store = open_storage("s3://images/cold", settings)
         for path in Path(data.address).iterdir():
@@ -357,7 +359,7 @@ def cold(home: Path, scale: Scale) -> list[Row]:
 
 def memory(home: Path, scale: Scale) -> list[Row]:
     """MiB by which the process grows between the second epoch and the tenth."""
-    train = digits(home / "memory", scale.images).train
+    train = digits(home, scale.images).train
     steps = len(train) // BATCH
     process = psutil.Process()
     seen = []
@@ -376,7 +378,11 @@ NEED_RAY = {"feeding", "sharding"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer images and repeats, under a minute")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="fewer images and repeats, under a minute; too few for two workers to show their worth",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the rows")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="keep them as a table")
     parser.add_argument("--only", choices=list(SECTIONS), help="one section")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,12 +109,11 @@ def _train(settings: WorkerConfig, spec: JobSpec) -> dict[str, Any]:
         )
     reference = reference_of(spec, settings.mlflow_uri, settings.models, device)
     evaluator = evaluation_of(spec, data, state, planner, device, reference)
-    with Loader(data.train, spec.train.batch, spec.seed, rank, world, start_step=state.step) as batches:
-        try:
-            train(spec, objective, state, batches, evaluator, listener, device)
-        except ShardError as error:
-            # Of this rank alone, which needed the shard first: raised as it is, the others would wait for it.
-            raise StorageError(error.args[0], cure=error.cure) from None
+    with (
+        Loader(data.train, spec.train.batch, spec.seed, rank, world, start_step=state.step) as batches,
+        raised_on_one_rank(),
+    ):
+        train(spec, objective, state, batches, evaluator, listener, device)
     if tracker is None:
         return {}
     model = tracker.register(state, data) if spec.registers else None
@@ -127,6 +128,22 @@ def configure_process() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s", force=True)
     for chatty in ("ray", "mlflow", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+@contextmanager
+def raised_on_one_rank() -> Iterator[None]:
+    """Make a damaged shard the error of a rank that failed by itself.
+
+    Of shards that are fetched as they are needed, one rank meets the damaged one before the others: were it to return
+    as from an error that all of them have, they would wait for it.
+
+    Raises:
+        StorageError: for a :class:`~pipelines.errors.ShardError`.
+    """
+    try:
+        yield
+    except ShardError as error:
+        raise StorageError(error.args[0], cure=error.cure) from error
 
 
 def started(
