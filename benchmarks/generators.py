@@ -213,11 +213,11 @@ def picture(network: Generator, path: Path) -> None:
 
 def shards(spec: JobSpec) -> ShardedDataset:
     """The images, sharded in this process, from ``.monge`` if they were before."""
-    from services.sharding.dataset import dataset_folder, shard_dataset
+    from services.sharding.dataset import dataset_address, shard_dataset
 
-    folder = dataset_folder(HOME, spec.data)
-    shard_dataset(spec.data, folder, HOME / "cache", workers=0)
-    return open_dataset(folder)
+    address = dataset_address(HOME, spec.data)
+    shard_dataset(spec.data, address, HOME / "cache", workers=0)
+    return open_dataset(address)
 
 
 def judged(scale: Scale) -> tuple[ShardedDataset, FeatureJudge, float]:

@@ -178,12 +178,22 @@ def shard(
         int | None,
         typer.Option(min=0, help="Ray tasks at a time, by default one for each CPU; 0 for none: without a cluster."),
     ] = None,
-    shard_mib: Annotated[int | None, typer.Option(min=1, max=1024, help="Pixels of a shard at most, in MiB.")] = None,
+    shard_mib: Annotated[
+        int | None,
+        typer.Option(min=1, max=512, help="Pixels of a shard at most, in MiB; a task needs four times as much memory."),
+    ] = None,
+    unique: Annotated[
+        bool, typer.Option("--unique", help="Keep the first of the images that have the same pixels: data.drop_twins.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard what an earlier `monge shard` left at DESTINATION.")
+    ] = False,
 ) -> None:
     """Turn a source of images into a data set of shards, for any number of jobs to name as their data.source.
 
     Images are decoded, cropped square, resized, hashed and split; the unreadable are set aside and listed. Interrupted
-    at any moment and started again, it goes on where it stopped.
+    at any moment and started again, it goes on where it stopped and ends with the same bytes. Given again after the
+    end, it compares every shard with its hash and writes damaged ones anew.
     """
     from services.cluster import ray_environment
 
@@ -192,8 +202,10 @@ def shard(
     from pipelines.spec import parse_data
     from services.sharding.show import show_sharding
 
-    data = parse_data({"source": source, "size": size, "channels": channels}, overrides or ())
-    show_sharding(data, destination, settings, workers, shard_mib, console)
+    document = {"source": source, "size": size, "channels": channels} | ({"drop_twins": True} if unique else {})
+    data = parse_data(document, overrides or ())
+    shard_bytes = None if shard_mib is None else shard_mib * 2**20
+    show_sharding(data, destination, settings, console, workers, shard_bytes, restart)
 
 
 @app.command()

@@ -54,6 +54,29 @@ def make_token(home: Path) -> Path:
     return path
 
 
+def start_cluster(settings: Settings, cpus: int | None) -> None:
+    """Start a cluster of this machine that ends with this process, for work that needs nothing else of the platform.
+
+    :func:`ray_environment` has to be in place before anything imports Ray.
+
+    Args:
+        settings: where its token lies.
+        cpus: tasks at a time; the machine's processors by default.
+    """
+    make_token(settings.home)
+    os.environ.update(ray_environment(settings))
+    import ray
+
+    ray.init(
+        num_cpus=cpus,
+        include_dashboard=False,
+        namespace=NAMESPACE,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address=LOOPBACK,
+    )
+
+
 def join_cluster(settings: Settings, logs: bool = True) -> None:
     """Connect this process to the cluster; inside a job it is the job's own.
 

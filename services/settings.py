@@ -36,6 +36,8 @@ class Settings(BaseSettings):
         max_image_pixels: size limit of an image given to the endpoint.
         max_generate: most samples that one request may ask for.
         plan_deadline: seconds that a rank waits for the other ranks and for its plan.
+        shard_cache: folder on local disk for the shards of data sets in S3; ``cache/shards`` of the home by default.
+        shard_cache_gib: how much it may hold; the least recently used shards make room.
         s3_endpoint_url: URL of the S3 server; boto3's own choice by default, as are the region and the profile.
         s3_region: its region.
         s3_profile: the profile of boto3's configuration files that holds the keys.
@@ -57,6 +59,8 @@ class Settings(BaseSettings):
     max_image_pixels: int = 16_777_216
     max_generate: int = 1024
     plan_deadline: float = 60
+    shard_cache: Path | None = None
+    shard_cache_gib: float = Field(default=20.0, gt=0)
     s3_endpoint_url: str | None = None
     s3_region: str | None = None
     s3_profile: str | None = None
@@ -64,6 +68,15 @@ class Settings(BaseSettings):
     s3_timeout: float = Field(default=30.0, gt=0)
     s3_attempts: int = Field(default=5, ge=1)
     s3_retry_mode: Literal["standard", "adaptive"] = "standard"
+
+    @property
+    def shards(self) -> Path:
+        """Folder of shards that were fetched."""
+        return (self.shard_cache or self.home / "cache" / "shards").absolute()
+
+    def for_workers(self) -> dict[str, Any]:
+        """What :class:`Settings` takes in a process elsewhere, which has another working directory and environment."""
+        return self.model_dump(mode="json") | {"home": str(self.home.absolute()), "shard_cache": str(self.shards)}
 
     @cached_property
     def platform(self) -> dict[str, Any]:

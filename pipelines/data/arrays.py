@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -33,9 +33,26 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> str:
     Returns:
         The sha256 of the file, in hexadecimal.
     """
-    data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    data = pack_arrays(arrays)
     write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()
+
+
+def pack_arrays(arrays: dict[str, np.ndarray]) -> bytes:
+    """Arrays as the bytes of a safetensors file."""
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def unpack_arrays(data: bytes) -> dict[str, np.ndarray]:
+    """Arrays from the bytes of a safetensors file.
+
+    Raises:
+        ValueError: they are none.
+    """
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise ValueError(f"not a safetensors file: {error}") from None
 
 
 def map_arrays(path: Path) -> dict[str, np.ndarray]:

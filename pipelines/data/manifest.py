@@ -16,7 +16,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.data.arrays import write_atomically
 from pipelines.data.split import SplitName
 from pipelines.errors import ShardError
 from pipelines.shape import ImageShape
@@ -24,6 +23,8 @@ from pipelines.shape import ImageShape
 MANIFEST = "manifest.json"
 INDEX = "index.safetensors"
 QUARANTINE = "quarantine.jsonl"
+
+_CURE = "shard the data set (again): `monge submit` does so by itself"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
@@ -79,9 +80,9 @@ class Manifest(Record):
         """Images in all shards."""
         return sum(shard.count for shard in self.shards)
 
-    def write(self, folder: Path) -> None:
-        """Write it into a folder, atomically."""
-        write_atomically(folder / MANIFEST, (self.model_dump_json(indent=2) + "\n").encode())
+    def document(self) -> bytes:
+        """What the file holds."""
+        return (self.model_dump_json(indent=2) + "\n").encode()
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -91,12 +92,26 @@ def read_manifest(folder: Path) -> Manifest:
         ShardError: there is none, or it is damaged.
     """
     path = folder / MANIFEST
-    cure = "shard the data set (again): `monge submit` does so by itself"
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
-        raise ShardError(f"{path}: cannot be read: {error.strerror}", cure=cure) from None
+        raise ShardError(f"{path}: cannot be read: {error.strerror}", cure=_CURE) from None
+    return parse_manifest(data, str(path))
+
+
+def parse_manifest(data: bytes, name: str) -> Manifest:
+    """A manifest from the bytes of its file.
+
+    Args:
+        data: the bytes.
+        name: of the file, for errors.
+
+    Raises:
+        ShardError: it is damaged.
+    """
+    try:
+        return Manifest.model_validate_json(data)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
-        raise ShardError(f"{path}: not a manifest: {where} {fault['msg']}", cure=cure) from None
+        raise ShardError(f"{name}: not a manifest: {where} {fault['msg']}", cure=_CURE) from None

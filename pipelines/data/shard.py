@@ -1,21 +1,24 @@
 """Sources into shards: each chunk of a source becomes a file by itself, then the driver writes what binds them.
 
-Every step is deterministic and every file is written atomically. A job that was killed goes on where it stopped, and
-two jobs that build the same data set at once write the same bytes.
+Every step is deterministic and every file is written atomically, into a folder or another :class:`Store`. A job that
+was killed goes on where it stopped, and two jobs that build the same data set at once write the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import ValidationError
 
-from pipelines.data.arrays import file_sha256, map_arrays, write_arrays, write_atomically
-from pipelines.data.manifest import INDEX, QUARANTINE, Count, Manifest, Record, Sha256, ShardEntry
+from pipelines.data.arrays import pack_arrays, unpack_arrays, write_atomically
+from pipelines.data.manifest import INDEX, MANIFEST, QUARANTINE, Count, Manifest, Record, Sha256, ShardEntry
 from pipelines.data.source import Source
 from pipelines.data.split import (
     DROPPED,
@@ -26,7 +29,7 @@ from pipelines.data.split import (
     set_apart,
     split_by_content,
 )
-from pipelines.errors import CorruptImageError, ShardError, SourceError, TooManyBadImagesError
+from pipelines.errors import CorruptImageError, ObjectNotFoundError, ShardError, SourceError, TooManyBadImagesError
 from pipelines.shape import ImageShape
 from pipelines.spec import DataSpec
 
@@ -36,11 +39,45 @@ SHARD_BYTES = 16 * 2**20
 SHARD_IMAGES = 1024
 """Images of one shard at most: few enough that even a small data set is the work of several tasks."""
 
+SHARDS = 64
+"""Beyond which shards grow rather than become more: a large data set of small images is no heap of small files."""
+
 CONTENT_BYTES = 16
 """Bytes kept of the sha256 of an image; two of 2³² different images agree with probability 2⁻⁶⁵."""
 
 RECEIPTS = ".receipts"
 _NAMED = 5
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Where a data set is written: files by name, each written in one piece."""
+
+    def read(self, key: str) -> bytes:
+        """The whole of a file.
+
+        Raises:
+            ObjectNotFoundError: there is none.
+        """
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write a file: readers see the old one or the new one, never a part."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder as a store; it is made by the first write."""
+
+    path: Path
+
+    def read(self, key: str) -> bytes:
+        try:
+            return (self.path / key).read_bytes()
+        except FileNotFoundError:
+            raise ObjectNotFoundError(f"{self.path / key}: there is no such file") from None
+
+    def write(self, key: str, data: bytes) -> None:
+        write_atomically(self.path / key, data)
 
 
 class BadImage(Record):
@@ -74,14 +111,26 @@ def chunks(n: int, image: ImageShape, shard_bytes: int | None = None) -> list[tu
     Args:
         n: images of the source.
         image: their shape.
-        shard_bytes: pixels of one shard at most; by default :data:`SHARD_BYTES`, and :data:`SHARD_IMAGES` images.
+        shard_bytes: pixels of one shard at most; by default :data:`SHARD_BYTES`, and images enough for
+            :data:`SHARDS` shards but at least :data:`SHARD_IMAGES`.
     """
-    most = min(SHARD_IMAGES, SHARD_BYTES // image.pixels) if shard_bytes is None else shard_bytes // image.pixels
+    many = max(SHARD_IMAGES, math.ceil(n / SHARDS))
+    most = min(many, SHARD_BYTES // image.pixels) if shard_bytes is None else shard_bytes // image.pixels
     size = max(1, most)
     return [(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-def write_shard(source: Source, folder: Path, number: int, start: int, stop: int) -> Receipt:
+def shard_file(number: int) -> str:
+    """Name of a shard's file."""
+    return f"shard-{number:05d}.safetensors"
+
+
+def receipt_file(number: int) -> str:
+    """Name of the file that says what became of a chunk, which lies there until the manifest does."""
+    return f"{RECEIPTS}/{number:05d}.safetensors"
+
+
+def write_shard(source: Source, folder: Path | Store, number: int, start: int, stop: int) -> Receipt:
     """Decode one chunk of a source and write its shard and its receipt.
 
     Args:
@@ -93,43 +142,60 @@ def write_shard(source: Source, folder: Path, number: int, start: int, stop: int
     Raises:
         SourceError: a file cannot be read.
     """
-    images, labels, content, bad = [], [], [], []
+    store = _store(folder)
+    # Filled in place: a list of images and the stack of them would be the shard twice.
+    images = np.empty((stop - start, *source.image.dims), dtype=np.uint8)
+    labels: list[int] = []
+    content, sums, bad = [], [], []
     for position in range(start, stop):
         try:
             _, label, pixels = source.item(position)
         except CorruptImageError as error:
             bad.append(BadImage(position=position, name=source.name(position), reason=str(error)))
             continue
-        images.append(pixels)
+        images[len(labels)] = pixels
         labels.append(label)
         content.append(content_hash(pixels))
+        sums.append(_sums(pixels))
     entry = None
-    if images:
-        file = f"shard-{number:05d}.safetensors"
-        stacked = np.stack(images)
-        arrays = {
-            "images": stacked,
+    columns: dict[str, np.ndarray] = {}
+    if labels:
+        columns = {
             "labels": np.array(labels, dtype=np.int64),
             "content": np.stack(content),
-            "sums": _sums(stacked),
+            "sums": np.stack(sums),
         }
-        entry = ShardEntry(file=file, count=len(images), sha256=write_arrays(folder / file, arrays))
+        data = pack_arrays({"images": images[: len(labels)], **columns})
+        del images
+        store.write(shard_file(number), data)
+        entry = ShardEntry(file=shard_file(number), count=len(labels), sha256=hashlib.sha256(data).hexdigest())
     receipt = Receipt(fingerprint=source.fingerprint, start=start, stop=stop, shard=entry, bad=tuple(bad))
-    write_atomically(_receipt_path(folder, number), receipt.model_dump_json().encode())
+    told = np.frombuffer(receipt.model_dump_json().encode(), np.uint8)
+    store.write(receipt_file(number), pack_arrays({"receipt": told, **columns}))
     return receipt
 
 
-def finished(source: Source, folder: Path, number: int, start: int, stop: int) -> Receipt | None:
+def finished(source: Source, folder: Path | Store, number: int, start: int, stop: int) -> Receipt | None:
     """The receipt of a chunk whose shard was written before and is intact, else None."""
+    store = _store(folder)
     try:
-        receipt = Receipt.model_validate_json(_receipt_path(folder, number).read_bytes())
+        columns = unpack_arrays(store.read(receipt_file(number)))
+        receipt = Receipt.model_validate_json(columns["receipt"].tobytes())
         if (receipt.fingerprint, receipt.start, receipt.stop) != (source.fingerprint, start, stop):
             return None
-        if receipt.shard and file_sha256(folder / receipt.shard.file) != receipt.shard.sha256:
+        if receipt.shard and not is_intact(store, receipt.shard.file, receipt.shard.sha256):
             return None
-    except (OSError, ValidationError):
+    except (ObjectNotFoundError, KeyError, ValueError, ValidationError):
         return None
     return receipt
+
+
+def is_intact(store: Store, file: str, sha256: str) -> bool:
+    """Whether a file is there and has its hash."""
+    try:
+        return hashlib.sha256(store.read(file)).hexdigest() == sha256
+    except ObjectNotFoundError:
+        return False
 
 
 def check_bad(receipts: Sequence[Receipt], total: int, spec: DataSpec) -> None:
@@ -154,22 +220,23 @@ def check_bad(receipts: Sequence[Receipt], total: int, spec: DataSpec) -> None:
     )
 
 
-def bind(source: Source, spec: DataSpec, folder: Path, receipts: Sequence[Receipt]) -> Manifest:
+def bind(source: Source, spec: DataSpec, folder: Path | Store, receipts: Sequence[Receipt]) -> Manifest:
     """Split the images, and write index, quarantine and, last, the manifest.
 
     Args:
         source: where the images came from.
         spec: name of the source, shares of the test and validation splits and of bad images.
-        folder: of the data set.
+        folder: of the data set, or another store.
         receipts: of all chunks, in order.
 
     Raises:
         TooManyBadImagesError: more images are unreadable than the spec allows.
         SourceError: a class has no readable image.
-        ShardError: a shard vanished meanwhile.
+        ShardError: a receipt vanished meanwhile.
     """
+    store = _store(folder)
     check_bad(receipts, len(source), spec)
-    parts = [(r, _columns(folder / r.shard.file)) for r in receipts if r.shard]
+    parts = [(r, _columns(store, number)) for number, r in enumerate(receipts) if r.shard]
     labels = np.concatenate([part["labels"] for _, part in parts])
     sums = np.concatenate([part["sums"] for _, part in parts])
     split = _official(source, [receipt for receipt, _ in parts])
@@ -191,14 +258,16 @@ def bind(source: Source, spec: DataSpec, folder: Path, receipts: Sequence[Receip
             raise SourceError(f"{spec.source}: class {name!r} has no readable image", cure="repair or remove the class")
     bad = [image for receipt in receipts for image in receipt.bad] + _twins(source, receipts, split)
     lines = [json.dumps({"name": image.name, "reason": image.reason}) + "\n" for image in bad]
-    write_atomically(folder / QUARANTINE, "".join(lines).encode())
+    store.write(QUARANTINE, "".join(lines).encode())
+    index = pack_arrays({"split": split, "labels": labels})
+    store.write(INDEX, index)
     mean, std = _moments(sums[split == TRAIN], source.image)
     manifest = Manifest(
         name=spec.source,
         classes=source.classes,
         image=source.image,
         shards=tuple(receipt.shard for receipt, _ in parts if receipt.shard),
-        index_sha256=write_arrays(folder / INDEX, {"split": split, "labels": labels}),
+        index_sha256=hashlib.sha256(index).hexdigest(),
         counts={
             side: {name: int(k) for name, k in zip(source.classes, counts, strict=True)}
             for side, counts in per_class.items()
@@ -209,7 +278,7 @@ def bind(source: Source, spec: DataSpec, folder: Path, receipts: Sequence[Receip
         std=std,
         fingerprint=source.fingerprint,
     )
-    manifest.write(folder)
+    store.write(MANIFEST, manifest.document())
     return manifest
 
 
@@ -220,15 +289,15 @@ def content_hash(pixels: np.ndarray) -> np.ndarray:
     return np.frombuffer(state.digest()[:CONTENT_BYTES], np.uint8)
 
 
-def _receipt_path(folder: Path, number: int) -> Path:
-    return folder / RECEIPTS / f"{number:05d}.json"
+def _store(folder: Path | Store) -> Store:
+    return Folder(folder) if isinstance(folder, Path) else folder
 
 
-def _sums(images: np.ndarray) -> np.ndarray:
-    """Sum and sum of squares of each image and channel, (k, c, 2): integers, so that no order of adding matters."""
-    flat = images.reshape(*images.shape[:2], -1)
+def _sums(pixels: np.ndarray) -> np.ndarray:
+    """Sum and sum of squares of each channel of an image, (c, 2): integers, so that no order of adding matters."""
+    flat = pixels.reshape(len(pixels), -1)
     squares = np.square(flat, dtype=np.uint16)
-    return np.stack([flat.sum(2, dtype=np.int64), squares.sum(2, dtype=np.int64)], axis=2)
+    return np.stack([flat.sum(1, dtype=np.int64), squares.sum(1, dtype=np.int64)], axis=1)
 
 
 def _moments(sums: np.ndarray, image: ImageShape) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -237,12 +306,14 @@ def _moments(sums: np.ndarray, image: ImageShape) -> tuple[tuple[float, ...], tu
     return tuple(mean), tuple(float(max(s - m * m, 0.0) ** 0.5) for m, s in zip(mean, square, strict=True))
 
 
-def _columns(path: Path) -> dict[str, np.ndarray]:
-    """All of a shard but its images."""
+def _columns(store: Store, number: int) -> dict[str, np.ndarray]:
+    """All of a shard but its images, from its receipt."""
     try:
-        return {name: array for name, array in map_arrays(path).items() if name != "images"}
-    except (OSError, ValueError) as error:
-        raise ShardError(f"{path}: {error}", cure="run again: the shard is then written anew") from None
+        return unpack_arrays(store.read(receipt_file(number)))
+    except (ObjectNotFoundError, ValueError) as error:
+        raise ShardError(
+            f"{receipt_file(number)}: {error.args[0]}", cure="run again: the shard is then written anew"
+        ) from None
 
 
 def _twins(source: Source, receipts: Sequence[Receipt], split: np.ndarray) -> list[BadImage]:

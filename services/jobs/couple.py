@@ -8,14 +8,14 @@ import numpy as np
 import ray
 import torch
 
-from pipelines.data.loader import open_dataset
 from pipelines.models.bundle import to_float
 from pipelines.objectives.conditions import Conditions
 from pipelines.objectives.recorded import RecordedCoupling, record
 from pipelines.spec import DataSpec
 from services.cluster import join_cluster
 from services.settings import Settings
-from services.sharding.dataset import dataset_folder, shard_dataset
+from services.sharding.dataset import dataset_address, shard_dataset
+from services.storage.datasets import open_data
 from services.transport.client import RayPlanner
 
 Progress = Callable[[int, int], None]
@@ -48,9 +48,9 @@ def couple(
     """
     join_cluster(settings)
     try:
-        folder = dataset_folder(settings.home, spec).absolute()
-        shard_dataset(spec, folder, settings.home / "cache", on_progress=shards)
-        data = open_dataset(folder).limited(spec.per_class)
+        address = dataset_address(settings.home, spec)
+        shard_dataset(spec, address, settings.home / "cache", on_progress=shards)
+        data = open_data(address, settings).limited(spec.per_class)
 
         def take(places: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
             images, labels = data.train.take(places)

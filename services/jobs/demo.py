@@ -164,10 +164,10 @@ class _Demo:
         import ray
 
         from services.cluster import join_cluster
-        from services.sharding.dataset import dataset_folder, shard_dataset
+        from services.sharding.dataset import dataset_address, shard_dataset
 
         join_cluster(settings)
-        folder = dataset_folder(self.home, spec.data).absolute()
+        folder = Path(dataset_address(self.home, spec.data))
         try:
             manifest = shard_dataset(
                 spec.data,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from pipelines.data.manifest import QUARANTINE
 from pipelines.errors import MongeError, ServiceError, SourceError
 from pipelines.spec import ClassificationSpec, JobSpec
 from services.cluster import join_cluster
@@ -58,12 +58,13 @@ def _run(job: str, spec: JobSpec, settings: Settings) -> dict[str, Any]:
     return outcome
 
 
-def _shard(spec: JobSpec, settings: Settings) -> Path:
-    from services.sharding.dataset import dataset_folder, shard_dataset
+def _shard(spec: JobSpec, settings: Settings) -> str:
+    from services.sharding.dataset import dataset_address, shard_dataset
 
-    folder = dataset_folder(settings.home, spec.data).absolute()
-    _say(f"sharding {spec.data.source} into {folder}")
-    manifest = shard_dataset(spec.data, folder, settings.home / "cache", on_progress=_shard_progress)
+    address = dataset_address(settings.home, spec.data)
+    is_there = spec.data.source.rstrip("/") == address
+    _say(f"reading shards of {address}" if is_there else f"sharding {spec.data.source} into {address}")
+    manifest = shard_dataset(spec.data, address, settings.home / "cache", on_progress=_shard_progress)
     if isinstance(spec.objective, ClassificationSpec) and len(manifest.classes) < 2:
         raise SourceError(
             f"{spec.data.source}: only one class, {manifest.classes[0]!r}: a classifier tells two or more apart",
@@ -71,8 +72,8 @@ def _shard(spec: JobSpec, settings: Settings) -> Path:
         )
     if manifest.quarantined:
         images = "image" if manifest.quarantined == 1 else "images"
-        _say(f"set aside {manifest.quarantined} {images}, listed in {folder / 'quarantine.jsonl'}")
-    return folder
+        _say(f"set aside {manifest.quarantined} {images}, listed in {address}/{QUARANTINE}")
+    return address
 
 
 def _import_trainer() -> None:

@@ -6,26 +6,26 @@ import fcntl
 import hashlib
 import logging
 import os
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipelines.data.arrays import write_atomically
 from pipelines.data.decode import MAX_BYTES
 from pipelines.data.manifest import INDEX, MANIFEST
+from pipelines.data.shard import RECEIPTS
 from pipelines.data.source import FILE_SUFFIXES
 from pipelines.data.sources.base import SUFFIXES
 from pipelines.data.sources.table import TABLE_BYTES, TABLE_SUFFIXES
 from pipelines.errors import SourceError
 from pipelines.spec import DataSpec
 from services.settings import Settings, load_settings
+from services.sharding.destination import half_done
 from services.storage.objects import Storage, StoredObject, check_key
 from services.storage.open import open_storage
 
 log = logging.getLogger(__name__)
 
 SCHEME = "s3://"
-SHARD = re.compile(r"shard-[0-9]{5,}\.safetensors")
 AT_ONCE = 16
 """Objects fetched at a time: small ones wait for the server, not for the network."""
 
@@ -41,6 +41,8 @@ _MODIFIED = (0, 0)
 
 def local(spec: DataSpec, cache: Path) -> DataSpec:
     """The spec with a source in S3 replaced by its copy in the cache; any other spec as it is.
+
+    A data set of shards in S3 is left there: jobs fetch what they need of it.
 
     A copy is named by the keys, sizes and versions that the bucket lists: what changed there is another copy. An
     interrupted one goes on where it stopped, within a large object too. Files that no source reads are not fetched,
@@ -59,7 +61,8 @@ def local(spec: DataSpec, cache: Path) -> DataSpec:
         return spec
     settings = load_settings()
     copy = _file if spec.source.lower().endswith(FILE_SUFFIXES) else _folder
-    return spec.model_copy(update={"source": str(copy(spec.source, cache.resolve() / "s3", settings))})
+    copied = copy(spec.source, cache.resolve() / "s3", settings)
+    return spec if copied is None else spec.model_copy(update={"source": str(copied)})
 
 
 def _file(source: str, cache: Path, settings: Settings) -> Path:
@@ -74,19 +77,20 @@ def _file(source: str, cache: Path, settings: Settings) -> Path:
     return root / name
 
 
-def _folder(source: str, cache: Path, settings: Settings) -> Path:
+def _folder(source: str, cache: Path, settings: Settings) -> Path | None:
+    """The copy of a prefix; None for a data set of shards."""
     store = open_storage(source, settings)
     # A key may be any text: none leads out of the cache.
-    listed = [entry for page in store.pages() for entry in page if not _hidden(check_key(entry.key))]
+    found = [entry for page in store.pages() for entry in page if check_key(entry.key)]
+    listed = [entry for entry in found if not _hidden(entry.key)]
+    keys = {entry.key for entry in listed}
+    if {MANIFEST, INDEX} <= keys:
+        return None
+    if any(entry.key.startswith(f"{RECEIPTS}/") for entry in found):
+        raise half_done(source)
     if not listed:
         raise SourceError(f"{source}: no objects there", cure="check the prefix, and MONGE_S3_ENDPOINT_URL")
     root = cache / _identity(source, listed)
-    keys = {entry.key for entry in listed}
-    if MANIFEST not in keys and any(SHARD.fullmatch(key) for key in keys):
-        raise SourceError(
-            f"{source}: a data set of shards that is not finished",
-            cure="start the `monge shard` that was interrupted again: it goes on where it stopped",
-        )
     missing = [entry for entry in listed if not _is_whole(root / entry.key)]
     if missing:
         log.info("%s: fetching %d of %d objects", source, len(missing), len(listed))
@@ -123,7 +127,7 @@ def _wanted(store: Storage, entry: StoredObject) -> int:
         return MAX_BYTES + 1
     if key.endswith(TABLE_SUFFIXES):
         return TABLE_BYTES + 1
-    if not (key.endswith(FILE_SUFFIXES) or SHARD.fullmatch(key) or key in (MANIFEST, INDEX)):
+    if not key.endswith(FILE_SUFFIXES):
         return 0
     if entry.size > FILE_BYTES:
         raise SourceError(

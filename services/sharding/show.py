@@ -1,8 +1,11 @@
-"""A sharding on a terminal: a bar while it runs, then what came out."""
+"""A sharding on a terminal: a cluster if it needs one, a bar while it runs, then what came out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -10,67 +13,136 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.data.catalogue import CATALOGUE
 from pipelines.data.manifest import QUARANTINE, Manifest
+from pipelines.errors import ServiceError, ShardError
 from pipelines.spec import DataSpec
-from services.cluster import join_cluster
+from services.cluster import join_cluster, start_cluster
 from services.settings import Settings
+from services.sharding.dataset import shard_dataset
 from services.sharding.fetch import SCHEME
-from services.sharding.publish import shard_to
 from services.storage.objects import split_address
+
+_CLASSES_SHOWN = 20
+
+_SPEED_SECONDS = 300
+"""Of the past, from which images a second and the time that remains are told."""
 
 
 def show_sharding(
-    spec: DataSpec, destination: str, settings: Settings, workers: int | None, shard_mib: int | None, console: Console
+    spec: DataSpec,
+    destination: str,
+    settings: Settings,
+    console: Console,
+    workers: int | None = None,
+    shard_bytes: int | None = None,
+    restart: bool = False,
 ) -> Manifest:
-    """Shard a source, and show it.
+    """Shard a source and show how it goes; the same call goes on with what an interrupted one has left.
 
     Args:
         spec: the source and its preparation.
         destination: a folder, or ``s3://bucket/prefix``.
-        settings: where everything is.
-        workers: Ray tasks at a time; 0 to do without a cluster.
-        shard_mib: pixels of a shard at most.
-        console: where to show it.
+        settings: of the cluster and of S3.
+        console: where it is shown.
+        workers, shard_bytes, restart: see :func:`services.sharding.dataset.shard_dataset`.
 
     Raises:
-        MongeError: of the source, of the destination, or of the cluster.
+        ShardError: the destination lies within the source.
+        MongeError: of the source, of the destination, or of the cluster; nothing that is finished is lost by it.
     """
-    if spec.source.startswith(SCHEME):
-        split_address(spec.source)
-    elif (path := Path(spec.source).expanduser()).exists():
-        spec = spec.model_copy(update={"source": str(path.absolute())})
-    if workers != 0:
-        join_cluster(settings)
+    source, target = absolute(spec.source), absolute(destination)
+    if source not in CATALOGUE and source != target and f"{target}/".startswith(f"{source}/"):
+        raise ShardError(
+            f"{destination}: lies within the source {spec.source}, of which it would become a part",
+            cure="give a destination outside it",
+        )
+    spec = spec.model_copy(update={"source": source})
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        images = progress.add_task("images sharded", total=None)
-        files = progress.add_task("files in S3", total=None, visible=destination.startswith(SCHEME))
+    first: list[int] = []
+    started = time.perf_counter()
+    with (
+        _cluster(settings, workers),
+        Progress(*columns, console=console, speed_estimate_period=_SPEED_SECONDS) as bar,
+    ):
+        task = bar.add_task("looking at the source", total=None)
 
-        def on(bar: object) -> Callable[[int, int], None]:
-            return lambda done, total: progress.update(bar, completed=done, total=total)  # type: ignore[arg-type]
+        def on_progress(done: int, total: int) -> None:
+            if not first:
+                # What an earlier call did says nothing of the speed of this one.
+                first.append(done)
+                bar.reset(task, completed=done, total=total, description="images sharded", before=done)
+            bar.update(task, completed=done)
 
-        shard_bytes = None if shard_mib is None else shard_mib * 2**20
-        manifest = shard_to(spec, destination, settings, workers, shard_bytes, on(images), on(files))
-    splits = list(manifest.counts)
-    table = Table("class", *splits)
-    for name in manifest.classes:
-        table.add_row(name, *(f"{manifest.counts[split][name]:,}" for split in splits))
-    console.print(table)
-    lines = [f"{manifest.images:,} images of {manifest.image.dims} in {len(manifest.shards)} shards"]
-    if manifest.quarantined:
-        lines.append(f"{manifest.quarantined:,} set aside, listed in {destination}/{QUARANTINE}")
-    if manifest.ignored:
-        lines.append(f"{manifest.ignored:,} other files passed over")
-    shape = f"--set data.channels={manifest.image.channels}"
-    lines.append(f"train on it with: monge submit configs/lenet.yaml --set data.source={destination} {shape}")
-    for line in lines:
-        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        cache = settings.home.absolute() / "cache"
+        manifest = shard_dataset(spec, target, cache, workers, on_progress, shard_bytes, restart, verify=True)
+    _show(manifest, target, first[0], time.perf_counter() - started, console)
     return manifest
 
 
+def absolute(address: str) -> str:
+    """A path named absolutely, as the workers need it; an address in S3 or a name of the catalogue as it is.
+
+    Raises:
+        SpecError: an address in S3 that is none, or has keys in it.
+    """
+    if address.startswith(SCHEME):
+        split_address(address)
+        return address.rstrip("/")
+    return address if address in CATALOGUE else str(Path(address).expanduser().resolve())
+
+
 class _Rate(ProgressColumn):
-    """How many a second."""
+    """Images a second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f}/s", style="progress.data.speed")
+        if speed is None and task.elapsed and task.completed > task.fields.get("before", task.completed):
+            speed = (task.completed - task.fields["before"]) / task.elapsed  # of a single shard nothing else is known
+        return Text("" if speed is None else f"{speed:,.0f} images/s", style="progress.data.speed")
+
+
+@contextmanager
+def _cluster(settings: Settings, workers: int | None) -> Iterator[None]:
+    """The platform's cluster where one runs, else one of this machine for as long as the work takes."""
+    if workers == 0:
+        yield
+        return
+    try:
+        is_known = bool(os.environ.get("RAY_ADDRESS") or settings.address("ray_address"))
+    except ServiceError:
+        is_known = False
+    if is_known:
+        join_cluster(settings)
+    else:
+        start_cluster(settings, workers)
+    import ray
+
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _show(manifest: Manifest, target: str, already: int, seconds: float, console: Console) -> None:
+    table = Table("class", *manifest.counts)
+    for name in manifest.classes[:_CLASSES_SHOWN]:
+        table.add_row(name, *(f"{counts[name]:,}" for counts in manifest.counts.values()))
+    if len(manifest.classes) > _CLASSES_SHOWN:
+        table.add_row(f"and {len(manifest.classes) - _CLASSES_SHOWN} more", *("" for _ in manifest.counts))
+    table.add_section()
+    table.add_row("all", *(f"{sum(counts.values()):,}" for counts in manifest.counts.values()))
+    console.print(table)
+    mib = manifest.images * manifest.image.pixels / 2**20
+    what = f"{manifest.images:,} images of {manifest.image.dims} in {len(manifest.shards)} shards"
+    lines = [f"{what}, {mib:,.1f} MiB of pixels, in {seconds:.1f} s"]
+    if already:
+        lines.append(f"{already:,} images were sharded before")
+    if manifest.quarantined:
+        lines.append(f"{manifest.quarantined:,} set aside, listed in {target}/{QUARANTINE}")
+    if manifest.ignored:
+        lines.append(f"{manifest.ignored:,} other files passed over")
+    shape = f"--set data.channels={manifest.image.channels}"
+    lines.append(f"train on it with: monge submit configs/lenet.yaml --set data.source={target} {shape}")
+    for line in lines:
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)

@@ -52,6 +52,13 @@ class FolderStorage:
         except OSError as error:
             raise _told(path, error) from None
 
+    def delete(self, key: str) -> None:
+        path = self.root / check_key(key)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _told(path, error) from None
+
     def exists(self, key: str) -> bool:
         return (self.root / check_key(key)).is_file()
 

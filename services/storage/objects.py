@@ -67,6 +67,9 @@ class Storage(Protocol):
     def write(self, key: str, data: bytes) -> None:
         """Write an object in one piece: readers see the old one or the new one, never a part."""
 
+    def delete(self, key: str) -> None:
+        """Delete an object; it is no error when there is none."""
+
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
 

@@ -130,6 +130,10 @@ class S3Storage:
         path = self._path(key)
         self._ask(key, lambda: self.client.put_object(Bucket=self.bucket, Key=path, Body=data))
 
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        self._ask(key, lambda: self.client.delete_object(Bucket=self.bucket, Key=path))
+
     def exists(self, key: str) -> bool:
         try:
             self.size(key)

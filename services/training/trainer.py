@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import Any, cast
 
 import ray
@@ -20,13 +19,13 @@ from services.training.worker import train_worker, worker_config
 CHECKPOINTS_KEPT = 2
 
 
-def fit(job: str, spec: JobSpec, data: Path, settings: Settings) -> dict[str, Any]:
+def fit(job: str, spec: JobSpec, data: str, settings: Settings) -> dict[str, Any]:
     """Train on the cluster that this process has joined.
 
     Args:
         job: id of the job; with checkpoints of an earlier start of it, training goes on from the latest.
         spec: what to do.
-        data: folder of the sharded data set, which every worker can read.
+        data: folder of the sharded data set, which every worker can read, or its address in S3.
         settings: where everything is.
 
     Returns:
@@ -47,7 +46,7 @@ def fit(job: str, spec: JobSpec, data: Path, settings: Settings) -> dict[str, An
     # Ray annotates neither functions that return something nor the value that it hands back.
     trainer: Any = TorchTrainer(
         cast(Any, train_worker),
-        train_loop_config=worker_config(job, spec, data, uri, settings.plan_deadline, staging, models),
+        train_loop_config=worker_config(job, spec, data, settings, staging, models),
         # Most of what passes between ranks lies on their devices, sizes and metrics on their CPUs.
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=spec.workers.count, use_gpu=use_gpu),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,8 @@ import torch
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device
 
-from pipelines.data.loader import Loader, ShardedDataset, open_dataset
-from pipelines.errors import CheckpointError, DivergedError, ShardError, SpecError
+from pipelines.data.loader import Loader, ShardedDataset
+from pipelines.errors import CheckpointError, DivergedError, ShardError, SpecError, StorageError
 from pipelines.evaluation.result import Evaluation
 from pipelines.models.build import build_model
 from pipelines.models.bundle import Bundle
@@ -30,6 +32,8 @@ from pipelines.training.choosing import evaluation_of
 from pipelines.training.loop import train
 from pipelines.training.state import TrainState
 from pipelines.transport.planner import LocalPlanner, Planner
+from services.settings import Settings
+from services.storage.datasets import open_data
 from services.tracking.registry import register
 from services.tracking.run import Run
 from services.training.progress import progress_line, stage_line
@@ -47,7 +51,8 @@ class WorkerConfig:
     Attributes:
         job: id of the job.
         spec: the resolved spec, as JSON holds it.
-        data: folder of the sharded data set.
+        data: folder of the sharded data set, or its address in S3.
+        settings: of the process that drives the job, for S3 and the cache of shards.
         mlflow_uri: where rank 0 logs.
         plan_deadline: seconds to wait for a plan.
         staging: folder where checkpoints lie until Ray Train has taken them.
@@ -57,6 +62,7 @@ class WorkerConfig:
     job: str
     spec: dict[str, Any]
     data: str
+    settings: dict[str, Any]
     mlflow_uri: str
     plan_deadline: float
     staging: str
@@ -88,7 +94,7 @@ def _train(settings: WorkerConfig, spec: JobSpec) -> dict[str, Any]:
     rank, world = context.get_world_rank(), context.get_world_size()
     device = get_device()
     tracker = _Tracker(settings, spec) if rank == 0 else None
-    data = open_dataset(settings.data, verify=rank == 0).limited(spec.data.per_class)
+    data = open_data(settings.data, Settings(**settings.settings), verify=rank == 0).limited(spec.data.per_class)
 
     planner = planner_of(settings.job, spec, rank, world, settings.plan_deadline)
     objective, state = started(spec, data, planner, device)
@@ -103,7 +109,10 @@ def _train(settings: WorkerConfig, spec: JobSpec) -> dict[str, Any]:
         )
     reference = reference_of(spec, settings.mlflow_uri, settings.models, device)
     evaluator = evaluation_of(spec, data, state, planner, device, reference)
-    with Loader(data.train, spec.train.batch, spec.seed, rank, world, start_step=state.step) as batches:
+    with (
+        Loader(data.train, spec.train.batch, spec.seed, rank, world, start_step=state.step) as batches,
+        raised_on_one_rank(),
+    ):
         train(spec, objective, state, batches, evaluator, listener, device)
     if tracker is None:
         return {}
@@ -119,6 +128,22 @@ def configure_process() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s", force=True)
     for chatty in ("ray", "mlflow", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+@contextmanager
+def raised_on_one_rank() -> Iterator[None]:
+    """Make a damaged shard the error of a rank that failed by itself.
+
+    Of shards that are fetched as they are needed, one rank meets the damaged one before the others: were it to return
+    as from an error that all of them have, they would wait for it.
+
+    Raises:
+        StorageError: for a :class:`~pipelines.errors.ShardError`.
+    """
+    try:
+        yield
+    except ShardError as error:
+        raise StorageError(error.args[0], cure=error.cure) from error
 
 
 def started(
@@ -219,8 +244,18 @@ class _Listener:
 
 
 def worker_config(
-    job: str, spec: JobSpec, data: Path, mlflow_uri: str, plan_deadline: float, staging: Path, models: Path
+    job: str, spec: JobSpec, data: str, settings: Settings, staging: Path, models: Path
 ) -> dict[str, Any]:
     """The dictionary that :func:`train_worker` takes."""
-    document = spec.model_dump(mode="json")
-    return asdict(WorkerConfig(job, document, str(data), mlflow_uri, plan_deadline, str(staging), str(models)))
+    return asdict(
+        WorkerConfig(
+            job=job,
+            spec=spec.model_dump(mode="json"),
+            data=data,
+            settings=settings.for_workers(),
+            mlflow_uri=settings.address("mlflow_uri"),
+            plan_deadline=settings.plan_deadline,
+            staging=str(staging),
+            models=str(models),
+        )
+    )

@@ -20,7 +20,7 @@ from pipelines.errors import ServiceError
 from pipelines.spec import JobSpec
 from services.cluster import join_cluster
 from services.settings import Settings
-from services.sharding.dataset import dataset_folder, shard_dataset
+from services.sharding.dataset import dataset_address, shard_dataset
 from services.tracking.run import Run, find_run, mark_killed
 from services.training.references import pinned
 from services.tuning.grid import Grid
@@ -66,7 +66,7 @@ def run_sweep(
     _hush()
     parent = None
     try:
-        folders = [_shard(trial.spec, settings, on_shard) for trial in grid.trials]
+        addresses = [_shard(trial.spec, settings, on_shard) for trial in grid.trials]
         parent = Run.open(uri, name, grid.base, name=name)
         parent.tag(GRID_TAG, ", ".join(grid.fields))
         gpu = _gives_gpus(grid.base)
@@ -76,14 +76,15 @@ def run_sweep(
                 label=trial.label,
                 parent=parent.run_id,
                 spec=pinned(trial.spec, uri, (settings.home / "models").absolute()).model_dump(mode="json"),
-                data=str(folder),
+                data=address,
+                settings=settings.for_workers(),
                 mlflow_uri=uri,
                 plan_deadline=settings.plan_deadline,
                 models=str((settings.home / "models").absolute()),
                 gpu=gpu,
                 curves=tuple(metrics),
             )
-            for index, (trial, folder) in enumerate(zip(grid.trials, folders, strict=True))
+            for index, (trial, address) in enumerate(zip(grid.trials, addresses, strict=True))
         ]
         total = sum(trial.spec.train.images for trial in grid.trials)
         outcomes = _run(name, grid, configs, settings.home / "sweeps", lambda done: on_images(done, total))
@@ -153,10 +154,10 @@ class _Watch(Callback):
             self._on_images(sum(self._images.values()))
 
 
-def _shard(spec: JobSpec, settings: Settings, on_progress: Progress) -> Path:
-    folder = dataset_folder(settings.home, spec.data).absolute()
-    shard_dataset(spec.data, folder, settings.home / "cache", on_progress=on_progress)
-    return folder
+def _shard(spec: JobSpec, settings: Settings, on_progress: Progress) -> str:
+    address = dataset_address(settings.home, spec.data)
+    shard_dataset(spec.data, address, settings.home / "cache", on_progress=on_progress)
+    return address
 
 
 def _gives_gpus(spec: JobSpec) -> bool:

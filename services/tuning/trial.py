@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from ray import tune
 
-from pipelines.data.loader import Loader, open_dataset
+from pipelines.data.loader import Loader
 from pipelines.errors import MongeError
 from pipelines.evaluation.result import Evaluation
 from pipelines.spec import JobSpec
 from pipelines.training.choosing import evaluation_of
 from pipelines.training.loop import train
 from pipelines.training.state import TrainState
+from services.settings import Settings
+from services.storage.datasets import open_data
 from services.tracking.run import Run
 from services.training.references import reference_of
 from services.training.worker import configure_process, planner_of, started
@@ -34,7 +36,8 @@ class TrialConfig:
         label: the values that make it this one.
         parent: id of the sweep's MLflow run.
         spec: the resolved spec, as JSON holds it.
-        data: folder of the sharded data set.
+        data: folder of the sharded data set, or its address in S3.
+        settings: of the process that drives the sweep, for S3 and the cache of shards.
         mlflow_uri: where it logs.
         plan_deadline: seconds to wait for a plan.
         models: folder of downloaded models.
@@ -47,6 +50,7 @@ class TrialConfig:
     parent: str
     spec: dict[str, Any]
     data: str
+    settings: dict[str, Any]
     mlflow_uri: str
     plan_deadline: float
     models: str
@@ -81,7 +85,7 @@ def run_trial(config: dict[str, Any]) -> None:
 
 def _train(settings: TrialConfig, spec: JobSpec, run: Run) -> _Listener:
     device = torch.device("cuda" if settings.gpu else "cpu")
-    data = open_dataset(settings.data, verify=False).limited(spec.data.per_class)
+    data = open_data(settings.data, Settings(**settings.settings), verify=False).limited(spec.data.per_class)
     planner = planner_of(settings.job, spec, 0, 1, settings.plan_deadline)
     objective, state = started(spec, data, planner, device)
     reference = reference_of(spec, settings.mlflow_uri, settings.models, device)

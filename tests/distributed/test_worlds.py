@@ -39,7 +39,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def ranks(folder: Path, data: ShardedDataset) -> list[dict[str, Any]]:
-    return run_world(int((folder / "world").read_text()), data.folder, folder)
+    return run_world(int((folder / "world").read_text()), Path(data.address), folder)
 
 
 def test_rows_are_gathered_in_the_order_of_ranks(ranks: list[dict[str, Any]]) -> None:

@@ -196,12 +196,15 @@ def _read(path: Path, group: int, column: str) -> Any:
     import pyarrow
 
     file = _opened(path)
-    metadata = file.metadata.row_group(group)
-    size = sum(
-        metadata.column(i).total_uncompressed_size
-        for i in range(metadata.num_columns)
-        if metadata.column(i).path_in_schema.split(".")[0] == column
-    )
+    try:
+        metadata = file.metadata.row_group(group)
+        size = sum(
+            metadata.column(i).total_uncompressed_size
+            for i in range(metadata.num_columns)
+            if metadata.column(i).path_in_schema.split(".")[0] == column
+        )
+    except (pyarrow.ArrowException, ValueError) as error:  # a damaged name of a column, for one
+        raise _unreadable(path, group, error) from None
     if size > GROUP_BYTES:
         raise SourceError(
             f"{path}: row group {group} has {size} bytes, over the limit of {GROUP_BYTES}",
@@ -210,9 +213,7 @@ def _read(path: Path, group: int, column: str) -> Any:
     try:
         return file.read_row_group(group, columns=[column]).column(0)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise SourceError(
-            f"{path}: row group {group} cannot be read: {str(error)[:200]}", cure="copy it again"
-        ) from None
+        raise _unreadable(path, group, error) from None
 
 
 def _encoded(column: Any, row: int) -> bytes:
@@ -221,3 +222,7 @@ def _encoded(column: Any, row: int) -> bytes:
     if not data:
         raise CorruptImageError("no bytes in it: a path alone is not opened")
     return data[: MAX_BYTES + 1]
+
+
+def _unreadable(path: Path, group: int, error: Exception) -> SourceError:
+    return SourceError(f"{path}: row group {group} cannot be read: {str(error)[:200]}", cure="copy it again")

@@ -32,4 +32,4 @@ def test_one_class_is_enough_for_a_generator_alone(
         with pytest.raises(SourceError, match="root: only one class, 'cats': a classifier tells two or more apart"):
             driver._shard(spec, settings)
     else:
-        assert (driver._shard(spec, settings) / "manifest.json").is_file()
+        assert (Path(driver._shard(spec, settings)) / "manifest.json").is_file()

@@ -11,10 +11,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import boto3
 import numpy as np
 import psutil
 import pytest
 from mlflow.entities import Run
+from moto.server import ThreadedMotoServer
 from PIL import Image, ImageDraw
 
 from services.jobs.platform import Platform
@@ -39,10 +41,35 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def monge(home: Path) -> Iterator[Monge]:
+def s3() -> Iterator[dict[str, str]]:
+    """A server with an empty bucket ``shapes``, as the environment of those who use it."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    url = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+    keys = {"AWS_ACCESS_KEY_ID": "AKIDTEST", "AWS_SECRET_ACCESS_KEY": "hidden-key"}
+    client = boto3.client(
+        "s3",
+        endpoint_url=url,
+        region_name="us-east-1",
+        aws_access_key_id="AKIDTEST",
+        aws_secret_access_key="hidden-key",
+    )
+    client.create_bucket(Bucket="shapes")
+    yield keys | {
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_PROXY": "127.0.0.1",
+        "MONGE_S3_ENDPOINT_URL": url,
+        "MONGE_S3_REGION": "us-east-1",
+        "MONGE_S3_PATH_STYLE": "1",
+    }
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def monge(home: Path, s3: dict[str, str]) -> Iterator[Monge]:
     """The command on a platform of its own, ended afterwards."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MONGE_"))}
-    environment = {**inherited, "MONGE_HOME": str(home), "COLUMNS": "200", "NO_COLOR": "1"}
+    environment = {**inherited, **s3, "MONGE_HOME": str(home), "COLUMNS": "200", "NO_COLOR": "1"}
 
     def run(*arguments: str, fails: bool = False) -> str:
         done = subprocess.run(
@@ -83,7 +110,7 @@ def _submitted(output: str) -> str:
     return match.group(1)
 
 
-def _spec(name: str, source: Path, images: int, *more: str) -> list[str]:
+def _spec(name: str, source: Path | str, images: int, *more: str) -> list[str]:
     fields = [f"name={name}", f"data.source={source}", f"train.images={images}", *more]
     return ["submit", "configs/lenet.yaml", *(word for field in fields for word in ("--set", field))]
 
@@ -108,6 +135,19 @@ def test_a_folder_of_ones_own_images_reaches_the_endpoint(monge: Monge, home: Pa
     assert run.info.status == "FINISHED"
     assert run.data.params["model.kind"] == "lenet"
     assert any("predictions" in artifact.path for artifact in connect(uri).list_artifacts(run_id, "images"))
+
+
+def test_shards_in_s3_are_trained_on_where_they_lie(monge: Monge, home: Path, shapes: Path) -> None:
+    address = "s3://shapes/sharded"
+    output = monge("shard", str(shapes), address, "--size", "28", "--workers", "2")
+    assert re.search(r"121/121 .* images/s", output)
+    assert "1 set aside" in output
+    output = monge(*_spec("shapes-in-s3", address, 2_000, "data.size=28", "workers.count=2"), "--follow")
+    assert f"reading shards of {address}" in output
+    assert "registering shapes-in-s3@live" in output
+    assert "hidden-key" not in output
+    assert len(list((home / "cache" / "shards").glob("*.safetensors"))) == 1
+    assert not (home / "cache" / "s3").exists()
 
 
 def test_an_adversary_s_generator_is_judged_by_a_registered_classifier(monge: Monge, home: Path, shapes: Path) -> None:

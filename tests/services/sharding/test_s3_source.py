@@ -16,7 +16,7 @@ from pipelines.errors import SourceError, StorageError
 from pipelines.spec import DataSpec
 from services.settings import Settings
 from services.sharding import fetch
-from services.sharding.dataset import dataset_folder, shard_dataset
+from services.sharding.dataset import dataset_address, shard_dataset
 from services.storage.objects import StoredObject
 from services.storage.open import open_storage
 from services.storage.s3 import S3Storage
@@ -47,7 +47,7 @@ def upload(settings: Settings, address: str, objects: dict[str, bytes]) -> None:
 
 def build(source: str, home: Path) -> tuple[Path, Manifest]:
     spec = DataSpec(source=source, size=8, channels=3)
-    folder = dataset_folder(home, spec)
+    folder = Path(dataset_address(home, spec))
     return folder, shard_dataset(spec, folder, home / "cache", workers=0)
 
 
@@ -72,13 +72,13 @@ def test_a_prefix_is_the_folder_it_holds(settings: Settings, server: FaultyServe
 def test_a_fetch_goes_on_where_it_stopped(settings: Settings, server: FaultyServer, tmp_path: Path) -> None:
     upload(settings, "s3://images/pets", files())
     server.requests = 0
-    folder = dataset_folder(tmp_path / "home", DataSpec(source="s3://images/pets", size=8, channels=3))
+    folder = dataset_address(tmp_path / "home", DataSpec(source="s3://images/pets", size=8, channels=3))
     whole = server.requests
     copies = sorted((tmp_path / "home" / "cache" / "s3").rglob("*.png"))
     copies[3].unlink()
     server.requests = 0
     server.faults.append(500)
-    assert build("s3://images/pets", tmp_path / "home")[0] == folder
+    assert build("s3://images/pets", tmp_path / "home")[0] == Path(folder)
     assert server.requests < whole
 
 

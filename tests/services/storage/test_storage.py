@@ -31,6 +31,17 @@ def test_what_was_written_is_read(store: Storage) -> None:
         store.read("a/b c+é.bin", limit=len(DATA) - 1)
 
 
+def test_what_was_deleted_is_gone(store: Storage) -> None:
+    store.write("a/b", DATA)
+    store.write("a/c", DATA)
+    for _ in range(2):  # nothing there is no error
+        store.delete("a/b")
+        assert not store.exists("a/b")
+    assert [found.key for page in store.pages() for found in page] == ["a/c"]
+    with pytest.raises(StorageError, match=r"no empty, '\.' or '\.\.' part"):
+        store.delete("../a/c")
+
+
 def test_listing_by_pages_in_the_order_of_the_keys(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (local, s3):
         monkeypatch.setattr(module, "PAGE", 3)

@@ -11,6 +11,7 @@ from runs import go_on, job, start, stripes
 
 from pipelines.data.loader import ShardedDataset
 from pipelines.spec import JobSpec, parse_spec
+from services.settings import Settings
 from services.tracking.connection import connect
 from services.tracking.run import Run, find_run
 from services.tuning import trial
@@ -36,7 +37,8 @@ def tried(spec: JobSpec, data: ShardedDataset, uri: str) -> str:
     parent = Run.open(uri, "sweep", job("mlp"))
     config = TrialConfig(
         job="sweep-000", label="seed=7", parent=parent.run_id, spec=spec.model_dump(mode="json"),
-        data=str(data.folder), mlflow_uri=uri, plan_deadline=5, models="", gpu=False, curves=("loss", "test_error"),
+        data=data.address, settings=Settings().for_workers(), mlflow_uri=uri,
+        plan_deadline=5, models="", gpu=False, curves=("loss", "test_error"),
     )  # fmt: skip
     run_trial({"trial": config.space()})
     parent.close()

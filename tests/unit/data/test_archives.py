@@ -219,6 +219,18 @@ def test_parquets_that_are_no_source(tmp_path: Path, encode: Encode, monkeypatch
     refused("row group 0 has .* over the limit of 50")
 
 
+def test_a_column_whose_name_is_no_text_is_told(tmp_path: Path, encode: Encode) -> None:
+    path = tmp_path / "a.parquet"
+    write_parquet(path, {"image": structs(images(encode, 2)), "label": pa.array([0, 1])}, ["x", "y"])
+    whole = path.read_bytes()
+    places = [i for i in range(len(whole)) if whole.startswith(b"label", i)]
+    assert len(places) > 2
+    for place in places:
+        path.write_bytes(whole[:place] + b"\xe9" + whole[place + 1 :])
+        with contextlib.suppress(SourceError):
+            faults_of(path, tmp_path)
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_archive_never_escapes_the_error_tree(data: st.DataObject, tmp_path: Path, encode: Encode) -> None:

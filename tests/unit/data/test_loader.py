@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.data import loader as loader_module
 from pipelines.data import shard
 from pipelines.data.loader import Loader, ShardedDataset, Split, open_dataset
 from pipelines.data.partition import batch_indices, rank_slice
 from pipelines.data.shard import bind, chunks, write_shard
+from pipelines.data.shards import MappedShards
 from pipelines.data.source import open_source
 from pipelines.errors import ShardError
 from pipelines.spec import DataSpec
@@ -72,11 +74,14 @@ def test_an_index_outside_the_split_is_refused(dataset: ShardedDataset) -> None:
         dataset.train.take(np.array([len(dataset.train)]))
 
 
+@pytest.mark.parametrize("block", [None, 1, 5])
 @pytest.mark.parametrize(("rank", "world", "start"), [(0, 1, 0), (1, 3, 0), (2, 3, 11), (11, 12, 2)])
-def test_the_stream_is_the_partition(dataset: ShardedDataset, rank: int, world: int, start: int) -> None:
+def test_the_stream_is_the_partition(
+    dataset: ShardedDataset, rank: int, world: int, start: int, block: int | None
+) -> None:
     split = dataset.train
-    with Loader(split, batch=8, seed=3, rank=rank, world=world, start_step=start) as loader:
-        for step in range(start, start + 12):
+    with Loader(split, batch=8, seed=3, rank=rank, world=world, start_step=start, block=block) as loader:
+        for step in range(start, start + 40):
             batch = next(loader)
             expected = batch_indices(len(split), 3, 8, step)[rank_slice(8, rank, world)]
             assert batch.step == step
@@ -94,7 +99,8 @@ def test_more_ranks_than_images_in_a_batch(dataset: ShardedDataset) -> None:
 def test_the_thread_ends_with_the_loader(dataset: ShardedDataset) -> None:
     before = loader_threads()
     with Loader(dataset.train, batch=8, seed=0) as loader:
-        next(loader)
+        for _ in range(2):  # of the block of two that it took last, one is left over
+            next(loader)
         assert loader_threads() > before
     assert loader_threads() == before
     with pytest.raises(StopIteration):
@@ -114,7 +120,7 @@ def test_an_error_of_the_thread_is_raised_in_the_consumer(
 
     monkeypatch.setattr(Split, "take", failing)
     before = loader_threads()
-    loader = Loader(dataset.train, batch=8, seed=0)
+    loader = Loader(dataset.train, batch=8, seed=0, block=1)
     steps = [next(loader).step, next(loader).step]
     assert steps == [0, 1]
     with pytest.raises(ShardError, match="the disk is gone"):
@@ -133,17 +139,40 @@ def test_exactly_prefetch_is_read_ahead(dataset: ShardedDataset, monkeypatch: py
         original(self)
 
     monkeypatch.setattr(Loader, "_request", counting)
-    with Loader(dataset.train, batch=8, seed=0, prefetch=3) as loader:
+    with Loader(dataset.train, batch=8, seed=0, prefetch=3, block=1) as loader:
         for step in range(5):
             assert requested == list(range(step + 3))
             assert next(loader).step == step
 
 
+def test_blocks_grow_up_to_their_bytes(dataset: ShardedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    take = Split.take
+    monkeypatch.setattr(Split, "take", lambda self, indices: (taken.append(len(indices) // 8), take(self, indices))[1])
+    with Loader(dataset.train, batch=8, seed=0, prefetch=1) as loader:
+        for _ in range(64):
+            next(loader)
+    assert taken[:7] == [1, 2, 4, 8, 16, 16, 16]
+    taken.clear()
+    monkeypatch.setattr(loader_module, "BLOCK_BYTES", 3 * 8 * 16 + 5)
+    with Loader(dataset.train, batch=8, seed=0, prefetch=1) as loader:
+        for _ in range(20):
+            next(loader)
+    assert taken[:4] == [1, 2, 3, 3]
+    taken.clear()
+    monkeypatch.setattr(loader_module, "BLOCK_BYTES", 1)
+    with Loader(dataset.train, batch=8, seed=0) as loader:
+        next(loader)
+    assert set(taken) == {1}
+
+
 def test_arguments_out_of_range(dataset: ShardedDataset) -> None:
-    for wrong in ({"batch": 0}, {"start_step": -1}, {"prefetch": 0}, {"rank": 2, "world": 2}):
+    for wrong in ({"batch": 0}, {"start_step": -1}, {"prefetch": 0}, {"block": 0}, {"rank": 2, "world": 2}):
         with pytest.raises(ValueError, match="expected"):
             Loader(dataset.train, **{"batch": 8, "seed": 0, **wrong})
-    empty = Split("test", [np.zeros((3, 1, 4, 4), np.uint8)], np.empty(0, np.int64), np.empty(0, np.int64))
+    empty = Split(
+        "test", MappedShards([np.zeros((3, 1, 4, 4), np.uint8)]), np.empty(0, np.int64), np.empty(0, np.int64)
+    )
     with pytest.raises(ShardError, match="the test split is empty"):
         Loader(empty, batch=8, seed=0)
 

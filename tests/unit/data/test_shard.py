@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.data import shard
-from pipelines.data.arrays import map_arrays
+from pipelines.data.arrays import map_arrays, write_arrays
 from pipelines.data.loader import open_dataset
 from pipelines.data.manifest import Manifest, read_manifest
 from pipelines.data.shard import Receipt, bind, chunks, content_hash, finished, write_shard
@@ -204,7 +204,13 @@ def test_receipts_are_checked_documents(folder: Path, tmp_path: Path) -> None:
     source = open_source(DataSpec(source=str(folder)), tmp_path)
     receipt = write_shard(source, tmp_path / "out", 0, 0, 5)
     assert Receipt.model_validate_json(receipt.model_dump_json()) == receipt
-    (tmp_path / "out" / ".receipts" / "00000.json").write_text('{"shard": "../../etc"}')
+    path = tmp_path / "out" / ".receipts" / "00000.safetensors"
+    for told in (b'{"shard": "../../etc"}', b"", b"\xff"):
+        write_arrays(path, {"receipt": np.frombuffer(told, np.uint8)})
+        assert finished(source, tmp_path / "out", 0, 0, 5) is None
+    write_arrays(path, {"labels": np.zeros(5)})
+    assert finished(source, tmp_path / "out", 0, 0, 5) is None
+    path.write_bytes(b"half a fi")
     assert finished(source, tmp_path / "out", 0, 0, 5) is None
 
 
@@ -213,6 +219,8 @@ def test_chunks_cover_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard, "SHARD_BYTES", 192 * 2)
     assert chunks(3, ImageShape(3, 8, 8)) == [(0, 2), (2, 3)]
     assert chunks(2, ImageShape(3, 1024, 1024)) == [(0, 1), (1, 2)]  # one image is never too many
+    monkeypatch.undo()
+    assert [len(chunks(n, ImageShape(1, 28, 28))) for n in (60_000, 100_000, 1_000_000, 4_000_000)] == [59, 64, 64, 187]
 
 
 def test_the_content_hash_sees_the_shape() -> None:

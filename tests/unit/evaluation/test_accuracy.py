@@ -6,6 +6,7 @@ import torch
 from runs import CPU
 
 from pipelines.data.loader import Split
+from pipelines.data.shards import MappedShards
 from pipelines.evaluation.classification import EXAMPLES, accuracy, predictions
 from pipelines.models.bundle import to_float
 from pipelines.models.network import Classifier
@@ -33,7 +34,7 @@ LABELS = [0, 1, 2, 0, 1, 2, 2]  # the fourth, fifth and seventh are wrong
 
 def split() -> Split:
     images = np.array(PIXELS, dtype=np.uint8).reshape(-1, *IMAGE.dims)
-    return Split("test", [images], np.arange(len(images)), np.array(LABELS))
+    return Split("test", MappedShards([images]), np.arange(len(images)), np.array(LABELS))
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7, 100])
@@ -70,7 +71,7 @@ def test_a_picture_of_predictions() -> None:
 
 def test_a_picture_has_a_few_examples_spread_over_the_split() -> None:
     images = np.random.default_rng(0).integers(0, 256, (100, *IMAGE.dims), dtype=np.uint8)
-    many = Split("test", [images], np.arange(100), np.zeros(100, np.int64))
+    many = Split("test", MappedShards([images]), np.arange(100), np.zeros(100, np.int64))
     network = Reading()
     shown: list[torch.Tensor] = []
     network.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))

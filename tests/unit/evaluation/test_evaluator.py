@@ -12,6 +12,7 @@ from PIL import Image
 from runs import CPU, go_on, job, start, stripes
 
 from pipelines.data.loader import ShardedDataset, Split
+from pipelines.data.shards import MappedShards
 from pipelines.data.targets import target
 from pipelines.errors import ShardError
 from pipelines.evaluation.build import GRID, Evaluator
@@ -104,7 +105,9 @@ def test_weights_are_shown_by_their_sign_and_two_classes_by_their_difference() -
 
 
 def test_a_data_set_without_held_out_images_is_refused(data: ShardedDataset) -> None:
-    empty = dataclasses.replace(data, test=Split("test", [], np.empty(0, np.int64), np.empty(0, np.int64)))
+    empty = dataclasses.replace(
+        data, test=Split("test", MappedShards([]), np.empty(0, np.int64), np.empty(0, np.int64))
+    )
     with pytest.raises(ShardError, match="the test split is empty"):
         Evaluator(job("mlp"), empty, LocalPlanner(), CPU)
 

@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from pipelines.data.loader import Split
+from pipelines.data.shards import MappedShards
 from pipelines.evaluation import generation
 from pipelines.evaluation.generation import TransportJudge, sample
 from pipelines.models.network import Generator
@@ -21,7 +22,7 @@ IMAGE = ImageShape(1, 4, 4)
 
 
 def split(name: str, images: np.ndarray) -> Split:
-    return Split(name, [images], np.arange(len(images)), np.zeros(len(images), np.int64))
+    return Split(name, MappedShards([images]), np.arange(len(images)), np.zeros(len(images), np.int64))
 
 
 def spots(count: int, seed: int) -> np.ndarray:

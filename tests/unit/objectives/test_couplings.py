@@ -9,6 +9,7 @@ import torch
 
 from pipelines.data.loader import Split
 from pipelines.data.partition import batch_indices, rank_slice
+from pipelines.data.shards import MappedShards
 from pipelines.errors import ProblemError, ShardError
 from pipelines.models.bundle import to_float
 from pipelines.models.flow import FlowUNet
@@ -33,7 +34,7 @@ PIXELS = 16
 def split() -> Split:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (COUNT, 1, 4, 4), dtype=np.uint8)
-    return Split("train", [images], np.arange(COUNT), np.arange(COUNT) % 2)
+    return Split("train", MappedShards([images]), np.arange(COUNT), np.arange(COUNT) % 2)
 
 
 def step(split: Split, index: int, rank: int = 0, world: int = 1) -> Step:

@@ -9,6 +9,7 @@ import torch
 from runs import CPU, Recorder, job, shard, start, stripes
 
 from pipelines.data.loader import Loader, ShardedDataset, Split
+from pipelines.data.shards import MappedShards
 from pipelines.errors import ShardError
 from pipelines.evaluation.result import Evaluation
 from pipelines.spec import DataSpec
@@ -78,7 +79,9 @@ def test_without_a_validation_split_every_evaluation_is_of_the_test_split(tmp_pa
 
 
 def test_an_empty_test_split_is_told_before_training(split_in_three: ShardedDataset) -> None:
-    empty = dataclasses.replace(split_in_three, test=Split("test", [], np.empty(0, np.int64), np.empty(0, np.int64)))
+    empty = dataclasses.replace(
+        split_in_three, test=Split("test", MappedShards([]), np.empty(0, np.int64), np.empty(0, np.int64))
+    )
     spec = job("mlp")
     with pytest.raises(ShardError, match="the test split is empty"):
         evaluation_of(spec, empty, start(spec, split_in_three)[1], LocalPlanner(), CPU)

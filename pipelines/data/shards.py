@@ -1,0 +1,160 @@
+"""The images of shards by number: mapped where they lie, or fetched from a store into a cache when they are needed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from pipelines.data.cache import ShardCache
+from pipelines.data.manifest import ShardEntry
+from pipelines.data.shard import Store
+from pipelines.errors import ShardError
+from pipelines.shape import ImageShape
+
+AT_ONCE = 16
+"""Shards fetched at a time by one process at most: the wait is for the server, not for the network."""
+
+FETCH_BYTES = 2**28
+"""Of the shards that are fetched at a time, which are in memory until they are verified."""
+
+SIGN_OF_LIFE = 10.0
+"""Seconds after which a shard in use is marked as such for the other processes that share the cache."""
+
+
+@runtime_checkable
+class Shards(Protocol):
+    """Shards in order; images (k, c, h, w) uint8 by the shard's number."""
+
+    @property
+    def counts(self) -> Sequence[int]:
+        """Images of each."""
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Shape of an image."""
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether it is of use to say early what will be needed."""
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        """The images of a shard."""
+
+    def want(self, numbers: Iterable[int]) -> None:
+        """Shards that will be needed: those that are absent are fetched in the background, in this order."""
+
+
+class MappedShards:
+    """Shards that lie on this machine, mapped into memory.
+
+    Args:
+        images: of each shard.
+    """
+
+    reads_ahead = False
+
+    def __init__(self, images: Sequence[np.ndarray]) -> None:
+        self._images = images
+        self.counts = [len(part) for part in images]
+        self.dims = images[0].shape[1:] if images else ()
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return self._images[number]
+
+    def want(self, numbers: Iterable[int]) -> None:
+        """Nothing has to be fetched."""
+
+
+class CachedShards:
+    """Shards of a store, each fetched when it is first needed and kept in a cache; threads may share it.
+
+    What cannot be fetched raises where its images are asked for, and is tried again the next time.
+
+    Args:
+        store: where they lie.
+        address: of the store, for errors.
+        entries: of the manifest.
+        image: shape of the images.
+        cache: where they are kept.
+    """
+
+    reads_ahead = True
+
+    def __init__(
+        self, store: Store, address: str, entries: Sequence[ShardEntry], image: ImageShape, cache: ShardCache
+    ) -> None:
+        self.counts = [entry.count for entry in entries]
+        self.dims = image.dims
+        self._store = store
+        self._address = address
+        self._entries = entries
+        self._cache = cache
+        self._lock = threading.Lock()
+        self._held: dict[int, np.ndarray] = {}
+        self._seen: dict[int, float] = {}
+        self._fetching: dict[int, Future[np.ndarray]] = {}
+        largest = max(self.counts) * image.pixels
+        at_once = max(1, min(AT_ONCE, FETCH_BYTES // largest))
+        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="shards")
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        """The images of a shard.
+
+        Raises:
+            ShardError: what was fetched is not what the manifest names.
+            StorageError: the store refuses, fails or does not answer; or the cache cannot be written.
+        """
+        with self._lock:
+            found = self._known(number)
+            fetching = None if found is not None else self._request(number)
+        return found if fetching is None else fetching.result()  # type: ignore[return-value]
+
+    def want(self, numbers: Iterable[int]) -> None:
+        """Begin to fetch those that are absent."""
+        with self._lock:
+            for number in numbers:
+                if self._known(number) is None:
+                    self._request(number)
+
+    def _known(self, number: int) -> np.ndarray | None:
+        """A mapped shard, marked as in use now and then; None where it was evicted meanwhile."""
+        found = self._held.get(number)
+        if found is not None and time.monotonic() - self._seen[number] > SIGN_OF_LIFE:
+            if not self._cache.touch(self._entries[number].sha256):
+                del self._held[number]
+                return None
+            self._seen[number] = time.monotonic()
+        return found
+
+    def _request(self, number: int) -> Future[np.ndarray]:
+        if number not in self._fetching:
+            self._fetching[number] = self._threads.submit(self._fetch, number)
+        return self._fetching[number]
+
+    def _fetch(self, number: int) -> np.ndarray:
+        entry = self._entries[number]
+        name = f"{self._address}/{entry.file}"
+        try:
+            images = self._cache.get(entry.sha256, name, lambda: self._store.read(entry.file)).get("images")
+            if images is None or images.dtype != np.uint8 or images.shape != (entry.count, *self.dims):
+                raise ShardError(
+                    f"{name}: does not hold {entry.count} images of {self.dims}",
+                    cure="shard the data set anew: its manifest does not belong to it",
+                )
+        except BaseException:
+            with self._lock:
+                del self._fetching[number]
+            raise
+        with self._lock:
+            self._held[number] = images
+            self._seen[number] = time.monotonic()
+            del self._fetching[number]
+            for other in [n for n in self._held if not self._cache.holds(self._entries[n].sha256)]:
+                # While it is mapped, an evicted file takes its room on the disk.
+                del self._held[other]
+        return images
