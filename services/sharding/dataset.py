@@ -126,7 +126,14 @@ def shard_dataset(
             _tidy(store, is_alone)
             report(len(source), len(source))
             return manifest
-        manifest = _shard(source, spec, store, workers, report, shard_bytes)
+        try:
+            manifest = _shard(source, spec, store, workers, report, shard_bytes)
+        except (ShardError, StorageError):
+            # Another job that could do without the lock was done first, and took the receipts away from under this one.
+            if not store.exists(MANIFEST):
+                raise
+            manifest = read_bound(store, source.fingerprint)
+            report(len(source), len(source))
         _tidy(store, is_alone)
         return manifest
 

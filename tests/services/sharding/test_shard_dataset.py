@@ -1,10 +1,12 @@
 """A data set sharded in this process, on a Ray cluster, twice at once, and after a kill."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from PIL import Image
 
 from pipelines.data import shard
 from pipelines.data.loader import open_dataset
+from pipelines.data.manifest import Manifest
+from pipelines.data.shard import RECEIPTS
 from pipelines.errors import ShardError, SourceError, TooManyBadImagesError
 from pipelines.spec import DataSpec
 from services.sharding import dataset
@@ -109,6 +113,7 @@ def test_another_data_set_is_not_overwritten(spec: DataSpec, tmp_path: Path, exp
 KILLED = """
 import json, os, sys
 from pathlib import Path
+from typing import Any
 from pipelines.data import shard
 from pipelines.spec import DataSpec
 from services.sharding.dataset import shard_dataset
@@ -176,6 +181,24 @@ def test_two_jobs_at_once(
     assert files(out) == expected
     assert written["first"] == 7
     assert ("second" in written) is not locked
+
+
+def test_a_job_that_another_overtakes_takes_its_data_set(
+    spec: DataSpec, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    original = dataset.bind
+
+    def overtaken(*arguments: Any) -> Manifest:
+        original(*arguments)
+        shutil.rmtree(out / RECEIPTS)
+        return original(*arguments)
+
+    monkeypatch.setattr(dataset, "bind", overtaken)
+    seen: list[int] = []
+    manifest = shard_dataset(spec, out, tmp_path / "cache", 0, lambda done, total: seen.append(done))
+    assert manifest.images == seen[-1]
+    assert files(out) == expected
 
 
 def test_too_many_bad_images_stop_the_job_early(tmp_path: Path) -> None:
