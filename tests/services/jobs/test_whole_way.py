@@ -193,7 +193,8 @@ def test_a_killed_worker_resumes_and_changes_nothing(monge: Monge, home: Path, s
     whole = _submitted(monge(*_spec("whole", shapes, images, *sizes), "--follow"))
     killed = _submitted(monge(*_spec("killed", shapes, images, *sizes)))
     # Seen on the disk: the command takes so long to start that all could be over when it has said how far training is.
-    assert wait_until(lambda: any((home / "jobs" / killed).glob("images-*[1-9]???")), timeout=180, interval=0.05)
+    kept = home / "jobs" / killed / "checkpoint_manager_snapshot.json"
+    assert wait_until(lambda: kept.is_file() and '"images-' in kept.read_text(), timeout=180, interval=0.05)
     _workers(home)[0].kill()
     assert wait_until(lambda: killed in monge("jobs") and "RUNNING" not in monge("jobs"), timeout=240, interval=2)
 
