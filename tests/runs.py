@@ -93,6 +93,16 @@ JOBS: dict[str, dict[str, Any]] = {
         "objective": {"kind": "gan", "loss": "hinge", "critic": {"width": 4, "spectral": True}},
         "optimizer": {"learning_rate": 0.002, "momentum": 0.0},
     },
+    "biggan": {
+        "model": {"kind": "biggan", "latent": 8, "width": 4},
+        "objective": {
+            "kind": "gan",
+            "loss": "hinge",
+            "orthogonal": 0.01,
+            "critic": {"width": 4, "spectral": True, "network": "residual"},
+        },
+        "optimizer": {"learning_rate": 0.002, "momentum": 0.0},
+    },
     "wasserstein": {
         "model": {"kind": "conv-generator", "latent": 8, "width": 4},
         "objective": {"kind": "wasserstein", "critic": {"width": 4}, "critic_steps": 2},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipelines.models.alexnet import AlexNet
+from pipelines.models.biggan import BigGan
 from pipelines.models.classifiers import MLP, LeNet, Perceptron
 from pipelines.models.flow import FlowUNet
 from pipelines.models.generators import ConvGenerator
@@ -11,6 +12,7 @@ from pipelines.models.resnet import ResNet
 from pipelines.shape import ImageShape
 from pipelines.spec import (
     AlexNetSpec,
+    BigGanSpec,
     ConvGeneratorSpec,
     FlowUNetSpec,
     LeNetSpec,
@@ -51,5 +53,7 @@ def build_model(spec: ModelSpec, image: ImageShape, classes: int) -> Classifier 
                 transposed=spec.upsampling == "transposed",
                 batch_norm=spec.normalisation == "batch",
             )
+        case BigGanSpec():
+            return BigGan(image, spec.latent, spec.width, classes)
         case FlowUNetSpec():
             return FlowUNet(image, spec.width, spec.steps, classes if spec.conditional else 0)

@@ -32,5 +32,7 @@ class GlobalBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum or 0.0)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked += 1
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(maps.dtype)
+        normal = centred * (variance + self.eps).rsqrt()[:, None, None]
+        if self.affine:
+            normal = normal * self.weight[:, None, None] + self.bias[:, None, None]
+        return normal.to(maps.dtype)

@@ -6,7 +6,7 @@ import torch
 
 from pipelines.data.loader import ShardedDataset
 from pipelines.errors import SpecError
-from pipelines.models.critics import Critic
+from pipelines.models.critics import ConvCritic, Critic, ResidualCritic
 from pipelines.models.flow import FlowUNet
 from pipelines.models.network import Classifier, Generator
 from pipelines.objectives.classification import Classification
@@ -74,7 +74,8 @@ def build_objective(
 
 
 def _critic(spec: CriticSpec, generator: Generator, features: int = 1) -> Critic:
-    critic = Critic(generator.image, spec.width, features, spectral=spec.spectral)
+    kind = ResidualCritic if spec.network == "residual" else ConvCritic
+    critic = kind(generator.image, spec.width, features, spectral=spec.spectral, conditions=generator.conditions)
     return critic.to(next(generator.parameters()).device)
 
 

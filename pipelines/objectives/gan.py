@@ -11,11 +11,13 @@ from torch.nn import functional as F
 
 from pipelines.models.critics import Critic
 from pipelines.models.network import Generator
+from pipelines.models.orthogonal import overlap
 from pipelines.objectives.phase import Loss, Phase, Step
 from pipelines.spec import GanSpec
 
 Images = Float[Tensor, "k c h w"]
 Scores = Float[Tensor, "k 1"]
+Conditions = Float[Tensor, "k classes"]
 
 
 class Gan:
@@ -27,6 +29,8 @@ class Gan:
       vanish where the critic is sure.
     - ``hinge``: the critic minimises ``E (1 − c(x))₊ + E (1 + c(g(y)))₊``, the generator ``−E c(g(y))`` (Lim & Ye
       2017, eq. 18; Miyato et al. 2018, eq. 16).
+
+    A conditional generator samples the classes of the batch's images, and the critic gets the same classes.
 
     The first two have an equilibrium to watch: against the best critic ``V + log 4`` is twice the Jensen–Shannon
     divergence of samples and images (Goodfellow et al. 2014, theorem 1), so that the curve ``equilibrium_gap`` is a
@@ -51,7 +55,8 @@ class Gan:
         ]
 
     def _critic_loss(self, step: Step) -> Loss:
-        real, fake = scores(self.critic, step.images, samples(self.generator, step, "critic's latents"))
+        asked = self.generator.asked(step.labels)
+        real, fake = scores(self.critic, step.images, samples(self.generator, step, "critic's latents"), asked)
         if self.spec.loss == "hinge":
             each = F.relu(1 - real) + F.relu(1 + fake)
         else:
@@ -65,7 +70,8 @@ class Gan:
         return Loss(loss, sums)
 
     def _generator_loss(self, step: Step) -> Loss:
-        fake = self.critic(self.generator(step.normal("latents", self.generator.latent)))
+        asked = self.generator.asked(step.labels)
+        fake = self.critic(self.generator(step.normal("latents", self.generator.latent), asked), asked)
         match self.spec.loss:
             case "zero-sum":
                 each = -F.softplus(fake)
@@ -74,16 +80,23 @@ class Gan:
             case "hinge":
                 each = -fake
         loss = each.sum() / step.batch
-        return Loss(loss, {"generator_loss": loss.detach()})
+        sums = {"generator_loss": loss.detach()}
+        if self.spec.orthogonal:
+            # Of the weights alone: each part of the batch pays its share.
+            overlaps = overlap(self.generator) * len(fake) / step.batch
+            loss = loss + self.spec.orthogonal * overlaps
+            sums |= {"overlap": overlaps.detach()}
+        return Loss(loss, sums)
 
 
 def samples(generator: Generator, step: Step, stream: str) -> Images:
     """Samples for the critic's move, which holds the generator fixed."""
     with torch.no_grad():
-        return generator(step.normal(stream, generator.latent))
+        return generator(step.normal(stream, generator.latent), generator.asked(step.labels))
 
 
-def scores(critic: Critic, real: Images, fake: Images) -> tuple[Scores, Scores]:
-    """The critic's scores of real images and of samples, in one pass."""
-    both = critic(torch.cat([real.to(fake.dtype), fake])).float()
+def scores(critic: Critic, real: Images, fake: Images, asked: Conditions | None = None) -> tuple[Scores, Scores]:
+    """The critic's scores of real images and of samples, of the same classes, in one pass."""
+    classes = None if asked is None else torch.cat([asked, asked])
+    both = critic(torch.cat([real.to(fake.dtype), fake]), classes).float()
     return both[: len(real)], both[len(real) :]

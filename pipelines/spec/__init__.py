@@ -7,6 +7,7 @@ from pipelines.spec.data import DataSpec
 from pipelines.spec.job import JobSpec, RegisterSpec
 from pipelines.spec.models import (
     AlexNetSpec,
+    BigGanSpec,
     ConvGeneratorSpec,
     CriticSpec,
     FlowUNetSpec,
@@ -42,6 +43,7 @@ from pipelines.spec.training import EvaluationSpec, ImageNetName, OptimizerSpec,
 __all__ = [
     "AlexNetSpec",
     "BatchPlanSpec",
+    "BigGanSpec",
     "ClassificationSpec",
     "ConvGeneratorSpec",
     "CostName",

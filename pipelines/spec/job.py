@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from pipelines.spec.data import DataSpec
-from pipelines.spec.models import FlowUNetSpec, ModelSpec, ResNetSpec
+from pipelines.spec.models import BigGanSpec, FlowUNetSpec, ModelSpec, ResNetSpec
 from pipelines.spec.objectives import (
     BatchPlanSpec,
     ClassificationSpec,
@@ -29,7 +29,7 @@ _TRAINS = {
     "classification": _CLASSIFIERS,
     "regression": _CLASSIFIERS,
     "transport": ("conv-generator",),
-    "gan": ("conv-generator",),
+    "gan": ("conv-generator", "biggan"),
     "wasserstein": ("conv-generator",),
     "learned-transport": ("conv-generator",),
     "flow": ("flow-unet",),
@@ -113,7 +113,9 @@ class JobSpec(Section):
             raise ValueError(
                 f"train.accumulate {self.train.accumulate} would cut the batches that this objective couples as wholes"
             )
-        couples = isinstance(self.model, ResNetSpec) or getattr(self.model, "normalisation", None) == "batch"
+        couples = (
+            isinstance(self.model, ResNetSpec | BigGanSpec) or getattr(self.model, "normalisation", None) == "batch"
+        )
         if couples and self.train.accumulate > 1:
             raise ValueError(
                 f"train.accumulate {self.train.accumulate} would cut the batches over which this model normalises"

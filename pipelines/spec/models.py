@@ -68,6 +68,16 @@ class ConvGeneratorSpec(Section):
     )
 
 
+class BigGanSpec(Section):
+    """A class-conditional generator of residual blocks (Brock et al. 2019)."""
+
+    kind: Literal["biggan"]
+    latent: int = Field(
+        default=80, ge=8, le=4096, description="dimension of the latent vector, which is split over the blocks"
+    )
+    width: int = Field(default=32, ge=4, le=512, description="channels of the last block")
+
+
 class FlowUNetSpec(Section):
     """A U-Net that gives the velocity of a flow from noise to images (Lipman et al. 2023)."""
 
@@ -78,15 +88,19 @@ class FlowUNetSpec(Section):
 
 
 class CriticSpec(Section):
-    """The network that plays against a generator: convolutions of stride 2 without normalisation."""
+    """The critic of an adversarial objective; conditional if the generator is."""
 
-    width: int = Field(default=64, ge=4, le=512, description="channels of the first layer")
+    network: Literal["convolutional", "residual"] = Field(
+        default="convolutional",
+        description="`convolutional`: strided convolutions; `residual`: BigGAN's residual blocks",
+    )
+    width: int = Field(default=64, ge=4, le=512, description="channels of the first layer or block")
     spectral: bool = Field(default=False, description="divide each layer's weights by their spectral norm")
     optimizer: OptimizerSpec | None = Field(default=None, description="of the critic alone; by default the job's")
 
 
 ModelSpec = Annotated[
-    PerceptronSpec | MLPSpec | LeNetSpec | AlexNetSpec | ResNetSpec | ConvGeneratorSpec | FlowUNetSpec,
+    PerceptronSpec | MLPSpec | LeNetSpec | AlexNetSpec | ResNetSpec | ConvGeneratorSpec | BigGanSpec | FlowUNetSpec,
     Field(discriminator="kind"),
 ]
-GeneratorSpec = ConvGeneratorSpec | FlowUNetSpec
+GeneratorSpec = ConvGeneratorSpec | BigGanSpec | FlowUNetSpec

@@ -166,6 +166,12 @@ class GanSpec(Section):
     loss: Literal["zero-sum", "non-saturating", "hinge"] = Field(
         default="non-saturating", description="what the players minimise; of a zero-sum game, the same number"
     )
+    orthogonal: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="weight of the orthogonal penalty on the generator's weights; 0.0001 for BigGAN",
+    )
     critic: CriticSpec = CriticSpec()
     critic_steps: int = Field(default=1, ge=1, le=100, description="moves of the critic for one of the generator")
 

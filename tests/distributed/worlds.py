@@ -45,6 +45,7 @@ KINDS = (
     "sinkhorn-transport",
     "sliced-transport",
     "gan",
+    "biggan",
     "wasserstein",
     "learned-transport",
     "flow",

@@ -37,6 +37,7 @@ KINDS = (
         "sinkhorn-transport",
         "sliced-transport",
         "gan",
+        "biggan",
         "wasserstein",
         "learned-transport",
     ),
@@ -54,6 +55,7 @@ RATES = {
     "sinkhorn-transport": 0.01,
     "sliced-transport": 0.01,
     "gan": 0.003,
+    "biggan": 0.003,
     "wasserstein": 0.003,
     "learned-transport": 0.003,
     "flow": 0.004,
@@ -64,7 +66,15 @@ RATES = {
 
 CURVES = (
     *("loss", "train_accuracy", "transport_cost", "pair_cost"),
-    *("critic_loss", "generator_loss", "critic_estimate", "critic_slope", "energy_distance", "within_generated"),
+    *(
+        "critic_loss",
+        "generator_loss",
+        "overlap",
+        "critic_estimate",
+        "critic_slope",
+        "energy_distance",
+        "within_generated",
+    ),
 )
 DIGITS = 6
 
@@ -107,7 +117,11 @@ def _compute_in_float64(network: nn.Module) -> None:
         velocity = network.velocity
         network.velocity = lambda points, times, asked: velocity(points.double(), times.double(), asked)  # type: ignore[method-assign]
     else:
-        network.register_forward_pre_hook(lambda _, inputs: tuple(given.double() for given in inputs))
+        network.register_forward_pre_hook(lambda _, inputs: tuple(_wide(given) for given in inputs))
+
+
+def _wide(given: torch.Tensor | None) -> torch.Tensor | None:
+    return None if given is None else given.double()
 
 
 def _norm(network: nn.Module) -> float:

@@ -47,7 +47,8 @@ FAULTS = {
     "objective={kind: regression, target: noise}": ("objective.target:", "'waves' or 'cone'", "'noise'"),
     "data.max_bad_fraction=.nan": ("data.max_bad_fraction:", "finite", "nan"),
     "model.kind=vgg": (
-        "model.kind:", "'perceptron', 'mlp', 'lenet', 'alexnet', 'resnet', 'conv-generator', 'flow-unet'", "'vgg'",
+        "model.kind:",
+        "'perceptron', 'mlp', 'lenet', 'alexnet', 'resnet', 'conv-generator', 'biggan', 'flow-unet'", "'vgg'",
     ),
     "model={kind: mlp, hidden: []}": ("model.hidden:", "at least 1 item", "[]"),
     "model={kind: mlp, hidden: [8, 0]}": ("model.hidden.1:", "greater than or equal to 1", "0"),

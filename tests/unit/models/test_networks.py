@@ -18,10 +18,26 @@ GREY = ImageShape(1, 28, 28)
 COLOUR = ImageShape(3, 12, 20)
 
 
+def big_gan_count(classes: int) -> int:
+    """Of 12 latents in pieces of 4 on 28×28 grey pixels: 7×7 in 16 channels, then 8, then 4."""
+
+    def block(i: int, o: int) -> int:
+        told = (32 + 4) * 2 * (i + o)
+        return told + (i * o * 9 + o) + (o * o * 9 + o) + (i * o + o)
+
+    return 32 * classes + (4 * 16 * 49 + 16 * 49) + block(16, 8) + block(8, 4) + 2 * 4 + (4 * 9 + 1)
+
+
 def build(image: ImageShape = GREY, classes: int = 2, **spec: object) -> Classifier | Generator:
     torch.manual_seed(0)
     model: ModelSpec = TypeAdapter(ModelSpec).validate_python(spec)
     return build_model(model, image, classes)
+
+
+def inputs_of(network: Classifier | Generator, count: int) -> list[torch.Tensor | None]:
+    if isinstance(network, Generator):
+        return [torch.randn(count, network.latent), network.in_turn(count, torch.device("cpu"))]
+    return [torch.randn(count, *GREY.dims)]
 
 
 CLASSIFIERS = [
@@ -37,6 +53,7 @@ GENERATORS = [
     {"kind": "conv-generator", "latent": 5, "width": 4},
     {"kind": "conv-generator", "latent": 5, "width": 4, "upsampling": "transposed", "normalisation": "batch"},
     {"kind": "flow-unet", "width": 8, "steps": 2},
+    {"kind": "biggan", "latent": 8, "width": 4},
 ]
 
 
@@ -56,7 +73,7 @@ def test_a_classifier_gives_one_logit_for_each_class(spec: dict, image: ImageSha
 def test_a_generator_makes_images_of_any_size(spec: dict, dims: tuple[int, int, int]) -> None:
     network = build(ImageShape(*dims), **spec)
     assert isinstance(network, Generator)
-    images = network(10 * torch.randn(3, network.latent)).detach()
+    images = network(10 * torch.randn(3, network.latent), network.in_turn(3, torch.device("cpu"))).detach()
     assert images.shape == (3, *dims)
     assert float(images.abs().max()) <= 1
 
@@ -103,6 +120,7 @@ def flow_count(width: int, folded: int) -> int:
             + (32 * 16 * 9 + 16 + 2 * 16)
             + (16 * 1 * 9 + 1),
         ),
+        ({"kind": "biggan", "latent": 12, "width": 4}, GREY, 3, big_gan_count(3)),
         ({"kind": "flow-unet", "width": 16}, GREY, 2, flow_count(16, 4)),
         ({"kind": "flow-unet", "width": 8}, COLOUR, 2, flow_count(8, 12)),
     ],
@@ -146,15 +164,15 @@ def test_dropout_is_of_training_alone(spec: dict) -> None:
 @pytest.mark.parametrize("spec", [*CLASSIFIERS, *GENERATORS], ids=lambda spec: spec["kind"])
 def test_an_output_does_not_depend_on_those_beside_it(spec: dict) -> None:
     network = build(**spec).eval()
-    inputs = torch.randn(3, network.latent) if isinstance(network, Generator) else torch.randn(3, *GREY.dims)
-    torch.testing.assert_close(network(inputs)[1:2], network(inputs[1:2]))
+    inputs = inputs_of(network, 3)
+    alone = [values if values is None else values[1:2] for values in inputs]
+    torch.testing.assert_close(network(*inputs)[1:2], network(*alone))
 
 
-@pytest.mark.parametrize("spec", [*CLASSIFIERS, GENERATORS[0]], ids=lambda spec: spec["kind"])
+@pytest.mark.parametrize("spec", [*CLASSIFIERS, GENERATORS[0], GENERATORS[-1]], ids=lambda spec: spec["kind"])
 def test_every_parameter_has_a_gradient(spec: dict) -> None:
     network = build(**spec)
-    inputs = torch.randn(8, network.latent) if isinstance(network, Generator) else torch.randn(8, *GREY.dims)
-    network(inputs).square().sum().backward()
+    network(*inputs_of(network, 8)).square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert math.isfinite(float(parameter.grad.abs().sum())), name

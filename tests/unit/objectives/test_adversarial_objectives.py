@@ -1,6 +1,7 @@
 """The losses of adversarial players, straight from their definitions."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,8 +9,11 @@ import torch
 from torch.nn import functional as F
 
 from pipelines.errors import DivergedError, SpecError
-from pipelines.models.critics import Critic
+from pipelines.models.biggan import BigGan
+from pipelines.models.critics import ConvCritic, Critic, ResidualCritic
 from pipelines.models.generators import ConvGenerator
+from pipelines.models.network import Generator
+from pipelines.models.orthogonal import overlap
 from pipelines.objectives.gan import Gan
 from pipelines.objectives.learned_transport import LearnedTransport
 from pipelines.objectives.phase import Step
@@ -33,7 +37,7 @@ def step(index: int = 0) -> Step:
 
 def players(features: int = 1, **options: Any) -> tuple[ConvGenerator, Critic]:
     torch.manual_seed(0)
-    return ConvGenerator(IMAGE, 5, 4), Critic(IMAGE, 4, features, **options)
+    return ConvGenerator(IMAGE, 5, 4), ConvCritic(IMAGE, 4, features, **options)
 
 
 def gan(loss: str) -> Gan:
@@ -138,14 +142,95 @@ def test_spectral_norms_are_one() -> None:
     _, critic = players(spectral=True)
     for _ in range(200):
         critic(step().images)
-    for layer in (critic.layers[0], critic.layers[-1]):
+    for layer in (critic.layers[0], critic.last):
         assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, rel=1e-3)
 
 
 @pytest.mark.parametrize("dims", [(1, 28, 28), (3, 32, 32), (1, 8, 8), (3, 64, 64), (1, 12, 20)])
-def test_critics_of_every_size(dims: tuple[int, int, int]) -> None:
-    critic = Critic(ImageShape(*dims), 4, 3)
-    assert critic(torch.zeros(2, *dims)).shape == (2, 3)
+@pytest.mark.parametrize("kind", [ConvCritic, ResidualCritic])
+def test_critics_of_every_size(kind: type[ConvCritic | ResidualCritic], dims: tuple[int, int, int]) -> None:
+    for spectral in (False, True):
+        critic = kind(ImageShape(*dims), 4, 3, spectral=spectral)
+        assert critic(torch.zeros(2, *dims)).shape == (2, 3)
+        told = kind(ImageShape(*dims), 4, spectral=spectral, conditions=5)
+        assert told(torch.zeros(2, *dims), torch.eye(5)[:2]).shape == (2, 1)
+
+
+@pytest.mark.parametrize("kind", [ConvCritic, ResidualCritic])
+def test_a_class_moves_the_score_along_what_the_last_layer_is_given(kind: type[ConvCritic | ResidualCritic]) -> None:
+    torch.manual_seed(0)
+    critic = kind(IMAGE, 4, conditions=3)
+    assert critic.by_condition is not None
+    images, asked = step().images, torch.eye(3)[torch.arange(BATCH) % 3]
+    vectors = critic.layers(images)
+    along = torch.stack([critic.by_condition.weight[:, row % 3] @ vectors[row] for row in range(BATCH)])
+    assert float(along.detach().abs().min()) > 0
+    torch.testing.assert_close(critic(images, asked), critic.last(vectors) + along[:, None])
+
+
+def conditional(orthogonal: float = 0.0) -> Gan:
+    torch.manual_seed(0)
+    spec = GanSpec.model_validate({"kind": "gan", "loss": "hinge", "orthogonal": orthogonal})
+    return Gan(spec, BigGan(IMAGE, 8, 4, conditions=3), ResidualCritic(IMAGE, 4, conditions=3))
+
+
+def test_players_are_told_the_classes_of_the_batch() -> None:
+    made = conditional()
+    made.generator.eval()
+    labels = torch.arange(BATCH) % 3
+    told = replace(step(), labels=labels)
+    asked = torch.eye(3)[labels]
+    fake = made.critic(made.generator(told.normal("critic's latents", 8), asked), asked)
+    real = made.critic(told.images, asked)
+    expected = (1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean()
+    assert made.phases[0].loss(told).total.item() == pytest.approx(expected.item(), rel=1e-5)
+    moved = -made.critic(made.generator(told.normal("latents", 8), asked), asked).mean()
+    assert made.phases[1].loss(told).total.item() == pytest.approx(moved.item(), rel=1e-5)
+    others = replace(told, labels=(labels + 1) % 3)
+    assert made.phases[1].loss(others).total.item() != pytest.approx(moved.item(), rel=1e-3)
+
+
+def test_rows_that_are_not_at_right_angles_are_paid_for() -> None:
+    made, free = conditional(orthogonal=0.5), conditional()
+    for objective in (made, free):
+        objective.generator.eval()
+        objective.generator.blocks[0].second.parametrizations.weight.original.data += 0.1
+    found = made.phases[1].loss(step())
+    added = found.total.item() - free.phases[1].loss(step()).total.item()
+    assert added == pytest.approx(0.5 * overlap(made.generator).item(), rel=1e-4)
+    assert float(found.sums["overlap"]) == pytest.approx(overlap(made.generator).item(), rel=1e-5)
+    halves = [made.phases[1].loss(part).sums["overlap"] for part in step().parts(2)]
+    assert float(sum(halves)) == pytest.approx(overlap(made.generator).item(), rel=1e-5)
+
+
+def test_overlap_by_hand() -> None:
+    layer = torch.nn.Conv2d(1, 3, (1, 2), bias=False)
+    layer.weight.data = torch.tensor([[3.0, 0], [1, 1], [0, 2]]).view(3, 1, 1, 2)
+    # Inner products 3, 0 and 2, each twice.
+    assert overlap(torch.nn.Sequential(layer)).item() == pytest.approx(26)
+    assert overlap(torch.nn.utils.parametrizations.spectral_norm(layer)).item() == pytest.approx(26)
+
+
+def test_a_big_gan_starts_orthogonal() -> None:
+    torch.manual_seed(0)
+    square = BigGan(ImageShape(1, 28, 28), 80, 8, conditions=2).blocks[0].second
+    rows = square.parametrizations.weight.original.flatten(1)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.linalg.matrix_norm(square.weight.flatten(1), 2), torch.tensor(1.0))
+
+
+def test_an_image_lies_between_those_of_two_classes() -> None:
+    """Each piece of the latent vector and the class move the image."""
+    torch.manual_seed(0)
+    network: Generator = BigGan(ImageShape(1, 28, 28), 9, 4, conditions=2).eval()
+    latent, cat = torch.randn(1, 9), torch.tensor([[1.0, 0.0]])
+    image = network(latent, cat)
+    for place in range(9):
+        assert not torch.allclose(network(latent + 0.5 * torch.eye(9)[place], cat), image), place
+    half, dog = network(latent, torch.tensor([[0.5, 0.5]])), network(latent, torch.tensor([[0.0, 1.0]]))
+    way = float((dog - image).detach().norm())
+    assert 0 < float((half - image).detach().norm()) < way
+    assert 0 < float((half - dog).detach().norm()) < way
 
 
 def embeddings(made: LearnedTransport, latents: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -244,6 +329,8 @@ def test_parts_of_a_batch_are_not_normalised_by_themselves() -> None:
     document = job("gan").model_dump()
     document["train"]["accumulate"] = 2
     parse_spec(document)
+    with pytest.raises(SpecError, match="accumulate 2 would cut the batches over which this model normalises"):
+        parse_spec(document | {"model": {"kind": "biggan"}})
     document["model"]["normalisation"] = "batch"
     with pytest.raises(SpecError, match="accumulate 2 would cut the batches over which this model normalises"):
         parse_spec(document)
