@@ -19,10 +19,10 @@ import torch
 
 from benchmarks import images
 from benchmarks.report import Row, in_turns, table, write_json
-from pipelines.transport.cost import cost_rows
 from pipelines.transport.divergence import sinkhorn_divergence
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solvers import sharded, sinkhorn
+from pipelines.transport.solvers.rows import Working
 from pipelines.transport.solvers.sweep import Kernel
 
 ERROR = 1e-3
@@ -88,10 +88,9 @@ def streaming_rows(quick: bool) -> list[Row]:
     n = 8192 if quick else STREAMED
     x, y = images.noise(n, DIMENSION), 0.9 * images.noise(n, DIMENSION, seed=2) + 0.1
     epsilon = 0.05 * 2 * DIMENSION
-    problem = TransportProblem.between(x, y, epsilon=epsilon)
-    costs = cost_rows(problem)
+    working = Working.of(TransportProblem.between(x, y, epsilon=epsilon))
     weights = torch.full((n,), 1 / n, dtype=torch.float64)
-    kernel = Kernel(costs, weights, weights, keep=False)
+    kernel = Kernel(working.rows(None), weights, weights, keep=False)
     g = torch.zeros(n, dtype=torch.float64)
     f = kernel.transform(g)
 
@@ -185,7 +184,9 @@ def twin_rows(pictures: np.ndarray) -> list[Row]:
     x = pictures
     twins = gaussian_filter(x.reshape(-1, 28, 28), (0, 0.5, 0.5)).reshape(n, -1)
     problem = TransportProblem.between(x, twins)
-    epsilon = 0.002 * sinkhorn.scale_of(Kernel(cost_rows(problem), *(torch.full((n,), 1 / n),) * 2, keep=False))
+    working = Working.of(problem)
+    weights = torch.full((n,), 1 / n)
+    epsilon = 0.002 * working.unit * sinkhorn.scale_of(Kernel(working.rows(None), weights, weights, keep=False))
     started = time.perf_counter()
     plan = sharded.solve(torch.from_numpy(x), torch.from_numpy(twins), epsilon=epsilon)
     print(f"  twins, n={n}: {time.perf_counter() - started:.1f} s, {plan.certificate.iterations} sweeps", flush=True)

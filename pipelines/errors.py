@@ -12,6 +12,7 @@
     ├── TransportError
     │   ├── ProblemError            points, weights, cost or epsilon do not make a problem
     │   ├── NotConvergedError       a solver stopped short of the accuracy asked of it
+    │   ├── CertificateError        a plan is not what its certificate says
     │   ├── RendezvousError         a rank did not bring its share before the deadline
     │   ├── TooLargeError           the problem is over the service's limits (HTTP 413)
     │   └── BusyError               the service's queue is full (HTTP 429, with Retry-After)
@@ -81,6 +82,10 @@ class ProblemError(TransportError):
 
 class NotConvergedError(TransportError):
     """A solver stopped short of the accuracy asked of it."""
+
+
+class CertificateError(TransportError):
+    """A plan is not what its certificate says."""
 
 
 class RendezvousError(TransportError):

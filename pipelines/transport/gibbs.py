@@ -7,36 +7,36 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from pipelines.transport.cost import cost_rows
 from pipelines.transport.problem import TransportProblem
+from pipelines.transport.true_cost import BLOCK, TrueCost
 
-BLOCK = 2**22
-"""Entries computed at a time."""
-
-NEGLIGIBLE = 1e-6
+NEGLIGIBLE = 1e-9
 """Share of a row's mass that may be left out of its sparse form, in entries of less than that over m each."""
 
 
 class GibbsRows:
-    """Rows of ``P_ij = a_i b_j exp((f_i + g_j − C_ij) / epsilon)``, in memory O((n + m) d).
+    """Rows of ``P_ij = a_i b_j exp((f_i + g_j − C_ij) / epsilon)`` in float64, in memory O((n + m) d).
+
+    These are the numbers of which the plan's certificate is made.
 
     Args:
         problem: points (or cost matrix), weights and epsilon > 0.
         f: (n,) float64.
         g: (m,) float64.
+        direct: compute costs from differences; see :class:`TrueCost`.
     """
 
-    def __init__(self, problem: TransportProblem, f: np.ndarray, g: np.ndarray) -> None:
+    def __init__(self, problem: TransportProblem, f: np.ndarray, g: np.ndarray, *, direct: bool = False) -> None:
         self.shape = problem.shape
         self._epsilon = problem.epsilon
-        self._costs = cost_rows(problem)
+        self._costs = TrueCost(problem, direct=direct)
         sides = (f, g, problem.source_weights(), problem.target_weights())
         self._f, self._g, self._a, self._b = (torch.as_tensor(side, device=self._costs.device) for side in sides)
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows ``start … stop − 1`` of the plan, (stop − start, m) float64."""
         inside = slice(start, stop)
-        exponents = self._g - self._costs.costs(start, stop).double()
+        exponents = self._g - self._costs.block(start, stop)
         exponents += self._f[inside, None]
         return (exponents / self._epsilon).exp_() * self._b * self._a[inside, None]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -13,8 +15,21 @@ from pipelines.spec import CostName
 
 Array = np.ndarray | torch.Tensor
 
+Numbers = np.ndarray | torch.Tensor | Sequence[Any]
+"""What callers may give: nested lists too."""
+
 MASS_TOLERANCE = 1e-4
 """Relative difference between the two total masses that is taken for rounding and normalised away."""
+
+
+LARGEST_COST = 1e290
+"""Entries of a cost matrix over this are refused: sums of them would leave float64's range."""
+
+SMALLEST_EXTENT, LARGEST_EXTENT, LARGEST_POWER = 1e-140, 1e140, 280.0
+"""Extents of point clouds that are taken, and powers of ten that their costs may reach."""
+
+FLOAT32_POWER = 4.0
+"""Exponent of a cost up to which no two points of float32 coordinates leave that range."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +42,10 @@ class TransportProblem:
     Construct it with :meth:`between` or :meth:`from_cost`, which check everything.
 
     Attributes:
-        x: source points, (n, d) float32 array or tensor; None when ``matrix`` is given.
-        y: target points, (m, d).
-        matrix: cost matrix, (n, m) float32; None when points are given.
+        x: source points, (n, d) array or tensor; None when ``matrix`` is given. float64 where the numbers need it,
+            float32 where it holds them all.
+        y: target points, (m, d), of the same type.
+        matrix: cost matrix, (n, m) float32 or float64; None when points are given. +inf forbids a pair.
         a: source weights, (n,) float64 summing to 1; None for uniform ones.
         b: target weights, (m,).
         cost: name of the cost between points.
@@ -53,11 +69,11 @@ class TransportProblem:
     @classmethod
     def between(
         cls,
-        x: Array,
-        y: Array,
+        x: Numbers,
+        y: Numbers,
         *,
-        a: Array | None = None,
-        b: Array | None = None,
+        a: Numbers | None = None,
+        b: Numbers | None = None,
         cost: CostName = "squared-euclidean",
         epsilon: float = 0.0,
         power: float = 2.0,
@@ -82,32 +98,33 @@ class TransportProblem:
         if cost not in get_args(CostName):
             choices = ", ".join(get_args(CostName))
             raise ProblemError(f"cost: {cost!r} is not a cost", cure=f"choose one of {choices}")
-        x, y = _points("x", x), _points("y", y)
-        if x.shape[1] != y.shape[1]:
+        left, right = _alike(numbers("x", x), numbers("y", y))
+        if left.shape[1] != right.shape[1]:
             raise ProblemError(
-                f"x has points of dimension {x.shape[1]}, y of dimension {y.shape[1]}",
+                f"x has points of dimension {left.shape[1]}, y of dimension {right.shape[1]}",
                 cure="give both sets the same number of coordinates",
             )
         if not np.isfinite(power) or power <= 0:
             raise ProblemError(f"power: {power} received", cure="give a positive exponent")
+        _check_range(left, right, cost, power)
         penalty = _penalty(marginal_penalty, epsilon)
-        a, b = _weights(a, b, x.shape[0], y.shape[0], balanced=penalty is None)
-        return cls(x, y, None, a, b, cost, _epsilon(epsilon), float(power), penalty)
+        of_rows, of_columns = _weights(a, b, left.shape[0], right.shape[0], balanced=penalty is None)
+        return cls(left, right, None, of_rows, of_columns, cost, _epsilon(epsilon), float(power), penalty)
 
     @classmethod
     def from_cost(
         cls,
-        matrix: Array,
+        matrix: Numbers,
         *,
-        a: Array | None = None,
-        b: Array | None = None,
+        a: Numbers | None = None,
+        b: Numbers | None = None,
         epsilon: float = 0.0,
         marginal_penalty: float | None = None,
     ) -> TransportProblem:
         """A problem with its cost matrix given.
 
         Args:
-            matrix: costs, (n, m), finite.
+            matrix: costs, (n, m); +inf for a pair between which nothing may move.
             a: source weights, (n,); uniform by default.
             b: target weights, (m,).
             epsilon: entropic regularisation.
@@ -116,10 +133,10 @@ class TransportProblem:
         Raises:
             ProblemError: with the rule that the input breaks and the value received.
         """
-        matrix = _points("matrix", matrix)
+        costs = numbers("matrix", matrix, forbidden=True)
         penalty = _penalty(marginal_penalty, epsilon)
-        a, b = _weights(a, b, matrix.shape[0], matrix.shape[1], balanced=penalty is None)
-        return cls(None, None, matrix, a, b, epsilon=_epsilon(epsilon), marginal_penalty=penalty)
+        of_rows, of_columns = _weights(a, b, costs.shape[0], costs.shape[1], balanced=penalty is None)
+        return cls(None, None, costs, of_rows, of_columns, epsilon=_epsilon(epsilon), marginal_penalty=penalty)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -149,15 +166,42 @@ class TransportProblem:
         """The target marginal b, (m,) float64, summing to 1 unless the problem is unbalanced."""
         return np.full(self.shape[1], 1 / self.shape[1]) if self.b is None else self.b
 
+    def with_weight(self) -> tuple[TransportProblem, np.ndarray, np.ndarray]:
+        """The problem between the points whose weight is not 0, and the places of its sources and targets."""
+        a, b = self.source_weights(), self.target_weights()
+        sources, targets = np.flatnonzero(a), np.flatnonzero(b)
+        if len(sources) == len(a) and len(targets) == len(b):
+            return self, sources, targets
+        parts: dict[str, Any] = {"a": a[sources], "b": b[targets]}
+        if self.matrix is not None:
+            parts["matrix"] = self.matrix[sources][:, targets]
+        else:
+            assert self.x is not None
+            assert self.y is not None
+            parts |= {"x": self.x[sources], "y": self.y[targets]}
+        return replace(self, **parts), sources, targets
+
     def with_matrix(self, matrix: Array) -> TransportProblem:
         """The same problem with its cost matrix computed."""
         return replace(self, matrix=matrix)
 
 
-def _points(name: str, value: Array) -> Array:
-    """(n, d) contiguous float32, finite, at least one row and one column."""
+def numbers(name: str, value: Numbers, *, forbidden: bool = False) -> Array:
+    """An array of numbers as (n, d), contiguous: float32 where it holds them exactly, float64 otherwise.
+
+    Args:
+        name: of the field, for error messages.
+        value: (n, ...) numbers of any type.
+        forbidden: whether +inf is a number here.
+
+    Raises:
+        ProblemError: no numbers, no rows or columns, or numbers that are not finite.
+    """
     if not isinstance(value, torch.Tensor):
-        value = np.asarray(value)
+        try:
+            value = np.asarray(value)
+        except ValueError:
+            raise ProblemError(f"{name}: rows of different lengths received") from None
         if value.dtype.kind not in "fiub":
             raise ProblemError(f"{name}: numbers expected, received dtype {value.dtype}")
     if not value.shape or 0 in value.shape:
@@ -165,24 +209,78 @@ def _points(name: str, value: Array) -> Array:
             f"{name}: shape {tuple(value.shape)} holds no points",
             cure="give an array of shape (n, d), n and d ≥ 1",
         )
-    if isinstance(value, torch.Tensor):
-        value = value.detach().float().reshape(len(value), -1).contiguous()
-        finite = bool(torch.isfinite(value).all())
-    else:
-        with np.errstate(over="ignore"):  # what is over float32's range is told below
-            value = np.ascontiguousarray(value.reshape(len(value), -1), dtype=np.float32)
-        finite = bool(np.isfinite(value).all())
-    if not finite:
-        bad = int((~torch.isfinite(torch.as_tensor(value))).sum())
+    value = _as_tensor(value).detach() if isinstance(value, torch.Tensor) else _as_array(value)
+    value = value.reshape(len(value), -1)
+    value = value.contiguous() if isinstance(value, torch.Tensor) else np.ascontiguousarray(value)
+    flat = torch.as_tensor(value)
+    bad = ~torch.isfinite(flat)
+    if forbidden:
+        bad &= flat != math.inf
+    if bool(bad.any()):
+        kinds = "NaN or -infinite" if forbidden else "NaN or infinite"
         raise ProblemError(
-            f"{name}: {bad} of {value.shape[0] * value.shape[1]} numbers are NaN, infinite or over float32's range",
+            f"{name}: {int(bad.sum())} of {value.shape[0] * value.shape[1]} numbers are {kinds}",
             cure="look for a diverged generator or an unscaled image",
         )
+    if forbidden and bool((flat.abs() > LARGEST_COST).logical_and(flat != math.inf).any()):
+        raise ProblemError(f"{name}: costs of more than {LARGEST_COST:g} received", cure="scale them down")
     return value
 
 
+def _as_array(value: np.ndarray) -> np.ndarray:
+    if value.dtype.itemsize <= 2 or value.dtype == np.float32:
+        return value.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # what float32 does not hold is told apart below
+        wide = value.astype(np.float64, copy=False)
+        narrow = wide.astype(np.float32)
+    if value.dtype.kind in "iu" and bool((np.abs(wide) > 2.0**53).any()):
+        raise ProblemError("integers over 2^53 received, which float64 does not hold", cure="subtract an offset first")
+    return narrow if np.array_equal(narrow, wide, equal_nan=True) else wide
+
+
+def _as_tensor(value: torch.Tensor) -> torch.Tensor:
+    if value.dtype == torch.float32 or value.element_size() <= 2:
+        return value.float()
+    wide = value.double()
+    if not value.is_floating_point() and bool((wide.abs() > 2.0**53).any()):
+        raise ProblemError("integers over 2^53 received, which float64 does not hold", cure="subtract an offset first")
+    narrow = wide.float()
+    return narrow if bool(((narrow == wide) | wide.isnan()).all()) else wide
+
+
+def _alike(x: Array, y: Array) -> tuple[Array, Array]:
+    """Both in the wider of their types."""
+    if str(x.dtype).endswith("64") == str(y.dtype).endswith("64"):
+        return x, y
+    widened = (side.double() if isinstance(side, torch.Tensor) else side.astype(np.float64) for side in (x, y))
+    x, y = widened
+    return x, y
+
+
+def _check_range(x: Array, y: Array, cost: CostName, power: float) -> None:
+    """Refuse points whose costs would leave float64's range.
+
+    Raises:
+        ProblemError: naming the extent of the points.
+    """
+    exponent = {"squared-euclidean": 2.0, "euclidean": 1.0}.get(cost, power)
+    sides = [torch.as_tensor(side) for side in (x, y)]
+    if cost == "cosine" or (sides[0].dtype == torch.float32 and exponent <= FLOAT32_POWER):
+        return
+    low, high = (torch.stack([getattr(side.double(), bound)(0).cpu() for side in sides]) for bound in ("amin", "amax"))
+    extent = float((high.amax(0) - low.amin(0)).max())
+    if extent == 0 or (
+        SMALLEST_EXTENT < extent < LARGEST_EXTENT and abs(exponent * math.log10(extent)) < LARGEST_POWER
+    ):
+        return
+    raise ProblemError(
+        f"x and y: coordinates {extent:g} apart received, whose costs leave float64's range",
+        cure="scale the points: plans do not depend on their unit",
+    )
+
+
 def _weights(
-    a: Array | None, b: Array | None, n: int, m: int, *, balanced: bool
+    a: Numbers | None, b: Numbers | None, n: int, m: int, *, balanced: bool
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Both marginals as float64, None where uniform; summing to 1, unless masses may differ."""
     checked = [_one_side(name, w, size) for name, w, size in (("a", a, n), ("b", b, m))]
@@ -203,7 +301,7 @@ def _weights(
     return sides[0], sides[1]
 
 
-def _one_side(name: str, weights: Array | None, size: int) -> np.ndarray | None:
+def _one_side(name: str, weights: Numbers | None, size: int) -> np.ndarray | None:
     if weights is None:
         return None
     if isinstance(weights, torch.Tensor):

@@ -11,7 +11,6 @@ import numpy as np
 
 from pipelines.errors import ProblemError
 from pipelines.transport import native
-from pipelines.transport.cost import with_known_cost
 from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solvers import assignment, brute_force, exact, network_simplex, screen, sinkhorn
@@ -80,7 +79,6 @@ def solve(
             f"{problem.shape[0]} × {problem.shape[1]}",
             cure="leave it out for the first problem and where points come or go",
         )
-    problem = with_known_cost(problem)
     if start is not None and start.f is not None and start.g is not None and name in _STARTING:
         plan = _STARTING[name](problem, start.f, start.g)
         reason = f"{reason}; from the potentials of a plan before"

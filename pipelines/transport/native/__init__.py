@@ -26,6 +26,7 @@ from pipelines.transport.native.library import (
     native_level,
     usable_levels,
 )
+from pipelines.transport.rounding import gamma, of_differences
 
 __all__ = [
     "LEVELS",
@@ -34,6 +35,7 @@ __all__ = [
     "Prepared",
     "Screen",
     "Solution",
+    "Table",
     "assign",
     "distances",
     "has_bfloat16",
@@ -76,8 +78,8 @@ class Points:
     """Where the exact entries come from: ``scale · ‖xᵢ − yⱼ‖² − rowᵢ − columnⱼ``, or ``scale · ‖xᵢ − yⱼ‖``.
 
     Attributes:
-        x, y: (n, d) float32, contiguous.
-        scale: a factor of the cost.
+        x, y: (n, d) float32 or both float64, contiguous.
+        scale: a factor of the cost, a power of two.
         root: whether the cost is the distance and not its square.
         row, column: (n,) float64 constants, None for zeros.
     """
@@ -89,6 +91,29 @@ class Points:
     row: np.ndarray | None = None
     column: np.ndarray | None = None
 
+    @property
+    def rounding(self) -> float:
+        """Relative error of ``scale · ‖xᵢ − yⱼ‖²`` as computed."""
+        return of_differences(self.x.shape[1]) + gamma(4)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Exact entries ``scale · cost − rowᵢ − columnⱼ`` of a float64 matrix.
+
+    Attributes:
+        cost: (n, n) float64, contiguous.
+        scale: a power of two.
+        row, column: (n,) float64.
+    """
+
+    cost: np.ndarray
+    scale: float
+    row: np.ndarray
+    column: np.ndarray
+    root: bool = False
+    rounding: float = 0.0
+
 
 @dataclass(frozen=True, eq=False)
 class Solution:
@@ -97,8 +122,8 @@ class Solution:
     Attributes:
         status: ``solved``, or why not: ``too coarse``, ``out of budget`` or ``stopped``.
         assignment: (n,) int64.
-        f, g: (n,) float64, ``f_i + g_j ≤`` the exact entry for every i and j.
-        matched: (n,) float64, the exact entry of each pair of the assignment.
+        f, g: (n,) float64, ``f_i + g_j ≤`` the true entry for every i and j, up to the rounding of that sum.
+        matched: (n,) float64, the cost of each pair of the assignment in the solver's units, constants included.
         readings, bids, pops: rows of the screen read in full; bids of augmenting row reduction; columns scanned by
             Dijkstra's method.
         looks: entries of candidate lists that it looked at.
@@ -126,7 +151,7 @@ def _pointer(array: np.ndarray | None, dtype: type | str, shape: tuple[int, ...]
 
 def assign(
     screen: Screen,
-    points: Points | None = None,
+    points: Points | Table | None = None,
     start: np.ndarray | None = None,
     budget: int = 2**62,
     looks: int = 2**62,
@@ -147,7 +172,13 @@ def assign(
     n = len(screen.matrix)
     f, g, matched = np.empty((3, n))
     assignment, counts = np.empty(n, np.int64), np.zeros(6, np.int64)
-    d = points.x.shape[1] if points else 0
+    d = points.x.shape[1] if isinstance(points, Points) else 0
+    sides: dict[str, int | None] = {"x": None, "y": None, "x_wide": None, "y_wide": None, "table": None}
+    if isinstance(points, Points):
+        kind, suffix = (np.float64, "_wide") if points.x.dtype == np.float64 else (np.float32, "")
+        sides |= {f"{side}{suffix}": _pointer(getattr(points, side), kind, (n, d)) for side in "xy"}
+    elif points:
+        sides["table"] = _pointer(points.cost, np.float64, (n, n))
     stored = np.uint16 if screen.kind == "bfloat16-products" else np.float32
     stop = ctypes.c_int32(0)
     request = Request(
@@ -159,8 +190,8 @@ def assign(
         stop=ctypes.addressof(stop),
         screen=_pointer(screen.matrix, stored, (n, n)),
         error=_pointer(screen.error, np.float64, (n,)),
-        x=_pointer(points.x, np.float32, (n, d)) if points else None,
-        y=_pointer(points.y, np.float32, (n, d)) if points else None,
+        **sides,
+        rounding=points.rounding if points else 0.0,
         scale=points.scale if points else 1.0,
         row=_pointer(points.row, np.float64, (n,)) if points else None,
         column=_pointer(points.column, np.float64, (n,)) if points else None,
@@ -240,7 +271,7 @@ def prepare(x: np.ndarray, mean: np.ndarray, other: np.ndarray, scale: float, *,
     """Centre, scale and round points, with the size of the rounding.
 
     Args:
-        x: (n, d) float32.
+        x: (n, d) float32 or float64.
         mean: (d,) float64, theirs.
         other: (d,) float64, the mean of the points on the other side.
         scale: a factor.
@@ -249,8 +280,9 @@ def prepare(x: np.ndarray, mean: np.ndarray, other: np.ndarray, scale: float, *,
     n, d = x.shape
     stored = np.empty((n, d), np.uint16 if bfloat16 else np.float32)
     norm, residual, constant = np.empty(n), np.empty(n), np.empty(n)
-    loaded().monge_prepare(
-        _pointer(x, np.float32, (n, d)),
+    wide = x.dtype == np.float64
+    (loaded().monge_prepare_wide if wide else loaded().monge_prepare)(
+        _pointer(x, np.float64 if wide else np.float32, (n, d)),
         n,
         d,
         *(_pointer(centre, np.float64, (d,)) for centre in (mean, other)),
@@ -269,7 +301,14 @@ def distances(x: np.ndarray, y: np.ndarray, factor: float, *, root: bool) -> np.
     n, d = x.shape
     matrix = np.empty((n, n), np.float32)
     transposed = np.ascontiguousarray(y.T)
-    loaded().monge_distances(
-        _pointer(x, np.float32, (n, d)), transposed.ctypes.data, n, d, factor, root, matrix.ctypes.data
+    wide = x.dtype == np.float64
+    (loaded().monge_distances_wide if wide else loaded().monge_distances)(
+        _pointer(x, np.float64 if wide else np.float32, (n, d)),
+        transposed.ctypes.data,
+        n,
+        d,
+        factor,
+        root,
+        matrix.ctypes.data,
     )
     return matrix

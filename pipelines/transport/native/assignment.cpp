@@ -24,7 +24,10 @@ struct Request {
   const std::atomic<std::int32_t>* stop;  // give up when it is no longer 0
   const void* screen;        // (n, n)
   const double* error;       // (n,), or null
-  const float *x, *y;        // (n, d), or null: the screen holds the costs
+  const float *x, *y;        // (n, d), or null
+  const double *x_wide, *y_wide;  // (n, d) in float64, or null
+  const double* table;       // (n, n) costs in float64, or null; without any of them the screen holds the costs
+  double rounding;           // relative error of an exact entry
   double scale;
   const double *row, *column;  // (n,), or null
   const float* start;        // (n,) column potentials to start from, or null
@@ -56,8 +59,9 @@ static Status run(const Request& q) {
   for (float v : potentials.v)
     if (!std::isfinite(v)) return too_coarse;
   if (q.strict && potentials.scale < mean_error<Screen>(q)) return too_coarse;
-  const monge::Exact exact{q.x ? nullptr : static_cast<const float*>(q.screen), q.x, q.y, q.n, q.d, q.scale,
-                           q.root != 0, q.row, q.column};
+  const bool given = q.x || q.x_wide || q.table;
+  const monge::Exact exact{given ? nullptr : static_cast<const float*>(q.screen), q.table, q.x, q.y, q.x_wide,
+                           q.y_wide, q.n, q.d, q.scale, q.root != 0, q.row, q.column, q.rounding};
   monge::Solver<Screen> solver(screen, exact, q.error, potentials, q.budget, q.looks, *q.stop);
   const bool finished = solver.run();
   const std::int64_t counts[] = {solver.counts.readings, solver.counts.bids, solver.counts.unassigned,
@@ -69,7 +73,7 @@ static Status run(const Request& q) {
 }
 
 // Tells a build from other sources apart: an installation in place keeps its old build when the sources change.
-EXPORT std::int64_t monge_interface() { return 3 * 65536 + static_cast<std::int64_t>(sizeof(Request)); }
+EXPORT std::int64_t monge_interface() { return 4 * 65536 + static_cast<std::int64_t>(sizeof(Request)); }
 
 EXPORT std::int32_t monge_assign(const Request* request) {
   try {
@@ -87,9 +91,10 @@ EXPORT float monge_summarise(const float* x, std::int64_t n, std::int64_t d, dou
   return monge::summarise(x, n, d, mean);
 }
 
-EXPORT void monge_prepare(const float* x, std::int64_t n, std::int64_t d, const double* mean, const double* other,
-                          double scale, std::int32_t bfloat16, void* stored, double* norm, double* residual,
-                          double* constant) {
+template <class Number>
+static void prepare_as(const Number* x, std::int64_t n, std::int64_t d, const double* mean, const double* other,
+                       double scale, std::int32_t bfloat16, void* stored, double* norm, double* residual,
+                       double* constant) {
   if (bfloat16)
     monge::prepare<monge::ToBfloat16>(x, n, d, mean, other, scale, static_cast<std::uint16_t*>(stored), norm, residual,
                                       constant);
@@ -97,19 +102,32 @@ EXPORT void monge_prepare(const float* x, std::int64_t n, std::int64_t d, const 
     monge::prepare<monge::ToFloat>(x, n, d, mean, other, scale, static_cast<float*>(stored), norm, residual, constant);
 }
 
+EXPORT void monge_prepare(const float* x, std::int64_t n, std::int64_t d, const double* mean, const double* other,
+                          double scale, std::int32_t bfloat16, void* stored, double* norm, double* residual,
+                          double* constant) {
+  prepare_as(x, n, d, mean, other, scale, bfloat16, stored, norm, residual, constant);
+}
+
+EXPORT void monge_prepare_wide(const double* x, std::int64_t n, std::int64_t d, const double* mean,
+                               const double* other, double scale, std::int32_t bfloat16, void* stored, double* norm,
+                               double* residual, double* constant) {
+  prepare_as(x, n, d, mean, other, scale, bfloat16, stored, norm, residual, constant);
+}
+
 // screen[i][j] = factor · ‖x[i] − y[j]‖², or factor · ‖x[i] − y[j]‖, in float32 from the differences: its error is
 // relative to the distance itself, however far the points lie from their centre. transposed: y as (d, n).
-EXPORT void monge_distances(const float* x, const float* transposed, std::int64_t n, std::int64_t d, float factor,
-                            std::int32_t root, float* screen) {
+template <class Number>
+static void distances_as(const Number* x, const Number* transposed, std::int64_t n, std::int64_t d, float factor,
+                         std::int32_t root, float* screen) {
   for (std::int64_t i = 0; i < n; ++i) {
     float* out = screen + i * n;
     std::fill(out, out + n, 0.0f);
     for (std::int64_t k = 0; k < d; ++k) {
-      const float coordinate = x[i * d + k];
-      const float* y = transposed + k * n;
+      const Number coordinate = x[i * d + k];
+      const Number* y = transposed + k * n;
 #pragma omp simd
       for (std::int64_t j = 0; j < n; ++j) {
-        const float difference = coordinate - y[j];
+        const float difference = static_cast<float>(coordinate - y[j]);
         out[j] += difference * difference;
       }
     }
@@ -120,6 +138,16 @@ EXPORT void monge_distances(const float* x, const float* transposed, std::int64_
 #pragma omp simd
     for (std::int64_t j = 0; j < n; ++j) out[j] *= factor;
   }
+}
+
+EXPORT void monge_distances(const float* x, const float* transposed, std::int64_t n, std::int64_t d, float factor,
+                            std::int32_t root, float* screen) {
+  distances_as(x, transposed, n, d, factor, root, screen);
+}
+
+EXPORT void monge_distances_wide(const double* x, const double* transposed, std::int64_t n, std::int64_t d,
+                                 float factor, std::int32_t root, float* screen) {
+  distances_as(x, transposed, n, d, factor, root, screen);
 }
 
 // Which instructions this processor has: 0 the baseline's, 1 AVX2 with FMA, 2 AVX-512, 3 AVX-512 with bfloat16.

@@ -106,9 +106,10 @@ void collect_at_most(const float* values, int n, float threshold, Take take) {
   }
 }
 
-// ‖x − y‖² of float32 points in float64: the differences are exact, so that only the sum rounds. Several partial sums
-// hide the latency of additions.
-inline double squared_distance(const float* x, const float* y, std::int64_t d) {
+// ‖x − y‖² in float64: between float32 points the differences are exact. Several partial sums hide the latency of
+// additions.
+template <class Number>
+double squared_distance(const Number* x, const Number* y, std::int64_t d) {
   constexpr int lanes = 32;
   double partial[lanes] = {};
   std::int64_t k = 0;

@@ -14,7 +14,7 @@ from pipelines.errors import TransportError
 LEVELS = ("baseline", "avx2", "avx512")
 """Instruction sets, the best last. The baseline is what the compiler takes for granted: SSE2, or NEON on ARM."""
 
-_VERSION = 3  # of the interface to assignment.cpp
+_VERSION = 4  # of the interface to assignment.cpp
 
 
 class Request(ctypes.Structure):
@@ -32,6 +32,10 @@ class Request(ctypes.Structure):
         ("error", ctypes.c_void_p),
         ("x", ctypes.c_void_p),
         ("y", ctypes.c_void_p),
+        ("x_wide", ctypes.c_void_p),
+        ("y_wide", ctypes.c_void_p),
+        ("table", ctypes.c_void_p),
+        ("rounding", ctypes.c_double),
         ("scale", ctypes.c_double),
         ("row", ctypes.c_void_p),
         ("column", ctypes.c_void_p),
@@ -63,14 +67,15 @@ def _library(level: str) -> ctypes.CDLL | str:
     except AttributeError:
         return "built from other sources"
     pointer, count = ctypes.c_void_p, ctypes.c_int64
+    distances = (None, pointer, pointer, count, count, ctypes.c_float, ctypes.c_int32, pointer)
+    prepare = (None, pointer, count, count, pointer, pointer, ctypes.c_double, ctypes.c_int32, *(pointer,) * 4)
     for name, result, *arguments in (
         ("assign", ctypes.c_int32, ctypes.POINTER(Request)),
-        ("distances", None, pointer, pointer, count, count, ctypes.c_float, ctypes.c_int32, pointer),
+        ("distances", *distances),
+        ("distances_wide", *distances),
         ("summarise", ctypes.c_float, pointer, count, count, pointer),
-        (
-            *("prepare", None, pointer, count, count, pointer, pointer, ctypes.c_double, ctypes.c_int32),
-            *(pointer, pointer, pointer, pointer),
-        ),
+        ("prepare", *prepare),
+        ("prepare_wide", *prepare),
         ("processor", ctypes.c_int32),
     ):
         function = getattr(library, f"monge_{name}")

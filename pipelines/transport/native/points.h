@@ -48,11 +48,11 @@ inline float summarise(const float* x, std::int64_t n, std::int64_t d, double* m
 
 // stored[i] ≈ scale · (x[i] − mean). norm[i] is the length of the right side, residual[i] of the difference of both;
 // constant[i] = ½ scale² ‖x[i] − other‖², other being the mean of the other set.
-template <class Format>
-void prepare(const float* x, std::int64_t n, std::int64_t d, const double* mean, const double* other, double scale,
+template <class Format, class Number>
+void prepare(const Number* x, std::int64_t n, std::int64_t d, const double* mean, const double* other, double scale,
              typename Format::Stored* stored, double* norm, double* residual, double* constant) {
   for (std::int64_t i = 0; i < n; ++i) {
-    const float* row = x + i * d;
+    const Number* row = x + i * d;
     auto* out = stored + i * d;
     double squares = 0, changed = 0, across = 0;
 #pragma omp simd reduction(+ : squares, changed, across)

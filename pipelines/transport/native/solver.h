@@ -24,23 +24,39 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 
 // The exact costs, up to constants of the row and of the column.
 struct Exact {
-  const float* matrix;           // costs given outright, or null
-  const float *x, *y;            // points, (n, d)
+  const float* matrix;             // the screen holds the costs themselves, or null
+  const double* table;             // costs in float64, of which the screen has lower bounds, or null
+  const float *x, *y;              // points, (n, d), or null
+  const double *x_wide, *y_wide;   // points in float64, or null
   std::int64_t n, d;
-  double scale;                  // the entry is scale · ‖x − y‖² − row[i] − column[j]
-  bool root;                     // or scale · ‖x − y‖
-  const double *row, *column;    // null for zeros
+  double scale;                    // the entry is scale · ‖x − y‖² − row[i] − column[j]
+  bool root;                       // or scale · ‖x − y‖
+  const double *row, *column;      // null for zeros
+  double rounding;                 // relative error of whole()
+
+  // The cost with its constants.
+  double whole(int i, int j) const {
+    if (matrix) return matrix[i * n + j];
+    if (table) return scale * table[i * n + j];
+    const double squared = x ? squared_distance(x + i * d, y + j * d, d)
+                             : squared_distance(x_wide + i * d, y_wide + j * d, d);
+    return scale * (root ? std::sqrt(squared) : squared);
+  }
 
   double operator()(int i, int j) const {
-    if (matrix) return matrix[i * n + j];
-    const double squared = squared_distance(x + i * d, y + j * d, d);
-    const double cost = scale * (root ? std::sqrt(squared) : squared);
+    const double cost = whole(i, j);
     return row ? cost - row[i] - column[j] : cost;
+  }
+
+  // How far an entry as computed can lie above the true one.
+  double error(double entry, int i, int j) const {
+    const double constants = row ? std::fabs(row[i]) + std::fabs(column[j]) : 0;
+    return (rounding + 0x1p-51) * (std::fabs(entry) + 2 * constants);
   }
 
   // Candidates lie anywhere among the points: fetch the next while this one is computed.
   void prefetch(int j) const {
-    if (matrix) return;
+    if (!y) return;
     for (std::int64_t k = 0; k < d; k += 16) __builtin_prefetch(y + j * d + k);
   }
 };
@@ -102,24 +118,27 @@ class Solver {
   bool run() {
     list_all_rows();
     reduce_rows();
-    if (exact_.matrix && counts.unassigned > n_ / 4) return false;
+    if ((exact_.matrix || exact_.table) && counts.unassigned > n_ / 4) return false;
     search_all();
     return !exhausted();
   }
 
-  // f[i] ≤ C[i][j] − v[j] for every j: the listed entries are looked at, the others lie above the bound. Nothing that
-  // the search believed goes in: a fault there shows as a duality gap.
+  // f[i] ≤ C[i][j] − v[j] for every j and the true C: listed entries are looked at, less what rounding can have added;
+  // the others lie above the bound. Nothing that the search believed goes in: a fault there shows as a duality gap.
+  // matched: cost of each pair, constants included.
   void write(double* f, double* v, double* matched, std::int64_t* assignment) {
     for (int i = 0; i < n_; ++i) {
       const Row& r = rows_[i];
       const int mate = column_of_[i];
       assignment[i] = mate;
-      matched[i] = exact_(i, mate);
+      matched[i] = exact_.whole(i, mate);
       v[i] = v_[i];
-      f[i] = std::min(r.bound, matched[i] - v_[mate]);
+      f[i] = r.bound;
+      consider(f[i], exact_(i, mate), i, mate);
       for (std::int64_t k = r.first; k < r.first + r.count; ++k) {
-        if (costs_[k] - v_[columns_[k]] < f[i]) compute(i, k);
-        f[i] = std::min(f[i], costs_[k] - v_[columns_[k]]);
+        const int j = columns_[k];
+        if (costs_[k] - v_[j] < f[i]) compute(i, k);
+        consider(f[i], costs_[k], i, j);
       }
     }
   }
@@ -134,6 +153,12 @@ class Solver {
   // Exact entries that cost no more than a dense method would: of points, the more the fewer coordinates they have.
   static std::int64_t affordable(std::int64_t n, std::int64_t d) {
     return d == 0 ? 2 * n * n : std::max(200 * n, std::min(2 * n * n, 16 * n * n / d));
+  }
+
+  // Lower a row's potential to what an entry allows.
+  void consider(double& f, double entry, int i, int j) const {
+    const double reduced = entry - v_[j];
+    f = std::min(f, reduced - exact_.error(entry, i, j) - 0x1p-51 * (std::fabs(reduced) + std::fabs(v_[j])));
   }
 
   // The cost at place k, which was a bound until now.

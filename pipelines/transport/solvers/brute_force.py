@@ -8,10 +8,11 @@ import time
 import numpy as np
 
 from pipelines.errors import ProblemError
-from pipelines.transport.cost import cost_matrix
-from pipelines.transport.plan import Certificate, TransportPlan
+from pipelines.transport.exact_bounds import certified
+from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solvers.duality import potentials_of_assignment
+from pipelines.transport.true_cost import TrueCost
 
 LARGEST = 8
 
@@ -29,18 +30,20 @@ def solve(problem: TransportProblem) -> TransportPlan:
             f"brute force takes uniform assignments of n ≤ {LARGEST}, received {n} × {m}",
             cure="use solver 'auto'",
         )
-    costs = cost_matrix(problem).cpu().numpy().astype(np.float64)
+    direct = TrueCost(problem, direct=True)
+    costs = direct.block(0, n).cpu().numpy()
     permutations = np.array(list(itertools.permutations(range(n))))
     totals = costs[np.arange(n), permutations].sum(1)
+    if not np.isfinite(totals).any():
+        raise ProblemError("matrix: infeasible: every permutation has a forbidden pair", cure="allow more pairs")
     assignment = permutations[totals.argmin()].astype(np.int64)
-    f, g = potentials_of_assignment(costs, assignment)
-    certificate = Certificate(
-        primal=float(totals.min()) / n,
-        dual=float(f.mean() + g.mean()),
-        marginal_error=0.0,
-        iterations=len(permutations),
-        converged=True,
+    _, g = potentials_of_assignment(costs, assignment)
+    return certified(
+        problem,
+        assignment=assignment,
+        g=g,
+        cost=direct,
         solver="brute-force",
-        milliseconds=(time.perf_counter() - started) * 1e3,
+        iterations=len(permutations),
+        started=started,
     )
-    return TransportPlan((n, n), certificate, assignment=assignment, f=f, g=g)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-GAP_TOLERANCE = 1e-5
-"""Relative duality gap at which an exact solver counts as converged: float32 costs have no more digits to give."""
+from pipelines.transport.rounding import U64
 
 
 def potentials_of_assignment(costs: np.ndarray, assignment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -15,8 +14,11 @@ def potentials_of_assignment(costs: np.ndarray, assignment: np.ndarray) -> tuple
     relaxes. If the assignment is not optimal they have no solution; the potentials returned are feasible all the same,
     by a last c-transform, and leave a gap that says by how much.
 
+    Potentials start at 0 and fall only where they have to, so that they are no larger than the differences that decide:
+    large ones would lose the digits of small costs.
+
     Args:
-        costs: (n, n) float.
+        costs: (n, n) float64; infinite for forbidden pairs.
         assignment: (n,) int, the column of each row.
 
     Returns:
@@ -24,14 +26,16 @@ def potentials_of_assignment(costs: np.ndarray, assignment: np.ndarray) -> tuple
     """
     n = len(assignment)
     matched = costs[np.arange(n), assignment]
-    slack = np.empty((n, n), dtype=costs.dtype)
-    np.subtract(costs, matched[:, None], out=slack)
-    g = np.zeros(n, dtype=costs.dtype)
+    slack = costs - matched[:, None]
+    # Rounding makes cycles of nothing slightly negative: relaxing them would not end.
+    resolution = 8 * U64 * np.abs(matched)
+    g = np.zeros(n)
     for _ in range(n):
-        relaxed = np.minimum(g, (slack + g[assignment][:, None]).min(0))
-        if np.array_equal(relaxed, g):
+        offers = slack + g[assignment][:, None]
+        best = offers.argmin(0)
+        relaxed = offers[best, np.arange(n)]
+        lower = relaxed < g - resolution[best] - 8 * U64 * np.abs(g)
+        if not lower.any():
             break
-        g = relaxed
-    g = g.astype(np.float64)
-    f = (costs - g).min(1)
-    return f, g
+        g = np.where(lower, relaxed, g)
+    return (costs - g).min(1), g

@@ -4,7 +4,8 @@ Most costs cannot matter to an optimal assignment. A cheap screen (a matrix prod
 it) finds those that may; only these are computed exactly, from the points themselves in float64. What the screen leaves
 out is bounded, so that the answer is optimal for the exact costs, and the same bounds prove its dual potentials
 feasible over the whole matrix: each row's ``f_i`` is at most its bound, under every unlisted ``C_ij − g_j``, and at
-most every listed one, which is looked at. The solver itself is described in ``native/solver.h``.
+most every listed one, which is looked at. Both are lowered by what rounding can have added
+(:mod:`pipelines.transport.rounding`). The solver itself is described in ``native/solver.h``.
 """
 
 from __future__ import annotations
@@ -12,21 +13,24 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipelines.errors import ProblemError
+from pipelines.spec import CostName
 from pipelines.transport import native
-from pipelines.transport.plan import Certificate, TransportPlan
+from pipelines.transport.exact_bounds import SHARP, ExactBounds, certificate_of, certified
+from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
+from pipelines.transport.rounding import U64, at_least, at_most, of_cosine, sum_of
 from pipelines.transport.solvers import assignment
 from pipelines.transport.solvers import screen as screens
-
-RELATIVE_GAP = 1e-9
-"""Duality gap at which the solver counts as converged, relative to costs and potentials: float64 leaves about 1e-15."""
+from pipelines.transport.solvers.duality import potentials_of_assignment
+from pipelines.transport.true_cost import cost_matrix, on_sphere
 
 READINGS = 12
 """Times n rows read in full: past them, dense shortest paths are the better method. Image data take 1.1 to 1.5 n."""
@@ -44,8 +48,8 @@ MOST_TIES = 0.75
 def solve(problem: TransportProblem, *, g: np.ndarray | None = None) -> TransportPlan:
     """An optimal permutation, with potentials that prove it.
 
-    Exact for the float64 costs between the given float32 points, or for the given cost matrix. Where the data defeat
-    the screens (many equal costs, heavy tails), or without the native build, lapx solves the float32 cost matrix.
+    Where the data defeat the screens (many equal costs, heavy tails), or without the native build, lapx solves the
+    float64 cost matrix.
 
     Args:
         problem: uniform weights, as many points on both sides, epsilon 0.
@@ -69,9 +73,14 @@ def solve(problem: TransportProblem, *, g: np.ndarray | None = None) -> Transpor
         return _by_lapx(problem, obstacle)
     for screened in screens_of(problem):
         start = None if g is None else (g / screened.unit - screened.column).astype(np.float32)
+        if start is not None and not np.isfinite(start).all():
+            start = None
         solution = native.assign(screened.screen, screened.points, start, budget=READINGS * n, looks=LOOKS * n * n)
-        if solution.status == "solved":
-            return _plan(screened, solution, started)
+        if solution.status != "solved":
+            continue
+        plan = _plan(problem, screened, solution, started)
+        if plan.certificate.converged:
+            return plan
     return _by_lapx(problem, "candidate lists would not stay short")
 
 
@@ -102,63 +111,95 @@ def _obstacle(problem: TransportProblem) -> str:
     """Why dense shortest paths are the better method for a cost matrix, by a look at some rows; "" if they are not."""
     if problem.matrix is None:
         return ""
-    n = problem.shape[0]
-    rows = np.sort(screens.as_numpy(problem.matrix[:: max(1, n // SAMPLED_ROWS)]), axis=1)[:, : CANDIDATES + 1]
+    matrix, n = screens.as_numpy(problem.matrix), problem.shape[0]
+    if np.isinf(matrix).any():
+        return "forbidden pairs"
+    rows = np.sort(matrix[:: max(1, n // SAMPLED_ROWS)], axis=1)[:, : CANDIDATES + 1]
     return "many equal costs" if n > CANDIDATES and (np.diff(rows) == 0).mean() > MOST_TIES else ""
 
 
 def screens_of(problem: TransportProblem) -> Iterator[screens.Screened]:
     """Screens to try, the cheapest first; each is made when it is asked for."""
     if problem.matrix is not None:
-        yield screens.from_matrix(problem)
+        yield screens.from_matrix(screens.as_numpy(problem.matrix))
         return
-    assert problem.x is not None
-    assert problem.y is not None
-    x, y = screens.as_numpy(problem.x), screens.as_numpy(problem.y)
-    constants = np.zeros(len(x)), np.zeros(len(y))
+    if problem.cost == "power":
+        yield screens.from_matrix(cost_matrix(problem).numpy())
+        return
+    x, y = (torch.as_tensor(side).cpu() for side in (problem.x, problem.y))
     if problem.cost == "cosine":
-        (x, row), (y, column) = screens.on_sphere(x), screens.on_sphere(y)
-        constants = row, column
-    few = x.shape[1] <= screens.FEW_COORDINATES
-    makers: list[Callable[[], screens.Screened]] = [
-        lambda: screens.from_differences(x, y, root=problem.cost == "euclidean")
-    ]
-    if problem.cost == "euclidean" and not few:
-        makers.insert(0, lambda: screens.from_distances(x, y))
-    elif not few:
-        makers.insert(0, lambda: screens.from_products(x, y, bfloat16=False))
-        if native.has_bfloat16():
-            makers.insert(0, lambda: screens.from_products(x, y, bfloat16=True))
-    for make in makers:
-        screened = make()
-        if problem.cost == "cosine":
+        (x, row), (y, column) = on_sphere(x.double()), on_sphere(y.double())
+        for screened in _screens_of_points(x.numpy(), y.numpy(), "squared-euclidean"):
+            # Half the squared distance, and a constant for a point at the origin.
             unit = screened.unit / 2
-            row, column = (
-                side + shift / unit for side, shift in zip((screened.row, screened.column), constants, strict=True)
+            rows, columns = (
+                side + shift.numpy() / unit for side, shift in ((screened.row, row), (screened.column, column))
             )
-            screened = dataclasses.replace(screened, unit=unit, row=row, column=column)
-        yield screened
+            yield dataclasses.replace(
+                screened, unit=unit, row=rows, column=columns, shift=float(row.sum() + column.sum())
+            )
+        return
+    yield from _screens_of_points(x.numpy(), y.numpy(), problem.cost)
 
 
-def _plan(screened: screens.Screened, solution: native.Solution, started: float) -> TransportPlan:
+def _screens_of_points(x: np.ndarray, y: np.ndarray, cost: CostName) -> Iterator[screens.Screened]:
+    if x.shape[1] > screens.FEW_COORDINATES:
+        if cost == "euclidean":
+            yield screens.from_distances(x, y)
+        else:
+            if native.has_bfloat16():
+                yield screens.from_products(x, y, bfloat16=True)
+            yield screens.from_products(x, y, bfloat16=False)
+    yield screens.from_differences(x, y, root=cost == "euclidean")
+
+
+def _plan(
+    problem: TransportProblem, screened: screens.Screened, solution: native.Solution, started: float
+) -> TransportPlan:
+    """The solver's answer, certified by its own bounds; by a pass over all costs where these leave a gap."""
+    effort = solution.bids + solution.pops
+    slack = of_cosine(problem.x.shape[1]) if problem.cost == "cosine" and problem.x is not None else (0.0, 0.0, 0.0)
+    # Costs are at most 2, and |u − v| too.
+    bounds = _own_bounds(screened, solution, 2 * slack[0] + 2 * slack[1] + slack[2])
+    if problem.cost == "power" or bounds is None or bounds.gap > SHARP:
+        found: dict[str, Any] = {
+            "assignment": solution.assignment,
+            "solver": "exact",
+            "iterations": effort,
+            "started": started,
+        }
+        plan = certified(problem, g=screened.unit * (solution.g + screened.column), **found)
+        if not plan.certificate.converged:
+            # Between clusters far apart the solver's potentials are so large that they lose the digits of small costs.
+            _, g = potentials_of_assignment(cost_matrix(problem).cpu().numpy(), solution.assignment)
+            plan = certified(problem, g=g, **found)
+        return plan
+    certificate = certificate_of(bounds, solver="exact", iterations=effort, started=started)
+    return TransportPlan(problem.shape, certificate, assignment=solution.assignment, f=bounds.f, g=bounds.g)
+
+
+def _own_bounds(screened: screens.Screened, solution: native.Solution, slack: float) -> ExactBounds | None:
+    """Bounds from the solver's potentials, which are feasible but for the rounding of their last sums.
+
+    Args:
+        screened: what the solver saw.
+        solution: a solved one.
+        slack: how far a cost that it saw may be from the true one, beyond its own rounding.
+    """
     n = len(solution.assignment)
+    if not (np.bincount(solution.assignment, minlength=n) == 1).all():
+        return None
     unit, row, column = screened.unit, screened.row, screened.column
-    f, g = unit * (solution.f + row), unit * (solution.g + column)
-    constants = float(row.sum() + column.sum())
-    primal = unit / n * (float(solution.matched.sum()) + constants)
-    dual = unit / n * (float(solution.f.sum() + solution.g.sum()) + constants)
-    size = abs(primal) + sum(float(np.abs(side).sum()) for side in (f, g, unit * row, unit * column)) / n
-    taken = np.bincount(solution.assignment, minlength=n)
-    certificate = Certificate(
-        primal=primal,
-        dual=dual,
-        marginal_error=float(np.abs(taken - 1).sum()) / n,
-        iterations=solution.bids + solution.pops,
-        converged=primal - dual <= RELATIVE_GAP * size and bool((taken == 1).all()),
-        solver="exact",
-        milliseconds=(time.perf_counter() - started) * 1e3,
-    )
-    return TransportPlan((n, n), certificate, assignment=solution.assignment, f=f, g=g)
+    largest = np.abs(solution.g).max() + np.abs(column).max()
+    f = -slack + unit * (solution.f + row - 8 * U64 * (np.abs(solution.f) + np.abs(row) + largest))
+    g = unit * (solution.g + column)
+    rounding = screened.points.rounding if screened.points else 0.0
+    value, error = sum_of(np.append(unit * solution.matched, screened.shift) / n)
+    size = unit / n * float(np.abs(solution.matched).sum())
+    (of_rows, first), (of_columns, second) = sum_of(f / n), sum_of(g / n)
+    dual = at_least(of_rows + of_columns, (first, second))
+    primal = max(at_most(value, (error, rounding * size, slack)), dual)
+    return ExactBounds(primal, dual, 0.0, size, f, g) if np.isfinite((primal, dual)).all() else None
 
 
 def _by_lapx(problem: TransportProblem, reason: str) -> TransportPlan:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import time
 import warnings
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import ot
 
 from pipelines.errors import ProblemError
-from pipelines.transport.cost import cost_matrix
-from pipelines.transport.plan import Certificate, TransportPlan
+from pipelines.transport.exact_bounds import SHARP, certified
+from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
-from pipelines.transport.solvers.duality import GAP_TOLERANCE
+from pipelines.transport.true_cost import TrueCost, cost_matrix
 
 MAX_PIVOTS = 100_000_000
 """POT's own limit of 100,000 pivots stops short of the optimum from n ≈ 2048 on, with no more than a warning."""
+
+CAPS = (2.0**8, 2.0**20, 2.0**32)
+"""Multiples of the costs that every plan has to pay at least, at which larger costs are cut in turn."""
+
+FORBIDDEN_MASS = 1e-9
+"""Mass along forbidden pairs that is taken for rounding."""
 
 
 def solve(problem: TransportProblem) -> TransportPlan:
@@ -23,47 +31,123 @@ def solve(problem: TransportProblem) -> TransportPlan:
 
     Peyré & Cuturi (2019), section 3.5. Points of zero weight are left out of the solve and get feasible potentials.
 
+    The simplex computes in float64: one cost of 1e16 leaves no digits for costs of 1 beside it. Where the certificate
+    shows a gap, and where pairs are forbidden, costs are cut at a cap. A plan of the capped costs that uses no capped
+    pair is optimal for the costs themselves, and its potentials are feasible for them; otherwise the cap is raised.
+
     Raises:
-        ProblemError: epsilon > 0.
+        ProblemError: epsilon > 0, or every plan uses forbidden pairs.
     """
     started = time.perf_counter()
     if problem.epsilon > 0:
         raise ProblemError(f"epsilon: {problem.epsilon:g} received by an exact solver", cure="use solver 'auto'")
-    costs = cost_matrix(problem).cpu().numpy().astype(np.float64)
-    a, b = problem.source_weights(), problem.target_weights()
-    sources, targets = np.flatnonzero(a), np.flatnonzero(b)
-    inner = np.ascontiguousarray(costs[np.ix_(sources, targets)])
-    with warnings.catch_warnings():
-        # Its warnings are about convergence, which the certificate below decides.
-        warnings.simplefilter("ignore")
-        # It moves nothing where all costs are negative; a constant added to all of them leaves the plan as it is.
-        plan, log = ot.emd(
-            a[sources],
-            b[targets],
-            inner - inner.min(),
-            numItermax=MAX_PIVOTS,
-            log=True,
-            center_dual=False,
-            numThreads=1,
-        )
-    rows, columns = np.nonzero(plan)
-    mass = plan[rows, columns]
+    program = _Program.of(problem, cost_matrix(problem).cpu().numpy())
+    forbidden = not np.isfinite(program.costs).all()
+    if forbidden:
+        program.check_feasible()
+    best = None if forbidden else _plan(problem, program, None, None, started)
+    if best is not None and best.certificate.relative_gap <= SHARP:
+        return best
+    direct = TrueCost(problem, direct=True)
+    if problem.matrix is None:
+        program = _Program.of(problem, cost_matrix(problem, direct=True).cpu().numpy())
+    for cap in program.caps():
+        plan = _plan(problem, program, cap, direct, started)
+        if best is None or plan.certificate.gap < best.certificate.gap:
+            best = plan
+        if best.certificate.converged and best.certificate.relative_gap <= SHARP:
+            break
+    assert best is not None
+    return best
 
-    g = np.full(len(b), -np.inf)
-    g[targets] = log["v"]
-    # A c-transform makes the potentials feasible to the last digit, zero weights included.
-    f = (costs[:, targets] - g[targets]).min(1)
-    g = (costs - f[:, None]).min(0)
-    primal = float((mass * inner[rows, columns]).sum())
-    dual = float(a @ f + b @ g)
-    marginal_error = float(np.abs(plan.sum(1) - a[sources]).sum() + np.abs(plan.sum(0) - b[targets]).sum())
-    certificate = Certificate(
-        primal=primal,
-        dual=dual,
-        marginal_error=marginal_error,
-        iterations=int(log.get("numIter", 0)),
-        converged=primal - dual <= GAP_TOLERANCE * max(float(costs.max()), abs(primal)) and marginal_error <= 1e-6,
+
+def check_feasible(problem: TransportProblem) -> None:
+    """Refuse forbidden pairs that every plan would need.
+
+    Raises:
+        ProblemError: with the least mass along them.
+    """
+    _Program.of(problem, cost_matrix(problem).cpu().numpy()).check_feasible()
+
+
+def _plan(
+    problem: TransportProblem, program: _Program, cap: float | None, cost: TrueCost | None, started: float
+) -> TransportPlan:
+    rows, columns, mass, g, pivots = program.run(cap)
+    return certified(
+        problem,
+        entries=(rows, columns, mass),
+        g=g,
+        cost=cost,
         solver="network-simplex",
-        milliseconds=(time.perf_counter() - started) * 1e3,
+        iterations=pivots,
+        started=started,
     )
-    return TransportPlan(problem.shape, certificate, rows=sources[rows], columns=targets[columns], mass=mass, f=f, g=g)
+
+
+@dataclass(frozen=True, eq=False)
+class _Program:
+    """The problem between the points that have weight, its costs less their least."""
+
+    costs: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    sources: np.ndarray
+    targets: np.ndarray
+    size: int
+
+    @classmethod
+    def of(cls, problem: TransportProblem, costs: np.ndarray) -> _Program:
+        a, b = problem.source_weights(), problem.target_weights()
+        sources, targets = np.flatnonzero(a), np.flatnonzero(b)
+        inner = costs[np.ix_(sources, targets)]
+        # POT moves nothing where all costs are negative; a constant added to all of them leaves the plan as it is.
+        inner = inner - inner.min()
+        return cls(inner, a[sources], b[targets], sources, targets, len(b))
+
+    def run(self, cap: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+        """Rows, columns and mass of the entries, target potentials, and the number of pivots."""
+        costs = self.costs if cap is None else np.minimum(self.costs, cap)
+        unit = float(costs.max()) or 1.0
+        plan, log = _simplex(self.a, self.b, costs / unit)
+        # What rounding leaves on forbidden pairs is no part of a plan.
+        rows, columns = np.nonzero(np.where(np.isfinite(self.costs) | (plan > FORBIDDEN_MASS), plan, 0.0))
+        g = np.zeros(self.size)
+        g[self.targets] = unit * log["v"]
+        return self.sources[rows], self.targets[columns], plan[rows, columns], g, int(log.get("numIter", 0))
+
+    def caps(self) -> list[float | None]:
+        """Where to cut costs: from the dearest of the cheapest pairs up; not at all, last, where all are finite."""
+        least = max(float(self.costs.min(1).max()), float(self.costs.min(0).max()))
+        finite = self.costs[np.isfinite(self.costs)]
+        least = least or float(finite[finite > 0].min(initial=np.inf))
+        most = float(finite.max())
+        if not np.isfinite(least) or most == 0:  # all finite costs are equal
+            return [1.0]
+        caps: list[float | None] = [cap * least for cap in CAPS if cap * least < most]
+        return [*caps, 4 * most * min(self.costs.shape)] if not np.isfinite(self.costs).all() else [*caps, None]
+
+    def check_feasible(self) -> None:
+        """Refuse forbidden pairs that every plan would need.
+
+        Raises:
+            ProblemError: with the least mass along them.
+        """
+        crossing = (~np.isfinite(self.costs)).astype(np.float64)
+        plan, _ = _simplex(self.a, self.b, crossing)
+        needed = float((plan * crossing).sum())
+        if needed > FORBIDDEN_MASS:
+            raise ProblemError(
+                f"matrix: infeasible: every plan moves at least {needed:.3g} of the mass along forbidden pairs",
+                cure="allow more pairs (+inf forbids one), or see partial transport",
+            )
+
+
+def _simplex(a: np.ndarray, b: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    with warnings.catch_warnings():
+        # Its warnings are about convergence, which the certificate decides.
+        warnings.simplefilter("ignore")
+        plan, log = ot.emd(
+            a, b, np.ascontiguousarray(costs), numItermax=MAX_PIVOTS, log=True, center_dual=False, numThreads=1
+        )
+    return plan, log

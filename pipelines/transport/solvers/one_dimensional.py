@@ -10,7 +10,8 @@ import torch
 
 from pipelines.errors import ProblemError
 from pipelines.transport.cost import matched_cost
-from pipelines.transport.plan import Certificate, TransportPlan
+from pipelines.transport.exact_bounds import certified
+from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
 
 
@@ -34,22 +35,17 @@ def solve(problem: TransportProblem) -> TransportPlan:
     x, y = (torch.as_tensor(side).cpu().double()[:, 0] for side in (problem.x, problem.y))
     rows, columns, mass = sorted_plan(x.numpy(), y.numpy(), problem.a, problem.b)
     costs = matched_cost(x[rows, None], y[columns, None], problem.cost, problem.power).numpy()
-    f, g = _potentials(x, y, rows, columns, costs, problem)
-    a, b = problem.source_weights(), problem.target_weights()
-    primal, dual = float(mass @ costs), float(a @ f + b @ g)
-    sent, met = np.bincount(rows, mass, len(a)), np.bincount(columns, mass, len(b))
-    scale = max(primal, float(costs.max()), np.finfo(float).tiny)
-    certificate = Certificate(
-        primal=primal,
-        dual=dual,
-        marginal_error=float(np.abs(sent - a).sum() + np.abs(met - b).sum()),
-        iterations=0,
-        converged=primal - dual <= 1e-9 * scale,
+    g = _potentials(x, y, rows, columns, costs, problem)
+    plan = certified(
+        problem,
+        entries=(rows, columns, mass),
+        g=g,
         solver="one-dimensional",
-        milliseconds=(time.perf_counter() - started) * 1e3,
+        iterations=0,
+        started=started,
     )
-    certificate.require_converged()
-    return TransportPlan(problem.shape, certificate, rows=rows, columns=columns, mass=mass, f=f, g=g)
+    plan.certificate.require_converged()
+    return plan
 
 
 def sorted_plan(
@@ -79,7 +75,7 @@ def _potentials(
     columns: np.ndarray,
     costs: np.ndarray,
     problem: TransportProblem,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> np.ndarray:
     f, g = np.full(len(x), np.nan), np.full(len(y), np.nan)
     f[rows[0]] = 0.0
     for place, (row, column, cost) in enumerate(zip(rows, columns, costs, strict=True)):
@@ -91,16 +87,7 @@ def _potentials(
             f[row] = cost - g[column]
         else:
             g[column] = cost - f[row]
-    # Points without mass are not on the path: a c-transform gives them, and makes all feasible to the last digit.
-    f, g = np.where(np.isnan(f), -np.inf, f), np.where(np.isnan(g), -np.inf, g)
-    for start in range(0, len(x), 1024):
-        block = _cost(x[start : start + 1024, None], y[None, :], problem).numpy()
-        f[start : start + 1024] = (block - g).min(1)
-    least = np.full(len(y), np.inf)
-    for start in range(0, len(x), 1024):
-        block = _cost(x[start : start + 1024, None], y[None, :], problem).numpy()
-        least = np.minimum(least, (block - f[start : start + 1024, None]).min(0))
-    return f, least
+    return g
 
 
 def _cost(x: torch.Tensor, y: torch.Tensor, problem: TransportProblem) -> torch.Tensor:

@@ -13,10 +13,13 @@ import numpy as np
 import torch
 
 from pipelines.transport import native
-from pipelines.transport.problem import TransportProblem
+from pipelines.transport.rounding import U32, gamma
 
-ULP = 2.0**-23
+ULP = 2 * U32
 """Float32's unit in the last place of 1: twice the relative error of one rounding."""
+
+LEAST_PRODUCT = 2.0**-120
+"""More than a product of scaled coordinates can lose where it leaves float32's normal range."""
 
 FEW_COORDINATES = 16
 """Dimension up to which differences of coordinates cost no more than a matrix product, and are the sharper screen."""
@@ -28,42 +31,57 @@ class Screened:
 
     Attributes:
         screen: what is read in full.
-        points: where exact entries come from; None for a cost matrix, which is exact itself.
+        points: where exact entries come from; None for a float32 cost matrix, which is exact itself.
         unit: cost of one unit.
         row, column: the constants, (n,) float64 in the solver's units.
+        shift: total over an assignment of what the cost has beyond the exact entries of ``points``.
     """
 
     screen: native.Screen
-    points: native.Points | None
+    points: native.Points | native.Table | None
     unit: float
     row: np.ndarray
     column: np.ndarray
+    shift: float = 0.0
 
 
-def from_matrix(problem: TransportProblem) -> Screened:
-    """A cost matrix as its own screen."""
-    assert problem.matrix is not None
-    none = np.zeros(problem.shape[0])
-    return Screened(native.Screen("costs", as_numpy(problem.matrix)), None, 1.0, none, none)
+def from_matrix(matrix: np.ndarray) -> Screened:
+    """A cost matrix as its own screen; one in float64 by lower bounds in float32, the row's least cost apart."""
+    n = len(matrix)
+    none = np.zeros(n)
+    if matrix.dtype == np.float32:
+        return Screened(native.Screen("costs", matrix), None, 1.0, none, none)
+    least = matrix.min(1)
+    above = matrix - least[:, None]
+    scale = 2.0 ** -math.frexp(float(above.max()))[1]
+    # Rounded down by more than the subtraction, the scaling and the conversion can have added.
+    screen = (above * (scale * (1 - 2 * ULP))).astype(np.float32)
+    row = least * scale
+    table = native.Table(matrix, scale, row, none)
+    return Screened(native.Screen("costs", screen), table, 1 / scale, row, none)
 
 
 def from_products(x: np.ndarray, y: np.ndarray, *, bfloat16: bool) -> Screened:
     """Half squared distances by a matrix product of centred points.
 
     ``½‖x − y‖² = −⟨x − c, y − e⟩ + ½‖x − e‖² + ½‖y − c‖² − ½‖c − e‖²`` with c and e the means: the product alone is the
-    screen. Rounding the points to bfloat16 turns it by at most the Cauchy–Schwarz bound of the residuals; its float32
-    accumulation by ``d`` roundings (Higham, *Accuracy and Stability*, 2002, eq. 3.5).
+    screen. Rounding the points turns it by at most the Cauchy–Schwarz bound of the residuals; its float32 accumulation
+    by ``γ_d`` of the norms; the constants, which are computed in float64, by ``γ_d`` of their own sizes
+    (:mod:`pipelines.transport.rounding`).
     """
     d = x.shape[1]
-    (centre_x, largest_x), (centre_y, largest_y) = native.summarise(x), native.summarise(y)
+    (centre_x, largest_x), (centre_y, largest_y) = _summary(x), _summary(y)
     # A power of two near the points' size keeps squares inside float32's range, and changes no digit.
     scale = 2.0 ** -math.frexp(max(largest_x, largest_y))[1]
     left = native.prepare(x, centre_x, centre_y, scale, bfloat16=bfloat16)
     right = native.prepare(y, centre_y, centre_x, scale, bfloat16=bfloat16)
     norm, residual = right.norm.max(), right.residual.max()
-    error = left.residual * norm + (left.norm + left.residual) * residual
-    error += (d + 2) * ULP / 2 * (left.norm + left.residual) * (norm + residual) + d * 2.0**-120
     across = float(((centre_x - centre_y) * scale) @ ((centre_x - centre_y) * scale)) / 2
+    error = left.residual * norm + (left.norm + left.residual) * residual
+    error += gamma(d + 2, U32) * (left.norm + left.residual) * (norm + residual) + d * LEAST_PRODUCT
+    # The float64 part: of the constants, of the centred points, of the norms above and of this sum itself.
+    error *= 1 + gamma(2 * d + 16)
+    error += gamma(d + 12) * (left.constant + right.constant.max() + across + 2 * left.norm * norm)
     column = right.constant - across
     points = native.Points(x, y, scale * scale / 2, row=left.constant, column=column)
     matrix = _product(left.stored, right.stored)
@@ -77,10 +95,14 @@ def from_differences(x: np.ndarray, y: np.ndarray, *, root: bool) -> Screened:
     Points are scaled as above, and the matrix is rounded down by what d + 4 roundings can have added.
     """
     d = x.shape[1]
-    largest = max(float(np.abs(x).max()), float(np.abs(y).max()))
-    scale = np.float32(2.0 ** -math.frexp(largest)[1])
+    if x.dtype == np.float64:
+        # Only differences are converted to float32: they are scaled, not the distance to the origin.
+        largest = float((np.maximum(x.max(0), y.max(0)) - np.minimum(x.min(0), y.min(0))).max())
+    else:
+        largest = max(float(np.abs(x).max()), float(np.abs(y).max()))
+    scale = x.dtype.type(2.0 ** -math.frexp(largest)[1])
     # Differences that underflow float32 here are below 2^-149 of the largest coordinate.
-    matrix = native.distances(x * scale, y * scale, 1 - (d + 4) * ULP, root=root)
+    matrix = native.distances(x * scale, y * scale, 1 - (d + 5) * ULP, root=root)
     factor = float(scale) if root else float(scale) ** 2
     points = native.Points(x, y, factor, root=root)
     none = np.zeros(len(x))
@@ -90,7 +112,7 @@ def from_differences(x: np.ndarray, y: np.ndarray, *, root: bool) -> Screened:
 def from_distances(x: np.ndarray, y: np.ndarray) -> Screened:
     """Euclidean distances from a matrix product: the square root of a lower bound of the square."""
     squares = from_products(x, y, bfloat16=False)
-    assert squares.points is not None
+    assert isinstance(squares.points, native.Points)
     assert squares.screen.error is not None
     matrix = torch.from_numpy(squares.screen.matrix)
     row = torch.from_numpy((squares.row - squares.screen.error).astype(np.float32))
@@ -104,20 +126,17 @@ def from_distances(x: np.ndarray, y: np.ndarray) -> Screened:
     return Screened(native.Screen("costs", squares.screen.matrix), points, 1 / factor, none, none)
 
 
-def on_sphere(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points divided by their norms, and ``½ (1 − ‖·‖²)`` of the result, 0 but for rounding and points at the origin.
-
-    ``1 − ⟨x, y⟩ = ½‖x − y‖² + ½(1 − ‖x‖²) + ½(1 − ‖y‖²)``: the cosine cost is a squared Euclidean one.
-    """
-    norm = np.linalg.norm(points.astype(np.float64), axis=1, keepdims=True)
-    units = (points / np.maximum(norm, 1e-12)).astype(np.float32)
-    return units, (1 - np.square(units, dtype=np.float64).sum(1)) / 2
+def _summary(x: np.ndarray) -> tuple[np.ndarray, float]:
+    """The mean of points, and a size to scale them by: of float64 points that of the centred ones."""
+    if x.dtype == np.float32:
+        return native.summarise(x)
+    mean = x.mean(0)
+    return mean, float(np.abs(x - mean).max())
 
 
 def as_numpy(points: np.ndarray | torch.Tensor) -> np.ndarray:
-    """A contiguous float32 array, on the CPU."""
-    array = points.cpu().numpy() if isinstance(points, torch.Tensor) else points
-    return np.ascontiguousarray(array, np.float32)
+    """A contiguous array on the CPU."""
+    return np.ascontiguousarray(points.cpu().numpy() if isinstance(points, torch.Tensor) else points)
 
 
 def _product(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -17,10 +17,11 @@ import torch.distributed as dist
 
 from pipelines import distributed
 from pipelines.spec import CostName
-from pipelines.transport.cost import cost_rows
 from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
-from pipelines.transport.solvers.sinkhorn import DENSE_BYTES, MAX_SWEEPS, TOLERANCE, Iteration
+from pipelines.transport.solvers import sinkhorn
+from pipelines.transport.solvers.rows import Working, extent_of
+from pipelines.transport.solvers.sinkhorn import DENSE_BYTES, MAX_SWEEPS, TOLERANCE
 from pipelines.transport.solvers.sweep import Kernel
 
 
@@ -70,9 +71,18 @@ def solve(
     n = int(distributed.sum_over_ranks(count))
     # Weights of a part, which do not sum to 1.
     own = dataclasses.replace(own, a=np.full(len(x), 1 / n))
-    rows = cost_rows(own)
-    a, b = (torch.as_tensor(side, device=rows.device) for side in (own.source_weights(), own.target_weights()))
-    kernel = ShardedKernel(rows, a, b, keep=4 * len(x) * len(targets) <= DENSE_BYTES)
-    solver = Iteration(kernel, epsilon, None, tolerance, max_sweeps)
-    solver.solve(None)
-    return solver.plan(own, "sinkhorn-sharded", started)
+    sides = [torch.as_tensor(side) for side in (own.x, own.y)]
+    # One unit for all ranks: they take the same steps.
+    centre = sides[1].double().mean(0)
+    extent = torch.tensor([extent_of(*(side.double() - centre for side in sides))], device=x.device)
+    dense = 16 * len(x) * len(targets) <= DENSE_BYTES
+    solution = sinkhorn.certify(
+        own,
+        Working.of(own, float(distributed.gather_rows(extent).max())),
+        lambda rows, weights: ShardedKernel(rows, weights.a, weights.b, keep=dense),
+        tolerance=tolerance,
+        max_sweeps=max_sweeps,
+        start=None,
+        streaming=not dense,
+    )
+    return solution.plan(own, "sinkhorn-sharded", started)

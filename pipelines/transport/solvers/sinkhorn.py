@@ -4,33 +4,39 @@
 Cuturi 2019, prop. 4.3; the marginals as reference measure make the potentials independent of n). The potentials are
 kept in float64 and absorbed into a float32 kernel, whose entries then stay near their masses (Schmitzer 2019).
 Epsilon falls from the scale of the costs to its value (ibid.), and the iteration on the target potentials is
-accelerated.
+accelerated. The certificate is computed from the plan that is handed out, in float64; where float32 has left too large
+an error there, the iteration goes on with exponents of float64 costs.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from pipelines.errors import NotConvergedError, ProblemError
-from pipelines.transport.cost import MatrixRows, cost_matrix, cost_rows
+from pipelines.transport import entropic_bounds
+from pipelines.transport.entropic_bounds import EntropicBounds, Weights
 from pipelines.transport.plan import Certificate, TransportPlan
 from pipelines.transport.problem import TransportProblem
-from pipelines.transport.solvers import bounds
+from pipelines.transport.solvers import network_simplex
 from pipelines.transport.solvers.anderson import Anderson
+from pipelines.transport.solvers.rows import CostRows, WideRows, Working
 from pipelines.transport.solvers.sweep import LOG2E, Kernel, Sweep
+from pipelines.transport.true_cost import TrueCost
 
 TOLERANCE = 1e-3
 """Marginal error at which a plan counts as converged: mass that is not where the marginals want it."""
 
 MAX_SWEEPS = 10_000
 
-DENSE_BYTES = 2**30
-"""Memory for cost matrix and kernel up to which both are kept."""
+DENSE_BYTES = 2**31
+"""Memory for costs, in float64 and float32, and kernel up to which they are kept."""
 
 SMALLEST_EPSILON = 2e-6
 """Least epsilon, as a fraction of the scale of the costs, whose kernel float32 costs still determine to some digits."""
@@ -44,14 +50,17 @@ SMALLEST_TOLERANCE = 1e-6
 COARSE = 0.1
 """Marginal error at which epsilon falls."""
 
+POLISHES = 3
+"""Times that the iteration goes on in float64 from what float32 found."""
+
 SAMPLED_ROWS = 32
 
 
 def choose(problem: TransportProblem) -> tuple[str, str]:
     """Whether the cost matrix and its kernel are small enough to be kept, and why."""
     n, m = problem.shape
-    needed = 8 * n * m
-    sizes = f"cost matrix and kernel take {needed / 2**20:.0f} MiB"
+    needed = 16 * n * m
+    sizes = f"costs and kernel take {needed / 2**20:.0f} MiB"
     if needed <= DENSE_BYTES:
         return "sinkhorn", f"epsilon > 0; {sizes}"
     return "sinkhorn-streaming", f"epsilon > 0; {sizes}, over the {DENSE_BYTES / 2**20:.0f} that are kept"
@@ -88,24 +97,145 @@ def solve(
     started = time.perf_counter()
     if streaming is None:
         streaming = choose(problem)[0] == "sinkhorn-streaming"
-    rows = cost_rows(problem) if streaming else MatrixRows(cost_matrix(problem))
-    a, b = (
-        torch.as_tensor(weights, device=rows.device) for weights in (problem.source_weights(), problem.target_weights())
+    inner, sources, targets = problem.with_weight()
+    if start is not None:
+        start = _part(start[0], problem.shape[0], sources), _part(start[1], problem.shape[1], targets)
+    solution = certify(
+        inner,
+        Working.of(inner),
+        lambda rows, weights: Kernel(rows, weights.a, weights.b, keep=not streaming),
+        tolerance=tolerance,
+        max_sweeps=max_sweeps,
+        start=start,
+        streaming=streaming,
     )
-    kernel = Kernel(rows, a, b, keep=not streaming)
-    solver = Iteration(kernel, problem.epsilon, problem.marginal_penalty, tolerance, max_sweeps)
-    solver.solve(start)
-    return solver.plan(problem, "sinkhorn-streaming" if streaming else "sinkhorn", started)
+    plan = solution.plan(inner, "sinkhorn-streaming" if streaming else "sinkhorn", started)
+    return plan if inner is problem else _completed(problem, plan, sources, targets)
+
+
+def _part(potentials: np.ndarray, size: int, places: np.ndarray) -> np.ndarray:
+    if np.shape(potentials) != (size,):
+        raise ProblemError(f"start: finite potentials of shape ({size},) expected, received {np.shape(potentials)}")
+    return np.asarray(potentials)[places]
+
+
+def _completed(
+    problem: TransportProblem, plan: TransportPlan, sources: np.ndarray, targets: np.ndarray
+) -> TransportPlan:
+    """A plan between points with weight as one of all; the others' potentials are those that meet their marginal."""
+    assert plan.f is not None
+    assert plan.g is not None
+    cost, epsilon = TrueCost(problem), problem.epsilon
+    f, g = np.zeros(problem.shape[0]), np.zeros(problem.shape[1])
+    f[sources], g[targets] = plan.f, plan.g
+    a, b = (torch.as_tensor(side) for side in (problem.source_weights(), problem.target_weights()))
+    columns = torch.full((len(g),), -math.inf, dtype=torch.float64)
+    for first, found in cost.blocks():
+        block = found.cpu()
+        inside = slice(first, first + len(block))
+        exponents = (torch.as_tensor(g) - block) / epsilon + b.log()
+        of_rows = (-epsilon * exponents.logsumexp(1)).nan_to_num(0.0, 0.0, 0.0)
+        f[inside] = np.where(a[inside] > 0, f[inside], of_rows)
+        of_block = (torch.as_tensor(f[inside])[:, None] - block) / epsilon + a[inside, None].log()
+        columns = torch.logaddexp(columns, of_block.logsumexp(0))
+    g = np.where(b > 0, g, (-epsilon * columns).nan_to_num(0.0, 0.0, 0.0).numpy())
+    return dataclasses.replace(plan, shape=problem.shape, f=f, g=g, problem=problem)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Potentials of a problem, and what is proven of their plan."""
+
+    bounds: EntropicBounds
+    g: torch.Tensor
+    sweeps: int
+    converged: bool
+
+    def plan(self, problem: TransportProblem, solver: str, started: float) -> TransportPlan:
+        """The plan at the potentials.
+
+        Raises:
+            NotConvergedError: it is not what was asked for.
+        """
+        certificate = Certificate(
+            primal=self.bounds.primal,
+            dual=self.bounds.dual,
+            marginal_error=self.bounds.marginal_error,
+            iterations=self.sweeps,
+            converged=self.converged,
+            solver=solver,
+            milliseconds=(time.perf_counter() - started) * 1e3,
+        )
+        certificate.require_converged()
+        f, g = self.bounds.f.cpu().numpy(), self.g.cpu().numpy()
+        return TransportPlan(problem.shape, certificate, f=f, g=g, problem=problem)
+
+
+def certify(
+    problem: TransportProblem,
+    working: Working,
+    make_kernel: Callable[[CostRows, Weights], Kernel],
+    *,
+    tolerance: float,
+    max_sweeps: int,
+    start: tuple[np.ndarray, np.ndarray] | None,
+    streaming: bool,
+) -> Solution:
+    """Potentials whose plan has the marginals to a tolerance, in float64 from the problem's own numbers.
+
+    Args:
+        problem: these rows of it, whose points all have weight.
+        working: the same in float32.
+        make_kernel: of its rows, which may be a part of them.
+        tolerance, max_sweeps, start: see :func:`solve`.
+        streaming: whether costs are computed at each look.
+    """
+    if tolerance < SMALLEST_TOLERANCE:
+        raise ProblemError(
+            f"tolerance: {tolerance:g} received, float32 reaches {SMALLEST_TOLERANCE:g}", cure="give more"
+        )
+    if problem.matrix is not None and bool(torch.isinf(torch.as_tensor(problem.matrix)).any()):
+        network_simplex.check_feasible(problem)
+    cost = TrueCost(problem, keep=not streaming)
+    kernel = make_kernel(working.rows(None if streaming else cost), Weights.of(problem, cost.device))
+    weights = Weights(kernel.a, kernel.b, kernel.gather)
+    epsilon, penalty = problem.epsilon / working.unit, problem.marginal_penalty
+    solver = Iteration(kernel, epsilon, None if penalty is None else penalty / working.unit, tolerance, max_sweeps)
+    if start is not None:
+        start = working.to_own(start[0], source=True), working.to_own(start[1], source=False)
+    wide = False
+    try:
+        solver.solve(start)
+    except NotConvergedError:
+        # Out of float32's range, not out of float64's.
+        solver.kernel, wide = make_kernel(WideRows(cost, working.unit, working.offset), weights), True
+        solver.sweeps = 0
+        solver.solve(start)
+    for polish in range(POLISHES + 1):
+        f, g = working.from_own(solver.f, source=True), working.from_own(solver.g, source=False)
+        if penalty is None:
+            bounds = entropic_bounds.balanced(cost, weights, f, g, problem.epsilon)
+            converged = bounds.marginal_error <= tolerance
+        else:
+            bounds = entropic_bounds.unbalanced(cost, weights, f, g, problem.epsilon, penalty)
+            converged = bounds.primal - bounds.dual <= tolerance * max(abs(bounds.primal), abs(bounds.dual), 1e-300)
+        if converged or not solver.converged or polish == POLISHES:
+            break
+        if not wide:
+            solver.kernel, wide = make_kernel(WideRows(cost, working.unit, working.offset), weights), True
+        solver.run(epsilon, 0.8 * tolerance / 2**polish)
+    return Solution(bounds, g, solver.sweeps, converged)
 
 
 def scale_of(kernel: Kernel) -> float:
     """The size of the costs above their least, from some rows: where epsilon starts."""
     n = kernel.costs.shape[0]
     sampled = torch.cat([kernel.costs.costs(i, i + 1) for i in range(0, n, max(1, n // SAMPLED_ROWS))]).double()
-    least = kernel.gather(sampled.amin()[None], "min")
+    sampled = sampled[torch.isfinite(sampled)]
+    least = kernel.gather(sampled.amin()[None] if len(sampled) else torch.full((1,), math.inf), "min")
     sums = torch.stack([(sampled - least).square().sum(), torch.ones_like(sampled).sum()])
     total, count = kernel.gather(sums, "sum").tolist()
-    return math.sqrt(total / count)
+    return math.sqrt(total / max(count, 1))
 
 
 def check_epsilon(epsilon: float, scale: float) -> None:
@@ -150,44 +280,21 @@ class Iteration:
 
     def solve(self, start: tuple[np.ndarray, np.ndarray] | None) -> None:
         """From potentials to start from, or from nothing, to those asked for."""
-        if self.tolerance < SMALLEST_TOLERANCE:
-            raise ProblemError(
-                f"tolerance: {self.tolerance:g} received, float32 reaches {SMALLEST_TOLERANCE:g}", cure="give more"
-            )
         scale = scale_of(self.kernel)
         check_epsilon(self.epsilon, scale)
+        # Rounded costs are those of another problem: its marginals are no use to more digits than it shares with this.
+        tolerance = max(self.tolerance, 2 * self.kernel.costs.roundoff * scale / self.epsilon)
         if start is None:
-            self.descend(scale)
+            self.descend(scale, tolerance)
             return
         g = torch.as_tensor(start[1], dtype=torch.float64, device=self.kernel.b.device)
         if g.shape != self.kernel.b.shape or not bool(torch.isfinite(g).all()):
             raise ProblemError(f"start: finite potentials of shape {tuple(self.kernel.b.shape)} expected")
         self.begin(g)
-        self.run(self.epsilon, self.tolerance)
+        self.run(self.epsilon, tolerance)
 
-    def plan(self, problem: TransportProblem, solver: str, started: float) -> TransportPlan:
-        """The plan at the potentials.
-
-        Raises:
-            NotConvergedError: it is not what was asked for.
-        """
-        primal, dual, error = self.bounds()
-        certificate = Certificate(
-            primal=primal,
-            dual=dual,
-            marginal_error=error,
-            iterations=self.sweeps,
-            converged=self.converged,
-            solver=solver,
-            milliseconds=(time.perf_counter() - started) * 1e3,
-        )
-        certificate.require_converged()
-        return TransportPlan(
-            problem.shape, certificate, f=self.f.cpu().numpy(), g=self.g.cpu().numpy(), problem=problem
-        )
-
-    def descend(self, scale: float) -> None:
-        """From the scale of the costs down to epsilon."""
+    def descend(self, scale: float, tolerance: float) -> None:
+        """From the scale of the costs down to epsilon, and there to a tolerance."""
         self.begin(torch.zeros_like(self.kernel.b))
         epsilon = self.epsilon
         if self.penalty is None:
@@ -196,7 +303,7 @@ class Iteration:
         while epsilon > self.epsilon * 1.5:
             self.run(epsilon, COARSE)
             epsilon /= FALL
-        self.run(self.epsilon, self.tolerance)
+        self.run(self.epsilon, tolerance)
 
     def begin(self, g: torch.Tensor) -> None:
         """Start from target potentials."""
@@ -223,12 +330,6 @@ class Iteration:
             step = proximity * (self.g - epsilon / LOG2E * columns.log2()) - self.g
             self.g = accelerated.next(self.g, step, error)
 
-    def bounds(self) -> tuple[float, float, float]:
-        """Primal, dual and marginal error at the potentials."""
-        if self.penalty is not None:
-            return bounds.unbalanced(self.kernel, self.f, self.g, self.last, self.epsilon, self.penalty)
-        return bounds.balanced(self.kernel, self.f, self.g, self.last, self.epsilon)
-
     def _sweep(self, epsilon: float, proximity: float) -> None:
         self.last = self.kernel.sweep(self.f, self.g, epsilon, proximity)
         self.f = self.last.f
@@ -245,7 +346,9 @@ class Iteration:
 
     def _error(self, epsilon: float) -> float:
         if self.penalty is not None and epsilon == self.epsilon:
-            primal, dual, _ = self.bounds()
+            kernel, rows, columns = self.kernel, self.kernel.a * self.last.rows, self.kernel.b * self.last.columns
+            weights = Weights(kernel.a, kernel.b, kernel.gather)
+            primal, dual, _ = entropic_bounds.objectives(weights, rows, columns, self.f, self.g, epsilon, self.penalty)
             return (primal - dual) / max(abs(primal), abs(dual), 1e-300)
-        rows = self.kernel.total(self.kernel.a * (self.last.rows - 1).abs())
-        return rows + float(self.kernel.b @ (self.last.columns - 1).abs())
+        of_rows = self.kernel.total(self.kernel.a * (self.last.rows - 1).abs())
+        return of_rows + float(self.kernel.b @ (self.last.columns - 1).abs())

@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from pipelines.transport.cost import CostRows
+from pipelines.transport.solvers.rows import CostRows
 
 LOG2E = math.log2(math.e)
 
@@ -124,28 +124,19 @@ class Kernel:
     def transform(self, g: torch.Tensor) -> torch.Tensor:
         """The c-transform ``min_j C_ij − g_j``, (n,) float64."""
         # A target without weight takes no part.
-        right = torch.where(self.b > 0, g, -math.inf).float()
+        right = torch.where(self.b > 0, g, -math.inf)
         f = torch.empty_like(self.a)
         for start, stop in self._blocks():
-            f[start:stop] = -self._less_cost(start, stop, torch.zeros_like(f[start:stop]).float(), right).amax(1)
+            f[start:stop] = -self._less_cost(start, stop, torch.zeros_like(f[start:stop]), right).amax(1)
         return f
 
     def column_transform(self, f: torch.Tensor) -> torch.Tensor:
         """The c-transform ``min_i C_ij − f_i`` over all rows, (m,) float64."""
         most = torch.full_like(self.b, -math.inf)
-        right = torch.zeros_like(self.b).float()
+        right = torch.zeros_like(self.b)
         for start, stop in self._blocks():
-            torch.maximum(most, self._less_cost(start, stop, f[start:stop].float(), right).amax(0).double(), out=most)
+            torch.maximum(most, self._less_cost(start, stop, f[start:stop], right).amax(0).double(), out=most)
         return self.gather(-most, "min")
-
-    def bilinear(self, p: torch.Tensor, q: torch.Tensor) -> float:
-        """``pᵀ C q`` over all rows."""
-        weighted = q.float()
-        right = torch.zeros_like(weighted)
-        less = torch.empty_like(p)
-        for start, stop in self._blocks():
-            less[start:stop] = self._less_cost(start, stop, torch.zeros_like(p[start:stop]).float(), right) @ weighted
-        return self.total(-p * less)
 
     def total(self, over_rows: torch.Tensor) -> float:
         """The sum of (n,) numbers over all rows."""
@@ -169,8 +160,7 @@ class Kernel:
         assert self._base is not None
         f, g, epsilon = self._base
         scale = LOG2E / epsilon
-        left, right = (f[start:stop] * scale).float(), (g * scale).float()
-        self.costs.exponents(start, stop, left, right, scale, block).exp2_()
+        self.costs.exponents(start, stop, f[start:stop] * scale, g * scale, scale, block).exp2_()
 
     def _less_cost(self, start: int, stop: int, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         """``left_i + right_j − C_ij``, in memory that is used again for the next block.

@@ -245,11 +245,11 @@ def test_the_time_to_come_back_follows_the_solves(gated: GatedSolver) -> None:
 
 def test_bytes_that_wait_are_bounded(gated: GatedSolver) -> None:
     async def main() -> None:
-        engine = Engine(Limits(queued_bytes=150), workers=1, solver=gated)
+        engine = Engine(Limits(queued_bytes=300), workers=1, solver=gated)
         blocker = asyncio.ensure_future(engine.submit(labelled(1)))
         await gated.begun()
-        waiting = asyncio.ensure_future(engine.submit(labelled(2)))  # 2 · 4 · 3 float32
-        await until(lambda: engine.queued_bytes == 96)
+        waiting = asyncio.ensure_future(engine.submit(labelled(2)))  # 2 · 4 · 3 float64
+        await until(lambda: engine.queued_bytes == 192)
         with pytest.raises(BusyError, match="MiB of points wait"):
             await engine.submit(labelled(3))
         gated.gate.set()

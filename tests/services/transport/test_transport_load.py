@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from pipelines.errors import MongeError
-from pipelines.transport.cost import cost_matrix
 from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
+from pipelines.transport.true_cost import cost_matrix
 from services.settings import NAMESPACE
 from services.transport.client import RayPlanner
 from services.transport.limits import Limits

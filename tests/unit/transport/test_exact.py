@@ -130,7 +130,8 @@ def test_awkward_clouds(name: str) -> None:
 @needs_native
 def test_many_coordinates() -> None:
     x, y = gaussian(100, 5000)
-    verify(exact.solve(TransportProblem.between(x, y)), costs_between(x, y), 1e-13)
+    # The primal is an upper bound, of sums of 5000 terms.
+    verify(exact.solve(TransportProblem.between(x, y)), costs_between(x, y), 2e-12)
 
 
 @needs_native

@@ -48,7 +48,7 @@ def test_routing_says_why():
     large = torch.zeros(20000, 1).expand(20000, 2)
     name, reason = sinkhorn.choose(TransportProblem.between(large, large, epsilon=0.5))
     assert name == "sinkhorn-streaming"
-    assert "over the 1024 that are kept" in reason
+    assert "over the 2048 that are kept" in reason
 
 
 def test_exact_solvers_refuse_epsilon():

@@ -1,0 +1,154 @@
+"""Check a plan against its problem: what a solver or a service returned need not be trusted.
+
+Nothing here runs a solver. The bounds are computed anew in float64 from the problem's own numbers, block by block, so
+that memory grows with the points and not with their pairs.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from pipelines.errors import CertificateError, NotConvergedError, ProblemError
+from pipelines.transport import entropic_bounds
+from pipelines.transport.entropic_bounds import Weights
+from pipelines.transport.exact_bounds import GAP_TOLERANCE, MARGINAL_TOLERANCE, Entries, entries_of, exact_bounds
+from pipelines.transport.partial_bounds import partial_bounds
+from pipelines.transport.plan import Certificate, TransportPlan
+from pipelines.transport.problem import TransportProblem
+from pipelines.transport.true_cost import TrueCost
+
+CLAIM_TOLERANCE = 2 * GAP_TOLERANCE
+"""By how much a certificate's bounds may differ from those found here, relative to the size of the plan's cost."""
+
+
+def verify(problem: TransportProblem, plan: TransportPlan, *, mass: float = 1.0) -> Certificate:
+    """Prove bounds for a plan, and hold its certificate against them.
+
+    Time O(n m d), a few matrix products; memory O((n + m) d). Bounds and their rounding are derived in
+    :mod:`pipelines.transport.exact_bounds`, :mod:`~pipelines.transport.entropic_bounds` and
+    :mod:`~pipelines.transport.rounding`.
+
+    Args:
+        problem: as it was asked; its points decide, and not those that the plan may hold.
+        plan: of any solver, with its potentials.
+        mass: that a partial plan was asked to move.
+
+    Returns:
+        A certificate of what was proven here. Solver and iterations are those that the plan names.
+
+    Raises:
+        ProblemError: the plan is of another shape or kind than the problem, or comes without the potentials that a
+            lower bound needs.
+        CertificateError: the plan is not what its certificate says.
+    """
+    started = time.perf_counter()
+    if plan.shape != problem.shape:
+        raise ProblemError(
+            f"plan: {plan.shape[0]} × {plan.shape[1]} received for a problem of "
+            f"{problem.shape[0]} × {problem.shape[1]} points"
+        )
+    if plan.by_potentials != (problem.epsilon > 0):
+        kind = "held by its potentials" if plan.by_potentials else "with entries of its own"
+        raise ProblemError(f"plan: one {kind} received for a problem with epsilon {problem.epsilon:g}")
+    f, g = _potentials(plan)
+    if plan.by_potentials:
+        primal, dual, error, allowed = _entropic(problem, plan, f, g)
+        converged = error <= plan.certificate.marginal_error + MARGINAL_TOLERANCE
+    else:
+        entries = _entries(plan)
+        bounds = exact_bounds(problem, entries, g) if mass == 1 else partial_bounds(problem, entries, f, g, mass)
+        primal, dual, error = bounds.primal, bounds.dual, bounds.marginal_error
+        allowed = CLAIM_TOLERANCE * bounds.size + 4 * bounds.resolution
+        converged = bounds.closed and error <= MARGINAL_TOLERANCE
+    found = Certificate(
+        primal=primal,
+        dual=dual,
+        marginal_error=error,
+        iterations=plan.certificate.iterations,
+        converged=converged,
+        solver=plan.certificate.solver,
+        milliseconds=(time.perf_counter() - started) * 1e3,
+        reason="verified",
+    )
+    _compare(plan.certificate, found, allowed)
+    return found
+
+
+def _compare(claimed: Certificate, found: Certificate, allowed: float) -> None:
+    """Refuse claims that are not borne out.
+
+    Args:
+        claimed: the plan's own certificate.
+        found: what was proven.
+        allowed: difference of costs that is taken for rounding.
+    """
+    faults = []
+    if not abs(claimed.primal - found.primal) <= allowed:
+        faults.append(f"claims to cost {claimed.primal:.17g} and costs {found.primal:.17g}")
+    if not claimed.dual <= found.dual + allowed:
+        faults.append(f"claims a lower bound of {claimed.dual:.17g}, its potentials prove {found.dual:.17g}")
+    if not found.marginal_error <= claimed.marginal_error + MARGINAL_TOLERANCE:
+        faults.append(f"claims a marginal error of {claimed.marginal_error:g} and has {found.marginal_error:g}")
+    if claimed.converged and not found.converged and not faults:
+        faults.append(f"claims to be optimal, and is proven to a gap of {found.gap:g}")
+    if faults:
+        raise CertificateError(
+            f"the plan of {claimed.solver} is not what its certificate says: it {'; it '.join(faults)}",
+            cure="do not use it; check that it belongs to this problem, then report the solver",
+        )
+
+
+def _potentials(plan: TransportPlan) -> tuple[np.ndarray, np.ndarray]:
+    if plan.f is None or plan.g is None:
+        raise ProblemError(
+            f"plan: one of {plan.certificate.solver} without potentials received: a lower bound needs them",
+            cure="ask the service for them: POST /v1/plans?potentials=true",
+        )
+    f, g = np.asarray(plan.f, np.float64), np.asarray(plan.g, np.float64)
+    if (len(f), len(g)) != plan.shape:
+        raise ProblemError(f"plan: {len(f)} and {len(g)} potentials received for a shape of {plan.shape}")
+    return f, g
+
+
+def _entries(plan: TransportPlan) -> Entries:
+    """The entries of a plan that anyone may have made."""
+    rows, columns, mass = plan.entries()
+    if not len(rows) == len(columns) == len(mass):
+        raise CertificateError(f"the plan has {len(rows)} rows, {len(columns)} columns and {len(mass)} masses")
+    for name, places, size in (("rows", rows, plan.shape[0]), ("columns", columns, plan.shape[1])):
+        if len(places) and not (places.min() >= 0 and places.max() < size):
+            raise CertificateError(f"the plan has {name} from {places.min()} to {places.max()}, of {size}")
+    if not (np.isfinite(mass).all() and (mass >= 0).all()):
+        raise CertificateError("the plan has masses that are negative or not finite")
+    return entries_of(plan)
+
+
+def _entropic(
+    problem: TransportProblem, plan: TransportPlan, f: np.ndarray, g: np.ndarray
+) -> tuple[float, float, float, float]:
+    """Primal, dual and marginal error of an entropic plan, and what its certificate may differ by."""
+    # Points without weight carry no mass; their potentials may be anything.
+    inner, sources, targets = problem.with_weight()
+    cost = TrueCost(inner)
+    weights = Weights.of(inner, cost.device)
+    of_rows, of_columns = (torch.as_tensor(side, device=cost.device) for side in (f[sources], g[targets]))
+    if not bool(torch.isfinite(of_rows).all() and torch.isfinite(of_columns).all()):
+        raise CertificateError(f"the plan of {plan.certificate.solver} has potentials that are not finite")
+    try:
+        if problem.marginal_penalty is not None:
+            bounds = entropic_bounds.unbalanced(
+                cost, weights, of_rows, of_columns, problem.epsilon, problem.marginal_penalty
+            )
+            error = bounds.marginal_error
+        else:
+            error = entropic_bounds.marginal_error(cost, weights, of_rows, of_columns, problem.epsilon)
+            bounds = entropic_bounds.balanced(cost, weights, of_rows, of_columns, problem.epsilon)
+    except NotConvergedError as unproven:
+        raise CertificateError(
+            f"the plan of {plan.certificate.solver} cannot be verified: {unproven.args[0]}"
+        ) from None
+    size = weights.total((weights.a * of_rows).abs()) + float((weights.b * of_columns).abs().sum())
+    return bounds.primal, bounds.dual, error, CLAIM_TOLERANCE * (size + problem.epsilon)
