@@ -412,5 +412,22 @@ def transport_serve(
     serve_plans(host, port, ray, replicas, most=most)
 
 
+@transport.command("verify")
+def transport_verify(
+    problem: Annotated[Path, typer.Argument(help="A request for a plan, .json or .npz, as POST /v1/plans takes it.")],
+    plan: Annotated[Path, typer.Argument(help="Its answer, with ?potentials=true.")],
+) -> None:
+    """Prove what a plan's certificate says, from the problem's own numbers; asks no service.
+
+    Example: monge transport verify problem.json plan.json
+    """
+    from services.transport.verify import verify_files
+
+    found = verify_files(problem, plan)
+    print(f"verified: the plan of {found.solver} costs at most {found.primal:.12g}")
+    print(f"no plan costs less than {found.dual:.12g}")
+    print(f"gap {found.gap:.3g} ({found.relative_gap:.1e} of the cost), marginal error {found.marginal_error:.3g}")
+
+
 if __name__ == "__main__":
     main()

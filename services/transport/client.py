@@ -20,6 +20,7 @@ from pipelines.transport.plan import RowBlock, TransportPlan
 from pipelines.transport.planner import Share
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import SolverName
+from pipelines.transport.verify import verify
 from services.transport import wire
 from services.transport.cache import sketch
 from services.transport.engine import flat, in_memory
@@ -64,6 +65,9 @@ class _RemotePlanner(ABC):
         attempt: the same on all ranks and new after a restart; agreed on by ``torch.distributed`` when not given, so
             that all ranks then have to construct their planners at the same time.
         solver: a solver's name, or ``auto``.
+        verify: whether each plan of :meth:`plan` is verified here, in a few matrix products and O(n + m) memory beyond
+            the points; see :func:`pipelines.transport.verify.verify`. The rows of a global plan are not: no rank has
+            all points.
     """
 
     def __init__(
@@ -75,8 +79,10 @@ class _RemotePlanner(ABC):
         *,
         attempt: str | None = None,
         solver: SolverName = "auto",
+        verify: bool = False,
     ) -> None:
         self.job, self.rank, self.world, self.deadline, self.solver = job, rank, world, deadline, solver
+        self.verify = verify
         self._meeting_place = f"{job}/{shared_attempt() if attempt is None else attempt}"
 
     def plan(self, problem: TransportProblem) -> TransportPlan:
@@ -85,10 +91,14 @@ class _RemotePlanner(ABC):
         Raises:
             ServiceError: the service did not answer before the deadline.
             TransportError: what it answered.
+            CertificateError: what it answered is not what its certificate says, if plans are verified.
         """
         problem = in_memory(problem)
         # Points do not come back over the wire: the caller has them.
-        return self._insist(lambda remaining: self._plan(problem, remaining)).between(problem)
+        plan = self._insist(lambda remaining: self._plan(problem, remaining)).between(problem)
+        if self.verify:
+            verify(problem, plan)
+        return plan
 
     def plan_rows(self, share: Share) -> RowBlock:
         """See :class:`pipelines.transport.planner.Planner`.
@@ -238,7 +248,7 @@ class HttpPlanner(_RemotePlanner):
 
     Args:
         url: of the service, as in ``http://127.0.0.1:8100``.
-        job, rank, world, deadline, attempt, solver: see the base class.
+        job, rank, world, deadline, attempt, solver, verify: see the base class.
     """
 
     def __init__(self, url: str, job: str = "", *args: Any, client: httpx.Client | None = None, **options: Any) -> None:

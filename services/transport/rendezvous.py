@@ -193,7 +193,7 @@ class Rendezvous:
         try:
             try:
                 n, m = starts[-1], sum(len(share.y) for share in shares)
-                self._engine.check((n, m), (n + m) * shares[0].x.shape[1] * 4)
+                self._engine.check((n, m), sum(share.size for share in shares))
                 problem = await asyncio.to_thread(_concatenate, shares)
             finally:
                 for rank in range(len(shares)):

@@ -22,6 +22,10 @@ from services.transport.rendezvous import RankShare
 JSON = "application/json"
 NPZ = "application/x-npz"
 Points = Annotated[list[list[float]], Field(min_length=1, description="one row for each point")]
+Costs = Annotated[
+    list[list[float | None]],
+    Field(min_length=1, description="costs, (n, m); null for a pair between which nothing moves"),
+]
 Weights = Annotated[list[float], Field(min_length=1, description="one for each point, ≥ 0; uniform by default")]
 Label = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -54,7 +58,7 @@ class PlanRequest(ProblemTerms):
 
     x: Points | None = None
     y: Points | None = None
-    matrix: Annotated[list[list[float]], Field(min_length=1, description="costs, (n, m)")] | None = None
+    matrix: Costs | None = None
     a: Weights | None = None
     b: Weights | None = None
 
@@ -151,12 +155,22 @@ def write_rows(block: RowBlock, kind: str) -> bytes:
     return _write(answer, block.certificate, kind)
 
 
-def read_plan(body: bytes) -> TransportPlan:
-    """The plan in an .npz answer."""
-    answer, certificate = _read_answer(body)
-    n, m = answer.pop("shape").tolist()
-    answer.pop("dense", None)
-    return TransportPlan((n, m), certificate, **answer)
+def read_plan(body: bytes, kind: str = NPZ) -> TransportPlan:
+    """The plan in an answer.
+
+    Raises:
+        ProblemError: it is none.
+    """
+    try:
+        answer, certificate = _read_answer(body) if kind == NPZ else _read_listed(body)
+        n, m = answer.pop("shape").tolist()
+        answer.pop("dense", None)
+        return TransportPlan((n, m), certificate, **answer)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ProblemError(
+            f"plan: not an answer of the transport service: {error!r}"[:300],
+            cure="give what POST /v1/plans?potentials=true answered",
+        ) from None
 
 
 def read_rows(body: bytes) -> RowBlock:
@@ -221,6 +235,8 @@ def _read(
 
 
 def _rectangular(name: str, rows: list[Any]) -> np.ndarray:
+    if name == "matrix":
+        rows = [[math.inf if cost is None else cost for cost in row] for row in rows]
     try:
         return np.array(rows, dtype=np.float64)
     except ValueError:
@@ -243,5 +259,17 @@ def _listed(value: np.ndarray) -> Any:
 
 def _read_answer(body: bytes) -> tuple[dict[str, Any], Certificate]:
     answer: dict[str, Any] = dict(read_npz(body, limit=len(body)))
-    stated = json.loads(str(answer.pop("certificate")))
-    return answer, Certificate(**{field.name: stated[field.name] for field in fields(Certificate)})
+    return answer, _certificate(json.loads(str(answer.pop("certificate"))))
+
+
+def _read_listed(body: bytes) -> tuple[dict[str, Any], Certificate]:
+    """The same of an answer in JSON."""
+    answer: dict[str, Any] = json.loads(body)
+    certificate = _certificate(answer.pop("certificate"))
+    whole = ("shape", "assignment", "rows", "columns")
+    kinds = {name: np.int64 if name in whole else np.float64 for name in answer}
+    return {name: np.array(value, kinds[name]) for name, value in answer.items()}, certificate
+
+
+def _certificate(stated: dict[str, Any]) -> Certificate:
+    return Certificate(**{field.name: stated[field.name] for field in fields(Certificate)})
