@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -69,11 +71,7 @@ def density_coverage(real: Features, generated: Others, neighbours: int = 5) -> 
 
 def nearest(queries: Features, points: Others, count: int) -> Tensor:
     """The nearest points to each query, (n, count) int64, the nearest first."""
-    found = [
-        torch.cdist(block.double(), points.double()).topk(count, largest=False).indices
-        for block in queries.split(BLOCK)
-    ]
-    return torch.cat(found)
+    return torch.cat([found.topk(count, largest=False).indices for found in _distances(queries, points)])
 
 
 def _moments(rows: Features) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
@@ -96,11 +94,17 @@ def _radii(rows: Features, neighbours: int) -> Float[Tensor, " n"]:
     if len(rows) <= neighbours:
         raise ValueError(f"{len(rows)} rows have no {neighbours} neighbours each")
     # The nearest row is the row itself.
-    return torch.cat(
-        [torch.cdist(block, rows).topk(neighbours + 1, largest=False).values[:, -1] for block in rows.split(BLOCK)]
-    )
+    return torch.cat([found.topk(neighbours + 1, largest=False).values[:, -1] for found in _distances(rows, rows)])
 
 
 def _inside(rows: Features, centres: Others, radii: Float[Tensor, " m"]) -> Tensor:
     """Which rows lie in the ball of which centre, (n, m) bool."""
-    return torch.cat([torch.cdist(block, centres) <= radii for block in rows.split(BLOCK)])
+    return torch.cat([found <= radii for found in _distances(rows, centres)])
+
+
+def _distances(rows: Features, others: Others) -> Iterator[Float64[Tensor, "k m"]]:
+    """Distances by blocks of rows: in float64 about the mean, because features are often far from the origin."""
+    centre = others.double().mean(0)
+    others = others.double() - centre
+    for block in rows.split(BLOCK):
+        yield torch.cdist(block.double() - centre, others)

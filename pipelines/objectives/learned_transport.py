@@ -19,6 +19,7 @@ from pipelines.objectives.phase import Loss, Phase, Step
 from pipelines.objectives.wasserstein import interpolates
 from pipelines.spec import LearnedTransportSpec
 from pipelines.transport.planner import Planner, Share
+from pipelines.transport.precision import wide, without_autocast
 
 SLOPES = 4
 """One image in so many pays the penalty on the critic's slope."""
@@ -75,16 +76,19 @@ class LearnedTransport:
         return self._distance(step, self.generator(step.normal("latents", self.generator.latent)), "generator")
 
     def _embed(self, images: Images) -> Points:
-        features = self.critic(images)
-        return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=1)
+        return F.normalize(wide(self.critic(images)), dim=1)
 
     def _distance(self, step: Step, fakes: Images, player: str) -> Loss:
         """The energy distance over all ranks' images and samples, differentiable in this rank's own."""
-        embedded = self._embed(torch.cat([step.images.to(fakes.dtype), fakes]))
+        return self._between(step, self._embed(torch.cat([step.images.to(fakes.dtype), fakes])), player)
+
+    @without_autocast
+    def _between(self, step: Step, embedded: Points, player: str) -> Loss:
+        """The same of embedded images and samples, one after the other."""
         halves = step.places % 2 == 0
         sides = {
             name + prime: points[half]
-            for name, points in zip("xy", embedded.split(len(fakes)), strict=True)
+            for name, points in zip("xy", embedded.chunk(2), strict=True)
             for prime, half in (("", halves), ("'", ~halves))
         }
         everywhere = {name: gather_rows_with_gradient(points) for name, points in sides.items()}
@@ -110,7 +114,9 @@ class LearnedTransport:
         waited = time.perf_counter() - started
         costs: dict[str, Tensor] = {}
         for (one, other), block in zip(pairs, blocks, strict=True):
-            rows, columns, mass = (torch.as_tensor(a).to(fakes.device) for a in (block.rows, block.columns, block.mass))
+            rows, columns, mass = (
+                torch.as_tensor(a).to(embedded.device) for a in (block.rows, block.columns, block.mass)
+            )
             plan = embedded.new_zeros(len(sides[one]), len(everywhere[other]))
             plan[rows, columns] = mass.to(plan.dtype)
             costs[one + other] = (gather_rows(plan) * (1 - everywhere[one] @ everywhere[other].T)).sum()

@@ -16,6 +16,7 @@ from pipelines.spec import SinkhornDistanceSpec, SlicedDistanceSpec, TransportSp
 from pipelines.transport.cost import matched_cost
 from pipelines.transport.divergence import sinkhorn_divergence
 from pipelines.transport.planner import Planner, Share
+from pipelines.transport.precision import wide, without_autocast
 
 
 class TransportObjective:
@@ -50,13 +51,14 @@ class TransportObjective:
         self.phases = [Phase("generator", generator, self._loss)]
 
     def _loss(self, step: Step) -> Loss:
-        samples = self.generator(step.normal("latents", self.generator.latent)).flatten(1)
+        samples = wide(self.generator(step.normal("latents", self.generator.latent)).flatten(1))
         real = step.images.flatten(1)
         match self.spec.distance:
             case SinkhornDistanceSpec() | SlicedDistanceSpec():
                 return self._over_all_ranks(step, samples, real)
         return self._along_plan(step, samples, real)
 
+    @without_autocast
     def _over_all_ranks(self, step: Step, samples: Tensor, real: Tensor) -> Loss:
         """The distance between all ranks' points, on every rank; differentiable in this rank's samples."""
         x, y = gather_rows_with_gradient(samples), gather_rows(real).to(samples.dtype)
@@ -76,6 +78,7 @@ class TransportObjective:
         # Every rank has the whole distance, while curves are summed over ranks.
         return Loss(loss, sums={"transport_cost": loss.detach() / world_size()})
 
+    @without_autocast
     def _along_plan(self, step: Step, samples: Tensor, real: Tensor) -> Loss:
         started = time.perf_counter()
         share = Share(

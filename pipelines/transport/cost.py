@@ -8,8 +8,10 @@ import torch
 
 from pipelines.errors import ProblemError
 from pipelines.spec import CostName
+from pipelines.transport.precision import wide, without_autocast
 
 
+@without_autocast
 def pairwise_cost(x: torch.Tensor, y: torch.Tensor, cost: CostName, power: float = 2.0) -> torch.Tensor:
     """Cost of every pair, differentiable in both arguments.
 
@@ -21,8 +23,9 @@ def pairwise_cost(x: torch.Tensor, y: torch.Tensor, cost: CostName, power: float
         power: the exponent p of ``power``.
 
     Returns:
-        (n, m) tensor, non-negative.
+        (n, m) tensor, non-negative, of float32 or better.
     """
+    x, y = wide(x), wide(y)
     if cost == "cosine":
         x, y = (torch.nn.functional.normalize(points, dim=1) for points in (x, y))
         return (1 - x @ y.T).clamp_min(0)
@@ -32,8 +35,10 @@ def pairwise_cost(x: torch.Tensor, y: torch.Tensor, cost: CostName, power: float
     return _of_squares(squares, cost, power)
 
 
+@without_autocast
 def matched_cost(x: torch.Tensor, y: torch.Tensor, cost: CostName, power: float = 2.0) -> torch.Tensor:
     """Cost of pairs (xᵢ, yᵢ), differentiable in both arguments; (n, d), (n, d) → (n,)."""
+    x, y = wide(x), wide(y)
     if cost == "cosine":
         return 1 - torch.nn.functional.cosine_similarity(x, y, dim=1)
     squares = (x - y).square().sum(1)

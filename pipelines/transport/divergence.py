@@ -8,10 +8,12 @@ import torch
 
 from pipelines.spec import CostName
 from pipelines.transport.plan import TransportPlan
+from pipelines.transport.precision import wide, without_autocast
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solvers import sinkhorn
 
 
+@without_autocast
 def sinkhorn_divergence(
     x: torch.Tensor,
     y: torch.Tensor,
@@ -41,8 +43,8 @@ def sinkhorn_divergence(
         tolerance: marginal error of the plans.
 
     Returns:
-        A scalar. ≥ 0 up to the tolerance where ``exp(−cost / epsilon)`` is a positive definite kernel, as for the
-        (squared) Euclidean costs.
+        A scalar of float32 or better. ≥ 0 up to the tolerance where ``exp(−cost / epsilon)`` is a positive definite
+        kernel, as for the (squared) Euclidean costs.
 
     Raises:
         ProblemError: as of :meth:`TransportProblem.between`.
@@ -50,7 +52,7 @@ def sinkhorn_divergence(
     """
     terms = {"cost": cost, "power": power, "epsilon": epsilon}
     total = torch.zeros((), dtype=torch.float64, device=x.device)
-    x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
+    x, y = wide(x).reshape(len(x), -1), wide(y).reshape(len(y), -1)
     for left, right, of_left, of_right, sign in ((x, y, a, b, 1.0), (x, x, a, a, -0.5), (y, y, b, b, -0.5)):
         problem = TransportProblem.between(left, right, a=of_left, b=of_right, **terms)  # type: ignore[arg-type]
         plan = sinkhorn.solve(problem, tolerance=tolerance)

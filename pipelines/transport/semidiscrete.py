@@ -24,7 +24,7 @@ class SemidiscretePlan:
     """A map from any point of the source distribution to a data point: ``argmin_j C(x, y_j) − g_j``.
 
     Attributes:
-        y: the data, (m, d).
+        y: the data, (m, d), in their own precision.
         g: their potentials, (m,) float64.
         semidual: estimate of the semidual at ``g``, a lower bound of the cost of transport to equal weights.
         certificate: by K fresh samples, and so up to their noise. The map is optimal for the shares of mass that data
@@ -39,7 +39,7 @@ class SemidiscretePlan:
 
     def assign(self, x: torch.Tensor) -> torch.Tensor:
         """Places of the data points to which samples go, (k,) int64: a maximum search, in blocks."""
-        return _search(x, self.y, self.g)[0]
+        return _search(x, self.y, self.g, torch.float64)[0]
 
 
 def solve(
@@ -78,11 +78,12 @@ def solve(
     m = len(y)
     if rate is None:
         # Costs of a point to the data differ by about as much as the data's own spread.
-        rate = float((y - y.mean(0)).square().sum(1).mean()) * m**0.5 / 4
+        rate = float((y.double() - y.double().mean(0)).square().sum(1).mean()) * m**0.5 / 4
     g = torch.zeros(m, dtype=torch.float64, device=y.device)
     mean = torch.zeros_like(g)
     for step in range(1, steps + 1):
-        places, _ = _search(sampler(batch, step), y, g)
+        # A mistake here is one of many noisy steps; the certificate is of float64, as the map is.
+        places, _ = _search(sampler(batch, step), y, g, torch.float32)
         received = torch.bincount(places, minlength=m).double() / batch
         g = g + rate / step**0.5 * (1 / m - received)
         # Only the second half counts: the first has not forgotten the start.
@@ -93,7 +94,7 @@ def solve(
     received, value, done = torch.zeros_like(g), 0.0, 0
     while done < samples:
         count = min(max(batch, BLOCK // m), samples - done)
-        places, least = _search(sampler(count, steps + 1 + done), y, g)
+        places, least = _search(sampler(count, steps + 1 + done), y, g, torch.float64)
         received += torch.bincount(places, minlength=m)
         value += float(least.sum())
         done += count
@@ -118,11 +119,12 @@ def solve(
     return SemidiscretePlan(y, g, value / samples + float(g.mean()), certificate)
 
 
-def _search(x: torch.Tensor, y: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each sample ``argmin_j C_ij − g_j`` and the least itself, (k,) int64 and (k,) float64."""
-    centre = y.mean(0)
-    x, y = torch.as_tensor(x).float().reshape(len(x), -1).to(y.device) - centre, y - centre
-    level = (y * y).sum(1) - g.float()
+def _search(x: torch.Tensor, y: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each sample ``argmin_j C_ij − g_j`` and the least itself, (k,) int64 and (k,) float64, found in ``dtype``."""
+    # Centred in float64: far from the origin float32 would not hold what tells points apart.
+    centre = y.double().mean(0)
+    x, y = ((side.to(y.device).reshape(len(side), -1).double() - centre).to(dtype) for side in (x, y))
+    level = (y * y).sum(1) - g.to(dtype)
     found = [torch.addmm(level, part, y.T, alpha=-2).min(1) for part in x.split(max(1, BLOCK // len(y)))]
-    least = torch.cat([each.values for each in found]).double() + (x * x).sum(1)
+    least = torch.cat([each.values for each in found]).double() + (x * x).sum(1).double()
     return torch.cat([each.indices for each in found]), least

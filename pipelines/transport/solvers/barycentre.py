@@ -22,7 +22,7 @@ class Barycentre:
     """A barycentre, and a certified plan from it to each set.
 
     Attributes:
-        points: (k, d) float32, of equal weights.
+        points: (k, d) float64, of equal weights.
         objective: ``Σ_s λ_s W₂²(points, set_s)``, each term proven by its plan's certificate.
         plans: from the points to each set.
         steps: of the fixed-point iteration.
@@ -64,7 +64,7 @@ def solve(
             f"{len(sets)} sets, {size} points and shares {shares} received", cure="give one share ≥ 0 a set"
         )
     weights = weights / weights.sum()
-    clouds = [np.asarray(cloud, dtype=np.float32).reshape(len(cloud), -1) for cloud in sets]
+    clouds = [np.asarray(cloud, dtype=np.float64).reshape(len(cloud), -1) for cloud in sets]
     pool = np.concatenate(clouds)
     chosen = torch.randint(len(pool), (size,), generator=step_generator(seed, 0, "barycentre")).numpy()
     points = pool[chosen]
@@ -76,7 +76,7 @@ def solve(
             return Barycentre(points, objective, plans, step)
         last = objective
         means = [_means(plan, cloud) for plan, cloud in zip(plans, clouds, strict=True)]
-        points = np.tensordot(weights, means, 1).astype(np.float32)
+        points = np.tensordot(weights, means, 1)
     raise NotConvergedError(
         f"the barycentre still moves after {MAX_STEPS} steps, objective {last:g}", cure="raise the tolerance"
     )

@@ -23,6 +23,7 @@ from pipelines.errors import NotConvergedError, ProblemError
 from pipelines.transport import entropic_bounds
 from pipelines.transport.entropic_bounds import EntropicBounds, Weights
 from pipelines.transport.plan import Certificate, TransportPlan
+from pipelines.transport.precision import without_autocast
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solvers import network_simplex
 from pipelines.transport.solvers.anderson import Anderson
@@ -171,6 +172,7 @@ class Solution:
         return TransportPlan(problem.shape, certificate, f=f, g=g, problem=problem)
 
 
+@without_autocast
 def certify(
     problem: TransportProblem,
     working: Working,

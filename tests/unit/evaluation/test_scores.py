@@ -118,6 +118,14 @@ def test_neighbourhoods_by_brute_force(block: int) -> None:
     assert density_coverage(real, generated) == pytest.approx((density, coverage))
 
 
+@pytest.mark.parametrize("offset", [1e2, 1e4])
+def test_neighbourhoods_far_from_the_origin(offset: float, block: int) -> None:
+    """Features are: sixteenths keep all their digits there."""
+    real, generated = ((side * 16).round() / 16 for side in (rows(60, 8), 0.9 * rows(60, 8, seed=1)))
+    for measure in (precision_recall, density_coverage):
+        assert measure(real + offset, generated + offset) == pytest.approx(measure(real, generated))
+
+
 def test_neighbourhoods_of_equal_and_of_distant_sets(block: int) -> None:
     real = rows(50)
     assert precision_recall(real, real) == (1, 1)

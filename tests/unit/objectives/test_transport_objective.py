@@ -95,6 +95,45 @@ def test_the_gradient_is_that_of_the_distance(cost: CostName) -> None:
             assert float(weights.grad.view(-1)[place]) == pytest.approx(slope, rel=1e-4, abs=1e-7), place
 
 
+class Narrow(Affine):
+    """A network whose product autocast rounds, as it does those of any other."""
+
+    def forward(self, latents: torch.Tensor, conditions: torch.Tensor | None = None) -> torch.Tensor:
+        weights = self.weights.float()
+        return torch.addmm(weights[-1], latents, weights[:-1]).view(-1, *IMAGE.dims)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("power", [2.0, 1.5])
+@pytest.mark.parametrize("kind", ["exact", "sinkhorn-divergence", "sliced"])
+def test_autocast_ends_where_transport_begins(kind: str, power: float, weighted: bool) -> None:
+    """The loss is that of the rounded samples, to the digits of float32."""
+    sliced = kind == "sliced"
+    document = {"kind": "transport", "distance": {"kind": kind}, "plans": "local"}
+    if not sliced:
+        document |= {"cost": "power", "power": power}
+    spec = TransportSpec.model_validate(document)
+    weights = torch.tensor([1.0, 2.0]) if weighted and not sliced else None
+
+    def loss(generator: Generator, bfloat16: bool) -> torch.Tensor:
+        made = TransportObjective(spec, generator, LocalPlanner(), weights)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            return made.phases[0].loss(step()).total
+
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = Narrow()(step().normal("latents", LATENT)).detach()
+    assert rounded.dtype == torch.bfloat16
+
+    class Same(Narrow):
+        def forward(self, latents: torch.Tensor, conditions: torch.Tensor | None = None) -> torch.Tensor:
+            return rounded.float() + 0 * self.weights.sum().float()
+
+    found = loss(Narrow(), bfloat16=True)
+    assert found.dtype == torch.float32
+    assert float(found.detach()) == pytest.approx(float(loss(Same(), bfloat16=False).detach()), rel=2e-6)
+    found.backward()
+
+
 def test_latents_are_of_the_step_and_the_key_names_it() -> None:
     asked: list[Share] = []
 

@@ -212,13 +212,14 @@ def test_what_couples_whole_batches_is_not_cut() -> None:
             job(kind, accumulate=2)
 
 
-@pytest.mark.parametrize("kind", ["lenet", "pool-flow"])
+@pytest.mark.parametrize("kind", ["lenet", "pool-flow", "transport", "sinkhorn-transport"])
 def test_low_precision_and_layout_train_alike_and_leave_weights_in_float32(data: ShardedDataset, kind: str) -> None:
     curves = []
     for options in ({}, {"channels_last": True}, {"precision": "bfloat16"}):
         spec = job(kind, images=96, log_every=48, **options)
         objective, state = start(spec, data)
-        curves.append([point["loss"] for _, point in go_on(spec, data, objective, state).points])
+        name = "transport_cost" if "transport" in kind else "loss"
+        curves.append([point[name] for _, point in go_on(spec, data, objective, state).points])
         assert {value.dtype for value in tensors(state).values() if value.is_floating_point()} == {torch.float32}
     exact, laid_out, low = curves
     assert laid_out == pytest.approx(exact, rel=1e-4)
