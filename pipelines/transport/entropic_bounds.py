@@ -155,10 +155,12 @@ def unbalanced(
     )
 
 
-def marginal_error(cost: TrueCost, weights: Weights, f: torch.Tensor, g: torch.Tensor, epsilon: float) -> float:
-    """``‖P 1 − a‖₁ + ‖Pᵀ 1 − b‖₁`` of the plan at given potentials, at most; errors of :func:`balanced`."""
+def marginal_error(
+    cost: TrueCost, weights: Weights, f: torch.Tensor, g: torch.Tensor, epsilon: float
+) -> tuple[float, float]:
+    """``‖P 1 − a‖₁ + ‖Pᵀ 1 − b‖₁`` of the plan at given potentials, and how far that may be off."""
     rows, columns, eta, _ = _masses(cost, weights, f, g, epsilon, meet_rows=False)
-    return weights.total((rows - weights.a).abs()) + float((columns - weights.b).abs().sum()) + 2.02 * eta
+    return weights.total((rows - weights.a).abs()) + float((columns - weights.b).abs().sum()), 2.02 * eta
 
 
 def objectives(
@@ -251,7 +253,7 @@ def _around_forbidden(
     matrix = torch.cat([block for _, block in cost.blocks()]).cpu().numpy()
     a, b = weights.a.cpu().numpy(), weights.b.cpu().numpy()
     mass = float(met.sum())
-    for given_up in (0.0, 1e-6, 1e-4, 1e-2, 0.1, 0.5, 1.0):
+    for given_up in (1e-5, 1e-4, 1e-2, 0.1, 0.5, 1.0):
         left = (
             np.maximum(a - (1 - given_up) * kept.cpu().numpy(), 0),
             np.maximum(b - (1 - given_up) * met.cpu().numpy(), 0),

@@ -105,7 +105,7 @@ def exact_bounds(
     f, least, repair = _feasible(cost, a, b, g, rounded)
     value, error = rounding.weighted_sum(rounded.mass, high)
     primal = rounding.at_most(value, (error, repair))
-    size = float(rounded.mass @ np.abs(high)) or _least_positive(cost)
+    size = float(rounded.mass @ np.abs(high)) or least_positive(cost)
     dual = _value(a, b, f, g)
     if primal - dual > SHARP * size:
         f = _refine(cost, b, g, entries, low)
@@ -248,7 +248,7 @@ def _refine(cost: TrueCost, b: np.ndarray, g: np.ndarray, entries: Entries, low:
     return _lowered(f, g)
 
 
-def _least_positive(cost: TrueCost) -> float:
+def least_positive(cost: TrueCost) -> float:
     """The least ``|C_ij|`` that is not 0; 1 if all are."""
     least = math.inf
     for start in range(0, cost.shape[0], cost.height):

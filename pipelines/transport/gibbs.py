@@ -32,6 +32,10 @@ class GibbsRows:
         self._costs = TrueCost(problem, direct=direct)
         sides = (f, g, problem.source_weights(), problem.target_weights())
         self._f, self._g, self._a, self._b = (torch.as_tensor(side, device=self._costs.device) for side in sides)
+        # Potentials of points without weight may be anything; their exponentials must not overflow.
+        self._f, self._g = (
+            torch.where(weight > 0, side, -torch.inf) for side, weight in ((self._f, self._a), (self._g, self._b))
+        )
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows ``start … stop − 1`` of the plan, (stop − start, m) float64."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from pipelines.transport import rounding
-from pipelines.transport.exact_bounds import Entries, ExactBounds
+from pipelines.transport.exact_bounds import Entries, ExactBounds, least_positive
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.true_cost import TrueCost
 
@@ -29,7 +29,16 @@ def partial_bounds(
         Bounds whose marginal error is by how much rows and columns exceed their weights, plus by how much the mass
         that moves is not the given one.
     """
-    cost = TrueCost(problem)
+    bounds = _bounds(TrueCost(problem), problem, entries, f, g, mass)
+    if bounds.closed or problem.matrix is not None:
+        return bounds
+    # Costs from differences are slower, and more precise where distances are far smaller than the spread.
+    return _bounds(TrueCost(problem, direct=True), problem, entries, f, g, mass)
+
+
+def _bounds(
+    cost: TrueCost, problem: TransportProblem, entries: Entries, f: np.ndarray, g: np.ndarray, mass: float
+) -> ExactBounds:
     n, m = problem.shape
     a, b = problem.source_weights(), problem.target_weights()
     rows, columns, moved = entries.rows, entries.columns, entries.mass
@@ -50,5 +59,5 @@ def partial_bounds(
     error = float(np.maximum(sent - a, 0).sum() + np.maximum(met - b, 0).sum()) + abs(float(moved.sum()) - mass)
     # What is over or short by rounding could have moved at the dearest of the costs that the plan pays.
     primal = rounding.at_most(value, (first, 2 * error * float(np.abs(high).max(initial=0.0))))
-    size = float(moved @ np.abs(high)) or 1.0
+    size = float(moved @ np.abs(high)) or mass * least_positive(cost)
     return ExactBounds(max(primal, dual), dual, error, size, f, g, float(moved @ (high - low)))

@@ -64,6 +64,11 @@ def of_power(power: float) -> float:
     return gamma(8 + power)
 
 
+def of_masses(a: np.ndarray, b: np.ndarray) -> float:
+    """What may be left of a weight from which others were subtracted, one after the other."""
+    return 4 * U64 * (len(a) + len(b)) * max(float(a.max()), float(b.max()))
+
+
 def weighted_sum(weights: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     """``Σ w v`` and a bound on its error: the sum is rounded once (:func:`math.fsum`), each product once."""
     products = weights * values

@@ -93,6 +93,15 @@ class TrueCost:
             squares = self._squares(start, stop, rounding.of_products(self._d))
         return self._lowered(self._of_squares(squares, start))
 
+    def _upper(self, start: int, stop: int) -> torch.Tensor:
+        """Upper bounds of powers of the distance; the root of a square that is nearly 0 may be far above it."""
+        if self.direct:
+            squares = self._squares(start, stop, 0.0).mul_(1 + rounding.of_differences(self._d))
+        else:
+            squares = self._squares(start, stop, -rounding.of_products(self._d))
+        power = 1.0 if self._cost == "euclidean" else self._power
+        return self._of_squares(squares, start).mul_(1 + rounding.of_power(power))
+
     def slack(self, weights: torch.Tensor, block: torch.Tensor, start: int) -> tuple[torch.Tensor, float]:
         """Bound on ``Σ_j w_ij |block_ij − C_ij|`` for each row of :meth:`block`, and the largest of those differences.
 
@@ -107,8 +116,8 @@ class TrueCost:
         if self._matrix is not None:
             return torch.zeros(len(block), dtype=torch.float64, device=self.device), 0.0
         if self._cost in ("euclidean", "power"):
-            # By concavity or by its derivative, a bound above differs from the cost as one below, to first order.
-            apart = (block - self.lower(start, start + len(block))).mul_(2)
+            stop = start + len(block)
+            apart = torch.maximum(block - self.lower(start, stop), self._upper(start, stop) - block)
             return (weights * apart).sum(1), float(torch.where(weights > 0, apart, 0.0).max())
         half, cosine = (0.5, rounding.of_cosine(self._d)) if self._cost == "cosine" else (1.0, (0.0, 0.0, 0.0))
         relative = rounding.of_differences(self._d) if self.direct else rounding.gamma(2)
@@ -182,7 +191,9 @@ class TrueCost:
         """Lower bounds of costs whose squares are lower bounds already."""
         if self._cost == "cosine":
             relative, root, absolute = rounding.of_cosine(self._d)
-            return costs.mul_(1 - relative - rounding.gamma(4)).sub_(2 * root + absolute).clamp_min_(0)
+            # |u − v| is known where it comes from differences, and at most 2 elsewhere.
+            apart = costs.mul(2).sqrt_().mul_(root * (1 + rounding.gamma(4))) if self.direct else 2 * root
+            return costs.mul_(1 - relative - rounding.gamma(4)).sub_(apart).sub_(absolute).clamp_min_(0)
         power = {"squared-euclidean": 0.0, "euclidean": 1.0}.get(self._cost, self._power)
         return costs.mul_(1 - rounding.of_power(power))
 

@@ -11,6 +11,7 @@ import numpy as np
 import ot
 
 from pipelines.errors import ProblemError
+from pipelines.transport import rounding
 from pipelines.transport.exact_bounds import SHARP, certified
 from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
@@ -87,9 +88,10 @@ def _plan(
 
 @dataclass(frozen=True, eq=False)
 class _Program:
-    """The problem between the points that have weight, its costs less their least."""
+    """The problem between the points that have weight, its costs less the least of each row, then of each column."""
 
     costs: np.ndarray
+    columns: np.ndarray
     a: np.ndarray
     b: np.ndarray
     sources: np.ndarray
@@ -101,19 +103,22 @@ class _Program:
         a, b = problem.source_weights(), problem.target_weights()
         sources, targets = np.flatnonzero(a), np.flatnonzero(b)
         inner = costs[np.ix_(sources, targets)]
-        # POT moves nothing where all costs are negative; a constant added to all of them leaves the plan as it is.
-        inner = inner - inner.min()
-        return cls(inner, a[sources], b[targets], sources, targets, len(b))
+        # Constants of rows and columns leave plans as they are. Without them costs are ≥ 0, which POT asks for, and a
+        # point that is far from all others does not set the unit in which the others are compared.
+        inner = inner - _finite(inner.min(1))[:, None]
+        least = _finite(inner.min(0))
+        return cls(inner - least, least, a[sources], b[targets], sources, targets, len(b))
 
     def run(self, cap: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
         """Rows, columns and mass of the entries, target potentials, and the number of pivots."""
         costs = self.costs if cap is None else np.minimum(self.costs, cap)
         unit = float(costs.max()) or 1.0
         plan, log = _simplex(self.a, self.b, costs / unit)
-        # What rounding leaves on forbidden pairs is no part of a plan.
-        rows, columns = np.nonzero(np.where(np.isfinite(self.costs) | (plan > FORBIDDEN_MASS), plan, 0.0))
+        # What rounding leaves of a weight is no entry, nor what it leaves on a forbidden pair.
+        least = np.where(np.isfinite(self.costs), rounding.of_masses(self.a, self.b), FORBIDDEN_MASS)
+        rows, columns = np.nonzero(plan > least)
         g = np.zeros(self.size)
-        g[self.targets] = unit * log["v"]
+        g[self.targets] = unit * log["v"] + self.columns
         return self.sources[rows], self.targets[columns], plan[rows, columns], g, int(log.get("numIter", 0))
 
     def caps(self) -> list[float | None]:
@@ -141,6 +146,11 @@ class _Program:
                 f"matrix: infeasible: every plan moves at least {needed:.3g} of the mass along forbidden pairs",
                 cure="allow more pairs (+inf forbids one), or see partial transport",
             )
+
+
+def _finite(least: np.ndarray) -> np.ndarray:
+    """The least costs of rows or columns, 0 where all pairs are forbidden."""
+    return np.where(np.isfinite(least), least, 0.0)
 
 
 def _simplex(a: np.ndarray, b: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:

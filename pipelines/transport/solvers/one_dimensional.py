@@ -13,6 +13,7 @@ from pipelines.transport.cost import matched_cost
 from pipelines.transport.exact_bounds import certified
 from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
+from pipelines.transport.rounding import of_masses
 
 
 def solve(problem: TransportProblem) -> TransportPlan:
@@ -64,8 +65,11 @@ def sorted_plan(
     b = np.full(len(y), 1 / len(y)) if b is None else b
     plan = ot.emd_1d(x[left], y[right], a[left], b[right], dense=False)
     held = plan.tocoo()
-    order = np.lexsort((held.col, held.row))
-    return left[held.row[order]], right[held.col[order]], np.asarray(held.data[order])
+    # What rounding leaves of a weight is no entry: it would tie clusters to each other that have nothing to do.
+    kept = held.data > of_masses(a, b)
+    rows, columns, mass = held.row[kept], held.col[kept], held.data[kept]
+    order = np.lexsort((columns, rows))
+    return left[rows[order]], right[columns[order]], np.asarray(mass[order])
 
 
 def _potentials(
@@ -80,9 +84,12 @@ def _potentials(
     f[rows[0]] = 0.0
     for place, (row, column, cost) in enumerate(zip(rows, columns, costs, strict=True)):
         if place and row != rows[place - 1] and column != columns[place - 1]:
-            # The path breaks where both sides end together; any point between the two is on both sides' way.
-            last = columns[place - 1]
-            f[row] = float(_cost(x[row], y[last], problem)) - g[last]
+            # The path breaks where both sides end together: the pairs across bound f[row] on both sides. Near 0 the
+            # potentials of clusters far apart stay as small as the costs within them.
+            source, target = rows[place - 1], columns[place - 1]
+            most = float(_cost(x[row], y[target], problem)) - g[target]
+            least = f[source] + cost - float(_cost(x[source], y[column], problem))
+            f[row] = min(max(0.0, least), most)
         if np.isnan(f[row]):
             f[row] = cost - g[column]
         else:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import numpy as np
 
 from pipelines.errors import ProblemError
-from pipelines.transport.exact_bounds import Entries, certificate_of
+from pipelines.transport.exact_bounds import Entries, ExactBounds, certificate_of
 from pipelines.transport.partial_bounds import partial_bounds
 from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
@@ -38,9 +39,35 @@ def solve(problem: TransportProblem, *, mass: float) -> TransportPlan:
         raise ProblemError(
             f"mass {mass:g} at epsilon {problem.epsilon:g} received", cure="give a mass in (0, 1] and epsilon 0"
         )
+    found = _solve(problem, mass, direct=False)
+    if not found.bounds.closed and problem.matrix is None:
+        # Between clusters far apart, costs from a matrix product have no digits left for those that decide.
+        found = _solve(problem, mass, direct=True)
+    certificate = certificate_of(found.bounds, solver="partial", iterations=found.pivots, started=started)
+    certificate.require_converged()
+    entries = found.entries
+    return TransportPlan(
+        problem.shape,
+        certificate,
+        rows=entries.rows,
+        columns=entries.columns,
+        mass=entries.mass,
+        f=found.bounds.f,
+        g=found.bounds.g,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    entries: Entries
+    bounds: ExactBounds
+    pivots: int
+
+
+def _solve(problem: TransportProblem, mass: float, *, direct: bool) -> _Found:
     n, m = problem.shape
     stays = 1 - mass
-    costs = cost_matrix(problem).cpu().numpy()
+    costs = cost_matrix(problem, direct=direct).cpu().numpy()
     finite = costs[np.isfinite(costs)]
     if not len(finite):
         raise ProblemError("matrix: every pair is forbidden: nothing may move", cure="allow more pairs")
@@ -49,18 +76,14 @@ def solve(problem: TransportProblem, *, mass: float) -> TransportPlan:
     extended = np.zeros((n + 1, m + 1))
     extended[:n, :m] = costs - offset
     # Dearer than any route through the other dummy, so that no mass goes from dummy to dummy.
-    extended[n, m] = 2 * spread or 1.0
+    extended[n, m] = 2 * spread or abs(offset) or 1.0
     a, b = (np.append(side, stays) for side in (problem.source_weights(), problem.target_weights()))
     whole = network_simplex.solve(TransportProblem.from_cost(extended, a=a, b=b))
-    whole.certificate.require_converged()
     rows, columns, moved = whole.entries()
     inside = (rows < n) & (columns < m)
     # The extended problem divides by its mass.
-    total = 1 + stays
-    found = rows[inside], columns[inside], moved[inside] * total
+    entries = Entries(rows[inside], columns[inside], moved[inside] * (1 + stays), False)
     assert whole.f is not None
     assert whole.g is not None
-    bounds = partial_bounds(problem, Entries(*found, False), whole.f[:n] + whole.g[m], whole.g[:m] + whole.f[n], mass)
-    certificate = certificate_of(bounds, solver="partial", iterations=whole.certificate.iterations, started=started)
-    certificate.require_converged()
-    return TransportPlan((n, m), certificate, rows=found[0], columns=found[1], mass=found[2], f=bounds.f, g=bounds.g)
+    bounds = partial_bounds(problem, entries, whole.f[:n] + whole.g[m], whole.g[:m] + whole.f[n], mass)
+    return _Found(entries, bounds, whole.certificate.iterations)

@@ -165,7 +165,8 @@ class Working:
             finite = matrix[torch.isfinite(matrix)]
             # The mass of an unbalanced plan depends on an offset.
             offset = float(finite.min()) if problem.marginal_penalty is None else 0.0
-            unit = 2.0 ** math.frexp(float((finite.double() - offset).abs().max()))[1]
+            # Where all costs are the same, epsilon is the only number that there is.
+            unit = 2.0 ** math.frexp(float((finite.double() - offset).abs().max()) or problem.epsilon or 1.0)[1]
             return cls(None, None, ((matrix.double() - offset) / unit).float(), "power", 1.0, unit, offset)
         x, y = (torch.as_tensor(side) for side in (problem.x, problem.y))
         if problem.cost == "cosine":
@@ -175,7 +176,10 @@ class Working:
         x, y = (side - centre.to(side.dtype) if side.dtype == torch.float64 else side for side in (x, y))
         if x.dtype == torch.float32:
             x, y = x - centre.float(), y - centre.float()
-        size = 2.0 ** math.frexp(extent_of(x, y) if extent is None else extent)[1]
+        extent = extent_of(x, y) if extent is None else extent
+        if extent == 0:
+            return cls(x.float(), y.float(), None, problem.cost, problem.power, problem.epsilon or 1.0, 0.0)
+        size = 2.0 ** math.frexp(extent)[1]
         power = {"squared-euclidean": 2.0, "euclidean": 1.0}.get(problem.cost, problem.power)
         x, y = ((side / size).float() for side in (x, y))
         return cls(x, y, None, problem.cost, problem.power, size**power, 0.0)

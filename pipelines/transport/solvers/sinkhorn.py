@@ -101,6 +101,8 @@ def solve(
     inner, sources, targets = problem.with_weight()
     if start is not None:
         start = _part(start[0], problem.shape[0], sources), _part(start[1], problem.shape[1], targets)
+    if inner.matrix is not None and bool(torch.isinf(torch.as_tensor(inner.matrix)).any()):
+        network_simplex.check_feasible(inner)
     solution = certify(
         inner,
         Working.of(inner),
@@ -196,8 +198,6 @@ def certify(
         raise ProblemError(
             f"tolerance: {tolerance:g} received, float32 reaches {SMALLEST_TOLERANCE:g}", cure="give more"
         )
-    if problem.matrix is not None and bool(torch.isinf(torch.as_tensor(problem.matrix)).any()):
-        network_simplex.check_feasible(problem)
     cost = TrueCost(problem, keep=not streaming)
     kernel = make_kernel(working.rows(None if streaming else cost), Weights.of(problem, cost.device))
     weights = Weights(kernel.a, kernel.b, kernel.gather)
