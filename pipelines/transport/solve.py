@@ -14,7 +14,7 @@ from pipelines.transport import native
 from pipelines.transport.plan import TransportPlan
 from pipelines.transport.precision import without_autocast
 from pipelines.transport.problem import TransportProblem
-from pipelines.transport.solvers import assignment, brute_force, exact, network_simplex, screen, sinkhorn
+from pipelines.transport.solvers import assignment, brute_force, exact, network_simplex, sinkhorn
 
 SolverName = Literal["auto", "brute-force", "exact", "assignment", "network-simplex", "sinkhorn", "sinkhorn-streaming"]
 
@@ -33,10 +33,6 @@ _STARTING: dict[str, Callable[[TransportProblem, np.ndarray, np.ndarray], Transp
     "sinkhorn-streaming": lambda problem, f, g: sinkhorn.solve(problem, start=(f, g), streaming=True),
 }
 
-SMALL = 64
-"""Points up to which lapx has solved before the exact solver has made a screen: 0.2 ms against 0.3 at n = 32, 0.6
-against 0.5 at n = 64, 7 against 2.7 at n = 256, 180 against 20 at n = 1024 (d = 784, one thread)."""
-
 
 def choose(problem: TransportProblem) -> tuple[str, str]:
     """The solver that ``auto`` takes for a problem, and why."""
@@ -46,9 +42,6 @@ def choose(problem: TransportProblem) -> tuple[str, str]:
         reason = "uniform weights on as many points: an optimal plan is a permutation"
         if not native.native_available():
             return "assignment", f"{reason}; {native.implementation()}"
-        # Points of few coordinates need no matrix product, and are exact sooner at any size.
-        if problem.shape[0] < SMALL and (problem.x is None or problem.x.shape[1] > screen.FEW_COORDINATES):
-            return "assignment", f"{reason}; under {SMALL} points a screen does not pay"
         return "exact", f"{reason}; {native.implementation()}"
     return "network-simplex", "weighted or rectangular: an optimal plan splits masses"
 

@@ -58,7 +58,7 @@ def solve(problem: TransportProblem) -> TransportPlan:
 def _plan(
     problem: TransportProblem, assignment: np.ndarray, costs: np.ndarray, cost: TrueCost | None, started: float
 ) -> TransportPlan:
-    _, g = potentials_of_assignment(costs, assignment)
+    g = potentials_of_assignment(costs, assignment)
     return certified(
         problem,
         assignment=assignment,

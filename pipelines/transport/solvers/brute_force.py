@@ -37,7 +37,7 @@ def solve(problem: TransportProblem) -> TransportPlan:
     if not np.isfinite(totals).any():
         raise ProblemError("matrix: infeasible: every permutation has a forbidden pair", cure="allow more pairs")
     assignment = permutations[totals.argmin()].astype(np.int64)
-    _, g = potentials_of_assignment(costs, assignment)
+    g = potentials_of_assignment(costs, assignment)
     return certified(
         problem,
         assignment=assignment,

@@ -171,7 +171,7 @@ def _plan(
         plan = certified(problem, g=screened.unit * (solution.g + screened.column), **found)
         if not plan.certificate.converged:
             # Between clusters far apart the solver's potentials are so large that they lose the digits of small costs.
-            _, g = potentials_of_assignment(cost_matrix(problem).cpu().numpy(), solution.assignment)
+            g = potentials_of_assignment(cost_matrix(problem).cpu().numpy(), solution.assignment)
             plan = certified(problem, g=g, **found)
         return plan
     certificate = certificate_of(bounds, solver="exact", iterations=effort, started=started)

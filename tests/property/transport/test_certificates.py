@@ -155,6 +155,10 @@ def test_plans_of_other_solvers(case: Case, mass: float) -> None:
         plan = partial.solve(problem, mass=mass)
     except ProblemError as error:
         assert "forbid" in str(error)  # noqa: PT017
+    except NotConvergedError:
+        # Nearly parallel vectors: the bounds are as far apart as float64 leaves the cosines.
+        assert problem.cost == "cosine"
+        assert max_cost(case) < 1e-6
     else:
         check_primal(case, plan, mass)
         assert verify(problem, plan, mass=mass).converged

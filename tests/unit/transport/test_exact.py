@@ -273,13 +273,11 @@ def test_it_refuses_what_is_no_assignment() -> None:
         exact.solve(TransportProblem.between(x, y), g=np.zeros(3))
 
 
-@pytest.mark.parametrize(
-    ("n", "d", "wins"), [(20, 3, True), (20, 30, False), (63, 17, False), (64, 17, True), (200, 30, True)]
-)
-def test_auto_takes_it_where_it_is_built_and_wins(level: str, n: int, d: int, wins: bool) -> None:
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (20, 3), (20, 30), (200, 30)])
+def test_auto_takes_it_where_it_is_built(level: str, n: int, d: int) -> None:
     problem = TransportProblem.between(*gaussian(n, d))
     name, reason = choose(problem)
-    assert name == ("exact" if wins and level != "off" else "assignment")
+    assert name == ("exact" if level != "off" else "assignment")
     assert ("MONGE_SIMD is off" in reason) == (level == "off")
     certificate = solve_any(problem).certificate
     assert certificate.solver == name
