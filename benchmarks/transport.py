@@ -27,6 +27,7 @@ from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import solve
 from pipelines.transport.solvers import exact
+from pipelines.transport.verify import verify
 
 SCREEN = "of which: the screen, a matrix product"
 LARGEST, LARGEST_QUICK = 16384, 4096
@@ -181,7 +182,25 @@ def growth(clouds: Clouds, quick: bool) -> list[Row]:
     return rows
 
 
-SECTIONS = {"pot": against_pot, "fastest": against_the_fastest, "warm": warm, "batch": batch, "growth": growth}
+def verified(clouds: Clouds, quick: bool) -> list[Row]:
+    """An exact plan proven anew from the points alone."""
+    rows = []
+    for n in (1024, 4096):
+        problem = TransportProblem.between(*clouds.noise_to_images(n))
+        plan = solve(problem)
+        (milliseconds,) = in_turns(partial(verify, problem, plan), repeats=2 if quick else 5)
+        rows.append(Row(f"verify, n={n}, noise", milliseconds, 1000.0, "limit", "ms", 1.0))
+    return rows
+
+
+SECTIONS = {
+    "verify": verified,
+    "pot": against_pot,
+    "fastest": against_the_fastest,
+    "warm": warm,
+    "batch": batch,
+    "growth": growth,
+}
 
 
 def main() -> None:

@@ -45,6 +45,8 @@ class EntropicBounds:
         marginal_error: ``‖P 1 − a‖₁ + ‖Pᵀ 1 − b‖₁``, at most.
         f: (n,) source potentials of the plan.
         columns: (m,) masses of the columns.
+        ambiguous: by how much the primal may differ for potentials that differ by rounding. It comes with forbidden
+            pairs, around which one of several exact plans leads.
     """
 
     primal: float
@@ -52,6 +54,7 @@ class EntropicBounds:
     marginal_error: float
     f: torch.Tensor
     columns: torch.Tensor
+    ambiguous: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +123,8 @@ def balanced(cost: TrueCost, weights: Weights, f: torch.Tensor, g: torch.Tensor,
     objective = weights.total(kept * f) + float(met @ scaled_g)
     product = weights.total(lost * across) / missing
     if not math.isfinite(product):
-        primal = _around_forbidden(cost, weights, kept, met, objective, epsilon)
-        return EntropicBounds(max(rounding.at_most(primal, widened), dual), dual, error, f, columns)
+        primal, ambiguous = _around_forbidden(cost, weights, kept, met, objective, epsilon)
+        return EntropicBounds(max(rounding.at_most(primal, widened), dual), dual, error, f, columns, ambiguous)
     # Of the kept part, of the product, and of their shares of the mass.
     entropy = weights.total(_relative(lost, a)) + float(_relative(short, b).sum())
     entropy -= 2 * missing * math.log(missing) + ((1 - missing) * math.log1p(-missing) if missing < 1 else 0.0)
@@ -245,10 +248,13 @@ def _kept(
 
 def _around_forbidden(
     cost: TrueCost, weights: Weights, kept: torch.Tensor, met: torch.Tensor, objective: float, epsilon: float
-) -> float:
+) -> tuple[float, float]:
     """An upper bound where the product would use forbidden pairs: the rest is an exact plan that does not.
 
     A share t of the kept part is given up until the rest has such a plan: for t = 1 it is that of the whole problem.
+
+    Returns:
+        The bound, and how far those of other exact plans may be from it.
     """
     matrix = torch.cat([block for _, block in cost.blocks()]).cpu().numpy()
     a, b = weights.a.cpu().numpy(), weights.b.cpu().numpy()
@@ -269,8 +275,9 @@ def _around_forbidden(
         moved = moved * rest
         entropy = float((moved * np.log(moved / (a[rows] * b[columns]))).sum()) - rest * math.log(rest)
         entropy -= (1 - given_up) * mass * math.log(mass) if given_up < 1 else 0.0
-        return (1 - given_up) * objective + float(moved @ matrix[rows, columns]) + epsilon * entropy
-    return math.inf
+        spread = float(np.ptp(matrix[np.isfinite(matrix)])) - epsilon * math.log(float((moved / rest).min()))
+        return (1 - given_up) * objective + float(moved @ matrix[rows, columns]) + epsilon * entropy, rest * spread
+    return math.inf, math.inf
 
 
 def _exponents(block: torch.Tensor, f: torch.Tensor, g: torch.Tensor, epsilon: float) -> torch.Tensor:

@@ -39,8 +39,7 @@ class ExactBounds:
         marginal_error: ``‖P 1 − a‖₁ + ‖Pᵀ 1 − b‖₁``.
         size: ``Σ P |C|``, in which gaps are measured; where it is 0, the least cost that is not.
         f, g: the potentials of the lower bound, (n,) and (m,), feasible for all pairs.
-        resolution: how far apart the bounds on the plan's own cost are. It matters to cosines of nearly parallel
-            vectors, which float64 tells from 0 no better than that.
+        resolution: how far apart the bounds on the costs that the plan pays are, as :func:`resolution_of` says.
     """
 
     primal: float
@@ -115,7 +114,7 @@ def exact_bounds(
         f, g, dual = np.full(len(a), least), np.zeros(len(b)), least
     elif (b == 0).any():
         g = _complete(cost, b, f, g)
-    resolution = float(rounded.mass @ (high - low))
+    resolution = resolution_of(problem, rounded.mass, high - low)
     return ExactBounds(max(primal, dual), dual, rounded.error, size, f, g, resolution)
 
 
@@ -160,6 +159,21 @@ def certified(
         f=bounds.f,
         g=bounds.g,
     )
+
+
+def resolution_of(problem: TransportProblem, mass: np.ndarray, apart: np.ndarray) -> float:
+    """What is not known of a plan's cost: next to nothing, but for cosines of nearly parallel vectors.
+
+    Float64 knows a direction to some units, and with it each cosine; no gap can be closed further than by that.
+
+    Args:
+        problem: that the plan solves.
+        mass: (k,), of its entries.
+        apart: (k,), upper minus lower bounds of their costs.
+    """
+    if problem.matrix is None and problem.cost == "cosine":
+        return float(mass.sum() * apart.max(initial=0.0))
+    return float(mass @ apart)
 
 
 def certificate_of(bounds: ExactBounds, *, solver: str, iterations: int, started: float) -> Certificate:

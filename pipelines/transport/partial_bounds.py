@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from pipelines.transport import rounding
-from pipelines.transport.exact_bounds import Entries, ExactBounds, least_positive
+from pipelines.transport.exact_bounds import Entries, ExactBounds, least_positive, resolution_of
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.true_cost import TrueCost
 
@@ -60,4 +60,4 @@ def _bounds(
     # What is over or short by rounding could have moved at the dearest of the costs that the plan pays.
     primal = rounding.at_most(value, (first, 2 * error * float(np.abs(high).max(initial=0.0))))
     size = float(moved @ np.abs(high)) or mass * least_positive(cost)
-    return ExactBounds(max(primal, dual), dual, error, size, f, g, float(moved @ (high - low)))
+    return ExactBounds(max(primal, dual), dual, error, size, f, g, resolution_of(problem, moved, high - low))

@@ -156,4 +156,5 @@ def _entropic(
         ) from None
     size = weights.total((weights.a * of_rows).abs()) + float((weights.b * of_columns).abs().sum())
     # The claim allows for rounding, and so does what is found here.
-    return bounds.primal, bounds.dual, error + off, CLAIM_TOLERANCE * (size + problem.epsilon), 2 * off
+    allowed = CLAIM_TOLERANCE * (size + problem.epsilon) + bounds.ambiguous
+    return bounds.primal, bounds.dual, error + off, allowed, 2 * off

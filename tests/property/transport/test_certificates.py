@@ -31,6 +31,7 @@ LAWS = settings(
 pytestmark = pytest.mark.skipif(not FINER, reason="this processor has no numbers finer than float64")
 
 UNIT = 2.0**-53
+LARGE = 1e5
 
 
 def check_primal(case: Case, plan: TransportPlan, mass: float = 1.0) -> None:
@@ -117,13 +118,13 @@ def best_of_scipy(case: Case) -> float | None:
     allowed = np.flatnonzero(finite.ravel())
     equal = np.vstack([np.kron(np.eye(n), np.ones(m)), np.kron(np.ones(n), np.eye(m))])[:, allowed]
     sums = np.concatenate([case.a, case.b]).astype(float)
-    found = linprog(normal.ravel()[allowed], A_eq=equal[:-1], b_eq=sums[:-1], method="highs")
+    # HiGHS meets marginals to 1e-7, which is to be little beside the least weight.
+    found = linprog(normal.ravel()[allowed], A_eq=equal[:-1], b_eq=LARGE * sums[:-1], method="highs")
     if found.status != 0:
-        # Of weights that differ by many powers of ten it may say that there is none.
         return None if found.status == 2 and not finite.all() else float("inf")
     moved = found.x.clip(0).astype(LONG)
     moved /= moved.sum()
-    # Marginals are met to 1e-7, which counts at the dearest cost.
+    # What they miss counts at the dearest cost.
     met = np.abs(equal @ moved.astype(float) - sums).sum()
     return float((moved * case.costs.ravel()[allowed]).sum()) + float(met) * (max_cost(case) + abs(float(low)))
 
@@ -166,8 +167,10 @@ def test_plans_of_other_solvers(case: Case, mass: float) -> None:
         found = sliced.solve(problem, directions=4)
         check_primal(case, found)
         best = solve(problem).certificate
-        assert found.certificate.dual <= best.primal
-        assert found.certificate.primal >= best.dual
+        # Masses that rounding leaves out would have moved somewhere.
+        missing = (found.certificate.marginal_error + best.marginal_error) * max_cost(case)
+        assert found.certificate.dual <= best.primal + missing
+        assert found.certificate.primal >= best.dual - missing
         assert problem.x is not None
         if problem.x.shape[1] == 1:
             check_exact(case, one_dimensional.solve(problem), best.primal)
