@@ -12,18 +12,20 @@ from pipelines.spec import CostName
 from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import SolverName, solve
+from pipelines.transport.verify import verify
 
 COSTS: tuple[CostName, ...] = ("squared-euclidean", "euclidean", "cosine")
 
 
 def all_plans(problem: TransportProblem) -> dict[str, TransportPlan]:
-    """The plan of every solver that takes the problem, by the solver's name; ``auto`` takes them all."""
+    """The verified plan of every solver that takes the problem, by the solver's name; ``auto`` takes them all."""
     plans = {}
     for name in get_args(SolverName):
         try:
             plans[name] = solve(problem, name)
         except ProblemError:
             continue
+        verify(problem, plans[name])
     assert "auto" in plans
     return plans
 
