@@ -214,16 +214,18 @@ def check_entropic(case: Case, plan: TransportPlan) -> None:
     dual = (a * f).sum() + (b * g).sum() - epsilon * (true.sum() - a.sum() * b.sum())
     assert LONG(certificate.dual) <= dual + 1e-14 * sizes + 1e-15 * epsilon
     assert certificate.primal >= certificate.dual
+    assert LONG(certificate.primal) >= dual - 1e-14 * sizes
     # The objective of a plan with these marginals: rows, then columns scaled down, the rest as a product.
     kept = true * np.minimum(1, a / np.where(true.sum(1) > 0, true.sum(1), 1))[:, None]
     kept = kept * np.minimum(1, b / np.where(kept.sum(0) > 0, kept.sum(0), 1))
     lost = [(a - kept.sum(1)).clip(0), (b - kept.sum(0)).clip(0)]
-    if lost[0].sum() > 0 and np.isfinite(case.costs.astype(float)).all():
+    if not np.isfinite(case.costs.astype(float)).all():
+        return  # around forbidden pairs the primal may lie far above
+    if lost[0].sum() > 0:
         kept = kept + np.outer(lost[0], lost[1]) / lost[0].sum()
     paid = np.where(kept > 0, kept * np.where(kept > 0, case.costs, 0), 0).sum()
     ratio = np.where(kept > 0, kept / np.where(weight > 0, weight, 1), 1)
     objective = paid + epsilon * (kept * np.log(ratio)).sum()
-    # The optimum lies between the true dual and this; the primal is above the one, and not far above the other.
-    assert LONG(certificate.primal) >= dual - 1e-14 * sizes
+    # The optimum lies between the true dual and this, and the primal not far above.
     spread = float(max_cost(case)) + 60 * float(epsilon) + float(np.abs(f).max() + np.abs(g).max())
     assert LONG(certificate.primal) <= objective + 20 * certificate.marginal_error * spread + 1e-9 * sizes
