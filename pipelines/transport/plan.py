@@ -14,10 +14,11 @@ from pipelines.transport.problem import TransportProblem
 
 @dataclass(frozen=True)
 class Certificate:
-    """How good a plan is, by bounds that were computed and not assumed.
+    """How good a plan is, by bounds that are proven: ``dual ≤ optimum ≤ primal``, rounded outwards.
 
     Costs are per unit of mass. By weak duality (Peyré & Cuturi 2019, prop. 2.4) no plan costs less than ``dual``,
-    so the plan is within ``gap`` of the best one.
+    so the plan is within ``gap`` of the best one. ``pipelines/transport/README.md`` has the proofs;
+    :func:`pipelines.transport.verify.verify` finds the bounds anew.
 
     Attributes:
         primal: the objective at the plan: ``<P, C>``, plus ``epsilon KL(P | a bᵀ)`` where epsilon > 0. A plan that
@@ -42,7 +43,7 @@ class Certificate:
 
     @property
     def gap(self) -> float:
-        """Primal minus dual: how far from optimal the plan can be at most, up to rounding."""
+        """Primal minus dual: how far from optimal the plan can be at most."""
         return self.primal - self.dual
 
     @property
