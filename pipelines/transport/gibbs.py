@@ -29,20 +29,27 @@ class GibbsRows:
     def __init__(self, problem: TransportProblem, f: np.ndarray, g: np.ndarray, *, direct: bool = False) -> None:
         self.shape = problem.shape
         self._epsilon = problem.epsilon
-        self._costs = TrueCost(problem, direct=direct)
-        sides = (f, g, problem.source_weights(), problem.target_weights())
+        # Points without weight are left out, as they were when the plan was certified: costs are then the same numbers.
+        inner, self._sources, targets = problem.with_weight()
+        self._costs = TrueCost(inner, direct=direct)
+        sides = (f[self._sources], g[targets], inner.source_weights(), inner.target_weights())
         self._f, self._g, self._a, self._b = (torch.as_tensor(side, device=self._costs.device) for side in sides)
-        # Potentials of points without weight may be anything; their exponentials must not overflow.
-        self._f, self._g = (
-            torch.where(weight > 0, side, -torch.inf) for side, weight in ((self._f, self._a), (self._g, self._b))
-        )
+        self._targets = torch.as_tensor(targets, device=self._costs.device)
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows ``start … stop − 1`` of the plan, (stop − start, m) float64."""
-        inside = slice(start, stop)
-        exponents = self._g - self._costs.block(start, stop)
+        stop = min(stop, self.shape[0])
+        first, last = np.searchsorted(self._sources, (start, stop))
+        inside = slice(int(first), int(last))
+        exponents = self._g - self._costs.block(inside.start, inside.stop)
         exponents += self._f[inside, None]
-        return (exponents / self._epsilon).exp_() * self._b * self._a[inside, None]
+        plan = (exponents / self._epsilon).exp_() * self._b * self._a[inside, None]
+        if plan.shape == (stop - start, self.shape[1]):
+            return plan
+        places = torch.as_tensor(self._sources[inside] - start, device=plan.device)
+        whole = plan.new_zeros(stop - start, self.shape[1])
+        whole[places[:, None], self._targets] = plan
+        return whole
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
         """Blocks of rows, each with the place of its first."""

@@ -268,6 +268,17 @@ def test_points_without_weight_cost_nothing() -> None:
     verify(whole, plan)
 
 
+def test_points_without_weight_do_not_change_what_is_handed_out() -> None:
+    """Without it, costs of nearly coincident points are computed about another centre, and to more digits."""
+    near = np.random.default_rng(3).standard_normal((2, 17))
+    x = near + 1e-4 * np.random.default_rng(4).standard_normal((2, 17))
+    y = np.stack([near[1], 1e3 + near[0]])
+    weights = {"a": np.array([2.0, 1.0]) / 3, "b": np.array([1.0, 0.0])}
+    problem = TransportProblem.between(x, y, cost="euclidean", epsilon=0.01, **weights)
+    plan = solve(problem)
+    assert marginal_error(problem, plan) <= plan.certificate.marginal_error + 1e-15
+
+
 FAR = 2.0**30
 """Where float32 has steps of 64, and numbers with 16 bits after the point still fit into float64."""
 
