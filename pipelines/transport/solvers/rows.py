@@ -177,8 +177,17 @@ class Working:
         if x.dtype == torch.float32:
             x, y = x - centre.float(), y - centre.float()
         extent = extent_of(x, y) if extent is None else extent
-        if extent == 0:
-            return cls(x.float(), y.float(), None, problem.cost, problem.power, problem.epsilon or 1.0, 0.0)
+        if extent == 0 or bool((x == y[0]).all() and (y == y[0]).all()):
+            # The mean of equal numbers may be another one: without this, its rounding would be their distance.
+            return cls(
+                torch.zeros_like(x).float(),
+                torch.zeros_like(y).float(),
+                None,
+                problem.cost,
+                problem.power,
+                problem.epsilon or 1.0,
+                0.0,
+            )
         size = 2.0 ** math.frexp(extent)[1]
         power = {"squared-euclidean": 2.0, "euclidean": 1.0}.get(problem.cost, problem.power)
         x, y = ((side / size).float() for side in (x, y))

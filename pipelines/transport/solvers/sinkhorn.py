@@ -42,6 +42,9 @@ DENSE_BYTES = 2**31
 SMALLEST_EPSILON = 2e-6
 """Least epsilon, as a fraction of the scale of the costs, whose kernel float32 costs still determine to some digits."""
 
+FLOAT32_EPSILON = 1e-30
+"""Least epsilon, in a unit in which costs are about 1, whose inverse float32 holds."""
+
 FALL = 4.0
 """Ratio of two consecutive values of epsilon. Larger ones could take the kernel of the next under float32's range."""
 
@@ -248,10 +251,11 @@ def check_epsilon(epsilon: float, scale: float) -> None:
     """
     if epsilon <= 0:
         raise ProblemError(f"epsilon: {epsilon:g} received, Sinkhorn's algorithm needs > 0", cure="use solver 'auto'")
-    if epsilon < SMALLEST_EPSILON * scale:
+    if epsilon < max(SMALLEST_EPSILON * scale, FLOAT32_EPSILON):
+        share = f"{epsilon / scale:.2g} of the spread of the costs" if scale > 0 else "next to nothing beside the costs"
         raise ProblemError(
-            f"epsilon: {epsilon:g} is too small for costs of scale {scale:g} in float32",
-            cure=f"raise it over {SMALLEST_EPSILON * scale:.2g}, or give 0 for the exact problem",
+            f"epsilon: {share} received, which is too small",
+            cure=f"give at least {SMALLEST_EPSILON:g} of their spread, or 0 for the exact problem",
         )
 
 

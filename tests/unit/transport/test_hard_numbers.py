@@ -268,6 +268,15 @@ def test_points_without_weight_cost_nothing() -> None:
     verify(whole, plan)
 
 
+def test_equal_points_whose_mean_is_not_theirs() -> None:
+    x = np.full((65, 1), -1e41)
+    problem = TransportProblem.between(x, x, epsilon=0.003)
+    plan = solve(problem)
+    np.testing.assert_allclose(plan.dense(), 1 / 65**2, rtol=1e-3)
+    with pytest.raises(ProblemError, match="epsilon: next to nothing beside the costs received"):
+        solve(TransportProblem.between(x, x / 2, epsilon=0.003))
+
+
 def test_points_without_weight_do_not_change_what_is_handed_out() -> None:
     """Without it, costs of nearly coincident points are computed about another centre, and to more digits."""
     near = np.random.default_rng(3).standard_normal((2, 17))
