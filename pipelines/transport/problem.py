@@ -148,6 +148,11 @@ class TransportProblem:
         return int(self.x.shape[0]), int(self.y.shape[0])
 
     @property
+    def exponent(self) -> float:
+        """The power of the distance that a cost other than ``cosine`` is."""
+        return {"squared-euclidean": 2.0, "euclidean": 1.0}.get(self.cost, self.power)
+
+    @property
     def uniform(self) -> bool:
         """Whether all source points weigh the same, and all target points too."""
         return self.a is None and self.b is None

@@ -60,11 +60,6 @@ class TrueCost:
         """Rows of a block of about :data:`BLOCK` costs."""
         return max(1, BLOCK // self.shape[1])
 
-    @property
-    def non_negative(self) -> bool:
-        """Whether no cost is below 0, whatever the numbers are."""
-        return self._matrix is None
-
     def block(self, start: int, stop: int) -> torch.Tensor:
         """Rows ``start … stop − 1`` as computed, (stop − start, m) float64, not to be written to.
 

@@ -27,6 +27,9 @@ CAPS = (2.0**8, 2.0**16, 2.0**24, 2.0**32, 2.0**40)
 FORBIDDEN_MASS = 1e-9
 """Mass along forbidden pairs that is taken for rounding."""
 
+Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
+"""Rows, columns and mass of the entries, target potentials, and the number of pivots."""
+
 
 def solve(problem: TransportProblem) -> TransportPlan:
     """An optimal plan with at most n + m − 1 non-zero entries (Dantzig's simplex on the transport polytope).
@@ -47,14 +50,14 @@ def solve(problem: TransportProblem) -> TransportPlan:
     forbidden = not np.isfinite(program.costs).all()
     if forbidden:
         program.check_feasible()
-    best = None if forbidden else _plan(problem, program, None, None, started)
+    best = None if forbidden else _plan(problem, program.run(None), None, started)
     if best is not None and best.certificate.relative_gap <= SHARP:
         return best
     direct = TrueCost(problem, direct=True)
     if problem.matrix is None:
         program = _Program.of(problem, cost_matrix(problem, direct=True).cpu().numpy())
     for cap in program.caps():
-        plan = _plan(problem, program, cap, direct, started)
+        plan = _plan(problem, program.run(cap), direct, started)
         if best is None or plan.certificate.gap < best.certificate.gap:
             best = plan
         if best.certificate.converged and best.certificate.relative_gap <= SHARP:
@@ -67,17 +70,8 @@ def solve(problem: TransportProblem) -> TransportPlan:
     g = np.zeros(problem.shape[1])
     places = np.searchsorted(program.sources, rows), np.searchsorted(program.targets, columns)
     g[program.targets] = potentials_of_plan(program.costs, *places) + program.columns
-    certificate = best.certificate
-    proven = certified(
-        problem,
-        entries=(rows, columns, mass),
-        g=g,
-        cost=direct,
-        solver=certificate.solver,
-        iterations=certificate.iterations,
-        started=started,
-    )
-    return proven if proven.certificate.gap < certificate.gap else best
+    proven = _plan(problem, (rows, columns, mass, g, best.certificate.iterations), direct, started)
+    return proven if proven.certificate.gap < best.certificate.gap else best
 
 
 def check_feasible(problem: TransportProblem) -> None:
@@ -89,10 +83,8 @@ def check_feasible(problem: TransportProblem) -> None:
     _Program.of(problem, cost_matrix(problem).cpu().numpy()).check_feasible()
 
 
-def _plan(
-    problem: TransportProblem, program: _Program, cap: float | None, cost: TrueCost | None, started: float
-) -> TransportPlan:
-    rows, columns, mass, g, pivots = program.run(cap)
+def _plan(problem: TransportProblem, found: Found, cost: TrueCost | None, started: float) -> TransportPlan:
+    rows, columns, mass, g, pivots = found
     return certified(
         problem,
         entries=(rows, columns, mass),
@@ -127,7 +119,7 @@ class _Program:
         least = _finite(inner.min(0))
         return cls(inner - least, least, a[sources], b[targets], sources, targets, len(b))
 
-    def run(self, cap: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    def run(self, cap: float | None) -> Found:
         """Rows, columns and mass of the entries, target potentials, and the number of pivots."""
         costs = self.costs if cap is None else np.minimum(self.costs, cap)
         unit = float(costs.max()) or 1.0

@@ -98,5 +98,4 @@ def _potentials(
 
 
 def _cost(x: torch.Tensor, y: torch.Tensor, problem: TransportProblem) -> torch.Tensor:
-    power = {"squared-euclidean": 2.0, "euclidean": 1.0}.get(problem.cost, problem.power)
-    return (x - y).abs().pow(power)
+    return (x - y).abs().pow(problem.exponent)

@@ -189,9 +189,8 @@ class Working:
                 0.0,
             )
         size = 2.0 ** math.frexp(extent)[1]
-        power = {"squared-euclidean": 2.0, "euclidean": 1.0}.get(problem.cost, problem.power)
         x, y = ((side / size).float() for side in (x, y))
-        return cls(x, y, None, problem.cost, problem.power, size**power, 0.0)
+        return cls(x, y, None, problem.cost, problem.power, size**problem.exponent, 0.0)
 
     def rows(self, kept: TrueCost | None) -> CostRows:
         """Its costs, computed where its points are: from those that are kept, or else block by block at each look."""
