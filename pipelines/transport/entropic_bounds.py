@@ -44,7 +44,6 @@ class EntropicBounds:
         dual: a lower bound.
         marginal_error: ``‖P 1 − a‖₁ + ‖Pᵀ 1 − b‖₁``, at most.
         f: (n,) source potentials of the plan.
-        columns: (m,) masses of the columns.
         ambiguous: by how much the primal may differ for potentials that differ by rounding. It comes with forbidden
             pairs, around which one of several exact plans leads.
     """
@@ -53,7 +52,6 @@ class EntropicBounds:
     dual: float
     marginal_error: float
     f: torch.Tensor
-    columns: torch.Tensor
     ambiguous: float = 0.0
 
 
@@ -117,20 +115,20 @@ def balanced(cost: TrueCost, weights: Weights, f: torch.Tensor, g: torch.Tensor,
     widened = (sums, 2.02 * eta * (largest + 100 * epsilon))
     if missing <= SHORTEST:
         objective = weights.total(rows * f) + float(met @ scaled_g)
-        return EntropicBounds(max(rounding.at_most(objective, widened), dual), dual, error, f, columns)
+        return EntropicBounds(max(rounding.at_most(objective, widened), dual), dual, error, f)
     kept, across = _kept(cost, weights, f, scaled_g, short, epsilon)
     lost = (a - kept).clamp_min(0)
     objective = weights.total(kept * f) + float(met @ scaled_g)
     product = weights.total(lost * across) / missing
     if not math.isfinite(product):
         primal, ambiguous = _around_forbidden(cost, weights, kept, met, objective, epsilon)
-        return EntropicBounds(max(rounding.at_most(primal, widened), dual), dual, error, f, columns, ambiguous)
+        return EntropicBounds(max(rounding.at_most(primal, widened), dual), dual, error, f, ambiguous)
     # Of the kept part, of the product, and of their shares of the mass.
     entropy = weights.total(_relative(lost, a)) + float(_relative(short, b).sum())
     entropy -= 2 * missing * math.log(missing) + ((1 - missing) * math.log1p(-missing) if missing < 1 else 0.0)
     dearest = -float(weights.gather(-across.abs().amax()[None], "min")) / missing
     primal = rounding.at_most(objective + product + epsilon * entropy, (*widened, 2.02 * eta * dearest))
-    return EntropicBounds(max(primal, dual), dual, error, f, columns)
+    return EntropicBounds(max(primal, dual), dual, error, f)
 
 
 def unbalanced(
@@ -154,7 +152,6 @@ def unbalanced(
         rounding.at_least(dual, (sums, 1.01 * eta * epsilon)),
         error + 2.02 * eta,
         f,
-        columns,
     )
 
 
