@@ -84,7 +84,11 @@ class MicroBatcher:
             self._jobs.append(job)
             self._queued += len(images)
             self._changed.notify()
-        return await job.answer
+        try:
+            return await job.answer
+        except asyncio.CancelledError:
+            self._withdraw(job)
+            raise
 
     def close(self) -> None:
         """End the thread; jobs that still wait are cancelled."""
@@ -92,6 +96,13 @@ class MicroBatcher:
             self._closed = True
             self._changed.notify()
         self._thread.join(timeout=10)
+
+    def _withdraw(self, job: _Job) -> None:
+        """Give the place of a client that has gone to the next one."""
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
+                self._queued -= len(job.images)
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)

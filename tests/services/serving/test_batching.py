@@ -117,9 +117,13 @@ def test_a_full_queue_refuses_and_a_client_that_goes_is_forgotten() -> None:
         with pytest.raises(BusyError, match="4 images"):
             await batcher.predict(doubler, [b"1"])
         waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert batcher.queued == 0, "its place is free while the thread still works on the first"
+        last = asyncio.create_task(batcher.predict(doubler, [b"7"] * 4))
         doubler.proceed.set()
         assert (await first).tolist() == [[2]]
-        assert (await batcher.predict(doubler, [b"7"])).tolist() == [[14]]
+        assert (await last).tolist() == [[14]] * 4
+        assert doubler.sizes == [1, 4]
         batcher.close()
 
     asyncio.run(asyncio.wait_for(scenario(), 20))
