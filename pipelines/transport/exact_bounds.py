@@ -53,7 +53,7 @@ class ExactBounds:
     @property
     def closed(self) -> bool:
         """Whether the gap is within :data:`GAP_TOLERANCE` of ``size``, beyond what the cost itself is known to."""
-        return self.primal - self.dual <= GAP_TOLERANCE * self.size + 4 * self.resolution
+        return math.isfinite(self.primal) and self.primal - self.dual <= GAP_TOLERANCE * self.size + 4 * self.resolution
 
     @property
     def gap(self) -> float:
@@ -114,7 +114,9 @@ def exact_bounds(
         f, g, dual = np.full(len(a), least), np.zeros(len(b)), least
     elif (b == 0).any():
         g = _complete(cost, b, f, g)
-    resolution = resolution_of(problem, rounded.mass, high - low)
+    # Both bounds are infinite where the plan keeps a forbidden pair; its primal cost is infinite as well.
+    apart = np.subtract(high, low, out=np.zeros_like(high), where=high > low)
+    resolution = resolution_of(problem, rounded.mass, apart)
     return ExactBounds(max(primal, dual), dual, rounded.error, size, f, g, resolution)
 
 

@@ -100,7 +100,8 @@ def from_differences(x: np.ndarray, y: np.ndarray, *, root: bool) -> Screened:
         largest = float((np.maximum(x.max(0), y.max(0)) - np.minimum(x.min(0), y.min(0))).max())
     else:
         largest = max(float(np.abs(x).max()), float(np.abs(y).max()))
-    scale = x.dtype.type(2.0 ** -math.frexp(largest)[1])
+    # Points of denormal numbers are scaled as far as their type can hold the factor.
+    scale = x.dtype.type(2.0 ** min(-math.frexp(largest)[1], np.finfo(x.dtype).maxexp - 2))
     # Differences that underflow float32 here are below 2^-149 of the largest coordinate.
     matrix = native.distances(x * scale, y * scale, 1 - (d + 5) * ULP, root=root)
     factor = float(scale) if root else float(scale) ** 2

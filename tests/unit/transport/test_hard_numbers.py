@@ -14,6 +14,7 @@ from scipy.spatial.distance import cdist
 from pipelines.errors import ProblemError
 from pipelines.transport import semidiscrete
 from pipelines.transport.plan import TransportPlan
+from pipelines.transport.exact_bounds import Entries, exact_bounds
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import solve
 from pipelines.transport.solvers import barycentre, gromov, one_dimensional, partial, sinkhorn, sliced
@@ -214,6 +215,14 @@ def test_an_infinite_cost_forbids_a_pair(weighted: bool, share: float) -> None:
     verify(problem, plan)
     if not share:
         proven(problem, plan, optimum_of(np.where(np.isinf(costs), 1e3, costs), a, b), rel=1e-7)
+
+
+def test_a_plan_that_pays_an_infinite_cost_is_not_optimal() -> None:
+    problem = TransportProblem.from_cost(np.array([[math.inf, 1.0], [1.0, math.inf]]))
+    diagonal = np.arange(2)
+    bounds = exact_bounds(problem, Entries(diagonal, diagonal, np.full(2, 0.5), permutation=True), None)
+    assert bounds.primal == math.inf
+    assert not bounds.closed
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1])
