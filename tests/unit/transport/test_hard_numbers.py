@@ -13,8 +13,8 @@ from scipy.spatial.distance import cdist
 
 from pipelines.errors import ProblemError
 from pipelines.transport import semidiscrete
-from pipelines.transport.plan import TransportPlan
 from pipelines.transport.exact_bounds import Entries, exact_bounds
+from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import solve
 from pipelines.transport.solvers import barycentre, gromov, one_dimensional, partial, sinkhorn, sliced
