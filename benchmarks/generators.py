@@ -26,14 +26,12 @@ from pipelines.evaluation.figures import TILE, encode_png, image_grid
 from pipelines.evaluation.generation import sample
 from pipelines.evaluation.judging import FeatureJudge
 from pipelines.evaluation.result import Evaluation
-from pipelines.models.build import build_model
 from pipelines.models.bundle import Bundle, to_uint8
 from pipelines.models.flow import FlowUNet
 from pipelines.models.network import Generator
-from pipelines.objectives.build import build_objective
-from pipelines.randomness import derived_seed
 from pipelines.spec import JobSpec, load_spec
 from pipelines.training.loop import train
+from pipelines.training.run import start
 from pipelines.training.state import TrainState
 from pipelines.transport.planner import LocalPlanner
 
@@ -108,10 +106,7 @@ class Teller:
 
 def trained(spec: JobSpec, data: ShardedDataset) -> tuple[Any, float]:
     """The network of a spec after its training, and the seconds that it took."""
-    torch.manual_seed(derived_seed(spec.seed, 0, "initialisation"))
-    network = build_model(spec.model, data.image, len(data.classes))
-    objective = build_objective(spec, network, LocalPlanner(), data)
-    state = TrainState.start(spec, objective)
+    objective, state = start(spec, data, LocalPlanner(), CPU)
     started = time.perf_counter()
     with Loader(data.train, spec.train.batch, spec.seed) as batches:
         train(spec, objective, state, batches, lambda _: Evaluation({}, {}), Teller(spec.name, spec.train.images), CPU)

@@ -18,7 +18,8 @@
     │   └── BusyError               the service's queue is full (HTTP 429, with Retry-After)
     ├── TrainingError
     │   ├── CheckpointError         a checkpoint is missing, damaged or of another spec
-    │   └── DivergedError           a loss or a weight is no longer finite
+    │   ├── DivergedError           a loss, a weight or a sample is no longer finite
+    │   └── RankError               another rank failed, was lost or did not come in time
     └── ServiceError                a process of the platform is absent or answers wrongly
         ├── ModelNotFoundError      no registered model has that name, alias or version
         └── StorageError            a store of objects refuses, fails or does not answer
@@ -117,7 +118,11 @@ class CheckpointError(TrainingError):
 
 
 class DivergedError(TrainingError):
-    """A loss or a weight is no longer finite."""
+    """A loss, a weight or a sample is no longer finite."""
+
+
+class RankError(TrainingError):
+    """Another rank failed, was lost or did not come in time."""
 
 
 class ServiceError(MongeError):

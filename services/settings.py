@@ -36,6 +36,7 @@ class Settings(BaseSettings):
         max_image_pixels: size limit of an image given to the endpoint.
         max_generate: most samples that one request may ask for.
         plan_deadline: seconds that a rank waits for the other ranks and for its plan.
+        rank_deadline: seconds that a rank waits for the others anywhere else; one that comes later ends the attempt.
         shard_cache: folder on local disk for the shards of data sets in S3; ``cache/shards`` of the home by default.
         shard_cache_gib: how much it may hold; the least recently used shards make room.
         s3_endpoint_url: URL of the S3 server; boto3's own choice by default, as are the region and the profile.
@@ -59,6 +60,7 @@ class Settings(BaseSettings):
     max_image_pixels: int = 16_777_216
     max_generate: int = 1024
     plan_deadline: float = 60
+    rank_deadline: float = Field(default=300.0, gt=0)
     shard_cache: Path | None = None
     shard_cache_gib: float = Field(default=20.0, gt=0)
     s3_endpoint_url: str | None = None

@@ -16,11 +16,9 @@ from pipelines.data.shard import bind, chunks, write_shard
 from pipelines.data.source import open_source
 from pipelines.distributed import rank, world_size
 from pipelines.evaluation.result import Evaluation
-from pipelines.models.build import build_model
-from pipelines.objectives.build import build_objective
 from pipelines.objectives.phase import Objective
-from pipelines.randomness import derived_seed
 from pipelines.spec import DataSpec, JobSpec, parse_spec
+from pipelines.training import run
 from pipelines.training.checkpoint import save_checkpoint
 from pipelines.training.loop import train
 from pipelines.training.state import TrainState
@@ -192,10 +190,13 @@ class Recorder:
 
 def start(spec: JobSpec, data: ShardedDataset, seed: int | None = None) -> tuple[Objective, TrainState]:
     """Objective and state before the first step; ``seed`` initialises the weights in place of the job's."""
-    torch.manual_seed(derived_seed(spec.seed if seed is None else seed, 0, "initialisation"))
-    network = build_model(spec.model, data.image, spec.outputs(len(data.classes)))
-    objective = build_objective(spec, network, LocalPlanner(), data)
-    return objective, TrainState.start(spec, objective)
+    objective, state = run.start(spec, data, LocalPlanner(), CPU)
+    if seed is not None:
+        torch.manual_seed(seed)
+        for network in state.networks.values():
+            for value in network.parameters():
+                torch.nn.init.normal_(value.data, std=0.1)
+    return objective, state
 
 
 def no_evaluation(network: nn.Module) -> Evaluation:

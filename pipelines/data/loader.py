@@ -31,6 +31,9 @@ LOOKAHEAD = 8
 """Batches beyond those read ahead whose shards are fetched already, where they lie elsewhere."""
 
 
+ALL = slice(None)
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """One rank's share of a global batch.
@@ -162,22 +165,25 @@ class ShardedDataset:
         return self if per_class is None else replace(self, train=self.train.first_of_each_class(per_class))
 
 
-def open_dataset(folder: str | Path, verify: bool = True) -> ShardedDataset:
+def open_dataset(folder: str | Path, verify: slice = ALL) -> ShardedDataset:
     """Open a data set on this machine: its shards are mapped into memory.
 
     Args:
         folder: where its manifest lies.
-        verify: compare all files with their hashes, which reads them once.
+        verify: which shards are compared with their hashes, which reads them once; the index always is. Each of w ranks
+            may verify its own part, ``slice(rank, None, w)``.
 
     Raises:
         ShardError: naming the file that is missing, damaged or of another shape.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    index = _open_file(folder / INDEX, manifest.index_sha256 if verify else None)
+    index = _open_file(folder / INDEX, manifest.index_sha256)
+    verified = range(len(manifest.shards))[verify]
     shards = []
-    for entry in manifest.shards:
-        images = _open_file(folder / entry.file, entry.sha256 if verify else None).get("images", np.empty(0))
+    for number, entry in enumerate(manifest.shards):
+        sha256 = entry.sha256 if number in verified else None
+        images = _open_file(folder / entry.file, sha256).get("images", np.empty(0))
         _expect(folder / entry.file, images, np.uint8, (entry.count, *manifest.image.dims))
         shards.append(images)
     return _dataset(str(folder), manifest, index, MappedShards(shards))

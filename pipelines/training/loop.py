@@ -11,7 +11,7 @@ from torch import nn
 
 from pipelines.data.loader import Batch
 from pipelines.data.partition import rank_slice
-from pipelines.distributed import rank, sum_gradients, world_size
+from pipelines.distributed import agree, rank, sum_gradients, world_size
 from pipelines.evaluation.result import Evaluation
 from pipelines.models.bundle import to_float
 from pipelines.objectives.phase import Objective, Phase, Step
@@ -93,7 +93,9 @@ def train(
             # The losses told of the weights before the step; these are the ones after it.
             state.require_finite()
         if evaluates:
-            listener.evaluation(evaluate(state.judged), state.images)
+            with agree("evaluating"):
+                evaluation = evaluate(state.judged)
+            listener.evaluation(evaluation, state.images)
         if saves:
             listener.checkpoint(state)
 

@@ -6,9 +6,8 @@ import math
 import time
 
 import torch
-import torch.distributed as dist
 
-from pipelines.distributed import world_size
+from pipelines.distributed import reduce_over_ranks
 from pipelines.errors import DivergedError
 from pipelines.objectives.phase import Loss
 
@@ -55,14 +54,10 @@ class Meters:
         names, maxima = sorted(self._sums), sorted(self._maxima)
         point: dict[str, float] = {}
         if names:
-            sums = torch.stack([self._sums[name] / self._counts[name] for name in names])
-            if world_size() > 1:
-                dist.all_reduce(sums)
+            sums = reduce_over_ranks(torch.stack([self._sums[name] / self._counts[name] for name in names]), "sum")
             point |= dict(zip(names, sums.tolist(), strict=True))
         if maxima:
-            highest = torch.stack([self._maxima[name] for name in maxima])
-            if world_size() > 1:
-                dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+            highest = reduce_over_ranks(torch.stack([self._maxima[name] for name in maxima]), "max")
             point |= dict(zip(maxima, highest.tolist(), strict=True))
         for name, value in point.items():
             if not math.isfinite(value):

@@ -10,6 +10,7 @@ import sys
 from pipelines.errors import MongeError
 from pipelines.spec import parse_spec
 from services.jobs.driver import run_job
+from services.jobs.follow import error_lines
 from services.settings import load_settings
 
 
@@ -23,7 +24,7 @@ def main() -> int:
     try:
         run_job(arguments.job, parse_spec(json.loads(arguments.spec)), load_settings())
     except MongeError as error:
-        print(f"[error] {error}", flush=True)
+        print(error_lines(error), flush=True)
         return 1
     return 0
 

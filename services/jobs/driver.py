@@ -13,6 +13,7 @@ from pipelines.errors import MongeError, ServiceError, SourceError
 from pipelines.spec import ClassificationSpec, JobSpec
 from services.cluster import join_cluster
 from services.settings import Settings
+from services.training.placement import placement_of
 from services.training.progress import stage_line
 
 
@@ -48,8 +49,12 @@ def _run(job: str, spec: JobSpec, settings: Settings) -> dict[str, Any]:
     importing.start()
     _say("joining the cluster")
     join_cluster(settings)
+    import ray
+
+    # Before the data is read: that may take an hour.
+    placement = placement_of(spec.workers, ray.cluster_resources())
     data = _shard(spec, settings)
-    _say(f"starting {spec.workers.count} workers")
+    _say(f"starting {placement}" + (f": {placement.note}" if placement.note else ""))
     importing.join()
     from services.training.trainer import fit
 

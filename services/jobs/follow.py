@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipelines.errors import TrainingError
+from pipelines.errors import MongeError, TrainingError
 from services.jobs.client import Job, Jobs
 from services.training.progress import read_progress, read_stage
 
@@ -35,7 +35,14 @@ def follow(jobs: Jobs, job: str, console: Console, on_stage: Callable[[str], Non
         return ended
     if ended.status == "STOPPED":
         raise TrainingError(f"job {job} was cancelled")
-    raise TrainingError(problem or f"job {job} failed: {ended.message}", cure=f"read `monge logs {job}`")
+    message, _, cure = (problem or f"job {job} failed: {ended.message}").partition("\n  cure: ")
+    raise TrainingError(message, cure=cure or f"read `monge logs {job}`")
+
+
+def error_lines(error: MongeError) -> str:
+    """An error as :func:`show` reads it: each line after the first is indented."""
+    first, *others = str(error).splitlines()
+    return "\n".join([f"[error] {first}", *(line if line.startswith("  ") else f"  {line}" for line in others)])
 
 
 def show(lines: Iterable[str], console: Console, on_stage: Callable[[str], None] | None = None) -> str | None:

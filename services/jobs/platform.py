@@ -168,7 +168,8 @@ def _services(home: Path, platform: Platform, cpus: int | None) -> dict[str, Cal
             *("--min-worker-port", "0", "--max-worker-port", "0", "--temp-dir", str(temporary)),
             *("--num-cpus", str(cpus or max(2, os.cpu_count() or 1))),
             *("--resources", json.dumps({"transport": TRANSPORT_UNITS})),
-        ], common
+            # Ray's own helper actors ask for the state of the cluster: of this one, not of another on this machine.
+        ], common | {"RAY_API_SERVER_ADDRESS": platform.ray_dashboard}
 
     def mlflow() -> tuple[list[str], dict[str, str]]:
         port = free_port(5000)

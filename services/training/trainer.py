@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from typing import Any, cast
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from pipelines.errors import ServiceError, TrainingError
+from pipelines.errors import MongeError, RankError, TrainingError
 from pipelines.spec import JobSpec
 from services.settings import Settings
+from services.training.backend import NodeTorchConfig
+from services.training.placement import placement_of
 from services.training.references import pinned
-from services.training.worker import train_worker, worker_config
+from services.training.worker import WorkerConfig, models_folder, staging_folder, train_worker
 
 CHECKPOINTS_KEPT = 2
 
@@ -33,23 +36,22 @@ def fit(job: str, spec: JobSpec, data: str, settings: Settings) -> dict[str, Any
 
     Raises:
         TrainingError: training failed, or its workers failed more often than the spec allows.
-        ServiceError: the cluster has too few processors, or MLflow cannot be reached.
+        ServiceError: the cluster has too few CPUs or GPUs, or MLflow cannot be reached.
         ModelNotFoundError: there is no such reference to judge by.
         SourceError, SpecError: an ImageNet network to judge by cannot be had.
     """
     storage = (settings.home / "jobs").absolute()
-    staging = storage / ".staging" / job
-    uri = settings.address("mlflow_uri")
-    models = (settings.home / "models").absolute()
-    spec = pinned(spec, uri, models)
-    use_gpu = _use_gpu(spec)
+    spec = pinned(spec, settings.address("mlflow_uri"), models_folder(settings))
+    placement = placement_of(spec.workers, ray.cluster_resources())
     # Ray annotates neither functions that return something nor the value that it hands back.
     trainer: Any = TorchTrainer(
         cast(Any, train_worker),
-        train_loop_config=worker_config(job, spec, data, settings, staging, models),
+        train_loop_config=WorkerConfig.of(job, spec, data, settings).carried(),
         # Most of what passes between ranks lies on their devices, sizes and metrics on their CPUs.
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=spec.workers.count, use_gpu=use_gpu),
+        torch_config=NodeTorchConfig(
+            backend="cpu:gloo,cuda:nccl" if placement.gpu else "gloo", timeout_s=math.ceil(settings.rank_deadline)
+        ),
+        scaling_config=ScalingConfig(num_workers=placement.workers, use_gpu=placement.gpu),
         run_config=RunConfig(
             name=job,
             storage_path=str(storage),
@@ -60,44 +62,31 @@ def fit(job: str, spec: JobSpec, data: str, settings: Settings) -> dict[str, Any
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        raise TrainingError(
-            f"the workers of {job} failed: {_innermost(error)}", cure=f"read `monge logs {job}`"
-        ) from error
+        raise _failure(job, error) from error
     finally:
         # Workers that were killed leave behind what Ray Train had not taken yet.
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(staging_folder(settings, job), ignore_errors=True)
     outcome = dict(result.return_value or {})
     if "error" in outcome:
         raise TrainingError(str(outcome["error"]), cure=outcome["cure"])
     return outcome
 
 
-def _use_gpu(spec: JobSpec) -> bool:
-    """Whether the workers take GPUs.
-
-    Raises:
-        ServiceError: the spec insists on GPUs, or on more workers than the cluster has processors for.
-    """
-    total = ray.cluster_resources()
-    gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 0))
-    if spec.workers.device == "gpu" and gpus < spec.workers.count:
-        raise ServiceError(
-            f"workers.count: {spec.workers.count} GPUs asked for, the cluster has {gpus}",
-            cure="set workers.count or workers.device, or add GPU nodes",
-        )
-    use_gpu = spec.workers.device == "gpu" or (spec.workers.device == "auto" and gpus >= spec.workers.count)
-    if not use_gpu and cpus < spec.workers.count:
-        raise ServiceError(
-            f"workers.count: {spec.workers.count} CPUs asked for, the cluster has {cpus}",
-            cure=f"set workers.count to {cpus} or less, or add nodes",
-        )
-    return use_gpu
+def _failure(job: str, error: TrainingFailedError) -> TrainingError:
+    """What a worker raised, without Ray's wrapping."""
+    causes = [_innermost(failure) for failure in (getattr(error, "worker_failures", None) or {}).values()]
+    # Of a rank that failed and those that heard of it, the first knows more.
+    causes.sort(key=lambda cause: isinstance(cause, RankError))
+    cause = causes[0] if causes else _innermost(error)
+    message = cause.args[0] if isinstance(cause, MongeError) else str(cause)
+    cure = getattr(cause, "cure", None)
+    return TrainingError(
+        f"the workers of {job} failed: {type(cause).__name__}: {message}", cure=cure or f"read `monge logs {job}`"
+    )
 
 
-def _innermost(error: Exception) -> str:
-    """What the worker raised, without Ray's wrapping."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for failure in failures.values():
-        cause = getattr(failure, "cause", None) or failure
-        return f"{type(cause).__name__}: {cause}"
-    return str(error)
+def _innermost(error: BaseException) -> BaseException:
+    for name in ("controller_failure", "cause", "__cause__"):
+        if isinstance(inner := getattr(error, name, None), BaseException):
+            return _innermost(inner)
+    return error

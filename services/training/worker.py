@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import ray.train
@@ -18,18 +18,22 @@ import torch
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device
 
-from pipelines.data.loader import Loader, ShardedDataset
-from pipelines.errors import CheckpointError, DivergedError, ShardError, SpecError, StorageError
+from pipelines.data.loader import ShardedDataset
+from pipelines.distributed import agree, rank, world_size
+from pipelines.errors import (
+    CheckpointError,
+    DivergedError,
+    NotConvergedError,
+    ProblemError,
+    ShardError,
+    SpecError,
+    TooLargeError,
+)
 from pipelines.evaluation.result import Evaluation
-from pipelines.models.build import build_model
 from pipelines.models.bundle import Bundle
-from pipelines.objectives.build import build_objective
-from pipelines.objectives.phase import Objective
-from pipelines.randomness import derived_seed
 from pipelines.spec import JobSpec
-from pipelines.training.checkpoint import load_checkpoint, save_checkpoint
-from pipelines.training.choosing import evaluation_of
-from pipelines.training.loop import train
+from pipelines.training.checkpoint import save_checkpoint
+from pipelines.training.run import run, start
 from pipelines.training.state import TrainState
 from pipelines.transport.planner import LocalPlanner, Planner
 from services.settings import Settings
@@ -40,22 +44,31 @@ from services.training.progress import progress_line, stage_line
 from services.training.references import reference_of
 from services.transport.client import RayPlanner
 
+FINAL = (
+    SpecError,
+    ShardError,
+    CheckpointError,
+    DivergedError,
+    ProblemError,
+    TooLargeError,
+    NotConvergedError,
+)
+"""What would happen again: steps are pure functions of the seed."""
+
 EXAMPLES = 2
 """Images in the input example of a registered classifier."""
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What the driver tells its workers.
+    """What the driver of a job, or of a sweep, tells its workers.
 
     Attributes:
-        job: id of the job.
+        job: id of the job, or of the trial.
         spec: the resolved spec, as JSON holds it.
         data: folder of the sharded data set, or its address in S3.
-        settings: of the process that drives the job, for S3 and the cache of shards.
+        settings: of the driver, for a process elsewhere.
         mlflow_uri: where rank 0 logs.
-        plan_deadline: seconds to wait for a plan.
-        staging: folder where checkpoints lie until Ray Train has taken them.
         models: folder of downloaded models.
     """
 
@@ -64,9 +77,34 @@ class WorkerConfig:
     data: str
     settings: dict[str, Any]
     mlflow_uri: str
-    plan_deadline: float
-    staging: str
     models: str
+
+    @classmethod
+    def of(cls, job: str, spec: JobSpec, data: str, settings: Settings, **more: Any) -> Self:
+        """The configuration by a driver's settings; ``more`` are fields of a subclass."""
+        return cls(
+            job=job,
+            spec=spec.model_dump(mode="json"),
+            data=data,
+            settings=settings.for_workers(),
+            mlflow_uri=settings.address("mlflow_uri"),
+            models=str(models_folder(settings)),
+            **more,
+        )
+
+    def carried(self) -> dict[str, Any]:
+        """As Ray carries it."""
+        return asdict(self)
+
+
+def models_folder(settings: Settings) -> Path:
+    """Where downloaded models lie."""
+    return (settings.home / "models").absolute()
+
+
+def staging_folder(settings: Settings, job: str) -> Path:
+    """Where checkpoints of a job lie until Ray Train has taken them."""
+    return (settings.home / "jobs" / ".staging" / job).absolute()
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -77,48 +115,50 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``{"model": …}`` of the registered model, None where the job registers none; or ``{"error", "cure"}`` for what
-        no restart would mend. Those errors are the same on every rank, so that no rank is left waiting for another.
-        All other errors are raised, and Ray Train restarts the workers from the latest checkpoint.
+        no restart would mend. All other errors are raised, and Ray Train restarts the workers from the latest
+        checkpoint. Either way every rank ends with the same error: see :func:`pipelines.distributed.agree`.
     """
-    settings = WorkerConfig(**config)
-    spec = JobSpec.model_validate(settings.spec)
+    worker = WorkerConfig(**config)
     configure_process()
     try:
-        return _train(settings, spec)
-    except (SpecError, ShardError, CheckpointError, DivergedError) as error:
+        with agree("running the job"):
+            return _train(worker, JobSpec.model_validate(worker.spec), Settings(**worker.settings))
+    except FINAL as error:
         return {"error": error.args[0], "cure": error.cure}
 
 
-def _train(settings: WorkerConfig, spec: JobSpec) -> dict[str, Any]:
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
+def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings) -> dict[str, Any]:
     device = get_device()
-    tracker = _Tracker(settings, spec) if rank == 0 else None
-    data = open_data(settings.data, Settings(**settings.settings), verify=rank == 0).limited(spec.data.per_class)
-
-    planner = planner_of(settings.job, spec, rank, world, settings.plan_deadline)
-    objective, state = started(spec, data, planner, device)
-    if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as folder:
-            load_checkpoint(state, Path(folder))
-    listener = _Listener(spec, tracker, Path(settings.staging))
+    tracker = _Tracker(worker, spec) if rank() == 0 else None
+    with agree("opening the data"):
+        data = open_for(spec, worker.data, settings)
+    with agree("building the networks"), _checkpoint() as checkpoint:
+        planner = planner_of(worker.job, spec, settings.plan_deadline)
+        objective, state = start(spec, data, planner, device, checkpoint)
+        reference = reference_of(spec, worker.mlflow_uri, worker.models, device)
+    listener = _Listener(spec, tracker, staging_folder(settings, worker.job))
     if tracker:
         tracker.say(
-            f"training {_parameters(state):,} parameters on {len(data.train):,} images, {world} workers, {device}"
-            + (f", from image {state.images:,}" if state.images else "")
+            f"training {_parameters(state):,} parameters on {len(data.train):,} images, {world_size()} workers, "
+            f"{device}" + (f", from image {state.images:,}" if state.images else "")
         )
-    reference = reference_of(spec, settings.mlflow_uri, settings.models, device)
-    evaluator = evaluation_of(spec, data, state, planner, device, reference)
-    with (
-        Loader(data.train, spec.train.batch, spec.seed, rank, world, start_step=state.step) as batches,
-        raised_on_one_rank(),
-    ):
-        train(spec, objective, state, batches, evaluator, listener, device)
-    if tracker is None:
-        return {}
-    model = tracker.register(state, data) if spec.registers else None
-    tracker.run.close("FINISHED")
+    run(spec, data, objective, state, planner, listener, device, reference)
+    with agree("registering the model"):
+        if tracker is None:
+            return {}
+        model = tracker.register(state, data) if spec.registers else None
+        tracker.run.close("FINISHED")
     return {"model": model, "metrics": listener.latest}
+
+
+@contextmanager
+def _checkpoint() -> Iterator[Path | None]:
+    """The folder of the latest checkpoint of this job, None at its first start."""
+    if (checkpoint := ray.train.get_checkpoint()) is None:
+        yield None
+        return
+    with checkpoint.as_directory() as folder:
+        yield Path(folder)
 
 
 def configure_process() -> None:
@@ -130,44 +170,34 @@ def configure_process() -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
-@contextmanager
-def raised_on_one_rank() -> Iterator[None]:
-    """Make a damaged shard the error of a rank that failed by itself.
-
-    Of shards that are fetched as they are needed, one rank meets the damaged one before the others: were it to return
-    as from an error that all of them have, they would wait for it.
-
-    Raises:
-        StorageError: for a :class:`~pipelines.errors.ShardError`.
-    """
-    try:
-        yield
-    except ShardError as error:
-        raise StorageError(error.args[0], cure=error.cure) from error
-
-
-def started(
-    spec: JobSpec, data: ShardedDataset, planner: Planner, device: torch.device
-) -> tuple[Objective, TrainState]:
-    """The objective of a job, and its state before the first step."""
-    torch.manual_seed(derived_seed(spec.seed, 0, "initialisation"))
-    network = build_model(spec.model, data.image, spec.outputs(len(data.classes))).to(device)
-    objective = build_objective(spec, network, planner, data)
-    return objective, TrainState.start(spec, objective)
-
-
-def planner_of(job: str, spec: JobSpec, rank: int, world: int, deadline: float) -> Planner:
-    """Who solves the plans of a job: the transport service, or this process by itself.
+def open_for(spec: JobSpec, address: str, settings: Settings, *, verify: bool = True) -> ShardedDataset:
+    """The data set of a run; its ranks verify a part of its shards each.
 
     Args:
-        job: id of the job.
+        spec: of the run.
+        address: of the data set, as :func:`services.storage.datasets.open_data` takes it.
+        settings: of S3, and of the cache of shards.
+        verify: compare the shards of a folder with their hashes.
+
+    Raises:
+        ShardError: naming the file that is damaged.
+        StorageError: S3 refuses, fails or does not answer.
+    """
+    part = slice(rank(), None, world_size()) if verify else slice(0)
+    return open_data(address, settings, part).limited(spec.data.per_class)
+
+
+def planner_of(job: str, spec: JobSpec, deadline: float) -> Planner:
+    """What solves the plans of a run: the transport service, or this process by itself.
+
+    Args:
+        job: id of the run.
         spec: its spec.
-        rank, world: of this process, and their number.
         deadline: seconds to wait for the other ranks and for a plan of the service.
     """
     # What needs no plan to train is judged by plans all the same.
     if spec.generates and getattr(spec.objective, "plans", "service") == "service":
-        return RayPlanner(job, rank, world, deadline)
+        return RayPlanner(job, rank(), world_size(), deadline)
     return LocalPlanner()
 
 
@@ -178,9 +208,9 @@ def _parameters(state: TrainState) -> int:
 class _Tracker:
     """Rank 0's hold on MLflow, which takes seconds to import: that happens while the network is built."""
 
-    def __init__(self, settings: WorkerConfig, spec: JobSpec) -> None:
+    def __init__(self, worker: WorkerConfig, spec: JobSpec) -> None:
         self._spec = spec
-        self._opened = ThreadPoolExecutor(1).submit(Run.open, settings.mlflow_uri, settings.job, spec)
+        self._opened = ThreadPoolExecutor(1).submit(Run.open, worker.mlflow_uri, worker.job, spec)
 
     @property
     def run(self) -> Run:
@@ -229,11 +259,12 @@ class _Listener:
     def checkpoint(self, state: TrainState) -> None:
         """See :class:`pipelines.training.loop.Listener`; every rank comes here, since Ray Train waits for all."""
         checkpoint = None
-        if self._tracker:
-            self._staging.mkdir(parents=True, exist_ok=True)
-            folder = tempfile.mkdtemp(dir=self._staging)
-            save_checkpoint(state, Path(folder))
-            checkpoint = Checkpoint.from_directory(folder)
+        with agree("saving a checkpoint"):
+            if self._tracker:
+                self._staging.mkdir(parents=True, exist_ok=True)
+                folder = tempfile.mkdtemp(dir=self._staging)
+                save_checkpoint(state, Path(folder))
+                checkpoint = Checkpoint.from_directory(folder)
         ray.train.report(
             {"images": state.images, **self.latest},
             checkpoint=checkpoint,
@@ -241,21 +272,3 @@ class _Listener:
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
         )
-
-
-def worker_config(
-    job: str, spec: JobSpec, data: str, settings: Settings, staging: Path, models: Path
-) -> dict[str, Any]:
-    """The dictionary that :func:`train_worker` takes."""
-    return asdict(
-        WorkerConfig(
-            job=job,
-            spec=spec.model_dump(mode="json"),
-            data=data,
-            settings=settings.for_workers(),
-            mlflow_uri=settings.address("mlflow_uri"),
-            plan_deadline=settings.plan_deadline,
-            staging=str(staging),
-            models=str(models),
-        )
-    )

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import httpx
 import numpy as np
-import torch.distributed as dist
 
+from pipelines.distributed import from_first_rank
 from pipelines.errors import BusyError, MongeError, ServiceError
 from pipelines.transport.plan import RowBlock, TransportPlan
 from pipelines.transport.planner import Share
@@ -48,10 +48,7 @@ def shared_attempt() -> str:
     It keeps a restarted job from meeting the shares that its former self has left behind. Without
     ``torch.distributed`` the process is an attempt of its own.
     """
-    token = [uuid.uuid4().hex]
-    if dist.is_initialized():
-        dist.broadcast_object_list(token, src=0)
-    return token[0]
+    return from_first_rank(uuid.uuid4().hex)
 
 
 class _RemotePlanner(ABC):

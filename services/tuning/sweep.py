@@ -23,6 +23,7 @@ from services.settings import Settings
 from services.sharding.dataset import dataset_address, shard_dataset
 from services.tracking.run import Run, find_run, mark_killed
 from services.training.references import pinned
+from services.training.worker import models_folder
 from services.tuning.grid import Grid
 from services.tuning.summary import Outcome
 from services.tuning.trial import TrialConfig, run_trial
@@ -71,16 +72,13 @@ def run_sweep(
         parent.tag(GRID_TAG, ", ".join(grid.fields))
         gpu = _gives_gpus(grid.base)
         configs = [
-            TrialConfig(
-                job=f"{name}-{index:03d}",
+            TrialConfig.of(
+                f"{name}-{index:03d}",
+                pinned(trial.spec, uri, models_folder(settings)),
+                address,
+                settings,
                 label=trial.label,
                 parent=parent.run_id,
-                spec=pinned(trial.spec, uri, (settings.home / "models").absolute()).model_dump(mode="json"),
-                data=address,
-                settings=settings.for_workers(),
-                mlflow_uri=uri,
-                plan_deadline=settings.plan_deadline,
-                models=str((settings.home / "models").absolute()),
                 gpu=gpu,
                 curves=tuple(metrics),
             )
@@ -115,7 +113,7 @@ def _run(
     try:
         results = tune.Tuner(
             tune.with_resources(run_trial, resources),
-            param_space={"trial": tune.grid_search([config.space() for config in configs])},
+            param_space={"trial": tune.grid_search([config.carried() for config in configs])},
             # Starting a process and importing torch takes longer than many a trial.
             tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: str(trial.trial_id)),
             run_config=tune.RunConfig(

@@ -3,63 +3,42 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from ray import tune
 
-from pipelines.data.loader import Loader
 from pipelines.errors import MongeError
 from pipelines.evaluation.result import Evaluation
 from pipelines.spec import JobSpec
-from pipelines.training.choosing import evaluation_of
-from pipelines.training.loop import train
+from pipelines.training.run import run, start
 from pipelines.training.state import TrainState
 from services.settings import Settings
-from services.storage.datasets import open_data
 from services.tracking.run import Run
 from services.training.references import reference_of
-from services.training.worker import configure_process, planner_of, started
+from services.training.worker import WorkerConfig, configure_process, open_for, planner_of
 from services.tuning.summary import Curve
 
 REPORT_EVERY = 1.0
 """Seconds between two reports of progress: Tune lets the trial wait until it has taken one."""
 
 
-@dataclass(frozen=True)
-class TrialConfig:
+@dataclass(frozen=True, kw_only=True)
+class TrialConfig(WorkerConfig):
     """What the driver of a sweep tells a trial.
 
     Attributes:
-        job: id of the trial.
         label: the values that make it this one.
         parent: id of the sweep's MLflow run.
-        spec: the resolved spec, as JSON holds it.
-        data: folder of the sharded data set, or its address in S3.
-        settings: of the process that drives the sweep, for S3 and the cache of shards.
-        mlflow_uri: where it logs.
-        plan_deadline: seconds to wait for a plan.
-        models: folder of downloaded models.
         gpu: whether it has one.
         curves: names of the curves that are wanted whole.
     """
 
-    job: str
     label: str
     parent: str
-    spec: dict[str, Any]
-    data: str
-    settings: dict[str, Any]
-    mlflow_uri: str
-    plan_deadline: float
-    models: str
     gpu: bool
     curves: tuple[str, ...]
-
-    def space(self) -> dict[str, Any]:
-        """As Tune carries it."""
-        return asdict(self)
 
 
 def run_trial(config: dict[str, Any]) -> None:
@@ -67,32 +46,32 @@ def run_trial(config: dict[str, Any]) -> None:
 
     Tune's trainable; it calls many of them in one process, one after the other.
     """
-    settings = TrialConfig(**config["trial"])
-    spec = JobSpec.model_validate(settings.spec)
+    trial = TrialConfig(**config["trial"])
+    spec = JobSpec.model_validate(trial.spec)
     configure_process()
-    run = Run.open(settings.mlflow_uri, settings.job, spec, parent=settings.parent, name=settings.label)
+    tracked = Run.open(trial.mlflow_uri, trial.job, spec, parent=trial.parent, name=trial.label)
     try:
-        listener = _train(settings, spec, run)
+        listener = _train(trial, spec, tracked)
     except Exception as error:
         told = error.args[0] if isinstance(error, MongeError) else f"{type(error).__name__}: {error}"
-        run.tag("error", str(told))
-        run.close("FAILED")
+        tracked.tag("error", str(told))
+        tracked.close("FAILED")
         tune.report({"error": str(told)})
         return
-    run.close("FINISHED")
+    tracked.close("FINISHED")
     tune.report({"images": spec.train.images, "metrics": listener.latest, "curves": listener.curves})
 
 
-def _train(settings: TrialConfig, spec: JobSpec, run: Run) -> _Listener:
-    device = torch.device("cuda" if settings.gpu else "cpu")
-    data = open_data(settings.data, Settings(**settings.settings), verify=False).limited(spec.data.per_class)
-    planner = planner_of(settings.job, spec, 0, 1, settings.plan_deadline)
-    objective, state = started(spec, data, planner, device)
-    reference = reference_of(spec, settings.mlflow_uri, settings.models, device)
-    evaluator = evaluation_of(spec, data, state, planner, device, reference)
-    listener = _Listener(run, settings.curves)
-    with Loader(data.train, spec.train.batch, spec.seed) as batches:
-        train(spec, objective, state, batches, evaluator, listener, device)
+def _train(trial: TrialConfig, spec: JobSpec, tracked: Run) -> _Listener:
+    settings = Settings(**trial.settings)
+    device = torch.device("cuda" if trial.gpu else "cpu")
+    # The driver of the sweep has verified the shards.
+    data = open_for(spec, trial.data, settings, verify=False)
+    planner = planner_of(trial.job, spec, settings.plan_deadline)
+    objective, state = start(spec, data, planner, device)
+    reference = reference_of(spec, trial.mlflow_uri, trial.models, device)
+    listener = _Listener(tracked, trial.curves)
+    run(spec, data, objective, state, planner, listener, device, reference)
     return listener
 
 

@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from pipelines import distributed
 from pipelines.spec import CostName
@@ -30,10 +29,7 @@ class ShardedKernel(Kernel):
 
     def gather(self, parts: torch.Tensor, by: Literal["sum", "min"]) -> torch.Tensor:
         """See :class:`Kernel`."""
-        if distributed.world_size() > 1:
-            parts = parts.clone()
-            dist.all_reduce(parts, dist.ReduceOp.SUM if by == "sum" else dist.ReduceOp.MIN)
-        return parts
+        return distributed.reduce_over_ranks(parts.clone(), by) if distributed.world_size() > 1 else parts
 
 
 def solve(

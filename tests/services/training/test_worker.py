@@ -1,4 +1,4 @@
-"""What a worker makes of errors that the other ranks do not have."""
+"""What reaches a worker in another process."""
 
 from __future__ import annotations
 
@@ -6,17 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import ShardError, SpecError, StorageError
 from services.settings import Settings
-from services.training.worker import raised_on_one_rank
-
-
-def test_a_damaged_shard_is_the_error_of_one_rank() -> None:
-    with pytest.raises(StorageError, match=r"shard-00001: damaged(.|\n)*shard it anew") as caught, raised_on_one_rank():
-        raise ShardError("shard-00001: damaged", cure="shard it anew")
-    assert isinstance(caught.value.__cause__, ShardError)
-    with pytest.raises(SpecError, match="as it was"), raised_on_one_rank():
-        raise SpecError("as it was")
 
 
 @pytest.mark.parametrize("shard_cache", [None, Path("local")])

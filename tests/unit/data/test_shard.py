@@ -144,11 +144,22 @@ def test_damage_is_named(folder: Path, tmp_path: Path, file: str, damage: str) -
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if damage == "flipped" else data[: len(data) // 2])
     with pytest.raises(ShardError, match=file):
         open_dataset(tmp_path / "out")
-    if damage == "flipped":
-        open_dataset(tmp_path / "out", verify=False)
+    unverified = slice(0)
+    if damage == "flipped" and file.startswith("shard"):
+        open_dataset(tmp_path / "out", unverified)
     else:
         with pytest.raises(ShardError, match=file):
-            open_dataset(tmp_path / "out", verify=False)
+            open_dataset(tmp_path / "out", unverified)
+
+
+def test_ranks_verify_a_part_of_the_shards_each(folder: Path, tmp_path: Path) -> None:
+    build(DataSpec(source=str(folder)), tmp_path)
+    path = tmp_path / "out" / "shard-00001.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert len(open_dataset(tmp_path / "out", slice(0, None, 2)).train)
+    with pytest.raises(ShardError, match="shard-00001"):
+        open_dataset(tmp_path / "out", slice(1, None, 2))
 
 
 def test_swapped_shards_are_noticed_without_hashing(folder: Path, tmp_path: Path) -> None:
@@ -156,7 +167,7 @@ def test_swapped_shards_are_noticed_without_hashing(folder: Path, tmp_path: Path
     out = tmp_path / "out"
     (out / "shard-00002.safetensors").replace(out / "shard-00000.safetensors")
     with pytest.raises(ShardError, match=r"shard-00000.safetensors: holds an array \(2, 1, 8, 8\)"):
-        open_dataset(out, verify=False)
+        open_dataset(out, slice(0))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,79 @@
+"""One run, from its data to its last step: where spec, networks, planner, evaluation and loop meet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pipelines.data.loader import Loader, ShardedDataset
+from pipelines.distributed import agree, rank, world_size
+from pipelines.evaluation.features import FeatureExtractor
+from pipelines.models.build import build_model
+from pipelines.objectives.build import build_objective
+from pipelines.objectives.phase import Objective
+from pipelines.randomness import derived_seed
+from pipelines.spec import JobSpec
+from pipelines.training.checkpoint import load_checkpoint
+from pipelines.training.choosing import evaluation_of
+from pipelines.training.loop import Listener, train
+from pipelines.training.state import TrainState
+from pipelines.transport.planner import Planner
+
+
+def start(
+    spec: JobSpec, data: ShardedDataset, planner: Planner, device: torch.device, checkpoint: Path | None = None
+) -> tuple[Objective, TrainState]:
+    """The objective of a run, and its state before the first step or as a checkpoint holds it.
+
+    Args:
+        spec: what is trained.
+        data: on what.
+        planner: solves the objective's plans.
+        device: where the networks are.
+        checkpoint: folder of a checkpoint to go on from.
+
+    Raises:
+        SpecError: the objective cannot train such a network.
+        CheckpointError: the checkpoint is damaged, or of another spec.
+    """
+    torch.manual_seed(derived_seed(spec.seed, 0, "initialisation"))
+    network = build_model(spec.model, data.image, spec.outputs(len(data.classes))).to(device)
+    objective = build_objective(spec, network, planner, data)
+    state = TrainState.start(spec, objective)
+    if checkpoint is not None:
+        load_checkpoint(state, checkpoint)
+    return objective, state
+
+
+def run(
+    spec: JobSpec,
+    data: ShardedDataset,
+    objective: Objective,
+    state: TrainState,
+    planner: Planner,
+    listener: Listener,
+    device: torch.device,
+    reference: FeatureExtractor | None = None,
+) -> None:
+    """Train until ``spec.train.images`` images were seen, with evaluations; every rank calls it.
+
+    Args:
+        spec: what is trained.
+        data: on what, and its held-out images.
+        objective, state: of :func:`start`; the state is moved in place.
+        planner: solves the plans behind evaluations.
+        listener: receives curves, evaluations and checkpoints.
+        device: where the networks are.
+        reference: whose features judge a generator.
+
+    Raises:
+        MongeError: on every rank the same, whichever rank it happened to; see :func:`pipelines.distributed.agree`.
+    """
+    with agree("preparing the evaluation"):
+        evaluate = evaluation_of(spec, data, state, planner, device, reference)
+    with (
+        Loader(data.train, spec.train.batch, spec.seed, rank(), world_size(), start_step=state.step) as batches,
+        agree("training"),
+    ):
+        train(spec, objective, state, batches, evaluate, listener, device)
