@@ -10,6 +10,7 @@ import torch
 
 from pipelines.errors import NotConvergedError, ProblemError
 from pipelines.transport.plan import Certificate
+from pipelines.transport.precision import in_full_precision
 from pipelines.transport.problem import TransportProblem
 
 BLOCK = 2**22
@@ -119,6 +120,7 @@ def solve(
     return SemidiscretePlan(y, g, value / samples + float(g.mean()), certificate)
 
 
+@in_full_precision
 def _search(x: torch.Tensor, y: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """For each sample ``argmin_j C_ij − g_j`` and the least itself, (k,) int64 and (k,) float64, found in ``dtype``."""
     # Centred in float64: far from the origin float32 would not hold what tells points apart.
