@@ -74,7 +74,7 @@ def solve(
     started = time.perf_counter()
     if steps < 1 or batch < 1 or check < 1:
         raise ProblemError(f"steps {steps}, batch {batch}, check {check} received", cure="give at least 1 of each")
-    problem = TransportProblem.between(sampler(batch, 0), y)
+    problem = TransportProblem.between(sampler(batch, 0).to(y.device), y)
     y = torch.as_tensor(problem.y)
     m = len(y)
     if rate is None:
