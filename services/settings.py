@@ -35,6 +35,7 @@ class Settings(BaseSettings):
         max_request_mib: size limit of a request to any of our servers.
         max_image_pixels: size limit of an image given to the endpoint.
         max_generate: most samples that one request may ask for.
+        serving_device: where the endpoint's networks run; ``auto``: on a GPU if there is one.
         plan_deadline: seconds that a rank waits for the other ranks and for its plan.
         rank_deadline: seconds that a rank waits for the others anywhere else; one that comes later ends the attempt.
         shard_cache: folder on local disk for the shards of data sets in S3; ``cache/shards`` of the home by default.
@@ -59,6 +60,7 @@ class Settings(BaseSettings):
     max_request_mib: float = 64
     max_image_pixels: int = 16_777_216
     max_generate: int = 1024
+    serving_device: Literal["auto", "cpu", "cuda"] = "auto"
     plan_deadline: float = 60
     rank_deadline: float = Field(default=300.0, gt=0)
     shard_cache: Path | None = None

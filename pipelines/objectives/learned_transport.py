@@ -19,7 +19,7 @@ from pipelines.objectives.phase import Loss, Phase, Step
 from pipelines.objectives.wasserstein import interpolates
 from pipelines.spec import LearnedTransportSpec
 from pipelines.transport.planner import Planner, Share
-from pipelines.transport.precision import wide, without_autocast
+from pipelines.transport.precision import in_full_precision, wide
 
 SLOPES = 4
 """One image in so many pays the penalty on the critic's slope."""
@@ -82,7 +82,7 @@ class LearnedTransport:
         """The energy distance over all ranks' images and samples, differentiable in this rank's own."""
         return self._between(step, self._embed(torch.cat([step.images.to(fakes.dtype), fakes])), player)
 
-    @without_autocast
+    @in_full_precision
     def _between(self, step: Step, embedded: Points, player: str) -> Loss:
         """The same of embedded images and samples, one after the other."""
         halves = step.places % 2 == 0

@@ -16,7 +16,7 @@ from pipelines.spec import SinkhornDistanceSpec, SlicedDistanceSpec, TransportSp
 from pipelines.transport.cost import matched_cost
 from pipelines.transport.divergence import sinkhorn_divergence
 from pipelines.transport.planner import Planner, Share
-from pipelines.transport.precision import wide, without_autocast
+from pipelines.transport.precision import in_full_precision, wide
 
 
 class TransportObjective:
@@ -58,7 +58,7 @@ class TransportObjective:
                 return self._over_all_ranks(step, samples, real)
         return self._along_plan(step, samples, real)
 
-    @without_autocast
+    @in_full_precision
     def _over_all_ranks(self, step: Step, samples: Tensor, real: Tensor) -> Loss:
         """The distance between all ranks' points, on every rank; differentiable in this rank's samples."""
         x, y = gather_rows_with_gradient(samples), gather_rows(real).to(samples.dtype)
@@ -78,7 +78,7 @@ class TransportObjective:
         # Every rank has the whole distance, while curves are summed over ranks.
         return Loss(loss, sums={"transport_cost": loss.detach() / world_size()})
 
-    @without_autocast
+    @in_full_precision
     def _along_plan(self, step: Step, samples: Tensor, real: Tensor) -> Loss:
         started = time.perf_counter()
         share = Share(

@@ -8,10 +8,10 @@ import torch
 
 from pipelines.errors import ProblemError
 from pipelines.spec import CostName
-from pipelines.transport.precision import wide, without_autocast
+from pipelines.transport.precision import in_full_precision, wide
 
 
-@without_autocast
+@in_full_precision
 def pairwise_cost(x: torch.Tensor, y: torch.Tensor, cost: CostName, power: float = 2.0) -> torch.Tensor:
     """Cost of every pair, differentiable in both arguments.
 
@@ -35,7 +35,7 @@ def pairwise_cost(x: torch.Tensor, y: torch.Tensor, cost: CostName, power: float
     return _of_squares(squares, cost, power)
 
 
-@without_autocast
+@in_full_precision
 def matched_cost(x: torch.Tensor, y: torch.Tensor, cost: CostName, power: float = 2.0) -> torch.Tensor:
     """Cost of pairs (xᵢ, yᵢ), differentiable in both arguments; (n, d), (n, d) → (n,)."""
     x, y = wide(x), wide(y)

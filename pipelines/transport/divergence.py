@@ -8,12 +8,12 @@ import torch
 
 from pipelines.spec import CostName
 from pipelines.transport.plan import TransportPlan
-from pipelines.transport.precision import wide, without_autocast
+from pipelines.transport.precision import in_full_precision, wide
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solvers import sinkhorn
 
 
-@without_autocast
+@in_full_precision
 def sinkhorn_divergence(
     x: torch.Tensor,
     y: torch.Tensor,
@@ -82,6 +82,7 @@ class _Value(torch.autograd.Function):
         return by_x * upstream.to(x), by_y * upstream.to(y), None
 
 
+@in_full_precision
 def _gradients(
     x: torch.Tensor, y: torch.Tensor, block: torch.Tensor, cost: CostName, power: float
 ) -> tuple[torch.Tensor, torch.Tensor]:

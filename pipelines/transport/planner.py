@@ -77,10 +77,12 @@ class LocalPlanner:
 
     def plan_rows(self, share: Share) -> RowBlock:
         """See :class:`Planner`."""
-        sizes = distributed.gather_rows(torch.tensor([len(share.x)])).tolist()
+        # Where the points are: a group of NCCL alone exchanges nothing that is on the CPU.
+        device = share.x.device
+        sizes = distributed.gather_rows(torch.tensor([len(share.x)], device=device)).tolist()
         start = sum(sizes[: distributed.rank()])
         x, y = distributed.gather_rows(share.x), distributed.gather_rows(share.y)
-        b = None if share.b is None else distributed.gather_rows(share.b)
+        b = None if share.b is None else distributed.gather_rows(share.b.to(device))
         problem = TransportProblem.between(x, y, b=b, cost=share.cost, epsilon=share.epsilon, power=share.power)
         plan = solve(problem)
         return plan.block(start, start + len(share.x))

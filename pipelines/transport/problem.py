@@ -98,6 +98,7 @@ class TransportProblem:
         if cost not in get_args(CostName):
             choices = ", ".join(get_args(CostName))
             raise ProblemError(f"cost: {cost!r} is not a cost", cure=f"choose one of {choices}")
+        _one_device(x, y)
         left, right = _alike(numbers("x", x), numbers("y", y))
         if left.shape[1] != right.shape[1]:
             raise ProblemError(
@@ -253,6 +254,13 @@ def _as_tensor(value: torch.Tensor) -> torch.Tensor:
         raise ProblemError("integers over 2^53 received, which float64 does not hold", cure="subtract an offset first")
     narrow = wide.float()
     return narrow if bool(((narrow == wide) | wide.isnan()).all()) else wide
+
+
+def _one_device(x: Numbers, y: Numbers) -> None:
+    """Refuse points of two devices; what is no tensor is on the CPU. Weights are taken from any: they go to the CPU."""
+    one, other = (side.device if isinstance(side, torch.Tensor) else torch.device("cpu") for side in (x, y))
+    if one != other:
+        raise ProblemError(f"x is on {one}, y on {other}", cure="move both to one device: x.to(y.device)")
 
 
 def _alike(x: Array, y: Array) -> tuple[Array, Array]:

@@ -10,6 +10,7 @@ import torch
 
 from pipelines.errors import NotConvergedError, ProblemError
 from pipelines.transport.plan import Certificate
+from pipelines.transport.precision import in_full_precision
 from pipelines.transport.problem import TransportProblem
 
 BLOCK = 2**22
@@ -73,7 +74,7 @@ def solve(
     started = time.perf_counter()
     if steps < 1 or batch < 1 or check < 1:
         raise ProblemError(f"steps {steps}, batch {batch}, check {check} received", cure="give at least 1 of each")
-    problem = TransportProblem.between(sampler(batch, 0), y)
+    problem = TransportProblem.between(sampler(batch, 0).to(y.device), y)
     y = torch.as_tensor(problem.y)
     m = len(y)
     if rate is None:
@@ -119,6 +120,7 @@ def solve(
     return SemidiscretePlan(y, g, value / samples + float(g.mean()), certificate)
 
 
+@in_full_precision
 def _search(x: torch.Tensor, y: torch.Tensor, g: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """For each sample ``argmin_j C_ij − g_j`` and the least itself, (k,) int64 and (k,) float64, found in ``dtype``."""
     # Centred in float64: far from the origin float32 would not hold what tells points apart.

@@ -12,7 +12,7 @@ import numpy as np
 from pipelines.errors import ProblemError
 from pipelines.transport import native
 from pipelines.transport.plan import TransportPlan
-from pipelines.transport.precision import without_autocast
+from pipelines.transport.precision import in_full_precision
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solvers import assignment, brute_force, exact, network_simplex, sinkhorn
 
@@ -46,7 +46,7 @@ def choose(problem: TransportProblem) -> tuple[str, str]:
     return "network-simplex", "weighted or rectangular: an optimal plan splits masses"
 
 
-@without_autocast
+@in_full_precision
 def solve(
     problem: TransportProblem, solver: SolverName = "auto", *, start: TransportPlan | None = None
 ) -> TransportPlan:

@@ -17,7 +17,7 @@ from pipelines.transport.entropic_bounds import Weights
 from pipelines.transport.exact_bounds import GAP_TOLERANCE, MARGINAL_TOLERANCE, Entries, entries_of, exact_bounds
 from pipelines.transport.partial_bounds import partial_bounds
 from pipelines.transport.plan import Certificate, TransportPlan
-from pipelines.transport.precision import without_autocast
+from pipelines.transport.precision import in_full_precision
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.true_cost import TrueCost
 
@@ -25,7 +25,7 @@ CLAIM_TOLERANCE = 2 * GAP_TOLERANCE
 """By how much a certificate's bounds may differ from those found here, relative to the size of the plan's cost."""
 
 
-@without_autocast
+@in_full_precision
 def verify(problem: TransportProblem, plan: TransportPlan, *, mass: float = 1.0) -> Certificate:
     """Prove bounds for a plan, and hold its certificate against them.
 

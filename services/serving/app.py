@@ -28,7 +28,7 @@ from services.serving.batching import MicroBatcher
 from services.serving.bodies import LimitBody, parse_predict, rejected
 from services.serving.documents import GenerateRequest, PathRequest
 from services.serving.metrics import Metrics
-from services.serving.models import ModelStore, ServedModel
+from services.serving.models import ModelStore, ServedModel, device_of
 from services.settings import Settings
 
 SMALL_BODY = 2**16
@@ -51,7 +51,11 @@ class Endpoint:
         self.settings = settings
         self.metrics = Metrics()
         self.store = ModelStore(
-            settings.address("mlflow_uri"), settings.home / "models", settings.max_image_pixels, self.metrics
+            settings.address("mlflow_uri"),
+            settings.home / "models",
+            settings.max_image_pixels,
+            self.metrics,
+            device_of(settings.serving_device),
         )
         self.batcher = MicroBatcher(threads=torch_threads, on_batch=self.metrics.batch.observe)
         self.metrics.watch_queue(lambda: self.batcher.queued)
@@ -149,7 +153,7 @@ def create_app(settings: Settings, *, poll_seconds: float = 1.0, torch_threads: 
         torch_threads: of one pass through a network; more help large networks only.
 
     Raises:
-        ServiceError: the registry's address is not known.
+        ServiceError: the registry's address is not known, or a GPU is asked for and there is none.
     """
     endpoint = Endpoint(settings, torch_threads)
     metrics = endpoint.metrics
@@ -243,6 +247,7 @@ def create_app(settings: Settings, *, poll_seconds: float = 1.0, torch_threads: 
         response.status_code = 200 if store.polled else 503
         return {
             "ready": store.polled,
+            "device": str(store.device),
             "registry": {"up": store.polled and store.registry_error is None, "error": store.registry_error},
             "serving": {f"{model.ref.name}@{alias}": model.ref.version for alias, model in store.served},
             "failing": store.failures,

@@ -13,8 +13,10 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import torch
 
 from pipelines.data.decode import decode
 from pipelines.errors import CorruptImageError, MongeError, ServiceError
@@ -27,7 +29,24 @@ from services.tracking.registry import ModelRef, RegisteredModel, download, list
 PINNED = 16
 """Versions kept that were asked for by number and that no alias points to."""
 
+CPU = torch.device("cpu")
+
 log = logging.getLogger(__name__)
+
+
+def device_of(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device that a setting stands for.
+
+    Raises:
+        ServiceError: a GPU is asked for, and this process sees none.
+    """
+    found = torch.cuda.is_available()
+    if asked == "cuda" and not found:
+        raise ServiceError(
+            "MONGE_SERVING_DEVICE: cuda asked for, and PyTorch finds no GPU here",
+            cure="set it to auto or cpu, or look at `monge doctor`",
+        )
+    return torch.device("cuda" if found and asked != "cpu" else "cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,10 +121,14 @@ class ModelStore:
         cache: folder of downloaded bundles.
         max_image_pixels: limit on an encoded image.
         metrics: told what is served and what fails.
+        device: where networks run.
     """
 
-    def __init__(self, uri: str, cache: Path, max_image_pixels: int, metrics: Metrics) -> None:
+    def __init__(
+        self, uri: str, cache: Path, max_image_pixels: int, metrics: Metrics, device: torch.device = CPU
+    ) -> None:
         self.uri = uri
+        self.device = device
         self._cache, self._max_image_pixels, self._metrics = cache, max_image_pixels, metrics
         self._table = _Table()
         self._pinned: OrderedDict[tuple[str, int], ServedModel] = OrderedDict()
@@ -225,7 +248,9 @@ class ModelStore:
         return next((model for model in models if (model.ref.name, model.ref.version) == (name, version)), None)
 
     def _download(self, ref: ModelRef) -> ServedModel:
-        model = ServedModel(ref, download(self.uri, ref, self._cache), self._max_image_pixels)
+        bundle = download(self.uri, ref, self._cache)
+        bundle.network.to(self.device)
+        model = ServedModel(ref, bundle, self._max_image_pixels)
         model.warm_up()
         return model
 

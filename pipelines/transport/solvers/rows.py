@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pipelines.spec import CostName
+from pipelines.transport.precision import in_full_precision
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.rounding import U32, U64
 from pipelines.transport.true_cost import TrueCost, on_sphere
@@ -88,6 +89,7 @@ class PointRows:
         self._y = torch.cat([y, (y * y).sum(1, keepdim=True), torch.ones_like(y[:, :1])], 1).T.contiguous()
         self._scaled = self._y.clone()
 
+    @in_full_precision
     def costs(self, start: int, stop: int) -> torch.Tensor:
         """See :class:`CostRows`."""
         squares = (self._x[start:stop] @ self._y).clamp_min_(0)
@@ -95,6 +97,7 @@ class PointRows:
             return squares.sqrt_()
         return squares.pow_(self._power / 2) if self._cost == "power" else squares
 
+    @in_full_precision
     def exponents(
         self, start: int, stop: int, left: torch.Tensor, right: torch.Tensor, scale: float, out: torch.Tensor
     ) -> torch.Tensor:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pipelines.transport import native
+from pipelines.transport.precision import products_are_full
 from pipelines.transport.rounding import U32, gamma
 
 ULP = 2 * U32
@@ -145,7 +146,7 @@ def _product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if x.dtype == np.uint16:
         left, right, out = (torch.from_numpy(array).view(torch.bfloat16) for array in (x, y, matrix))
         torch.mm(left, right.T, out=out)
-    elif torch.get_float32_matmul_precision() == "highest":
+    elif products_are_full():
         torch.mm(torch.from_numpy(x), torch.from_numpy(y).T, out=torch.from_numpy(matrix))
     else:  # torch was told to round the factors, which the error does not allow for
         np.matmul(x, y.T, out=matrix)

@@ -23,7 +23,7 @@ from pipelines.errors import NotConvergedError, ProblemError
 from pipelines.transport import entropic_bounds
 from pipelines.transport.entropic_bounds import EntropicBounds, Weights
 from pipelines.transport.plan import Certificate, TransportPlan
-from pipelines.transport.precision import without_autocast
+from pipelines.transport.precision import in_full_precision
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solvers import network_simplex
 from pipelines.transport.solvers.anderson import Anderson
@@ -177,7 +177,7 @@ class Solution:
         return TransportPlan(problem.shape, certificate, f=f, g=g, problem=problem)
 
 
-@without_autocast
+@in_full_precision
 def certify(
     problem: TransportProblem,
     working: Working,

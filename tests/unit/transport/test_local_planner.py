@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines import distributed
 from pipelines.errors import ProblemError
 from pipelines.transport.planner import LocalPlanner, Share
 from pipelines.transport.problem import TransportProblem
@@ -36,3 +37,20 @@ def test_a_plan_is_that_of_the_solver() -> None:
 def test_shares_that_make_no_problem_are_refused() -> None:
     with pytest.raises(ProblemError, match="x: 1 of 4 numbers are NaN"):
         LocalPlanner().plan_rows(Share("step-0", torch.tensor([[0.0, 1.0], [torch.nan, 2.0]]), torch.zeros(2, 2)))
+
+
+def test_ranks_exchange_tensors_of_the_device_of_their_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a process group of NCCL alone asks for."""
+    devices = []
+
+    def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+        devices.append(rows.device.type)
+        # What a rank with as many rows would add, on the CPU, where it can be solved.
+        filled = torch.full_like(rows, 3, device="cpu")
+        return torch.cat([filled, filled])
+
+    monkeypatch.setattr(distributed, "gather_rows", gather_rows)
+    points = torch.empty(3, 2, device="meta")
+    block = LocalPlanner().plan_rows(Share("step-0", points, points, b=torch.ones(3)))
+    assert devices == ["meta"] * 4
+    assert len(block.rows) == 3

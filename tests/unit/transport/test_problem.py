@@ -196,3 +196,12 @@ def test_points_that_coincide_are_points() -> None:
 def test_a_solver_refuses_what_it_does_not_take(solver: Any, problem: TransportProblem) -> None:
     with pytest.raises(ProblemError, match="use solver 'auto'"):
         solve(problem, solver)
+
+
+@pytest.mark.parametrize("y", [torch.zeros(2, 2), np.zeros((2, 2)), [[0.0, 0.0], [1.0, 1.0]]])
+def test_points_of_two_devices_are_refused(y):
+    x = torch.zeros(2, 2, device="meta")
+    for sides, message in (((x, y), "x is on meta, y on cpu"), ((y, x), "x is on cpu, y on meta")):
+        with pytest.raises(ProblemError, match=message) as refused:
+            TransportProblem.between(*sides)
+        assert "one device" in str(refused.value)
