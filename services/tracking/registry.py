@@ -25,6 +25,7 @@ from services.tracking.names import LIVE, split_name
 from services.tracking.run import Run
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
     from mlflow.tracking import MlflowClient
@@ -274,19 +275,34 @@ def _create_name(client: MlflowClient, name: str) -> None:
 
 def _signature(bundle: Bundle) -> ModelSignature:
     from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import AnyType, Array
 
     images = TensorSpec(np.dtype(np.uint8), (-1, *bundle.image.dims))
     if isinstance(bundle.network, Classifier):
         answer = TensorSpec(np.dtype(np.float32), (-1, len(bundle.classes)))
         return ModelSignature(inputs=Schema([images]), outputs=Schema([answer]))
+    if bundle.network.conditions:
+        # A table, because MLflow knows no optional tensors; double, because JSON's numbers are not cast to float.
+        columns: list[ColSpec | TensorSpec] = [
+            ColSpec(Array(DataType.double), "latents"),
+            ColSpec(AnyType(), "class", required=False),
+        ]
+        return ModelSignature(inputs=Schema(columns), outputs=Schema([images]))
     latents = TensorSpec(np.dtype(np.float32), (-1, bundle.network.latent))
     return ModelSignature(inputs=Schema([latents]), outputs=Schema([images]))
 
 
-def _example(bundle: Bundle, images: np.ndarray | None) -> np.ndarray:
-    if not isinstance(bundle.network, Classifier):
-        return np.random.default_rng(0).standard_normal((2, bundle.network.latent), dtype=np.float32)
+def _example(bundle: Bundle, images: np.ndarray | None) -> np.ndarray | pd.DataFrame:
+    network = bundle.network
+    if not isinstance(network, Classifier):
+        latents = np.random.default_rng(0).standard_normal((2, network.latent), dtype=np.float32)
+        if not network.conditions:
+            return latents
+        import pandas as pd
+
+        # Once by name, once by index.
+        return pd.DataFrame({"latents": latents.tolist(), "class": [bundle.classes[0], len(bundle.classes) - 1]})
     if images is None:
         return np.zeros((2, *bundle.image.dims), np.uint8)
     if images.dtype != np.uint8 or images.shape[1:] != bundle.image.dims or len(images) < 2:

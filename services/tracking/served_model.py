@@ -5,6 +5,10 @@ It stands alone: MLflow runs it by path, with the copy of ``pipelines`` that was
 A classifier takes images, (b, c, h, w) uint8, and answers class probabilities, (b, classes) float32. A generator takes
 latent vectors, (b, latent) float32, drawn from the standard normal distribution by whoever calls, and answers images,
 (b, c, h, w) uint8: the answer is a function of the input alone.
+
+A conditional generator takes a table with a row for each image: column ``latents`` holds the latent vectors, and column
+``class`` the class to ask for, by its name or its index. Where that column or an entry of it is absent, the class is
+drawn at random.
 """
 
 from __future__ import annotations
@@ -14,7 +18,10 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 
 from pipelines.models.bundle import Bundle, to_uint8
@@ -28,13 +35,44 @@ class ServedModel(PythonModel):
         """Read weights and card from the model's artifacts."""
         self.bundle = Bundle.load(Path(context.artifacts["weights"]).parent)
 
-    def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
+    def predict(
+        self, context: Any, model_input: np.ndarray | pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> np.ndarray:
         """Class probabilities of images, or images of latent vectors."""
         network = self.bundle.network
         if not isinstance(network, Generator):
             return self.bundle.predict(model_input)
+        conditions = None
+        if network.conditions:
+            labels = self._labels(model_input)
+            model_input = np.array(model_input["latents"].tolist(), np.float32).reshape(-1, network.latent)
+            conditions = network.asked(torch.from_numpy(labels))
         with torch.inference_mode():
-            return to_uint8(network(torch.from_numpy(np.ascontiguousarray(model_input)))).numpy()
+            latents = torch.from_numpy(np.ascontiguousarray(model_input))
+            return to_uint8(network(latents, conditions)).numpy()
+
+    def _labels(self, table: pd.DataFrame) -> np.ndarray:
+        """The classes that are asked for, (b,) int64."""
+        labels = np.random.default_rng().integers(len(self.bundle.classes), size=len(table))
+        if "class" in table:
+            for row, asked in enumerate(table["class"]):
+                if asked is not None and asked is not pd.NA and asked == asked:  # a float that is absent is NaN
+                    labels[row] = self._label(asked)
+        return labels
+
+    def _label(self, asked: Any) -> int:
+        classes = self.bundle.classes
+        # A name comes first: the classes of digits have numbers for names.
+        if isinstance(asked, str) and asked in classes:
+            return classes.index(asked)
+        # A column of indices in which one is absent holds floats.
+        if isinstance(asked, int | float | np.number) and asked in range(len(classes)):
+            return int(asked)
+        raise MlflowException(
+            f"class {asked!r} received; classes are {', '.join(classes[:50])}, or their indices from 0 to "
+            f"{len(classes) - 1}",
+            INVALID_PARAMETER_VALUE,
+        )
 
 
 mlflow.models.set_model(ServedModel())

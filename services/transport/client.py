@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -51,6 +53,29 @@ def shared_attempt() -> str:
     return from_first_rank(uuid.uuid4().hex)
 
 
+class _Calls:
+    """Numbers calls, which may be made on several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next = 0
+        self._open: set[int] = set()
+
+    @contextmanager
+    def one(self) -> Iterator[tuple[int, int]]:
+        """For the time of a call: its number, and the number below which all calls have ended."""
+        with self._lock:
+            number = self._next
+            self._next += 1
+            self._open.add(number)
+            ended = min(self._open)
+        try:
+            yield number, ended
+        finally:
+            with self._lock:
+                self._open.discard(number)
+
+
 class _RemotePlanner(ABC):
     """A planner whose calls cross a wire: repeated while the service is busy or away, until the deadline.
 
@@ -80,6 +105,7 @@ class _RemotePlanner(ABC):
     ) -> None:
         self.job, self.rank, self.world, self.deadline, self.solver = job, rank, world, deadline, solver
         self.verify = verify
+        self._calls = _Calls()
         self._meeting_place = f"{job}/{shared_attempt() if attempt is None else attempt}"
 
     def plan(self, problem: TransportProblem) -> TransportPlan:
@@ -106,21 +132,24 @@ class _RemotePlanner(ABC):
             TransportError: what it answered, the same on every rank.
         """
         started = time.perf_counter()
-        brought = RankShare(
-            self._meeting_place,
-            share.key,
-            self.rank,
-            self.world,
-            flat(share.x),
-            flat(share.y),
-            share.cost,
-            share.epsilon,
-            self.solver,
-            power=share.power,
-            ticket=uuid.uuid4().hex,
-            b=None if share.b is None else share.b.detach().cpu().numpy(),
-        )
-        block = self._insist(lambda remaining: self._bring(brought, remaining))
+        with self._calls.one() as (number, received):
+            brought = RankShare(
+                self._meeting_place,
+                share.key,
+                self.rank,
+                self.world,
+                flat(share.x),
+                flat(share.y),
+                share.cost,
+                share.epsilon,
+                self.solver,
+                power=share.power,
+                ticket=uuid.uuid4().hex,
+                b=None if share.b is None else share.b.detach().cpu().numpy(),
+                number=number,
+                received=received,
+            )
+            block = self._insist(lambda remaining: self._bring(brought, remaining))
         return replace(block, waited=time.perf_counter() - started)
 
     def plan_rows_each(self, shares: Sequence[Share]) -> list[RowBlock]:

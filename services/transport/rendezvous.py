@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from pipelines.errors import MongeError, ProblemError, RendezvousError, ServiceError
+from pipelines.errors import BusyError, MongeError, ProblemError, RendezvousError, ServiceError
 from pipelines.transport.plan import RowBlock, TransportPlan
 from pipelines.transport.problem import CostName, TransportProblem
 from pipelines.transport.solve import SolverName
+from services.transport.cache import size_of
 from services.transport.engine import Engine
 
 
@@ -32,6 +33,8 @@ class RankShare:
         power: the exponent of cost ``power``.
         ticket: the same whenever a call is repeated: tells a repetition from a second bringer of the same rank.
         b: weights of the target points, (l,); of all ranks or of none, which makes them uniform.
+        number: of the call, among those of this rank.
+        received: every call of this rank below this number has ended and is not repeated.
     """
 
     job: str
@@ -46,6 +49,8 @@ class RankShare:
     power: float = 2.0
     ticket: str = ""
     b: np.ndarray | None = None
+    number: int = 0
+    received: int = 0
 
     @property
     def terms(self) -> dict[str, object]:
@@ -76,6 +81,10 @@ class _Meeting:
     plan: asyncio.Future[tuple[TransportPlan, list[int]]]
     shares: dict[int, RankShare] = field(default_factory=dict)
     tickets: dict[int, str] = field(default_factory=dict)
+    repeatable: dict[tuple[int, str], int] = field(default_factory=dict)
+    """Calls that may be repeated, by rank and ticket, and their numbers."""
+    until: float = 0.0
+    """When the last of them has no time left, on the loop's clock."""
     solving: asyncio.Task[None] | None = None
     waiters: int = 0
 
@@ -99,22 +108,35 @@ class _Meeting:
 class Rendezvous:
     """Where the ranks of a job meet for a plan.
 
-    A meeting ends with its plan or with its first error, which every rank that has come receives; then it is
-    forgotten, and the same key opens a new one.
+    A meeting ends with its plan or with its first error, which every rank that has come receives. The answer may be
+    lost on its way to a rank, which then repeats its call with the same ticket: so it is kept until every rank has
+    confirmed (:attr:`RankShare.received`) or run out of time. The same key with another ticket opens a new meeting.
 
     Args:
-        engine: solves the problems; its limits hold for each whole problem, and for the bytes of all shares that wait.
+        engine: solves the problems; its limits hold for each whole problem, for the bytes of all shares that wait, and
+            for the answers that are kept, of which the oldest make room.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._meetings: dict[tuple[str, str], _Meeting] = {}
+        self._kept: dict[_Meeting, tuple[int, asyncio.TimerHandle]] = {}
         engine.metrics.meetings.set_function(lambda: self.meetings)
 
     @property
     def meetings(self) -> int:
         """How many have no plan yet."""
         return len(self._meetings)
+
+    @property
+    def kept(self) -> int:
+        """How many have ended, with answers that may be asked for again."""
+        return len(self._kept)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of their plans."""
+        return sum(size for size, _ in self._kept.values())
 
     async def bring(self, share: RankShare, deadline: float) -> RowBlock:
         """Bring a share, wait for the others and for the plan.
@@ -132,10 +154,12 @@ class Rendezvous:
         """
         came = time.perf_counter()
         self._admit(share)
-        meeting = self._join(share)
-        alarm = asyncio.get_running_loop().call_later(
-            min(deadline, self._engine.limits.deadline), self._give_up, meeting, deadline
-        )
+        self._confirm(share)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(deadline, self._engine.limits.deadline)
+        meeting = self._find(share) or self._join(share, until)
+        meeting.waiters += 1
+        alarm = loop.call_at(until, self._give_up, meeting, deadline)
         try:
             plan, starts = await asyncio.shield(meeting.plan)
         finally:
@@ -163,7 +187,21 @@ class Rendezvous:
             )
         self._engine.check((len(share.x), len(share.y)), share.size)
 
-    def _join(self, share: RankShare) -> _Meeting:
+    def _confirm(self, share: RankShare) -> None:
+        """Forget the answers that this rank was the last to receive."""
+        for meeting in [meeting for meeting in self._kept if meeting.name[0] == share.job]:
+            for (rank, ticket), number in list(meeting.repeatable.items()):
+                if rank == share.rank and number < share.received:
+                    del meeting.repeatable[rank, ticket]
+            if not meeting.repeatable:
+                self._discard(meeting)
+
+    def _find(self, share: RankShare) -> _Meeting | None:
+        """The meeting that has ended, if this call to it is a repeated one."""
+        name, call = (share.job, share.key), (share.rank, share.ticket)
+        return next((meeting for meeting in self._kept if meeting.name == name and call in meeting.repeatable), None)
+
+    def _join(self, share: RankShare, until: float) -> _Meeting:
         name = (share.job, share.key)
         meeting = self._meetings.get(name)
         if meeting is None:
@@ -174,6 +212,7 @@ class Rendezvous:
             error = RendezvousError(
                 f"{share.key} of {share.job}: {fault}", cure="start every rank from the same spec, each rank once"
             )
+            self._expect(meeting, share, until)
             self._end(meeting, error)
             raise error
         if meeting.solving is None:
@@ -184,8 +223,14 @@ class Rendezvous:
             meeting.shares[share.rank], meeting.tickets[share.rank] = share, share.ticket
             if len(meeting.shares) == share.world:
                 meeting.solving = asyncio.get_running_loop().create_task(self._solve(meeting))
-        meeting.waiters += 1
+        self._expect(meeting, share, until)
         return meeting
+
+    def _expect(self, meeting: _Meeting, share: RankShare, until: float) -> None:
+        """Take note of a call that may be repeated."""
+        if share.ticket:
+            meeting.repeatable[share.rank, share.ticket] = share.number
+            meeting.until = max(meeting.until, until)
 
     async def _solve(self, meeting: _Meeting) -> None:
         shares = [meeting.shares[rank] for rank in sorted(meeting.shares)]
@@ -207,7 +252,9 @@ class Rendezvous:
         else:
             self._forget(meeting)
             if not meeting.plan.done():
-                meeting.plan.set_result((plan.between(problem), starts))
+                plan = plan.between(problem)
+                meeting.plan.set_result((plan, starts))
+                self._keep(meeting, _size_of(plan))
 
     def _give_up(self, meeting: _Meeting, deadline: float) -> None:
         if meeting.solving is not None or meeting.plan.done():
@@ -225,6 +272,23 @@ class Rendezvous:
         self._forget(meeting)
         if not meeting.plan.done():
             meeting.plan.set_exception(error)
+            # After these the ranks ask again with the same tickets, for another answer.
+            if not isinstance(error, BusyError | ServiceError):
+                self._keep(meeting, 0)
+
+    def _keep(self, meeting: _Meeting, size: int) -> None:
+        if not meeting.repeatable:
+            return
+        alarm = asyncio.get_running_loop().call_at(meeting.until, self._discard, meeting)
+        self._kept[meeting] = (size, alarm)
+        limits = self._engine.limits
+        while self._kept and (len(self._kept) > limits.queue or self.kept_bytes > limits.kept_bytes):
+            self._discard(next(iter(self._kept)))
+
+    def _discard(self, meeting: _Meeting) -> None:
+        if meeting in self._kept:
+            _, alarm = self._kept.pop(meeting)
+            alarm.cancel()
 
     def _leave(self, meeting: _Meeting, share: RankShare) -> None:
         meeting.waiters -= 1
@@ -260,3 +324,9 @@ def _concatenate(shares: list[RankShare]) -> TransportProblem:
         epsilon=shares[0].epsilon,
         power=shares[0].power,
     )
+
+
+def _size_of(plan: TransportPlan) -> int:
+    parts = (plan.assignment, plan.rows, plan.columns, plan.mass, plan.f, plan.g)
+    points = size_of(plan.problem) if plan.problem is not None else 0
+    return points + sum(part.nbytes for part in parts if part is not None)

@@ -71,6 +71,8 @@ class ShareTerms(PlanTerms):
     rank: int = Field(ge=0)
     world: int = Field(ge=1)
     ticket: str = Field(default="", max_length=64, description="the same when a call is repeated")
+    number: int = Field(default=0, ge=0, description="of the call, among those of this rank")
+    received: int = Field(default=0, ge=0, description="no call of this rank below this number is repeated")
     deadline: float = Field(default=60.0, ge=0, allow_inf_nan=False, description="seconds to wait for other ranks")
 
 

@@ -37,9 +37,11 @@ def job_spec(kind: str = "classification", **more: object) -> JobSpec:
         "classification": {"kind": "mlp", "hidden": [8]},
         "transport": {"kind": "conv-generator", "width": 4},
         "flow": {"kind": "flow-unet", "width": 8, "steps": 2, "conditional": True},
+        "unconditional flow": {"kind": "flow-unet", "width": 8, "steps": 2},
+        "gan": {"kind": "biggan", "width": 4},
     }[kind]
     return parse_spec(
-        {"name": "a-job", "data": {"source": "digits"}, "model": model, "objective": {"kind": kind}}
+        {"name": "a-job", "data": {"source": "digits"}, "model": model, "objective": {"kind": kind.split()[-1]}}
         | {"train": {"images": 100}}
         | more
     )

@@ -2,13 +2,16 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 
 from pipelines.errors import CheckpointError, ModelNotFoundError, ServiceError
-from pipelines.models.bundle import to_uint8
+from pipelines.models.bundle import Bundle, to_uint8
+from pipelines.models.network import Generator
 from services.tracking.connection import connect
 from services.tracking.names import split_name
 from services.tracking.registry import download, list_models, register, resolve
@@ -128,21 +131,70 @@ def test_examples_must_fit(run: Run, tmp_path: Path, shape: tuple[int, ...]) -> 
     run.close()
 
 
-@pytest.mark.parametrize("kind", ["classification", "transport"])
-def test_mlflow_loads_the_model_by_itself(run: Run, tmp_path: Path, kind: str) -> None:
+def load_by_mlflow(run: Run, bundle: Bundle, folder: Path) -> Any:
     import mlflow
 
-    bundle = make_bundle(kind)
-    register(run, bundle.save(tmp_path / "b"), "cats")
+    register(run, bundle.save(folder), "cats")
     run.close()
     location = connect(run.uri).get_model_version_download_uri("cats", "1")
     assert not list(Path(location.removeprefix("file://")).rglob("*.pkl"))
-    loaded = mlflow.pyfunc.load_model(location)
+    return mlflow.pyfunc.load_model(location)
+
+
+def images_of(bundle: Bundle, latents: np.ndarray, labels: list[int] | None = None) -> np.ndarray:
+    network = bundle.network
+    assert isinstance(network, Generator)
+    with torch.inference_mode():
+        conditions = None if labels is None else network.asked(torch.tensor(labels))
+        return to_uint8(network(torch.from_numpy(latents), conditions)).numpy()
+
+
+@pytest.mark.parametrize("kind", ["classification", "transport", "unconditional flow"])
+def test_mlflow_loads_the_model_by_itself(run: Run, tmp_path: Path, kind: str) -> None:
+    bundle = make_bundle(kind)
+    loaded = load_by_mlflow(run, bundle, tmp_path / "b")
     example = loaded.input_example
     assert len(example) >= 2
-    if kind == "classification":
-        expected = bundle.predict(example)
-    else:
-        with torch.inference_mode():
-            expected = to_uint8(bundle.network(torch.from_numpy(example))).numpy()
+    expected = bundle.predict(example) if kind == "classification" else images_of(bundle, example)
     np.testing.assert_array_equal(loaded.predict(example), expected)
+
+
+@pytest.mark.parametrize("kind", ["gan", "flow"])
+def test_mlflow_asks_a_conditional_generator_for_classes(run: Run, tmp_path: Path, kind: str) -> None:
+    bundle = make_bundle(kind)
+    loaded = load_by_mlflow(run, bundle, tmp_path / "b")
+    inputs = loaded.metadata.get_input_schema()
+    assert (inputs.required_input_names(), inputs.optional_input_names()) == (["latents"], ["class"])
+    example = loaded.input_example
+    latents = np.array(example["latents"].tolist(), np.float32)
+    assert list(example["class"]) == ["cat", 2]
+    np.testing.assert_array_equal(loaded.predict(example), images_of(bundle, latents, [0, 2]))
+    for names in (["owl", "dog"], [2, 1], [2.0, "dog"]):
+        np.testing.assert_array_equal(
+            loaded.predict(example.assign(**{"class": names})), images_of(bundle, latents, [2, 1])
+        )
+    choices = [images_of(bundle, latents, [label] * 2) for label in range(3)]
+    for table in (example[["latents"]], example.assign(**{"class": [None, None]})):
+        for row, image in enumerate(loaded.predict(table)):
+            assert any((image == choice[row]).all() for choice in choices)
+    one_of_two = loaded.predict(example.assign(**{"class": [None, 1]}))
+    np.testing.assert_array_equal(one_of_two[1], choices[1][1])
+    for wrong in ("cow", 3, -1, 0.5, "1", [1, 2]):
+        with pytest.raises(MlflowException, match="classes are cat, dog, owl, or their indices from 0 to 2"):
+            loaded.predict(example.assign(**{"class": [wrong, 0]}))
+
+
+def test_mlflow_serves_a_conditional_generator(run: Run, tmp_path: Path) -> None:
+    from mlflow.pyfunc.scoring_server import init
+    from starlette.testclient import TestClient
+
+    bundle = make_bundle("gan")
+    server = TestClient(init(load_by_mlflow(run, bundle, tmp_path / "b")))
+    latents = np.random.default_rng(0).standard_normal((2, bundle.network.latent), dtype=np.float32)  # type: ignore[union-attr]
+    rows = [{"latents": latent, "class": name} for latent, name in zip(latents.tolist(), ("owl", 1), strict=True)]
+    answer = server.post("/invocations", json={"dataframe_records": rows})
+    assert answer.status_code == 200, answer.text
+    np.testing.assert_array_equal(answer.json()["predictions"], images_of(bundle, latents, [2, 1]))
+    answer = server.post("/invocations", json={"dataframe_records": [{"latents": latents[0].tolist()}]})
+    assert np.shape(answer.json()["predictions"]) == (1, 1, 16, 16)
+    assert server.post("/invocations", json={"dataframe_records": [rows[0] | {"class": "cow"}]}).status_code == 400

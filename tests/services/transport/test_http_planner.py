@@ -13,6 +13,7 @@ import torch
 import uvicorn
 
 from pipelines.errors import BusyError, ProblemError, RendezvousError, ServiceError
+from pipelines.transport.plan import RowBlock
 from pipelines.transport.planner import Share
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import solve
@@ -102,3 +103,51 @@ def test_a_busy_service_is_asked_again_until_the_deadline() -> None:
     answers = [429] * 1000
     with pytest.raises(BusyError, match="busy"):
         HttpPlanner("", deadline=0.1, client=client).plan(labelled(1))
+
+
+def test_a_rank_whose_answer_is_lost_asks_again_and_gets_its_rows(url: str) -> None:
+    x, y = torch.randn(20, 2), torch.randn(20, 2)
+    cut: list[int] = []
+
+    class Cut(httpx.HTTPTransport):
+        """Breaks the connection once, after the service has answered."""
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            answer = super().handle_request(request)
+            if not cut:
+                cut.append(answer.status_code)
+                answer.close()
+                raise httpx.ReadError("connection reset")
+            return answer
+
+    def ask(rank: int) -> np.ndarray:
+        client = httpx.Client(base_url=url, transport=Cut()) if rank else None
+        planner = HttpPlanner(url, "cut", rank, 2, 30, attempt="a", client=client)
+        return planner.plan_rows(Share("step 1", x[10 * rank :][:10], y[10 * rank :][:10])).columns
+
+    with ThreadPoolExecutor(2) as pool:
+        columns = np.concatenate(list(pool.map(ask, range(2))))
+    np.testing.assert_array_equal(columns, solve(TransportProblem.between(x, y)).assignment)
+    assert cut == [200]
+
+
+def test_a_rank_confirms_only_calls_that_have_ended() -> None:
+    sent: list[tuple[str, int, int]] = []
+    together = threading.Barrier(2)
+    block = RowBlock(*np.zeros((2, 1), np.int64), np.ones(1), solve(labelled(1)).certificate)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        share, _ = wire.read_share(request.read(), wire.NPZ, 2**20)
+        sent.append((share.key, share.number, share.received))
+        if share.key in "ab":
+            together.wait(30)
+        return httpx.Response(200, content=wire.write_rows(block, wire.NPZ))
+
+    client = httpx.Client(transport=httpx.MockTransport(answer), base_url="http://test")
+    planner = HttpPlanner("", client=client, attempt="a")
+    points = torch.ones(1, 2)
+    planner.plan_rows_each([Share(key, points, points) for key in "ab"])
+    planner.plan_rows(Share("c", points, points))
+    assert sorted(number for _, number, _ in sent) == [0, 1, 2]
+    assert [received for key, _, received in sent if key in "ab"] == [0, 0]
+    assert sent[-1] == ("c", 2, 2)

@@ -1,11 +1,12 @@
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipelines.errors import BusyError, ProblemError, RendezvousError, TooLargeError
-from pipelines.transport.plan import RowBlock
+from pipelines.transport.plan import RowBlock, TransportPlan
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import solve
 from services.transport.engine import Engine
@@ -134,13 +135,115 @@ def test_weights_on_some_ranks_alone_are_refused() -> None:
     run(main)
 
 
-def test_a_key_used_again_is_a_new_problem() -> None:
+def test_a_key_used_again_with_another_ticket_is_a_new_problem() -> None:
     async def main() -> None:
         rendezvous = Rendezvous(Engine())
         for seed in (0, 1):
-            brought = shares(seed)
+            brought = [replace(share, ticket=f"{seed}-{share.rank}") for share in shares(seed)]
             blocks = await asyncio.gather(*(rendezvous.bring(share, 10) for share in brought))
             np.testing.assert_array_equal(assemble(blocks), whole(brought))
+
+    run(main)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.5])
+def test_a_call_repeated_after_the_plan_was_solved_gets_the_same_rows(epsilon: float) -> None:
+    async def main() -> None:
+        engine = Engine()
+        rendezvous = Rendezvous(engine)
+        brought = shares(epsilon=epsilon)
+        blocks = await asyncio.gather(*(rendezvous.bring(share, 30) for share in brought))
+        for _ in range(2):
+            again = await rendezvous.bring(brought[1], 30)
+            np.testing.assert_array_equal(again.columns, blocks[1].columns)
+            np.testing.assert_array_equal(again.mass, blocks[1].mass)
+        assert (rendezvous.meetings, rendezvous.kept, engine.queued_bytes) == (0, 1, 0)
+        assert engine.metrics.registry.get_sample_value("monge_transport_cache_misses_total") == 1
+
+    run(main)
+
+
+def test_a_call_repeated_after_the_meeting_failed_gets_the_same_error() -> None:
+    async def main() -> None:
+        rendezvous = Rendezvous(Engine())
+        first, second, third = shares()
+        third = replace(third, world=4)
+        calls = [asyncio.ensure_future(rendezvous.bring(share, 30)) for share in (first, second)]
+        await until(lambda: rendezvous.meetings == 1)
+        for share in (third, first, second, third):
+            with pytest.raises(RendezvousError, match="rank 2 has world size 4"):
+                await rendezvous.bring(share, 30)
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert (rendezvous.meetings, rendezvous.kept) == (0, 1)
+
+    run(main)
+
+
+def test_after_a_refusal_for_now_the_same_tickets_meet_anew() -> None:
+    async def main() -> None:
+        engine = Engine()
+        rendezvous = Rendezvous(engine)
+        brought = shares()
+        submit, refusals = engine.submit, [engine.busy("many problems wait")]
+
+        async def at_first_busy(*arguments: Any, **options: Any) -> TransportPlan:
+            if refusals:
+                raise refusals.pop()
+            return await submit(*arguments, **options)
+
+        engine.submit = at_first_busy  # type: ignore[method-assign]
+        answers = await asyncio.gather(*(rendezvous.bring(share, 30) for share in brought), return_exceptions=True)
+        assert [type(answer) for answer in answers] == [BusyError] * 3
+        blocks = await asyncio.gather(*(rendezvous.bring(share, 30) for share in brought))
+        np.testing.assert_array_equal(assemble(blocks), whole(brought))
+
+    run(main)
+
+
+def test_an_answer_is_kept_until_every_rank_has_it() -> None:
+    async def main() -> None:
+        rendezvous = Rendezvous(Engine())
+        # Two problems at once: the numbers of their calls differ, and neither confirms the other.
+        for number, key in enumerate(("one", "two")):
+            brought = shares(number, key=key, number=number)
+            await asyncio.gather(*(rendezvous.bring(replace(s, ticket=f"{key}{s.rank}"), 30) for s in brought))
+        assert rendezvous.kept == 2
+        later = [replace(share, key="three", ticket=f"three{share.rank}", number=2) for share in shares(3)]
+        received = (2, 1, 2)
+        await asyncio.gather(
+            *(rendezvous.bring(replace(share, received=w), 30) for share, w in zip(later, received, strict=True))
+        )
+        assert rendezvous.kept == 2  # rank 1 has not confirmed the second, and the third is new
+        lost = replace(shares(1, key="two")[1], ticket="two1")
+        assert len((await rendezvous.bring(lost, 30)).rows) == 0  # it brought no source points
+        assert rendezvous.kept == 2
+
+    run(main)
+
+
+def test_an_answer_is_kept_no_longer_than_the_deadline() -> None:
+    async def main() -> None:
+        rendezvous = Rendezvous(Engine(Limits(deadline=0.3)))
+        share = replace(shares()[0], world=1, y=np.zeros((3, 2)))
+        await rendezvous.bring(share, 60)
+        await until(lambda: rendezvous.kept == 0)
+
+    run(main)
+
+
+def test_answers_that_are_kept_are_bounded_in_bytes_and_in_number() -> None:
+    async def main() -> None:
+        alone = [replace(shares()[0], world=1, y=np.zeros((3, 2)), key=str(i), ticket=str(i)) for i in range(4)]
+        rendezvous = Rendezvous(Engine())
+        await rendezvous.bring(alone[0], 30)
+        size = rendezvous.kept_bytes
+        assert size > 0
+        for limits, most in ((Limits(kept_bytes=2 * size), 2), (Limits(queue=3), 3), (Limits(kept_bytes=0), 0)):
+            rendezvous = Rendezvous(Engine(limits))
+            for share in alone:
+                await rendezvous.bring(share, 30)
+            assert (rendezvous.kept, rendezvous.kept_bytes) == (most, most * size)
+            assert [kept.name[1] for kept in rendezvous._kept] == [share.key for share in alone[4 - most :]]
 
     run(main)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,13 @@ def opened(store: Counted, cache: ShardCache) -> ShardedDataset:
     return open_stored(store, "store", cache)
 
 
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
 def kept(cache: ShardCache) -> list[Path]:
     return sorted(cache.folder.glob("*.safetensors"))
 
@@ -107,9 +116,9 @@ def test_the_next_batches_are_fetched_meanwhile(folder: Path, cache: ShardCache)
     data = opened(store, cache)
     with Loader(data.train, batch=1, seed=0, prefetch=1, block=1) as batches:
         next(batches)
+        # Of the first batch and one after it there are two at most.
+        until(lambda: len(set(store.reads[2:])) > 3)
         batches.close()
-    early = set(store.reads[2:])
-    assert len(early) > 3  # of the first batch and one after it there are two at most
     data.train.want(np.arange(len(data.train)))
     data.train.take(np.arange(len(data.train)))
     assert len(store.reads) == 2 + 8
