@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     max_generate: int = 1024
     serving_device: Literal["auto", "cpu", "cuda"] = "auto"
     plan_deadline: float = 60
-    rank_deadline: float = Field(default=300.0, gt=0)
+    rank_deadline: float = Field(default=300, gt=0)
     shard_cache: Path | None = None
     shard_cache_gib: float = Field(default=20.0, gt=0)
     s3_endpoint_url: str | None = None
