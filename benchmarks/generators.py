@@ -143,7 +143,7 @@ def flow_distances(
         found[name] = {}
         for steps in STEPS:
             network.steps = steps
-            found[name][steps] = judge.scores(network, CPU)["fid"]
+            found[name][steps] = judge.scores(network)["fid"]
         print(f"  {name}: {found[name]}", flush=True)
         picture(network, folder / f"{called}.png")
     return found, seconds
@@ -179,7 +179,7 @@ def adversary_scores(
     for config in ADVERSARIES:
         local = ("objective.plans=local",) if config == "learned-transport" else ()
         network, seconds = trained(spec_of(config, scale, scale.adversary, *local), data)
-        scores = judge.scores(network, CPU)
+        scores = judge.scores(network)
         print(
             f"  {config}: {seconds:.0f} s, { ({name: round(value, 3) for name, value in scores.items()}) }", flush=True
         )

@@ -37,6 +37,18 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def block_share(count: int, block: int) -> slice:
+    """This rank's part of ``count`` rows, in whole blocks where there are enough of them for every rank.
+
+    Work that is done block by block then gives the same bits in any world.
+    """
+    world = world_size()
+    block = max(1, min(block, -(-count // world)))
+    blocks = -(-count // block)
+    first, last = (blocks * number // world for number in (rank(), rank() + 1))
+    return slice(min(first * block, count), min(last * block, count))
+
+
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """All ranks' rows, in rank order, on every rank. Ranks may hold different numbers of rows.
 

@@ -46,14 +46,15 @@ def _judged_by(objective: ObjectiveSpec) -> TransportSpec:
 class Evaluator:
     """Judges the served network of a job on held-out images.
 
-    Every rank calls it; pictures and transport distances are made by rank 0 alone.
+    Every rank makes one and calls it: each draws and sees a part of the images. Rank 0 alone has the pictures, and the
+    numbers of a generator.
 
     Args:
         spec: what is trained, and how it is judged.
         data: its splits.
         planner: who solves the plans behind transport distances.
         device: where the network is.
-        reference: whose features judge a generator, on rank 0, if the spec names one.
+        reference: whose features judge a generator, if the spec names one.
         split: whose images are held out; the names of the numbers begin with it.
 
     Raises:
@@ -78,7 +79,7 @@ class Evaluator:
         self._seed = spec.seed
         self._judge = None
         self._target = spec.objective.target if isinstance(spec.objective, RegressionSpec) else None
-        if spec.generates and rank() == 0:
+        if spec.generates:
             judged = _judged_by(spec.objective)
             self._judge = generation.TransportJudge(
                 data.split("train"), data.split(split), judged.cost, planner, spec.seed, judged.power
@@ -87,7 +88,7 @@ class Evaluator:
         if reference is not None:
             reference.require(data.image)
             self._features = FeatureJudge(
-                reference, data.split("train"), data.split(split), spec.evaluation.samples, spec.seed
+                reference, data.split("train"), data.split(split), spec.evaluation.samples, spec.seed, device
             )
 
     def __call__(self, network: torch.nn.Module) -> Evaluation:
@@ -96,9 +97,15 @@ class Evaluator:
             return self._classifier(network) if self._target is None else self._regressor(network, self._target)
         if not isinstance(network, Generator):
             raise TypeError(f"no evaluation is known for a {type(network).__name__}")
-        if self._judge is None:
+        assert self._judge is not None
+        samples = self._judge.samples(network, self._device)
+        scores, neighbours = {}, None
+        if self._features is not None:
+            scores = self._features.scores(network)
+            neighbours = self._features.neighbours(network)
+        if rank() != 0:
             return Evaluation({}, {})
-        distances = self._judge.judge(network, self._device)
+        distances = self._judge.distances(samples)
         metrics = {
             "transport_cost": distances.generator,
             "transport_cost_gaussian": distances.gaussian_baseline,
@@ -108,13 +115,11 @@ class Evaluator:
             "sliced_cost": distances.sliced,
             "sliced_cost_gaussian": distances.sliced_gaussian,
             "sliced_cost_real": distances.sliced_real,
-        }
-        samples = to_uint8(generation.sample(network, GRID, self._seed, self._device)).cpu().numpy()
-        pictures, tags = {"samples": image_grid(samples, tile=TILE)}, {"transport_solver": distances.solver}
-        if self._features is not None:
-            scores = self._features.scores(network, self._device)
-            metrics |= scores
-            pictures["neighbours"] = self._features.neighbours(network, self._device)
+        } | scores
+        shown = to_uint8(generation.sample(network, GRID, self._seed, self._device)).cpu().numpy()
+        pictures, tags = {"samples": image_grid(shown, tile=TILE)}, {"transport_solver": distances.solver}
+        if self._features is not None and neighbours is not None:
+            pictures["neighbours"] = neighbours
             tags["feature_extractor"] = self._features.extractor.identity
         return Evaluation({f"{self._split}_{name}": value for name, value in metrics.items()}, pictures, tags)
 

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from pipelines.data.loader import Split
+from pipelines.distributed import block_share, gather_rows
+from pipelines.errors import DivergedError
 from pipelines.models.bundle import to_float
 from pipelines.models.network import Generator
 from pipelines.randomness import step_generator
@@ -21,6 +23,10 @@ LARGEST_SET = 1024
 
 FITTED = 4096
 """Training images, evenly spaced, to which the Gaussian baseline is fitted."""
+
+
+BATCH = 256
+"""Samples drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,24 @@ class TransportJudge:
         self._baselines: tuple[_Distance, _Distance] | None = None
 
     def judge(self, generator: Generator, device: torch.device) -> TransportDistances:
-        """The distances of a generator's samples, always of the same latent vectors."""
-        samples = sample(generator, self._points, self._seed, device).flatten(1).cpu()
-        found = self._distance(samples)
+        """The distances of a generator's samples, always of the same latent vectors.
+
+        Raises:
+            DivergedError: a sample is not finite.
+        """
+        return self.distances(self.samples(generator, device))
+
+    def samples(self, generator: Generator, device: torch.device) -> torch.Tensor:
+        """The samples that are judged, (points, c, h, w); every rank calls it, draws a part, and gets all of them.
+
+        Raises:
+            DivergedError: a sample is not finite.
+        """
+        return shared_samples(generator, self._points, self._seed, device)
+
+    def distances(self, samples: torch.Tensor) -> TransportDistances:
+        """The distances of :meth:`samples`; one rank is enough."""
+        found = self._distance(samples.flatten(1).cpu())
         if self._baselines is None:
             drawn = gaussian(self._train, self._points, self._seed).flatten(1)
             self._baselines = self._distance(drawn), self._distance(self._draw(self._train, "floor"))
@@ -132,20 +153,48 @@ def gaussian(train: Split, count: int, seed: int) -> torch.Tensor:
     return drawn.clamp(-1, 1).view(count, *images.shape[1:])
 
 
+def shared_samples(generator: Generator, count: int, seed: int, device: torch.device) -> torch.Tensor:
+    """As :func:`sample`, with a part drawn by each rank; every rank calls it and gets all, (count, c, h, w).
+
+    Raises:
+        DivergedError: a sample is not finite.
+    """
+    part = block_share(count, BATCH)
+    # A rank without a part draws one all the same: that tells the shape.
+    drawn = sample(generator, count, seed, device, slice(part.start, max(part.stop, part.start + 1)))
+    samples = gather_rows(drawn[: part.stop - part.start])
+    if not samples.isfinite().all():
+        raise DivergedError("the generator's samples are not finite", cure="lower optimizer.learning_rate")
+    return samples
+
+
 @torch.inference_mode()
-def sample(generator: Generator, count: int, seed: int, device: torch.device, batch: int = 256) -> torch.Tensor:
-    """Samples of latent vectors that depend on the seed alone, (count, c, h, w) in [−1, 1].
+def sample(
+    generator: Generator, count: int, seed: int, device: torch.device, part: slice = slice(None)
+) -> torch.Tensor:
+    """Samples of latent vectors that depend on the seed alone.
 
     A conditional generator is asked for one class after the other.
+
+    Args:
+        generator: what draws them.
+        count: how many there are in all.
+        seed: of the latent vectors.
+        device: where the generator is.
+        part: which of them are drawn.
+
+    Returns:
+        (k, c, h, w) in [−1, 1], k the length of the part.
     """
-    latents = torch.randn(count, generator.latent, generator=step_generator(seed, 0, "fixed latents"))
+    latents = torch.randn(count, generator.latent, generator=step_generator(seed, 0, "fixed latents"))[part]
     was_training = generator.training
     generator.eval()
     conditions = generator.in_turn(count, device)
+    conditions = None if conditions is None else conditions[part]
     samples = torch.cat(
         [
             generator(latents[span].to(device), None if conditions is None else conditions[span])
-            for span in (slice(start, start + batch) for start in range(0, count, batch))
+            for span in (slice(start, start + BATCH) for start in range(0, len(latents), BATCH))
         ]
     )
     generator.train(was_training)

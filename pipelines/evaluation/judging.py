@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import product
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipelines.data.loader import Split
-from pipelines.evaluation.features import FeatureExtractor
+from pipelines.distributed import block_share, gather_rows, rank, sum_over_ranks, world_size
+from pipelines.evaluation.features import FeatureExtractor, Seen
 from pipelines.evaluation.figures import TILE, image_grid
 from pipelines.evaluation.generation import gaussian, sample
 from pipelines.evaluation.scores import density_coverage, frechet_distance, kernel_distance, nearest, precision_recall
 from pipelines.models.bundle import to_uint8
 from pipelines.models.network import Generator
 from pipelines.randomness import step_generator
+
+CPU = torch.device("cpu")
+
+PART = 256
+"""Images that a rank sees at least, where there are enough for all ranks."""
 
 SHOWN, NEIGHBOURS = 8, 6
 SEARCHED = 12
@@ -23,7 +32,8 @@ SEARCHED = 12
 class FeatureJudge:
     """Scores of samples against held-out images, beside those of real images and of a Gaussian.
 
-    All sets have the same size, for a Fréchet distance between finite sets depends on it.
+    Every rank makes one and calls it: each sees a part of the images and computes a part of the scores. All sets have
+    the same size, for a Fréchet distance between finite sets depends on it.
 
     Args:
         extractor: whose features.
@@ -31,32 +41,45 @@ class FeatureJudge:
         test: the held-out split.
         samples: images in a set; fewer where a split has fewer.
         seed: of all draws.
+        device: where generators are, and what ranks send each other.
     """
 
-    def __init__(self, extractor: FeatureExtractor, train: Split, test: Split, samples: int, seed: int) -> None:
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        train: Split,
+        test: Split,
+        samples: int,
+        seed: int,
+        device: torch.device = CPU,
+    ) -> None:
         self.extractor = extractor
         self._train = train
         self._count = min(samples, len(train), len(test))
         self._seed = seed
-        self._real, _ = extractor(self._draw(test, "judged held-out"))
+        self._device = device
+        self._real, _ = self._seen(self._count, lambda part: self._draw(test, "judged held-out", part))
         self._baselines: dict[str, float] | None = None
         self._training: tuple[np.ndarray, Tensor] | None = None
 
-    def scores(self, generator: Generator, device: torch.device) -> dict[str, float]:
-        """Scores by name, always of the same latent vectors.
+    def scores(self, generator: Generator) -> dict[str, float]:
+        """Scores by name, always of the same latent vectors; every rank calls it and gets the same.
 
         ``fid``, ``kid``, ``precision``, ``recall``, ``density``, ``coverage``, and each of them with ``_real`` behind
         it, of training images, and with ``_gaussian``, of a Gaussian fitted to their pixels. Where the extractor tells
         the classes apart, ``smallest_class_share``, of the class that it sees least often, times the number of
         classes: 1 where all are equal.
         """
-        features, labels = self.extractor(to_uint8(sample(generator, self._count, self._seed, device)).cpu())
+        count, seed, device = self._count, self._seed, self._device
+        features, labels = self._seen(count, lambda part: to_uint8(sample(generator, count, seed, device, part)).cpu())
+        sets = {"": features}
         if self._baselines is None:
-            floor, _ = self.extractor(self._draw(self._train, "judged floor"))
-            baseline, _ = self.extractor(to_uint8(gaussian(self._train, self._count, self._seed)))
-            self._baselines = {f"{name}_real": value for name, value in self._between(floor).items()}
-            self._baselines |= {f"{name}_gaussian": value for name, value in self._between(baseline).items()}
-        found = self._between(features) | self._baselines
+            sets["_real"], _ = self._seen(count, lambda part: self._draw(self._train, "judged floor", part))
+            sets["_gaussian"], _ = self._seen(count, lambda part: to_uint8(gaussian(self._train, count, seed)[part]))
+        found = self._between(sets)
+        if self._baselines is None:
+            self._baselines = {name: value for name, value in found.items() if name.endswith(("_real", "_gaussian"))}
+        found |= self._baselines
         if labels is not None:
             classes = self.extractor.classes
             found["smallest_class_share"] = (
@@ -64,36 +87,49 @@ class FeatureJudge:
             )
         return found
 
-    def _between(self, features: Tensor) -> dict[str, float]:
-        """The scores of features against those of the held-out images."""
-        precision, recall = precision_recall(self._real, features)
-        density, coverage = density_coverage(self._real, features)
-        return {
-            "fid": frechet_distance(self._real, features),
-            "kid": kernel_distance(self._real, features),
-            "precision": precision,
-            "recall": recall,
-            "density": density,
-            "coverage": coverage,
-        }
+    def _seen(self, count: int, images: Callable[[slice], Tensor]) -> Seen:
+        """Features of a set of images, of which each rank makes and sees a part."""
+        part = block_share(count, PART)
+        # A rank without a part sees one image all the same: that tells the number of features.
+        features, labels = self.extractor(images(slice(part.start, max(part.stop, part.start + 1))))
+        own = part.stop - part.start
+        gathered = gather_rows(features[:own].to(self._device)).cpu()
+        return gathered, None if labels is None else gather_rows(labels[:own].to(self._device)).cpu()
 
-    def neighbours(self, generator: Generator, device: torch.device) -> np.ndarray:
+    def _between(self, sets: dict[str, Tensor]) -> dict[str, float]:
+        """The scores of each set of features against those of the held-out images; ranks take them in turn."""
+        measures: dict[tuple[str, ...], Callable[[Tensor, Tensor], tuple[float, ...]]] = {
+            ("fid",): lambda real, found: (frechet_distance(real, found),),
+            ("kid",): lambda real, found: (kernel_distance(real, found),),
+            ("precision", "recall"): precision_recall,
+            ("density", "coverage"): density_coverage,
+        }
+        names: list[str] = []
+        values: list[float] = []
+        for turn, (behind, measured) in enumerate(product(sets, measures)):
+            names += [f"{name}{behind}" for name in measured]
+            mine = turn % world_size() == rank()
+            values += measures[measured](self._real, sets[behind]) if mine else [0.0] * len(measured)
+        total = sum_over_ranks(torch.tensor(values, dtype=torch.float64, device=self._device))
+        return dict(zip(names, total.tolist(), strict=True))
+
+    def neighbours(self, generator: Generator) -> np.ndarray:
         """A picture: in each row a sample and the training images nearest to it. A copy would show as a twin."""
         if self._training is None:
             chosen = np.linspace(0, len(self._train) - 1, min(SEARCHED * self._count, len(self._train))).astype(
                 np.int64
             )
-            images, _ = self._train.take(chosen)
-            self._training = images.numpy(), self.extractor(images)[0]
+            features, _ = self._seen(len(chosen), lambda part: self._train.take(chosen[part])[0])
+            self._training = chosen, features
         training, features = self._training
-        samples = to_uint8(sample(generator, SHOWN, self._seed, device)).cpu()
+        samples = to_uint8(sample(generator, SHOWN, self._seed, self._device)).cpu()
         found = nearest(self.extractor(samples)[0], features, min(NEIGHBOURS, len(training)))
         rows = [
-            np.concatenate([shown[None], training[near]])
+            np.concatenate([shown[None], self._train.take(training[near])[0].numpy()])
             for shown, near in zip(samples.numpy(), found.numpy(), strict=True)
         ]
         return image_grid(np.concatenate(rows), columns=len(rows[0]), tile=TILE)
 
-    def _draw(self, split: Split, stream: str) -> Tensor:
+    def _draw(self, split: Split, stream: str, part: slice) -> Tensor:
         order = torch.randperm(len(split), generator=step_generator(self._seed, 0, stream))
-        return split.take(order[: self._count].numpy())[0]
+        return split.take(order[: self._count][part].numpy())[0]

@@ -25,6 +25,8 @@ from pipelines.data.partition import rank_slice
 from pipelines.errors import MongeError
 from pipelines.evaluation.build import Evaluator
 from pipelines.evaluation.classification import accuracy
+from pipelines.evaluation.features import ClassifierFeatures
+from pipelines.models.bundle import Bundle
 from pipelines.models.network import Classifier
 from pipelines.objectives.phase import Loss, Phase, Step
 from pipelines.spec import JobSpec
@@ -195,7 +197,9 @@ def _evaluations(data: ShardedDataset) -> dict[str, Any]:
     classifier = start(spec_of("mlp"), data)[1].judged
     assert isinstance(classifier, Classifier)
     spec = spec_of("transport")
-    evaluation = Evaluator(spec, data, LocalPlanner(), CPU)(start(spec, data)[1].judged)
+    # Of stripes there are fewer than a block.
+    reference = ClassifierFeatures("mlp", Bundle(classifier, spec_of("mlp").model, data.image, data.classes))
+    evaluation = Evaluator(spec, data, LocalPlanner(), CPU, reference)(start(spec, data)[1].judged)
     return {
         "accuracy": accuracy(classifier, data.test, CPU, batch=4),
         "distances": evaluation.metrics,

@@ -10,6 +10,7 @@ from scipy.spatial.distance import cdist
 
 from pipelines.data.loader import Split
 from pipelines.data.shards import MappedShards
+from pipelines.errors import DivergedError
 from pipelines.evaluation import generation
 from pipelines.evaluation.generation import TransportJudge, sample
 from pipelines.models.network import Generator
@@ -160,7 +161,7 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
     assert first.real_floor != other.real_floor
 
 
-def test_samples_are_of_the_seed_alone_whatever_the_chunks() -> None:
+def test_samples_are_of_the_seed_alone_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     class Projecting(Generator):
         def __init__(self) -> None:
             super().__init__(IMAGE, latent=16)
@@ -173,7 +174,19 @@ def test_samples_are_of_the_seed_alone_whatever_the_chunks() -> None:
     generator = Projecting().train()
     samples = sample(generator, 10, 3, CPU)
     assert samples.shape == (10, 1, 4, 4)
-    assert torch.equal(sample(generator, 10, 3, CPU, batch=3), samples)
+    parts = [sample(generator, 10, 3, CPU, part) for part in (slice(0, 3), slice(3, 4), slice(4, 10))]
+    assert torch.equal(torch.cat(parts), samples)
+    monkeypatch.setattr(generation, "BATCH", 3)
+    assert torch.equal(sample(generator, 10, 3, CPU), samples)
     assert not torch.equal(sample(generator, 10, 4, CPU), samples)
     assert generator.modes == {False}
     assert generator.training
+
+
+def test_samples_that_are_not_finite_have_diverged() -> None:
+    class Diverged(Generator):
+        def forward(self, latents: torch.Tensor, conditions: torch.Tensor | None = None) -> torch.Tensor:
+            return latents.new_full((len(latents), *IMAGE.dims), torch.nan)
+
+    with pytest.raises(DivergedError, match="samples are not finite"):
+        judge(spots(30, seed=1), spots(20, seed=2)).judge(Diverged(IMAGE, latent=4), CPU)

@@ -63,13 +63,13 @@ def test_real_images_score_as_real_and_one_image_does_not(data: ShardedDataset) 
     made = extractor(data)
     judge = FeatureJudge(made, data.train, data.test, 1000, seed=1)
     held_out = data.test.take(np.arange(len(data.test)))[0]
-    same = judge.scores(Replay(held_out, data.image), CPU)
+    same = judge.scores(Replay(held_out, data.image))
     assert same["fid"] == pytest.approx(0, abs=1e-6)
     assert (same["precision"], same["recall"], same["coverage"]) == (1, 1, 1)
     # Untrained, it sees the held-out images as it sees them; a single one is of one class.
     shares = np.bincount(made(held_out)[1].numpy(), minlength=2) * 2 / len(held_out)
     assert same["smallest_class_share"] == pytest.approx(shares.min())
-    one = judge.scores(Replay(held_out[:1], data.image), CPU)
+    one = judge.scores(Replay(held_out[:1], data.image))
     assert one["smallest_class_share"] == 0
     assert one["fid"] > same["fid_real"] > 0
     assert one["recall"] < 0.2
@@ -83,7 +83,7 @@ def test_real_images_score_as_real_and_one_image_does_not(data: ShardedDataset) 
 def test_neighbours_show_the_copy_beside_the_sample(data: ShardedDataset) -> None:
     images = data.train.take(np.arange(12, 12 + SHOWN))[0]
     judge = FeatureJudge(extractor(data), data.train, data.test, 100, seed=1)
-    picture = judge.neighbours(Replay(images, data.image), CPU)
+    picture = judge.neighbours(Replay(images, data.image))
     side = -(-TILE // 12) * 12 + 1
     assert picture.shape == (SHOWN * side + 1, (NEIGHBOURS + 1) * side + 1)
     for row in range(SHOWN):
