@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
+from typing import Any, cast
 
+import pytest
 from rich.console import Console
 
-from services.jobs.follow import plain, show
+from pipelines.errors import SpecError, TrainingError
+from services.jobs.follow import error_lines, follow, plain, show
 
 LOG = [
     "2026-01-01 00:00:00,000\tINFO job_manager.py:1 -- Runtime env is setting up.",
@@ -47,6 +51,30 @@ def test_a_bar_on_a_terminal() -> None:
 def test_the_jobs_error_comes_back_with_its_cure() -> None:
     _, problem, _ = _shown([*LOG, "[error] loss is nan", "  cure: lower optimizer.learning_rate", "other"])
     assert problem == "loss is nan\n  cure: lower optimizer.learning_rate"
+
+
+def test_a_whole_error_is_written_and_read_again() -> None:
+    error = TrainingError("gloo: connection refused\nremote=[192.0.2.1]\n  at pair.cc", cure="open the port")
+    lines = error_lines(error).splitlines()
+    assert lines[0] == "[error] gloo: connection refused"
+    _, problem, _ = _shown([*LOG, *lines, "other"])
+    assert problem == "gloo: connection refused\n  remote=[192.0.2.1]\n  at pair.cc\n  cure: open the port"
+
+
+class _Ended:
+    """A cluster with one job, which failed."""
+
+    def logs(self, job: str, follow: bool) -> list[str]:
+        return error_lines(SpecError("workers.count: 64 CPUs asked for", cure="ask for 2")).splitlines()
+
+    def get(self, job: str) -> Any:
+        return SimpleNamespace(status="FAILED", message="")
+
+
+def test_an_error_has_one_cure() -> None:
+    with pytest.raises(TrainingError) as caught:
+        follow(cast(Any, _Ended()), "job", Console(file=io.StringIO()))
+    assert str(caught.value) == "workers.count: 64 CPUs asked for\n  cure: ask for 2"
 
 
 def test_plain_takes_off_rays_prefix_only() -> None:
