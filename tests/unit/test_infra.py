@@ -89,6 +89,16 @@ def test_compose_has_only_what_the_specification_knows(compose: dict[str, Any]) 
         assert all(isinstance(value, str) for value in service.get("environment", {}).values()), name
 
 
+def test_compose_gives_gpus_to_what_uses_them(compose: dict[str, Any]) -> None:
+    override = yaml.safe_load((ROOT / "infra" / "docker-compose.gpu.yml").read_text())
+    assert override["services"].keys() == {"ray-worker", "endpoint"} <= compose["services"].keys()
+    for name, service in override["services"].items():
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}, name
+    # `auto` would take what the training needs.
+    assert override["services"]["endpoint"]["environment"] == {"MONGE_SERVING_DEVICE": "${MONGE_SERVING_DEVICE:-cpu}"}
+
+
 def test_compose_names_only_what_it_declares(compose: dict[str, Any]) -> None:
     services, mounted = compose["services"], set()
     for name, service in services.items():
