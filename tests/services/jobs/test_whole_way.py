@@ -212,6 +212,26 @@ def test_a_failing_job_says_why(monge: Monge, home: Path, shapes: Path) -> None:
     assert "Traceback" not in output
 
 
+def test_a_damaged_shard_ends_the_job_on_every_rank(monge: Monge, home: Path, shapes: Path) -> None:
+    monge(*_spec("whole", shapes, 200, "train.batch=20"), "--follow")
+    *_, shard = sorted((home / "data").rglob("shard-*.safetensors"), key=lambda path: path.stat().st_mtime)
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        output = monge(*_spec("damaged", shapes, 200, "train.batch=20"), "--follow", fails=True)
+    finally:
+        shard.write_bytes(whole)
+    assert f"{shard.name}: its sha256 is not the manifest's" in output
+    assert output.count("cure:") == 1
+
+
+def test_too_many_workers_are_refused_before_anything_is_read(monge: Monge, home: Path) -> None:
+    output = monge(*_spec("crowd", home / "nowhere", 200, "workers.count=64"), "--follow", fails=True)
+    assert "workers.count: 64 CPUs asked for, the cluster has" in output
+    assert output.count("cure:") == 1
+    assert "sharding" not in output
+
+
 def _swept(home: Path, *grid: str) -> list[str]:
     """The arguments of a sweep over small shapes."""
     arguments = [word for field in grid for word in ("--grid", field)]
