@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import io
-import time
+import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -494,17 +494,19 @@ def test_concurrent_requests_share_batches_and_get_their_own_answers(cats: str) 
 
 def test_the_event_loop_is_free_while_a_batch_is_computed(cats: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(client: Client, shared: Endpoint) -> None:
+        enough = threading.Event()
+
         def slow(model: models_module.ServedModel, images: np.ndarray) -> np.ndarray:
-            time.sleep(0.5)  # stands for a network that takes long
+            assert enough.wait(60), "nothing is answered while a batch is computed"
             return np.full((len(images), len(CLASSES)), 1 / len(CLASSES), np.float32)
 
         monkeypatch.setattr(models_module.ServedModel, "predict", slow)
         request = asyncio.create_task(client.post("/v1/models/cats/predict", content=encoded(), headers=PNG))
-        answered = 0
-        while not request.done():
+        for _ in range(20):
             assert (await client.get("/health")).status_code == 200
-            answered += 1
             await asyncio.sleep(0)  # a call within the process need not give way by itself
-        assert answered > 20
+            assert not request.done()
+        enough.set()
+        assert (await request).status_code == 200
 
     play(cats, scenario)

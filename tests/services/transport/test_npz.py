@@ -87,10 +87,10 @@ def test_a_directory_of_a_million_entries_is_not_read(fields: str) -> None:
         # The modest record at the end is overruled by one before it.
         record = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 300_000, 300_000, len(directory), 0)
         longer = record + struct.pack("<4sLQL", b"PK\6\7", 0, len(directory), 1)
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises((TooLargeError, ProblemError)):
         read_npz(directory + longer + bytes(end), 10 * LIMIT)
-    assert time.perf_counter() - started < 0.1
+    assert time.thread_time() - started < 0.1
 
 
 def test_a_header_that_promises_more_than_there_is_allocates_nothing() -> None:
