@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -85,8 +86,7 @@ class TransportJudge:
         self._power = power
         self._seed = seed
         self._points = min(LARGEST_SET, len(test), len(train))
-        self._held_out = self._draw(test, "held-out")
-        self._train = train
+        self._train, self._test = train, test
         self._baselines: tuple[_Distance, _Distance] | None = None
 
     def judge(self, generator: Generator, device: torch.device) -> TransportDistances:
@@ -124,6 +124,11 @@ class TransportJudge:
             sliced_real=floor.sliced,
         )
 
+    @cached_property
+    def _held_out(self) -> torch.Tensor:
+        """Read where distances are measured: on one rank."""
+        return self._draw(self._test, "held-out")
+
     def _draw(self, split: Split, stream: str) -> torch.Tensor:
         order = torch.randperm(len(split), generator=step_generator(self._seed, 0, stream))
         images, _ = split.take(order[: self._points].numpy())
@@ -141,16 +146,18 @@ class TransportJudge:
         )
 
 
-def gaussian(train: Split, count: int, seed: int) -> torch.Tensor:
-    """Samples of the Gaussian with the training images' mean and covariance, clipped to [−1, 1]: (count, c, h, w).
+def gaussian(train: Split, count: int, seed: int, part: slice = slice(None)) -> torch.Tensor:
+    """Samples of the Gaussian with the training images' mean and covariance, clipped to [−1, 1]: (k, c, h, w).
+
+    ``part`` says which of the ``count`` are drawn; by default all.
 
     A standard normal combination of the centred images has their covariance, which never needs to be formed.
     """
     images, _ = train.take(np.linspace(0, len(train) - 1, min(len(train), FITTED)).astype(np.int64))
     pixels = to_float(images).flatten(1)
-    weights = torch.randn(count, len(pixels), generator=step_generator(seed, 0, "gaussian"))
+    weights = torch.randn(count, len(pixels), generator=step_generator(seed, 0, "gaussian"))[part]
     drawn = pixels.mean(0) + weights @ (pixels - pixels.mean(0)) / (len(pixels) - 1) ** 0.5
-    return drawn.clamp(-1, 1).view(count, *images.shape[1:])
+    return drawn.clamp(-1, 1).view(len(weights), *images.shape[1:])
 
 
 def shared_samples(generator: Generator, count: int, seed: int, device: torch.device) -> torch.Tensor:

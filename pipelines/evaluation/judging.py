@@ -13,16 +13,13 @@ from pipelines.data.loader import Split
 from pipelines.distributed import block_share, gather_rows, rank, sum_over_ranks, world_size
 from pipelines.evaluation.features import FeatureExtractor, Seen
 from pipelines.evaluation.figures import TILE, image_grid
-from pipelines.evaluation.generation import gaussian, sample
+from pipelines.evaluation.generation import BATCH, gaussian, sample
 from pipelines.evaluation.scores import density_coverage, frechet_distance, kernel_distance, nearest, precision_recall
 from pipelines.models.bundle import to_uint8
 from pipelines.models.network import Generator
 from pipelines.randomness import step_generator
 
 CPU = torch.device("cpu")
-
-PART = 256
-"""Images that a rank sees at least, where there are enough for all ranks."""
 
 SHOWN, NEIGHBOURS = 8, 6
 SEARCHED = 12
@@ -75,7 +72,7 @@ class FeatureJudge:
         sets = {"": features}
         if self._baselines is None:
             sets["_real"], _ = self._seen(count, lambda part: self._draw(self._train, "judged floor", part))
-            sets["_gaussian"], _ = self._seen(count, lambda part: to_uint8(gaussian(self._train, count, seed)[part]))
+            sets["_gaussian"], _ = self._seen(count, lambda part: to_uint8(gaussian(self._train, count, seed, part)))
         found = self._between(sets)
         if self._baselines is None:
             self._baselines = {name: value for name, value in found.items() if name.endswith(("_real", "_gaussian"))}
@@ -89,7 +86,7 @@ class FeatureJudge:
 
     def _seen(self, count: int, images: Callable[[slice], Tensor]) -> Seen:
         """Features of a set of images, of which each rank makes and sees a part."""
-        part = block_share(count, PART)
+        part = block_share(count, BATCH)
         # A rank without a part sees one image all the same: that tells the number of features.
         features, labels = self.extractor(images(slice(part.start, max(part.stop, part.start + 1))))
         own = part.stop - part.start
