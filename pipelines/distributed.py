@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Literal
@@ -70,6 +70,20 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     parts = [torch.empty_like(padded) for _ in sizes]
     _collective(dist.all_gather, parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def gather_parts(count: int, block: int, make: Callable[[slice], Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+    """Tensors of ``count`` rows, of which each rank makes its :func:`block_share`; every rank gets them whole.
+
+    Args:
+        count: rows in all, ≥ 1.
+        block: rows that are made at once.
+        make: the rows of a part, of each tensor.
+    """
+    part = block_share(count, block)
+    # A rank without a part makes one row all the same: that tells the shape.
+    made = make(slice(part.start, max(part.stop, part.start + 1)))
+    return [gather_rows(rows[: part.stop - part.start]) for rows in made]
 
 
 def gather_rows_with_gradient(rows: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipelines.data.loader import Split
-from pipelines.distributed import block_share, gather_rows
+from pipelines.distributed import gather_parts
 from pipelines.errors import DivergedError
 from pipelines.models.bundle import to_float
 from pipelines.models.network import Generator
@@ -166,10 +166,7 @@ def shared_samples(generator: Generator, count: int, seed: int, device: torch.de
     Raises:
         DivergedError: a sample is not finite.
     """
-    part = block_share(count, BATCH)
-    # A rank without a part draws one all the same: that tells the shape.
-    drawn = sample(generator, count, seed, device, slice(part.start, max(part.stop, part.start + 1)))
-    samples = gather_rows(drawn[: part.stop - part.start])
+    (samples,) = gather_parts(count, BATCH, lambda part: [sample(generator, count, seed, device, part)])
     if not samples.isfinite().all():
         raise DivergedError("the generator's samples are not finite", cure="lower optimizer.learning_rate")
     return samples

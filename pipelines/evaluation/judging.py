@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipelines.data.loader import Split
-from pipelines.distributed import block_share, gather_rows, rank, sum_over_ranks, world_size
+from pipelines.distributed import gather_parts, rank, sum_over_ranks, world_size
 from pipelines.evaluation.features import FeatureExtractor, Seen
 from pipelines.evaluation.figures import TILE, image_grid
 from pipelines.evaluation.generation import BATCH, gaussian, sample
@@ -86,12 +86,12 @@ class FeatureJudge:
 
     def _seen(self, count: int, images: Callable[[slice], Tensor]) -> Seen:
         """Features of a set of images, of which each rank makes and sees a part."""
-        part = block_share(count, BATCH)
-        # A rank without a part sees one image all the same: that tells the number of features.
-        features, labels = self.extractor(images(slice(part.start, max(part.stop, part.start + 1))))
-        own = part.stop - part.start
-        gathered = gather_rows(features[:own].to(self._device)).cpu()
-        return gathered, None if labels is None else gather_rows(labels[:own].to(self._device)).cpu()
+
+        def see(part: slice) -> list[Tensor]:
+            return [found.to(self._device) for found in self.extractor(images(part)) if found is not None]
+
+        features, *labels = gather_parts(count, BATCH, see)
+        return features.cpu(), labels[0].cpu() if labels else None
 
     def _between(self, sets: dict[str, Tensor]) -> dict[str, float]:
         """The scores of each set of features against those of the held-out images; ranks take them in turn."""
