@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from pipelines.randomness import step_generator
-from pipelines.transport.cost import with_conditions
+from pipelines.transport.cost import with_known_conditions
 
 
 @dataclass(frozen=True)
@@ -35,5 +35,5 @@ class Conditions:
         return labels[order.to(labels.device)]
 
     def on(self, points: Float32[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Float32[Tensor, "n e"]:
-        """Points with their classes as coordinates behind their own."""
-        return with_conditions(points, labels, self.classes, self.weight)
+        """Points with their classes as coordinates behind their own; labels are those of the data set."""
+        return with_known_conditions(points, labels, self.classes, self.weight)

@@ -85,11 +85,11 @@ class LearnedTransport:
     @in_full_precision
     def _between(self, step: Step, embedded: Points, player: str) -> Loss:
         """The same of embedded images and samples, one after the other."""
-        halves = step.places % 2 == 0
+        even = step.share.start % 2  # the first place of this rank that is even in the global batch
         sides = {
-            name + prime: points[half]
+            name + prime: points[first::2]
             for name, points in zip("xy", embedded.chunk(2), strict=True)
-            for prime, half in (("", halves), ("'", ~halves))
+            for prime, first in (("", even), ("'", 1 - even))
         }
         everywhere = {name: gather_rows_with_gradient(points) for name, points in sides.items()}
         pairs = list(itertools.combinations(sides, 2))
@@ -136,7 +136,7 @@ class LearnedTransport:
 
     def _penalty(self, step: Step, fakes: Images) -> Tensor:
         """This rank's part of ``E ‖Jᵀv‖²`` over standard normal v: the mean squared slope of the features."""
-        chosen = step.places % SLOPES == 0
+        chosen = slice(-step.share.start % SLOPES, None, SLOPES)
         images = interpolates(step, fakes)[chosen].requires_grad_()
         direction = step.normal("directions", self.critic.features)[chosen]
         (slopes,) = torch.autograd.grad((self._embed(images) * direction).sum(), images, create_graph=True)

@@ -64,11 +64,6 @@ class Step:
         drawn = torch.randn(self.batch, width, generator=step_generator(self.seed, self.index, stream))
         return drawn[self.share].to(self.images.device)
 
-    @property
-    def places(self) -> Int64[Tensor, " k"]:
-        """The places in the global batch that this rank holds, (k,)."""
-        return torch.arange(self.share.start, self.share.stop, device=self.images.device)
-
     def uniform(self, stream: str) -> Float32[Tensor, " k"]:
         """Uniform numbers in [0, 1) for this rank's places, (k,); see :meth:`normal`."""
         drawn = torch.rand(self.batch, generator=step_generator(self.seed, self.index, stream))

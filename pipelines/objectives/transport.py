@@ -115,7 +115,7 @@ class TransportObjective:
         if self.weights is None:
             return None
         own = self.weights.to(step.labels.device)[step.labels]
-        return own if bool(gather_rows(own).any()) else torch.ones_like(own)
+        return torch.where(gather_rows(own).any(), own, 1.0)
 
 
 def sliced_distance(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:

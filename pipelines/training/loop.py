@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -109,7 +109,7 @@ def _move(spec: JobSpec, phase: Phase, step: Step, state: TrainState, meters: Me
     with _only(phase.module, state.networks.values()):
         parts = []
         for part in step.parts(spec.train.accumulate):
-            with torch.autocast(step.images.device.type, torch.bfloat16, enabled=low):
+            with torch.autocast(step.images.device.type, torch.bfloat16) if low else nullcontext():
                 loss = phase.loss(part)
             loss.total.backward()
             parts.append(loss)

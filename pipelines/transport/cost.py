@@ -68,7 +68,6 @@ def with_conditions(points: torch.Tensor, labels: torch.Tensor, classes: int, we
     Raises:
         ProblemError: labels that do not fit, or a negative weight.
     """
-    points = points.float().reshape(len(points), -1)
     if labels.shape != points.shape[:1] or bool(((labels < 0) | (labels >= classes)).any()):
         raise ProblemError(
             f"labels: {tuple(labels.shape)} for {len(points)} points",
@@ -76,6 +75,12 @@ def with_conditions(points: torch.Tensor, labels: torch.Tensor, classes: int, we
         )
     if not math.isfinite(weight) or weight < 0:
         raise ProblemError(f"weight: {weight} received", cure="give a number ≥ 0")
+    return with_known_conditions(points, labels, classes, weight)
+
+
+def with_known_conditions(points: torch.Tensor, labels: torch.Tensor, classes: int, weight: float) -> torch.Tensor:
+    """:func:`with_conditions` of labels that are known to fit: on a GPU, nothing waits for a check of them."""
+    points = points.float().reshape(len(points), -1)
     # Two different one-hot vectors of length s are 2 s² apart.
     codes = torch.nn.functional.one_hot(labels.long(), classes).to(points) * math.sqrt(weight / 2)
     return torch.cat([points, codes], 1)

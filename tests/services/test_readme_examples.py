@@ -41,6 +41,7 @@ WITH_PLATFORM = [
     "services/serving/README.md",
     "services/tuning/README.md",
 ]
+WITH_TORCHRUN = ["pipelines/README.md"]  # run by tests/distributed/test_torchrun.py
 
 
 def python_of(readme: Path) -> str:
@@ -68,7 +69,7 @@ def test_no_readme_is_left_out() -> None:
     readmes = [path.relative_to(ROOT) for path in ROOT.rglob("README.md")]
     seen = [path for path in readmes if not any(part.startswith(".") or part in HIDDEN for part in path.parts)]
     with_python = {path.as_posix() for path in seen if python_of(ROOT / path)}
-    assert with_python == {*BY_THEMSELVES, *WITH_TRANSPORT, *WITH_PLATFORM}
+    assert with_python == {*BY_THEMSELVES, *WITH_TRANSPORT, *WITH_PLATFORM, *WITH_TORCHRUN}
 
 
 @pytest.mark.slow

@@ -13,7 +13,14 @@ import yaml
 from services.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-READMES = sorted([*ROOT.glob("*.md"), *ROOT.glob("services/*/README.md"), *ROOT.glob("infra/*/README.md")])
+READMES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        ROOT / "pipelines/README.md",
+        *ROOT.glob("services/*/README.md"),
+        *ROOT.glob("infra/*/README.md"),
+    ]
+)
 SERVICES = ("jobs", "serving", "sharding", "storage", "tracking", "training", "transport", "tuning")
 OF_MONGE_UP = "of `monge up`"
 OF_HOME = {"SHARD_CACHE": "`cache/shards` of the home"}
