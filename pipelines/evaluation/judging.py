@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
 
 import numpy as np
 import torch
@@ -14,7 +13,15 @@ from pipelines.distributed import gather_parts, rank, sum_over_ranks, world_size
 from pipelines.evaluation.features import FeatureExtractor, Seen
 from pipelines.evaluation.figures import TILE, image_grid
 from pipelines.evaluation.generation import BATCH, gaussian, sample
-from pipelines.evaluation.scores import density_coverage, frechet_distance, kernel_distance, nearest, precision_recall
+from pipelines.evaluation.scores import (
+    DENSITY_NEIGHBOURS,
+    PRECISION_NEIGHBOURS,
+    Neighbourhoods,
+    frechet_distance,
+    kernel_distance,
+    nearest,
+    neighbourhood_scores,
+)
 from pipelines.models.bundle import to_uint8
 from pipelines.models.network import Generator
 from pipelines.randomness import step_generator
@@ -55,7 +62,8 @@ class FeatureJudge:
         self._count = min(samples, len(train), len(test))
         self._seed = seed
         self._device = device
-        self._real, _ = self._seen(self._count, lambda part: self._draw(test, "judged held-out", part))
+        real, _ = self._seen(self._count, lambda part: self._draw(test, "judged held-out", part))
+        self._real = Neighbourhoods.of(real, PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS)
         self._baselines: dict[str, float] | None = None
         self._training: tuple[np.ndarray, Tensor] | None = None
 
@@ -91,24 +99,19 @@ class FeatureJudge:
             return [found.to(self._device) for found in self.extractor(images(part)) if found is not None]
 
         features, *labels = gather_parts(count, BATCH, see)
-        return features.cpu(), labels[0].cpu() if labels else None
+        return features, labels[0] if labels else None
 
     def _between(self, sets: dict[str, Tensor]) -> dict[str, float]:
-        """The scores of each set of features against those of the held-out images; ranks take them in turn."""
-        measures: dict[tuple[str, ...], Callable[[Tensor, Tensor], tuple[float, ...]]] = {
-            ("fid",): lambda real, found: (frechet_distance(real, found),),
-            ("kid",): lambda real, found: (kernel_distance(real, found),),
-            ("precision", "recall"): precision_recall,
-            ("density", "coverage"): density_coverage,
-        }
-        names: list[str] = []
-        values: list[float] = []
-        for turn, (behind, measured) in enumerate(product(sets, measures)):
-            names += [f"{name}{behind}" for name in measured]
-            mine = turn % world_size() == rank()
-            values += measures[measured](self._real, sets[behind]) if mine else [0.0] * len(measured)
-        total = sum_over_ranks(torch.tensor(values, dtype=torch.float64, device=self._device))
-        return dict(zip(names, total.tolist(), strict=True))
+        """The scores of each set of features against those of the held-out images."""
+        scores: dict[str, float] = {}
+        distances = torch.zeros(len(sets), dtype=torch.float64, device=self._device)
+        for turn, (behind, features) in enumerate(sets.items()):
+            if turn % world_size() == rank():
+                distances[turn] = frechet_distance(self._real.rows, features)
+            scores[f"kid{behind}"] = kernel_distance(self._real.rows, features)
+            scores |= {f"{name}{behind}": value for name, value in neighbourhood_scores(self._real, features).items()}
+        fids = dict(zip([f"fid{behind}" for behind in sets], sum_over_ranks(distances).tolist(), strict=True))
+        return fids | scores
 
     def neighbours(self, generator: Generator) -> np.ndarray:
         """A picture: in each row a sample and the training images nearest to it. A copy would show as a twin."""
@@ -120,7 +123,8 @@ class FeatureJudge:
             self._training = chosen, features
         training, features = self._training
         samples = to_uint8(sample(generator, SHOWN, self._seed, self._device)).cpu()
-        found = nearest(self.extractor(samples)[0], features, min(NEIGHBOURS, len(training)))
+        shown_features = self.extractor(samples)[0].to(self._device)
+        found = nearest(shown_features, features, min(NEIGHBOURS, len(training))).cpu()
         rows = [
             np.concatenate([shown[None], self._train.take(training[near])[0].numpy()])
             for shown, near in zip(samples.numpy(), found.numpy(), strict=True)

@@ -1,18 +1,27 @@
-"""How far one set of features is from another. All functions take (n, d) features of real and of generated images."""
+"""How far one set of features is from another. All functions take (n, d) features of real and of generated images.
+
+Every rank calls them with the same features. What is computed row by row is shared between the ranks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
+
+from pipelines.distributed import gather_parts, sum_over_ranks
 
 Features = Float[Tensor, "n d"]
 Others = Float[Tensor, "m d"]
 
 BLOCK = 1024
 """Rows of a distance matrix that are held at once."""
+
+PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
+"""Of the papers: the neighbour that a row's neighbourhood reaches to."""
 
 
 def frechet_distance(real: Features, generated: Others) -> float:
@@ -49,29 +58,69 @@ def kernel_distance(real: Features, generated: Others) -> float:
     return _mean_kernel(real, real) + _mean_kernel(generated, generated) - 2 * _mean_kernel(real, generated)
 
 
-def precision_recall(real: Features, generated: Others, neighbours: int = 3) -> tuple[float, float]:
-    """Precision, the share of generated features among the real ones, and recall, the reverse.
+@dataclass(frozen=True, eq=False)
+class Neighbourhoods:
+    """Features, and how far it is from each to its nearest neighbours of the same set.
 
-    A feature is among others when it lies within the distance of one of them to its k-th nearest neighbour of its own
-    set (Kynkäänniemi et al. 2019, eq. 1 and 2, k = 3).
+    Attributes:
+        rows: (n, d).
+        radii: by k, the distance of each row to its k-th nearest other, (n,) float64.
     """
-    precision = _inside(generated, real, _radii(real, neighbours)).any(1)
-    recall = _inside(real, generated, _radii(generated, neighbours)).any(1)
-    return float(precision.double().mean()), float(recall.double().mean())
+
+    rows: Features
+    radii: dict[int, Float64[Tensor, " n"]]
+
+    @classmethod
+    def of(cls, rows: Features, *neighbours: int) -> Neighbourhoods:
+        """Of each of those numbers of neighbours.
+
+        Raises:
+            ValueError: there are not so many.
+        """
+        if len(rows) <= max(neighbours):
+            raise ValueError(f"{len(rows)} rows have no {max(neighbours)} neighbours each")
+
+        # The nearest row is the row itself.
+        count = max(neighbours) + 1
+        found = _by_distances(rows, rows, lambda found, _: found.topk(count, largest=False).values)
+        return cls(rows, {k: found[:, k] for k in neighbours})
 
 
-def density_coverage(real: Features, generated: Others, neighbours: int = 5) -> tuple[float, float]:
-    """Density, how many real neighbourhoods hold a generated feature, over k; coverage, how many hold one at all.
+def neighbourhood_scores(real: Neighbourhoods, generated: Others) -> dict[str, float]:
+    """``precision``, ``recall``, ``density`` and ``coverage``.
 
-    Naeem et al. 2020, eq. 4 and 5 with k = 5: unlike precision and recall they are not moved by single outliers.
+    Precision is the share of generated features among the real ones, recall the reverse: a feature is among others
+    when it lies within the distance of one of them to its k-th nearest neighbour of its own set (Kynkäänniemi et al.
+    2019, eq. 1 and 2, k = 3). Density counts the real neighbourhoods that hold a generated feature, over k; coverage is
+    the share of them that hold one (Naeem et al. 2020, eq. 4 and 5, k = 5): single outliers do not move these.
+
+    Args:
+        real: with both numbers of neighbours.
+        generated: (m, d).
+
+    Raises:
+        ValueError: fewer generated features than neighbours.
     """
-    inside = _inside(generated, real, _radii(real, neighbours))
-    return float(inside.sum() / (neighbours * len(generated))), float(inside.any(0).double().mean())
+    reach = Neighbourhoods.of(generated, PRECISION_NEIGHBOURS).radii[PRECISION_NEIGHBOURS]
+    narrow, wide = (real.radii[k][:, None] for k in (PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS))
+    hits = torch.zeros(len(generated), dtype=torch.int64, device=generated.device)
+
+    def of_real(found: Tensor, rows: slice) -> Tensor:
+        hits.add_((found <= narrow[rows]).sum(0))
+        return torch.stack([(found <= reach).any(1).long(), (found <= wide[rows]).sum(1)], 1)
+
+    recalled, held = _by_distances(real.rows, generated, of_real).unbind(1)
+    return {
+        "precision": float((sum_over_ranks(hits) > 0).double().mean()),
+        "recall": float(recalled.double().mean()),
+        "density": float(held.sum() / (DENSITY_NEIGHBOURS * len(generated))),
+        "coverage": float((held > 0).double().mean()),
+    }
 
 
 def nearest(queries: Features, points: Others, count: int) -> Tensor:
     """The nearest points to each query, (n, count) int64, the nearest first."""
-    return torch.cat([found.topk(count, largest=False).indices for found in _distances(queries, points)])
+    return _by_distances(queries, points, lambda found, _: found.topk(count, largest=False).indices)
 
 
 def _moments(rows: Features) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
@@ -79,32 +128,31 @@ def _moments(rows: Features) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d 
 
 
 def _mean_kernel(rows: Features, others: Others) -> float:
-    same = rows is others
-    total = 0.0
-    for block in rows.split(BLOCK):
-        total += float((block @ others.T / rows.shape[1] + 1).pow_(3).sum())
-    if not same:
-        return total / (len(rows) * len(others))
-    own = float((rows.square().sum(1) / rows.shape[1] + 1).pow_(3).sum())
-    return (total - own) / (len(rows) * (len(rows) - 1))
+    def kernel(block: Tensor, _: slice) -> Tensor:
+        base = block @ others.T / rows.shape[1] + 1
+        return (base * base * base).sum(1)
+
+    total = _by_blocks(rows, kernel).sum()
+    if rows is not others:
+        return float(total / (len(rows) * len(others)))
+    own = (rows.square().sum(1) / rows.shape[1] + 1).pow(3).sum()
+    return float((total - own) / (len(rows) * (len(rows) - 1)))
 
 
-def _radii(rows: Features, neighbours: int) -> Float[Tensor, " n"]:
-    """Distance of each row to its k-th nearest other."""
-    if len(rows) <= neighbours:
-        raise ValueError(f"{len(rows)} rows have no {neighbours} neighbours each")
-    # The nearest row is the row itself.
-    return torch.cat([found.topk(neighbours + 1, largest=False).values[:, -1] for found in _distances(rows, rows)])
-
-
-def _inside(rows: Features, centres: Others, radii: Float[Tensor, " m"]) -> Tensor:
-    """Which rows lie in the ball of which centre, (n, m) bool."""
-    return torch.cat([found <= radii for found in _distances(rows, centres)])
-
-
-def _distances(rows: Features, others: Others) -> Iterator[Float64[Tensor, "k m"]]:
-    """Distances by blocks of rows: in float64 about the mean, because features are often far from the origin."""
+def _by_distances(rows: Features, others: Others, make: Callable[[Tensor, slice], Tensor]) -> Tensor:
+    """What ``make`` makes of the distances of some rows to all others: in float64 about the mean, because features are
+    often far from the origin."""
     centre = others.double().mean(0)
-    others = others.double() - centre
-    for block in rows.split(BLOCK):
-        yield torch.cdist(block.double() - centre, others)
+    centred = others.double() - centre
+    return _by_blocks(rows, lambda block, places: make(torch.cdist(block.double() - centre, centred), places))
+
+
+def _by_blocks(rows: Tensor, make: Callable[[Tensor, slice], Tensor]) -> Tensor:
+    """What ``make`` makes of each block of rows and its place among them; each rank makes a part."""
+
+    def part(places: slice) -> list[Tensor]:
+        starts = range(places.start, places.stop, BLOCK)
+        blocks = (slice(start, min(start + BLOCK, places.stop)) for start in starts)
+        return [torch.cat([make(rows[block], block) for block in blocks])]
+
+    return gather_parts(len(rows), BLOCK, part)[0]

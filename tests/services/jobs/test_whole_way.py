@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import boto3
@@ -20,7 +22,7 @@ from moto.server import ThreadedMotoServer
 from PIL import Image, ImageDraw
 
 from services.jobs.platform import Platform
-from services.jobs.processes import wait_until
+from services.jobs.processes import free_port, wait_until
 from services.settings import Settings
 from services.tracking.connection import connect
 from services.tracking.run import EXPERIMENT, find_run, read_run
@@ -66,7 +68,32 @@ def s3() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def monge(home: Path, s3: dict[str, str]) -> Iterator[Monge]:
+def another_cluster() -> Iterator[None]:
+    """Of somebody else on this machine: a head without work."""
+    port = free_port()
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MONGE_"))}
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        head = psutil.Popen(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+                *("--node-ip-address", "127.0.0.1", "--port", str(port), "--include-dashboard=false"),
+                *("--num-cpus", "0", "--temp-dir", folder, "--dashboard-agent-listen-port", str(free_port())),
+                *("--min-worker-port", "0", "--max-worker-port", "0"),
+            ],
+            env=inherited, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            assert wait_until(lambda: any(p.name() == "raylet" for p in head.children(recursive=True)), timeout=60)
+            yield
+        finally:
+            for process in [*head.children(recursive=True), head]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            head.wait(20)
+
+
+@pytest.fixture(scope="module")
+def monge(home: Path, s3: dict[str, str], another_cluster: None) -> Iterator[Monge]:
     """The command on a platform of its own, ended afterwards."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MONGE_"))}
     environment = {**inherited, **s3, "MONGE_HOME": str(home), "COLUMNS": "200", "NO_COLOR": "1"}
@@ -198,7 +225,10 @@ def test_a_killed_worker_resumes_and_changes_nothing(monge: Monge, home: Path, s
     _workers(home)[0].kill()
     assert wait_until(lambda: killed in monge("jobs") and "RUNNING" not in monge("jobs"), timeout=240, interval=2)
 
-    assert "from image" in monge("logs", killed)
+    log = monge("logs", killed)
+    assert "from image" in log
+    assert "multiple active Ray instances" not in log
+    assert wait_until(lambda: not _workers(home, "PlacementGroupCleaner"), timeout=30)
     uri = Settings(home=home).address("mlflow_uri")
     one, other = read_run(uri, whole), read_run(uri, killed)
     for name in ("loss", "test_loss", "test_accuracy"):
@@ -321,11 +351,11 @@ def test_a_dead_service_is_started_again(monge: Monge, home: Path) -> None:
     assert monge("status").count("answers") == 4
 
 
-def _workers(home: Path) -> list[psutil.Process]:
-    """The Ray Train workers of this home's cluster."""
+def _workers(home: Path, kind: str = "RayTrainWorker") -> list[psutil.Process]:
+    """The Ray Train workers of this home's cluster, or its actors of another kind."""
     ray = Platform.read(home).processes["ray"].process()
     assert ray is not None
-    return [child for child in ray.children(recursive=True) if "RayTrainWorker" in child.name() + _title(child)]
+    return [child for child in ray.children(recursive=True) if kind in child.name() + _title(child)]
 
 
 def _title(process: psutil.Process) -> str:

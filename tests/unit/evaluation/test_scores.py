@@ -9,11 +9,25 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from pipelines.evaluation import scores
-from pipelines.evaluation.scores import density_coverage, frechet_distance, kernel_distance, nearest, precision_recall
+from pipelines.evaluation.scores import (
+    DENSITY_NEIGHBOURS,
+    PRECISION_NEIGHBOURS,
+    Neighbourhoods,
+    frechet_distance,
+    kernel_distance,
+    nearest,
+    neighbourhood_scores,
+)
 
 
 def rows(count: int, width: int = 6, seed: int = 0, shift: float = 0.0) -> torch.Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def scored(real: torch.Tensor, generated: torch.Tensor) -> tuple[float, float, float, float]:
+    """Precision, recall, density and coverage."""
+    found = neighbourhood_scores(Neighbourhoods.of(real, PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS), generated)
+    return found["precision"], found["recall"], found["density"], found["coverage"]
 
 
 @pytest.fixture(params=[7, 1024])
@@ -114,29 +128,28 @@ def test_neighbourhoods_by_brute_force(block: int) -> None:
     recall, _, _ = brute_force(generated.numpy(), real.numpy(), 3)
     _, density, coverage = brute_force(real.numpy(), generated.numpy(), 5)
     assert 0 < recall < precision < 1
-    assert precision_recall(real, generated) == pytest.approx((precision, recall))
-    assert density_coverage(real, generated) == pytest.approx((density, coverage))
+    assert scored(real, generated) == pytest.approx((precision, recall, density, coverage))
 
 
 @pytest.mark.parametrize("offset", [1e2, 1e4])
 def test_neighbourhoods_far_from_the_origin(offset: float, block: int) -> None:
     """Features are: sixteenths keep all their digits there."""
     real, generated = ((side * 16).round() / 16 for side in (rows(60, 8), 0.9 * rows(60, 8, seed=1)))
-    for measure in (precision_recall, density_coverage):
-        assert measure(real + offset, generated + offset) == pytest.approx(measure(real, generated))
+    assert scored(real + offset, generated + offset) == pytest.approx(scored(real, generated))
 
 
 def test_neighbourhoods_of_equal_and_of_distant_sets(block: int) -> None:
     real = rows(50)
-    assert precision_recall(real, real) == (1, 1)
-    assert density_coverage(real, real)[1] == 1
-    assert precision_recall(real, real + 100) == (0, 0)
-    assert density_coverage(real, real + 100) == (0, 0)
+    precision, recall, _, coverage = scored(real, real)
+    assert (precision, recall, coverage) == (1, 1, 1)
+    assert scored(real, real + 100) == (0, 0, 0, 0)
     collapsed = real[:1].expand(50, -1)
-    precision, recall = precision_recall(real, collapsed)
+    precision, recall, _, _ = scored(real, collapsed)
     assert (precision, recall) == (1, 0.02)
     with pytest.raises(ValueError, match="4 rows have no 5 neighbours"):
-        density_coverage(rows(4), real)
+        scored(rows(4), real)
+    with pytest.raises(ValueError, match="3 rows have no 3 neighbours"):
+        scored(real, rows(3))
 
 
 def test_the_nearest_come_in_order(block: int) -> None:
