@@ -28,6 +28,9 @@ app = typer.Typer(
 transport = typer.Typer(no_args_is_help=True, help="The optimal-transport service.")
 app.add_typer(transport, name="transport")
 
+LONGEST_LINE = 160
+"""Columns of a table that is no terminal's: for another program to read."""
+
 console = Console()
 errors = Console(stderr=True)
 
@@ -49,7 +52,8 @@ def main() -> None:
 
 
 def _say(text: str) -> None:
-    console.print(f"  {text}", highlight=False, markup=False)
+    # Whole lines: commands in them are there to be copied.
+    console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 # The commands import what they need when they run: `monge --help` should not wait for Ray, torch and MLflow.
@@ -60,19 +64,19 @@ def up(
     cpus: Annotated[int | None, typer.Option(help="Processors that Ray offers to jobs; all by default.")] = None,
 ) -> None:
     """Start the local platform: Ray, the MLflow server, the transport service and the model endpoint."""
-    from services.jobs import platform
+    from services.platform import local
 
     settings = load_settings()
-    platform.up(settings.home, _say, cpus)
+    local.up(settings.home, _say, cpus)
     _show_status()
 
 
 @app.command()
 def down() -> None:
     """End the local platform; data, runs, models and checkpoints stay."""
-    from services.jobs import platform
+    from services.platform import local
 
-    if not platform.down(load_settings().home, _say):
+    if not local.down(load_settings().home, _say):
         _say("nothing ran")
 
 
@@ -83,13 +87,14 @@ def status() -> None:
 
 
 def _show_status() -> bool:
-    from services.jobs import platform
+    from services.platform import local
 
-    table = Table("service", "url", "health", "pid")
-    found = platform.status(load_settings().home)
+    table = Table("service", "url", "health", "runs")
+    found = local.status(load_settings())
     for service in found:
         health = "[green]answers[/]" if service.healthy else "[red]down[/]" if service.pid is None else "[red]silent[/]"
-        table.add_row(service.name, service.url, health, str(service.pid or ""))
+        where = f"where {service.named_by} says" if service.named_by else f"here, pid {service.pid}"
+        table.add_row(service.name, service.url or "", health, where if service.named_by or service.pid else "")
     console.print(table)
     return all(service.healthy for service in found)
 
@@ -118,7 +123,13 @@ def submit(
     if follow:
         from services.jobs.follow import follow as follow_job
 
-        follow_job(jobs, job, console)
+        try:
+            follow_job(jobs, job, console)
+        except KeyboardInterrupt:
+            _say(f"job {job} goes on")
+            _say(f"follow it with: monge logs {job} --follow")
+            _say(f"stop it with: monge cancel {job}")
+            raise SystemExit(130) from None
         return
     _say(f"follow it with: monge logs {job} --follow")
 
@@ -262,12 +273,15 @@ def jobs() -> None:
     """List the jobs of the cluster, newest first."""
     from services.jobs.client import Jobs
 
-    table = Table(Column("job", no_wrap=True), "status", "submitted (UTC)", "seconds")
+    # An id that is too long for a terminal goes on in the next line; elsewhere a job is one line.
+    status, submitted = (Column(name, no_wrap=True) for name in ("status", "submitted (UTC)"))
+    table = Table(Column("job", overflow="fold"), status, submitted, "seconds")
     colours = {"SUCCEEDED": "green", "FAILED": "red", "STOPPED": "yellow", "RUNNING": "cyan"}
     for job in Jobs(load_settings()).list():
         colour = colours.get(job.status, "default")
         table.add_row(job.id, f"[{colour}]{job.status}[/]", f"{job.started:%Y-%m-%d %H:%M:%S}", f"{job.seconds:.0f}")
-    console.print(table)
+    wide = console if console.is_terminal else Console(file=console.file, width=LONGEST_LINE)
+    wide.print(table)
 
 
 @app.command()
@@ -356,7 +370,7 @@ def path(
 @app.command()
 def doctor() -> None:
     """Say what is installed, what answers, what is missing, and the cure."""
-    from services.jobs.doctor import examine
+    from services.platform.doctor import examine
 
     table = Table("what", "found", "cure")
     findings = examine(load_settings())
@@ -372,7 +386,7 @@ def demo(
     stop: Annotated[bool, typer.Option("--stop", help="End the platform afterwards.")] = False,
 ) -> None:
     """The whole way on cats and dogs: fetch, shard, train four networks, register, serve, call."""
-    from services.jobs.demo import run_demo
+    from services.platform.demo import run_demo
 
     raise typer.Exit(0 if run_demo(load_settings(), console, stop) else 1)
 

@@ -17,8 +17,9 @@ from pipelines.distributed import gather_parts, sum_over_ranks
 Features = Float[Tensor, "n d"]
 Others = Float[Tensor, "m d"]
 
-BLOCK = 1024
-"""Rows of a distance matrix that are held at once."""
+BLOCK = 64
+"""Rows of a matrix between two sets that are held at once: some MiB, which the allocator takes again for the next ones
+where it would hand larger blocks back to the system each time."""
 
 PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
 """Of the papers: the neighbour that a row's neighbourhood reaches to."""
@@ -129,8 +130,8 @@ def _moments(rows: Features) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d 
 
 def _mean_kernel(rows: Features, others: Others) -> float:
     def kernel(block: Tensor, _: slice) -> Tensor:
-        base = block @ others.T / rows.shape[1] + 1
-        return (base * base * base).sum(1)
+        base = (block @ others.T).div_(rows.shape[1]).add_(1)
+        return base.square().mul_(base).sum(1)
 
     total = _by_blocks(rows, kernel).sum()
     if rows is not others:

@@ -1,1 +1,1 @@
-"""Jobs and the local platform that runs them."""
+"""Jobs: submitted, followed, cancelled; and what one does on the cluster."""

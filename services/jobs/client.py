@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,11 +68,20 @@ class Jobs:
         os.environ.pop("RAY_ADDRESS", None)
         from ray.job_submission import JobSubmissionClient
 
-        try:
+        with self._asked():
             self._client: JobSubmissionClient = JobSubmissionClient(self._address)
-        except (ConnectionError, RuntimeError) as error:
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        """What Ray's client raises where the cluster is away, refuses, or is none: by then another program may listen
+        there and answer anything."""
+        try:
+            yield
+        except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
+            reason = str(error).partition("\n")[0][:200]
             raise ServiceError(
-                f"no Ray cluster answers at {self._address}", cure="see `monge status`; `monge up` starts one here"
+                f"no Ray cluster answers at {self._address}: {type(error).__name__}: {reason}",
+                cure="see `monge status`; `monge up` starts one here",
             ) from error
 
     def submit(self, spec: JobSpec) -> str:
@@ -96,16 +106,18 @@ class Jobs:
             *(python, "-m", "services.jobs", "--job", job),
             *("--spec", spec.model_dump_json()),
         ]
-        self._client.submit_job(
-            entrypoint=shlex.join(command), submission_id=job, metadata={"name": spec.name, "kind": spec.objective.kind}
-        )
+        told = {"name": spec.name, "kind": spec.objective.kind}
+        with self._asked():
+            self._client.submit_job(entrypoint=shlex.join(command), submission_id=job, metadata=told)
         return job
 
     def list(self) -> list[Job]:
         """All jobs that the cluster remembers, newest first."""
         now = time.time()
         jobs = []
-        for details in self._client.list_jobs():
+        with self._asked():
+            known = self._client.list_jobs()
+        for details in known:
             if details.submission_id is None:
                 continue
             started = (details.start_time or now * 1e3) / 1e3
@@ -143,7 +155,8 @@ class Jobs:
         read = 0
         while True:
             ended = self.get(job).ended
-            text = self._client.get_job_logs(job)
+            with self._asked():
+                text = self._client.get_job_logs(job)
             # The last line may still be being written.
             complete = len(text) if ended or not follow else text.rfind("\n") + 1
             yield from text[read:complete].splitlines()
@@ -172,7 +185,8 @@ class Jobs:
             ServiceError: the cluster knows no such job, or it does not stop.
         """
         if not self.get(job).ended:
-            self._client.stop_job(job)
+            with self._asked():
+                self._client.stop_job(job)
         found = self.wait(job, timeout=60)
         if found.status == "STOPPED":
             from services.tracking.run import find_run, mark_killed

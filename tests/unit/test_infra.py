@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from services import cluster
-from services.jobs import platform
+from services.platform.services import SERVICES, Machine, address
 from services.serving.metrics import Metrics as EndpointMetrics
 from services.settings import Settings
 from services.tracking import connection
@@ -70,11 +70,6 @@ def compose() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def objects() -> list[dict[str, Any]]:
     return [document for path in _manifests() for document in yaml.safe_load_all(path.read_text())]
-
-
-@pytest.fixture
-def usual_ports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "free_port", lambda preferred=0: preferred)
 
 
 # Compose
@@ -166,11 +161,11 @@ def test_compose_asks_for_its_secrets_and_has_defaults_for_the_rest(compose: dic
     assert {".env", "ray.token"} <= set((INFRA / ".gitignore").read_text().split())
 
 
-@pytest.mark.usefixtures("usual_ports")
 @pytest.mark.parametrize("container", PLATFORM_SERVICES)
 def test_containers_run_the_commands_of_monge_up(compose: dict[str, Any], container: str, tmp_path: Path) -> None:
-    started = platform.Platform(ray_address="127.0.0.1:6379")
-    command, _ = platform._services(tmp_path, started, None)[PLATFORM_SERVICES[container]]()
+    usual = {setting: address(setting, port) for service in SERVICES for setting, port in service.ports.items()}
+    (service,) = [service for service in SERVICES if service.name == PLATFORM_SERVICES[container]]
+    command, _ = service.command(Machine(tmp_path, usual))
     program, options = _parsed(command)
     for name, value in CONTAINER_OPTIONS[container].items():
         options.pop(name, None)
@@ -191,10 +186,10 @@ def test_addresses_lead_to_the_services(compose: dict[str, Any]) -> None:
     services = compose["services"]
     addresses = compose["x-addresses"]
     assert {name.removeprefix("MONGE_").lower() for name in addresses} <= set(Settings.model_fields)
-    for name, address in addresses.items():
+    for name, told in addresses.items():
         if name == "MONGE_HOME":
             continue
-        where = urlsplit(address if "//" in address else f"//{address}")
+        where = urlsplit(told if "//" in told else f"//{told}")
         options = _parsed(services[where.hostname]["command"])[1]
         port = options["--dashboard-port"] if name == "MONGE_RAY_DASHBOARD" else options["--port"]
         assert str(where.port) == port, name

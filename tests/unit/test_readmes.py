@@ -21,7 +21,7 @@ READMES = sorted(
         *ROOT.glob("infra/*/README.md"),
     ]
 )
-SERVICES = ("jobs", "serving", "sharding", "storage", "tracking", "training", "transport", "tuning")
+SERVICES = ("jobs", "platform", "serving", "sharding", "storage", "tracking", "training", "transport", "tuning")
 OF_MONGE_UP = "of `monge up`"
 OF_HOME = {"SHARD_CACHE": "`cache/shards` of the home"}
 """The default of an address: that of the platform which runs in the home folder."""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from pipelines.errors import SpecError
-from pipelines.spec import load_spec
+from pipelines.spec import JobSpec, load_spec
+from services import cli
 from services.cli import app
-from services.jobs.client import with_absolute_paths
+from services.jobs.client import Job, with_absolute_paths
+from services.settings import Settings
 
 ROOT = Path(__file__).parents[3]
 LENET = ROOT / "configs" / "lenet.yaml"
@@ -93,3 +99,47 @@ def test_a_relative_source_is_named_absolutely(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(SpecError, match="holds no keys") as refusal:
         with_absolute_paths(load_spec(LENET, ["data.source=s3://key:secret@bucket/prefix"]))
     assert "secret" not in str(refusal.value)
+
+
+class FakeJobs:
+    """A cluster with one job, whose id is long."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.id = "a-job-of-a-name-as-long-as-people-give-20261127-093604-ab12"
+
+    def submit(self, spec: JobSpec) -> str:
+        return self.id
+
+    def list(self) -> list[Job]:
+        return [Job(self.id, "SUCCEEDED", datetime(2026, 11, 27, 9, 36, 4, tzinfo=UTC), 83.0, "")]
+
+
+def test_an_interrupted_follower_says_that_the_job_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("services.jobs.client.Jobs", FakeJobs)
+    monkeypatch.setattr("services.jobs.follow.follow", interrupted)
+    monkeypatch.setattr(cli, "console", Console(width=200))
+    done = CliRunner().invoke(app, ["submit", str(LENET), "--follow"])
+    assert done.exit_code == 130
+    job = FakeJobs(Settings()).id
+    assert (
+        f"job {job} goes on; follow it with: monge logs {job} --follow; stop it with: monge cancel {job}" in done.output
+    )
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_jobs_are_told_whole(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    monkeypatch.setattr("services.jobs.client.Jobs", FakeJobs)
+    written = io.StringIO()
+    monkeypatch.setattr(cli, "console", Console(file=written, width=80, force_terminal=terminal, color_system=None))
+    assert CliRunner().invoke(app, ["jobs"]).exit_code == 0
+    lines = written.getvalue().splitlines()
+    rows = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in lines if "2026-11-27 09:36:04" in line]
+    assert len(rows) == 1
+    assert "SUCCEEDED" in rows[0]
+    parts = [re.split("[│┃]", line)[1].strip() for line in lines if line.startswith("│")]
+    assert "".join(parts) == FakeJobs(Settings()).id
+    assert (FakeJobs(Settings()).id in rows[0]) == (not terminal)
+    assert not terminal or max(map(len, lines)) <= 80

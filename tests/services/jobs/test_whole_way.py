@@ -21,8 +21,8 @@ from mlflow.entities import Run
 from moto.server import ThreadedMotoServer
 from PIL import Image, ImageDraw
 
-from services.jobs.platform import Platform
-from services.jobs.processes import free_port, wait_until
+from services.platform.local import Platform
+from services.platform.processes import free_port, wait_until
 from services.settings import Settings
 from services.tracking.connection import connect
 from services.tracking.run import EXPERIMENT, find_run, read_run

@@ -16,10 +16,10 @@ from rich.table import Table
 
 from pipelines.errors import MongeError, ServiceError
 from pipelines.spec import JobSpec, load_spec
-from services.jobs import platform
 from services.jobs.client import Jobs
 from services.jobs.follow import follow
-from services.jobs.processes import alone, wait_until
+from services.platform import local
+from services.platform.processes import alone, wait_until
 from services.settings import Settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -97,7 +97,7 @@ def _run(settings: Settings, console: Console, folder: Path, stop: bool) -> bool
         (folder / "summary.json").write_text(json.dumps(asdict(demo.summary), indent=2) + "\n")
         demo.show()
         if stop:
-            platform.down(settings.home, demo.say)
+            local.down(settings.home, demo.say)
     return demo.passed
 
 
@@ -118,7 +118,7 @@ class _Demo:
 
     def run(self) -> None:
         with self._stage("platform"):
-            platform.up(self.home, self.say)
+            local.up(self.home, self.say)
         settings = Settings(home=self.home)
         jobs = Jobs(settings)
         with self._stage("jobs of an earlier demo"):
@@ -304,10 +304,10 @@ class _Demo:
             table.add_row(stage.name, f"{stage.seconds:.1f}", "[green]✓[/]" if stage.ok else "[red]✗[/]", stage.note)
         table.add_row("total", f"{sum(stage.seconds for stage in self.summary.stages):.1f}", "", "")
         self.console.print(table)
-        urls = platform.Platform.read(self.home).urls()
-        for what, url in [("runs and models", urls["mlflow"]), ("endpoint", f"{urls['endpoint']}/docs")]:
-            if url:
-                self.console.print(f"  {what}: {url}", highlight=False)
+        addresses = local.Platform.read(self.home).addresses
+        for what, setting, page in (("runs and models", "mlflow_uri", ""), ("endpoint", "endpoint_url", "/docs")):
+            if setting in addresses:
+                self.console.print(f"  {what}: {addresses[setting]}{page}", highlight=False)
         self.console.print(f"  pictures and summary.json: {self.folder}", highlight=False, soft_wrap=True)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from pipelines.errors import MongeError
-from services.jobs import platform
+from services.platform import local
 from services.settings import Settings
 
 PACKAGES = ("torch", "ray", "mlflow", "pot", "lapx", "boto3", "pydantic", "fastapi", "uvicorn")
@@ -88,16 +88,28 @@ def _disk(settings: Settings) -> Finding:
 
 def _services(settings: Settings) -> list[Finding]:
     try:
-        found = platform.status(settings.home)
+        found = local.status(settings)
     except MongeError as error:
         return [Finding("platform", str(error.args[0]), False, error.cure or "")]
     return [
         Finding(
             service.name,
-            f"answers at {service.url}" if service.healthy else "does not answer" if service.pid else "not started",
+            _state(service),
             service.healthy,
-            "" if service.healthy else "monge up" if not service.pid else "monge down, then monge up",
-            optional=service.pid is None,
+            "" if service.healthy else _cure(service),
+            optional=service.url is None,
         )
         for service in found
     ]
+
+
+def _state(service: local.Health) -> str:
+    if service.url is None:
+        return "not started"
+    return f"answers at {service.url}" if service.healthy else f"does not answer at {service.url}"
+
+
+def _cure(service: local.Health) -> str:
+    if service.named_by:
+        return f"start it there, or change {service.named_by}"
+    return "monge up" if service.pid is None else "monge down, then monge up"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.jobs import doctor
+from services.platform import doctor
 from services.settings import Settings
 
 

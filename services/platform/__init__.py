@@ -1,0 +1,1 @@
+"""The platform of one machine: its services, what a newcomer's first command runs, and what it finds missing."""

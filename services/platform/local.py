@@ -1,0 +1,202 @@
+"""The services of this machine, as processes of it: started, looked at, ended.
+
+What was started is written to ``platform.json`` in the home folder, where every other command finds the addresses.
+Ports are the usual ones where they are free, so that two homes on one machine do not collide, and then stay: they are
+kept in ``ports.json``, for running jobs and bookmarks know them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import httpx
+
+from pipelines.errors import ServiceError
+from services.cluster import TOKEN, make_token
+from services.platform.processes import Started, alone, end, free_port, start, tail, wait_until
+from services.platform.services import SERVICES, Machine, Service, address
+from services.settings import Settings
+
+FILE = "platform.json"
+PORTS = "ports.json"
+
+
+@dataclass
+class Platform:
+    """What was started here, as ``platform.json`` holds it.
+
+    Attributes:
+        processes: by the name of the service.
+        addresses: where they listen, by the name of the setting.
+    """
+
+    processes: dict[str, Started] = field(default_factory=dict)
+    addresses: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, home: Path) -> Platform:
+        """The platform of a home folder; an empty one where nothing was started."""
+        document = dict(Settings(home=home).platform)
+        processes = {name: Started(**started) for name, started in document.pop("processes", {}).items()}
+        return cls(processes, document)
+
+    def write(self, home: Path) -> None:
+        """Write it down, in one piece."""
+        _write(
+            home / FILE, {"processes": {name: asdict(one) for name, one in self.processes.items()}, **self.addresses}
+        )
+
+
+@dataclass(frozen=True)
+class Health:
+    """How a service does.
+
+    Attributes:
+        name: of the service.
+        url: where it listens; None where no address is known.
+        healthy: whether it answers.
+        pid: of its process on this machine, None where it does not run here.
+        named_by: the environment variable that says where it is, None where this home's platform does.
+    """
+
+    name: str
+    url: str | None
+    healthy: bool
+    pid: int | None
+    named_by: str | None = None
+
+
+def up(home: Path, say: Callable[[str], None], cpus: int | None = None) -> Platform:
+    """Start what does not run yet, and wait until all of it answers.
+
+    Args:
+        home: the folder of everything that Monge writes.
+        say: told of each stage.
+        cpus: processors that Ray offers to jobs; all of the machine's, and at least 2, by default.
+
+    Raises:
+        ServiceError: a service did not start; with the end of its log.
+    """
+    home = home.absolute()
+    make_token(home)
+    with alone(home / "platform.lock", f"another `monge up` works in {home}"):
+        platform = Platform.read(home)
+        for service in SERVICES:
+            started = platform.processes.get(service.name)
+            if started and started.process():
+                continue
+            for before in SERVICES:
+                if before.name == service.after:
+                    _await(home, platform, before, say)
+            platform.addresses |= _addresses(home, service, say)
+            say(f"starting {service.name}")
+            command, environment = service.command(Machine(home, platform.addresses, cpus))
+            platform.processes[service.name] = start(command, environment, _log(home, service))
+            platform.write(home)
+        for service in SERVICES:
+            _await(home, platform, service, say)
+    return platform
+
+
+def down(home: Path, say: Callable[[str], None]) -> bool:
+    """End what :func:`up` started, and nothing else.
+
+    Returns:
+        Whether anything ran.
+    """
+    platform = Platform.read(home)
+    ran = False
+    for service in reversed(SERVICES):
+        started = platform.processes.get(service.name)
+        if started and started.process():
+            say(f"ending {service.name}")
+            ran |= end(started)
+    (home / FILE).unlink(missing_ok=True)
+    return ran
+
+
+def status(settings: Settings) -> list[Health]:
+    """How each service does, here or where the settings say, in the order in which they start.
+
+    Raises:
+        ServiceError: ``platform.json`` is damaged.
+    """
+    platform = Platform.read(settings.home)
+    found = []
+    for service in SERVICES:
+        elsewhere = getattr(settings, service.url)
+        url = elsewhere or platform.addresses.get(service.url)
+        started = None if elsewhere else platform.processes.get(service.name)
+        pid = started.pid if started and started.process() else None
+        healthy = url is not None and _answers(settings.home, service, url)
+        found.append(Health(service.name, url, healthy, pid, f"MONGE_{service.url.upper()}" if elsewhere else None))
+    return found
+
+
+def _addresses(home: Path, service: Service, say: Callable[[str], None]) -> dict[str, str]:
+    """Where a service is to listen: where it did before, if that is free."""
+    kept = _kept(home)
+    chosen = {}
+    for setting, usual in service.ports.items():
+        before = kept.get(setting)
+        chosen[setting] = free_port(before or usual)
+        if before not in (None, chosen[setting]):
+            say(f"port {before} of {service.name} is taken: running jobs do not know {chosen[setting]}")
+    _write(home / PORTS, kept | chosen)
+    return {setting: address(setting, port) for setting, port in chosen.items()}
+
+
+def _kept(home: Path) -> dict[str, int]:
+    try:
+        ports = json.loads((home / PORTS).read_text())
+        return {str(setting): int(port) for setting, port in ports.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}  # they are chosen anew
+
+
+def _write(path: Path, document: Mapping[str, object]) -> None:
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(document, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def _await(home: Path, platform: Platform, service: Service, say: Callable[[str], None]) -> None:
+    url = platform.addresses[service.url]
+    process = platform.processes[service.name]
+
+    def settled() -> bool:
+        return _answers(home, service, url) or process.process() is None
+
+    if not _answers(home, service, url):
+        say(f"waiting for {service.name} at {url}")
+        wait_until(settled, service.patience)
+    if not _answers(home, service, url):
+        log = _log(home, service)
+        raise ServiceError(
+            f"{service.name} did not start; the end of {log}:\n{tail(log)}", cure="`monge down`, then `monge up`"
+        )
+
+
+def _answers(home: Path, service: Service, url: str) -> bool:
+    headers = {"Authorization": f"Bearer {token}"} if service.name == "ray" and (token := _token(home)) else {}
+    try:
+        answer = httpx.get(url.rstrip("/") + service.health, headers=headers, timeout=2, trust_env=False)
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False
+    return answer.status_code == 200
+
+
+def _token(home: Path) -> str:
+    """Of Ray: as Ray itself looks for it, else that of this home; empty where there is none."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", home / TOKEN))
+    return path.read_text().strip() if path.exists() else ""
+
+
+def _log(home: Path, service: Service) -> Path:
+    return home / "logs" / f"{service.name}.log"

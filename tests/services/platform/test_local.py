@@ -1,0 +1,98 @@
+"""Where the services of a machine listen, and how they do, here and elsewhere."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import ServiceError
+from services.jobs.client import Jobs
+from services.platform import doctor, local
+from services.platform.services import SERVICES
+from services.settings import Settings
+
+BY_NAME = {service.name: service for service in SERVICES}
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Says ``{}`` to everything, as a program that knows nothing of Monge."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture
+def stranger() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join(10)
+    server.server_close()
+
+
+def ports(home: Path, name: str, said: list[str]) -> dict[str, int]:
+    chosen = local._addresses(home, BY_NAME[name], said.append)
+    return {setting: int(url.rpartition(":")[2]) for setting, url in chosen.items()}
+
+
+def test_a_service_listens_where_it_did_before(tmp_path: Path) -> None:
+    said: list[str] = []
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        (tmp_path / "ports.json").write_text(json.dumps({"mlflow_uri": taken.getsockname()[1]}))
+        free = taken.getsockname()[1]
+    assert ports(tmp_path, "mlflow", said) == {"mlflow_uri": free}
+    assert ports(tmp_path, "ray", said).keys() == {"ray_address", "ray_dashboard"}
+    assert json.loads((tmp_path / "ports.json").read_text()).keys() == {"mlflow_uri", "ray_address", "ray_dashboard"}
+    assert not said
+
+
+def test_a_port_that_somebody_took_is_told(tmp_path: Path, stranger: str) -> None:
+    port = int(stranger.rpartition(":")[2])
+    (tmp_path / "ports.json").write_text(json.dumps({"mlflow_uri": port}))
+    said: list[str] = []
+    found = ports(tmp_path, "mlflow", said)["mlflow_uri"]
+    assert found != port
+    assert said == [f"port {port} of mlflow is taken: running jobs do not know {found}"]
+    assert json.loads((tmp_path / "ports.json").read_text()) == {"mlflow_uri": found}
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", '{"mlflow_uri": null}'])
+def test_ports_that_cannot_be_read_are_chosen_anew(tmp_path: Path, damaged: str) -> None:
+    (tmp_path / "ports.json").write_text(damaged)
+    assert ports(tmp_path, "mlflow", [])["mlflow_uri"] > 0
+
+
+def test_services_elsewhere_are_asked_there(tmp_path: Path, stranger: str) -> None:
+    nowhere = "http://127.0.0.1:9"
+    settings = Settings(home=tmp_path, mlflow_uri=stranger, transport_url=f"{stranger}/", endpoint_url=nowhere)
+    found = {health.name: health for health in local.status(settings)}
+    assert (found["mlflow"].healthy, found["transport"].healthy, found["endpoint"].healthy) == (True, True, False)
+    assert found["mlflow"].named_by == "MONGE_MLFLOW_URI"
+    assert found["ray"] == local.Health("ray", None, False, None)
+
+    told = {finding.what: finding for finding in doctor.examine(settings)}
+    assert told["mlflow"].found == f"answers at {stranger}"
+    assert told["endpoint"].cure == "start it there, or change MONGE_ENDPOINT_URL"
+    assert not told["endpoint"].optional
+    assert told["ray"].cure == "monge up"
+    assert told["ray"].optional
+
+
+def test_a_stranger_on_the_port_of_the_dashboard_is_no_cluster(tmp_path: Path, stranger: str) -> None:
+    with pytest.raises(ServiceError, match=f"no Ray cluster answers at {stranger}"):
+        Jobs(Settings(home=tmp_path, ray_dashboard=stranger))
