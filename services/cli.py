@@ -117,7 +117,13 @@ def submit(
     if dry_run:
         console.print(resolved.to_yaml(), markup=False, highlight=False, end="", soft_wrap=True)
         return
-    jobs = Jobs(load_settings())
+    settings = load_settings()
+    jobs = Jobs(settings)
+    if jobs.here:
+        from services.jobs.plan import plan_of
+
+        for line in plan_of(resolved, settings.home / "cache").lines():
+            _say(line)
     job = jobs.submit(resolved)
     console.print(f"submitted [bold]{job}[/]", highlight=False)
     if follow:

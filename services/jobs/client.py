@@ -71,6 +71,11 @@ class Jobs:
         with self._asked():
             self._client: JobSubmissionClient = JobSubmissionClient(self._address)
 
+    @property
+    def here(self) -> bool:
+        """Whether they run on this machine, by :func:`services.platform.local.up`, and see its disk."""
+        return self._address == self._settings.platform.get("ray_dashboard")
+
     @contextmanager
     def _asked(self) -> Iterator[None]:
         """What Ray's client raises where the cluster is away, refuses, or is none: by then another program may listen
@@ -97,9 +102,8 @@ class Jobs:
             resolve(self._settings.address("mlflow_uri"), reference)
         job = f"{spec.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         # A cluster's machines have a Python of their own; on this one it is the one that runs now.
-        local = bool(self._settings.platform)
-        python = sys.executable if local else "python"
-        settings = {"MONGE_HOME": str(self._settings.home.absolute())} if local else {}
+        python = sys.executable if self.here else "python"
+        settings = {"MONGE_HOME": str(self._settings.home.absolute())} if self.here else {}
         command = [
             "env",
             *(f"{name}={value}" for name, value in settings.items()),

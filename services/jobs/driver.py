@@ -9,8 +9,8 @@ from types import FrameType
 from typing import Any
 
 from pipelines.data.manifest import QUARANTINE
-from pipelines.errors import MongeError, ServiceError, SourceError
-from pipelines.spec import ClassificationSpec, JobSpec
+from pipelines.errors import MongeError, ServiceError
+from pipelines.spec import JobSpec
 from services.cluster import join_cluster
 from services.settings import Settings
 from services.training.placement import placement_of
@@ -64,17 +64,14 @@ def _run(job: str, spec: JobSpec, settings: Settings) -> dict[str, Any]:
 
 
 def _shard(spec: JobSpec, settings: Settings) -> str:
+    from services.jobs.plan import require_classes
     from services.sharding.dataset import dataset_address, shard_dataset
 
     address = dataset_address(settings.home, spec.data)
     is_there = spec.data.source.rstrip("/") == address
     _say(f"reading shards of {address}" if is_there else f"sharding {spec.data.source} into {address}")
     manifest = shard_dataset(spec.data, address, settings.home / "cache", on_progress=_shard_progress)
-    if isinstance(spec.objective, ClassificationSpec) and len(manifest.classes) < 2:
-        raise SourceError(
-            f"{spec.data.source}: only one class, {manifest.classes[0]!r}: a classifier tells two or more apart",
-            cure="give at least two, or train a generator",
-        )
+    require_classes(spec, manifest.classes)
     if manifest.quarantined:
         images = "image" if manifest.quarantined == 1 else "images"
         _say(f"set aside {manifest.quarantined} {images}, listed in {address}/{QUARANTINE}")

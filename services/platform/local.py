@@ -23,6 +23,8 @@ from services.settings import Settings
 
 FILE = "platform.json"
 PORTS = "ports.json"
+STARTS = 3
+"""Times that a service is started that ends at once, as one does whose port was taken meanwhile."""
 
 
 @dataclass
@@ -91,14 +93,10 @@ def up(home: Path, say: Callable[[str], None], cpus: int | None = None) -> Platf
                 continue
             for before in SERVICES:
                 if before.name == service.after:
-                    _await(home, platform, before, say)
-            platform.addresses |= _addresses(home, service, say)
-            say(f"starting {service.name}")
-            command, environment = service.command(Machine(home, platform.addresses, cpus))
-            platform.processes[service.name] = start(command, environment, _log(home, service))
-            platform.write(home)
+                    _await(home, platform, before, say, cpus)
+            _start(home, platform, service, say, cpus)
         for service in SERVICES:
-            _await(home, platform, service, say)
+            _await(home, platform, service, say, cpus)
     return platform
 
 
@@ -164,21 +162,36 @@ def _write(path: Path, document: Mapping[str, object]) -> None:
     temporary.replace(path)
 
 
-def _await(home: Path, platform: Platform, service: Service, say: Callable[[str], None]) -> None:
-    url = platform.addresses[service.url]
-    process = platform.processes[service.name]
+def _start(home: Path, platform: Platform, service: Service, say: Callable[[str], None], cpus: int | None) -> None:
+    platform.addresses |= _addresses(home, service, say)
+    say(f"starting {service.name}")
+    command, environment = service.command(Machine(home, platform.addresses, cpus))
+    platform.processes[service.name] = start(command, environment, _log(home, service))
+    platform.write(home)
 
-    def settled() -> bool:
-        return _answers(home, service, url) or process.process() is None
 
-    if not _answers(home, service, url):
-        say(f"waiting for {service.name} at {url}")
-        wait_until(settled, service.patience)
-    if not _answers(home, service, url):
-        log = _log(home, service)
-        raise ServiceError(
-            f"{service.name} did not start; the end of {log}:\n{tail(log)}", cure="`monge down`, then `monge up`"
-        )
+def _await(home: Path, platform: Platform, service: Service, say: Callable[[str], None], cpus: int | None) -> None:
+    def runs() -> bool:
+        return platform.processes[service.name].process() is not None
+
+    def answers() -> bool:
+        return runs() and _answers(home, service, platform.addresses[service.url])
+
+    for further in reversed(range(STARTS)):
+        if answers():
+            return
+        say(f"waiting for {service.name} at {platform.addresses[service.url]}")
+        wait_until(lambda: answers() or not runs(), service.patience)
+        if answers():
+            return
+        if runs():
+            break  # and is silent, which it would be again
+        if further:
+            _start(home, platform, service, say, cpus)
+    log = _log(home, service)
+    raise ServiceError(
+        f"{service.name} did not start; the end of {log}:\n{tail(log)}", cure="`monge down`, then `monge up`"
+    )
 
 
 def _answers(home: Path, service: Service, url: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import socket
 import subprocess
 import time
@@ -17,6 +18,8 @@ import psutil
 from pipelines.errors import ServiceError
 from services.settings import LOOPBACK
 
+DRAWN = range(20_000, 32_000)
+TRIES = 100
 _BIRTH_TOLERANCE = 2.0
 _GRACE = 5.0
 
@@ -92,8 +95,13 @@ def _signal(process: psutil.Process, kill: bool) -> None:
 
 
 def free_port(preferred: int | None = None) -> int:
-    """A port on loopback that nobody listens on: the preferred one where it is free."""
-    for candidate in [preferred, 0] if preferred else [0]:
+    """A port on loopback that nobody listens on: the preferred one where it is free.
+
+    Others are drawn below those that the system gives to outgoing connections, which come and go: until the one who
+    asked listens there, a connection could take it.
+    """
+    drawn = random.sample(DRAWN, TRIES)
+    for candidate in [preferred, *drawn] if preferred else drawn:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -120,13 +120,16 @@ def test_an_interrupted_follower_says_that_the_job_goes_on(monkeypatch: pytest.M
 
     monkeypatch.setattr("services.jobs.client.Jobs", FakeJobs)
     monkeypatch.setattr("services.jobs.follow.follow", interrupted)
-    monkeypatch.setattr(cli, "console", Console(width=200))
+    monkeypatch.setattr(cli, "console", Console(width=80))
     done = CliRunner().invoke(app, ["submit", str(LENET), "--follow"])
     assert done.exit_code == 130
     job = FakeJobs(Settings()).id
-    assert (
-        f"job {job} goes on; follow it with: monge logs {job} --follow; stop it with: monge cancel {job}" in done.output
-    )
+    for line in (
+        f"job {job} goes on",
+        f"follow it with: monge logs {job} --follow",
+        f"stop it with: monge cancel {job}",
+    ):
+        assert f"  {line}\n" in done.output
 
 
 @pytest.mark.parametrize("terminal", [True, False])

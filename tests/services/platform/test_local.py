@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,7 +15,7 @@ import pytest
 from pipelines.errors import ServiceError
 from services.jobs.client import Jobs
 from services.platform import doctor, local
-from services.platform.services import SERVICES
+from services.platform.services import SERVICES, Machine, Service
 from services.settings import Settings
 
 BY_NAME = {service.name: service for service in SERVICES}
@@ -42,6 +43,49 @@ def stranger() -> Iterator[str]:
     server.shutdown()
     thread.join(10)
     server.server_close()
+
+
+DIES_AT_FIRST = """
+import http.server, pathlib, sys
+tries = pathlib.Path(sys.argv[1])
+tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
+if len(tries.read_text()) <= int(sys.argv[3]):
+    sys.exit("its port is taken")
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[2])), http.server.SimpleHTTPRequestHandler).serve_forever()
+"""
+
+
+def up_with(monkeypatch: pytest.MonkeyPatch, home: Path, deaths: int) -> list[str]:
+    """Start a platform of one service that ends so many times before it serves; what was said."""
+
+    def command(machine: Machine) -> tuple[list[str], dict[str, str]]:
+        arguments = [str(home / "tries"), machine.port("endpoint_url"), str(deaths)]
+        return [sys.executable, "-c", DIES_AT_FIRST, *arguments], {}
+
+    service = Service("flaky", {"endpoint_url": 0}, "endpoint_url", "/", 30, command)
+    monkeypatch.setattr(local, "SERVICES", (service,))
+    said: list[str] = []
+    local.up(home, said.append)
+    return said
+
+
+def test_a_service_that_ends_at_once_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = up_with(monkeypatch, tmp_path, deaths=2)
+    try:
+        assert said.count("starting flaky") == 3
+        (health,) = local.status(Settings(home=tmp_path))
+        assert health.healthy
+        assert health.pid is not None
+        assert up_with(monkeypatch, tmp_path, deaths=2) == []
+    finally:
+        assert local.down(tmp_path, said.append)
+    assert not local.down(tmp_path, said.append)
+
+
+def test_a_service_that_always_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ServiceError, match=r"flaky did not start; the end of .*\n(its port is taken\n?){3}"):
+        up_with(monkeypatch, tmp_path, deaths=9)
+    assert len((tmp_path / "tries").read_text()) == local.STARTS
 
 
 def ports(home: Path, name: str, said: list[str]) -> dict[str, int]:

@@ -75,6 +75,7 @@ def test_free_port_prefers_but_does_not_insist() -> None:
         busy = taken.getsockname()[1]
         assert processes.free_port(busy) != busy
     assert processes.free_port(busy) == busy
+    assert processes.free_port() in processes.DRAWN
 
 
 def test_wait_until_gives_up() -> None:
