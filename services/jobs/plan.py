@@ -39,9 +39,10 @@ class Plan:
 
 
 def plan_of(spec: JobSpec, cache: Path) -> Plan:
-    """Look at a job's data on this machine and build its network on no device. Nothing is fetched or decoded.
+    """Look at a job's data on this machine and build its network on no device.
 
-    What lies in S3, or has to be fetched or read through first, is left to the job.
+    Nothing is fetched; compressed arrays are unpacked into the cache, where the job finds them. What lies in S3, or
+    has to be fetched or read through first, is left to the job.
 
     Args:
         spec: with the paths of this machine.

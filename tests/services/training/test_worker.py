@@ -1,12 +1,23 @@
-"""What reaches a worker in another process."""
+"""A worker: what reaches it in another process, and the run of a job on it, without Ray and MLflow."""
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray.train
+import torch
+from runs import job, stripes
 
+from pipelines.data.loader import ShardedDataset
+from pipelines.evaluation.result import Evaluation
+from pipelines.models.bundle import Bundle
 from services.settings import Settings
+from services.training import worker
+from services.training.worker import WorkerConfig, train_worker
 
 
 @pytest.mark.parametrize("shard_cache", [None, Path("local")])
@@ -24,3 +35,103 @@ def test_settings_reach_workers_in_another_folder(
         assert there.shards != Settings().shards
     assert there.shards == settings.shards
     assert (there.s3_endpoint_url, there.s3_path_style, there.shard_cache_gib) == ("http://127.0.0.1:9", True, 0.5)
+
+
+@dataclass
+class Followed:
+    """What a run told MLflow and Ray Train."""
+
+    kept: Path
+    points: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    reports: list[tuple[dict[str, Any], str, bool]] = field(default_factory=list)
+    registered: list[int] = field(default_factory=list)
+    status: list[str] = field(default_factory=list)
+
+    def metrics(self, values: dict[str, float], images: int) -> None:
+        self.points.append((images, values))
+
+    def pictures(self, evaluation: Evaluation, images: int) -> None:
+        assert evaluation.metrics
+
+    def close(self, status: str) -> None:
+        self.status.append(status)
+
+    def report(self, metrics: dict[str, Any], *, checkpoint: Any, checkpoint_dir_name: str, **_: Any) -> None:
+        self.reports.append((metrics, checkpoint_dir_name, checkpoint is not None))
+        shutil.copytree(checkpoint.path, self.kept / checkpoint_dir_name)
+
+    def register(self, run: Any, folder: str, name: str, alias: str, *, images: int, **_: Any) -> str:
+        assert run is self
+        assert Bundle.load(Path(folder)).classes == ("0", "1")
+        self.registered.append(images)
+        return f"{name}/1"
+
+
+@pytest.fixture
+def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Followed:
+    """MLflow and Ray Train replaced, in a process that is the only rank."""
+    found = Followed(tmp_path / "kept")
+    monkeypatch.setattr(worker.Run, "open", lambda *_: found)
+    monkeypatch.setattr(worker, "register", found.register)
+    monkeypatch.setattr(worker, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(worker, "configure_process", lambda: None)
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
+    monkeypatch.setattr(ray.train, "report", found.report)
+    return found
+
+
+def config_of(tmp_path: Path, data: ShardedDataset, **train: Any) -> dict[str, Any]:
+    spec = job("lenet", images=96, checkpoint_every=32, evaluate_every=64, log_every=32, **train)
+    settings = Settings(home=tmp_path, mlflow_uri="http://127.0.0.1:9")
+    return WorkerConfig.of("job-1", spec, data.address, settings).carried()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
+    return stripes(tmp_path_factory.mktemp("stripes"), side=16)
+
+
+def test_a_worker_trains_tells_keeps_and_registers(tmp_path: Path, data: ShardedDataset, followed: Followed) -> None:
+    outcome = train_worker(config_of(tmp_path, data))
+    assert outcome["model"] == "a-lenet/1"
+    assert 0 <= outcome["metrics"]["test_accuracy"] <= 1
+    assert [name for _, name, held in followed.reports if held] == [f"images-{n:012d}" for n in (32, 64, 96)]
+    assert [report["images"] for report, _, _ in followed.reports] == [32, 64, 96]
+    assert [images for images, values in followed.points if "loss" in values] == [32, 64, 96]
+    assert [images for images, values in followed.points if "test_accuracy" in values] == [64, 96]
+    assert (followed.registered, followed.status) == ([96], ["FINISHED"])
+
+
+def test_a_worker_goes_on_from_a_checkpoint_with_the_same_bits(
+    tmp_path: Path, data: ShardedDataset, followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_worker(config_of(tmp_path, data))
+    again = Followed(tmp_path / "again")
+    monkeypatch.setattr(worker.Run, "open", lambda *_: again)
+    monkeypatch.setattr(worker, "register", again.register)
+    monkeypatch.setattr(ray.train, "report", again.report)
+    checkpoint = ray.train.Checkpoint.from_directory(str(followed.kept / "images-000000000064"))
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: checkpoint)
+    train_worker(config_of(tmp_path, data))
+    assert [report["images"] for report, _, _ in again.reports] == [96]
+    last = "images-000000000096/state.safetensors"
+    assert (again.kept / last).read_bytes() == (followed.kept / last).read_bytes()
+
+
+def test_what_would_happen_again_is_returned_and_all_else_raised(
+    tmp_path: Path, data: ShardedDataset, followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path, data)
+    config["spec"]["optimizer"]["learning_rate"] = 1e30
+    outcome = train_worker(config)
+    assert "loss is" in outcome["error"]
+    assert "learning_rate" in outcome["cure"]
+    assert train_worker(config_of(tmp_path / "away", data) | {"data": str(tmp_path / "nowhere")})["error"]
+    assert followed.registered == []
+
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(worker, "save_checkpoint", full)
+    with pytest.raises(OSError, match="disk full"):
+        train_worker(config_of(tmp_path, data))

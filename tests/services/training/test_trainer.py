@@ -1,0 +1,85 @@
+"""What a job's workers are started with, and what becomes of how they end; Ray Train itself is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.train.v2.api.exceptions import WorkerGroupError
+from runs import job
+
+from pipelines.errors import RankError, ServiceError, TrainingError
+from services.settings import Settings
+from services.training import trainer
+from services.training.worker import staging_folder
+
+
+@pytest.fixture
+def fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """Fit a job on a cluster of such resources, whose workers return or raise something."""
+
+    def fit(outcome: Any, **resources: float) -> tuple[Any, dict[str, Any]]:
+        made: dict[str, Any] = {}
+
+        class Trainer:
+            def __init__(self, function: Any, **options: Any) -> None:
+                made.update(options)
+
+            def fit(self) -> Any:
+                staging_folder(settings, "job-1").mkdir(parents=True)
+                if isinstance(outcome, Exception):
+                    raise outcome
+                return SimpleNamespace(return_value=outcome)
+
+        settings = Settings(home=tmp_path, mlflow_uri="http://127.0.0.1:9", rank_deadline=12.5)
+        monkeypatch.setattr(trainer, "TorchTrainer", Trainer)
+        monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+        spec = job("lenet")
+        spec = spec.model_copy(update={"workers": spec.workers.model_copy(update={"count": 2})})
+        try:
+            return trainer.fit("job-1", spec, "data", settings), made
+        finally:
+            assert not staging_folder(settings, "job-1").exists()
+
+    return fit
+
+
+@pytest.mark.parametrize(
+    ("resources", "backend", "workers", "gpu"),
+    [
+        ({"CPU": 2}, "gloo", 2, False),
+        ({"CPU": 2, "GPU": 1}, "cpu:gloo,cuda:nccl", 1, True),
+        ({"CPU": 2, "GPU": 4}, "cpu:gloo,cuda:nccl", 2, True),
+    ],
+)
+def test_workers_take_what_there_is(
+    fitted: Any, tmp_path: Path, resources: dict[str, float], backend: str, workers: int, gpu: bool
+) -> None:
+    outcome, made = fitted({"model": "a/1", "metrics": {}}, **resources)
+    assert outcome == {"model": "a/1", "metrics": {}}
+    assert (made["torch_config"].backend, made["torch_config"].timeout_s) == (backend, 13)
+    assert (made["scaling_config"].num_workers, made["scaling_config"].use_gpu) == (workers, gpu)
+    assert (made["run_config"].name, made["run_config"].storage_path) == ("job-1", str(tmp_path / "jobs"))
+    assert made["run_config"].failure_config.max_failures == job("lenet").workers.max_failures
+    assert made["train_loop_config"]["job"] == "job-1"
+
+
+def test_an_error_that_workers_return_ends_the_job(fitted: Any) -> None:
+    with pytest.raises(TrainingError, match="loss is nan") as raised:
+        fitted({"error": "loss is nan", "cure": "lower it"}, CPU=2)
+    assert raised.value.cure == "lower it"
+
+
+def test_workers_that_failed_too_often_end_the_job(fitted: Any) -> None:
+    lost = WorkerGroupError("both", {0: RankError("rank 1 was lost"), 1: OSError("disk full")})
+    with pytest.raises(TrainingError, match="the workers of job-1 failed: OSError: disk full"):
+        fitted(lost, CPU=2)
+
+
+def test_too_few_processors_start_nothing(fitted: Any) -> None:
+    with pytest.raises(ServiceError, match="2 CPUs asked for, the cluster has 1"):
+        fitted({}, CPU=1)
