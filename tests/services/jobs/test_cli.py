@@ -102,7 +102,9 @@ def test_a_relative_source_is_named_absolutely(tmp_path: Path, monkeypatch: pyte
 
 
 class FakeJobs:
-    """A cluster with one job, whose id is long."""
+    """A cluster elsewhere with one job, whose id is long."""
+
+    here = False
 
     def __init__(self, settings: Settings) -> None:
         self.id = "a-job-of-a-name-as-long-as-people-give-20261127-093604-ab12"
