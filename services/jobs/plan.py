@@ -60,11 +60,11 @@ def plan_of(spec: JobSpec, cache: Path) -> Plan:
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         return _planned(spec, manifest.images, manifest.image, manifest.classes, "sharded already")
-    fingerprint(spec.data)  # whether it is there
     if source in CATALOGUE:
         require_classes(spec, CATALOGUE[source].classes)
         return Plan(f"{source}, of the catalogue")
     if folder.suffix.lower() in INDEXED or (folder.is_dir() and any(folder.glob("*.tar"))):
+        fingerprint(spec.data)  # whether it is there
         return Plan(f"{source}, which the job reads through")
     found = open_source(spec.data, cache)
     return _planned(spec, len(found), found.image, found.classes)
