@@ -21,7 +21,11 @@
     │   ├── DivergedError           a loss, a weight or a sample is no longer finite
     │   └── RankError               another rank failed, was lost or did not come in time
     └── ServiceError                a process of the platform is absent or answers wrongly
-        ├── ModelNotFoundError      no registered model has that name, alias or version
+        ├── UnauthenticatedError    a request has no valid token (HTTP 401)
+        ├── ForbiddenError          a request may not do that, or comes from a foreign page (HTTP 403)
+        ├── JobNotFoundError        no job has that id (HTTP 404)
+        ├── ConflictError           the state of a job, or an earlier request, forbids that (HTTP 409)
+        ├── ModelNotFoundError      no registered model has that name, alias or version (HTTP 404)
         └── StorageError            a store of objects refuses, fails or does not answer
             └── ObjectNotFoundError     there is no such object or bucket
 
@@ -127,6 +131,22 @@ class RankError(TrainingError):
 
 class ServiceError(MongeError):
     """A process of the platform is absent or answers wrongly."""
+
+
+class UnauthenticatedError(ServiceError):
+    """A request has no valid token."""
+
+
+class ForbiddenError(ServiceError):
+    """A request may not do that: by the role of its token, or because it comes from a foreign page."""
+
+
+class JobNotFoundError(ServiceError):
+    """No job has that id."""
+
+
+class ConflictError(ServiceError):
+    """The state of a job, or an earlier request with the same key, forbids that."""
 
 
 class ModelNotFoundError(ServiceError):

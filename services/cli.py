@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from pipelines.errors import MongeError
+from services.jobs.commands import app as job_commands
 from services.settings import LOOPBACK, load_settings
+from services.terminal import console, errors, say
 
 app = typer.Typer(
     name="monge",
@@ -27,12 +28,7 @@ app = typer.Typer(
 )
 transport = typer.Typer(no_args_is_help=True, help="The optimal-transport service.")
 app.add_typer(transport, name="transport")
-
-LONGEST_LINE = 160
-"""Columns of a table that is no terminal's: for another program to read."""
-
-console = Console()
-errors = Console(stderr=True)
+app.add_typer(job_commands)
 
 
 def main() -> None:
@@ -51,11 +47,6 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-def _say(text: str) -> None:
-    # Whole lines: commands in them are there to be copied.
-    console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
-
-
 # The commands import what they need when they run: `monge --help` should not wait for Ray, torch and MLflow.
 
 
@@ -67,7 +58,7 @@ def up(
     from services.platform import local
 
     settings = load_settings()
-    local.up(settings.home, _say, cpus)
+    local.up(settings.home, say, cpus)
     _show_status()
 
 
@@ -76,8 +67,8 @@ def down() -> None:
     """End the local platform; data, runs, models and checkpoints stay."""
     from services.platform import local
 
-    if not local.down(load_settings().home, _say):
-        _say("nothing ran")
+    if not local.down(load_settings().home, say):
+        say("nothing ran")
 
 
 @app.command()
@@ -97,47 +88,6 @@ def _show_status() -> bool:
         table.add_row(service.name, service.url or "", health, where if service.named_by or service.pid else "")
     console.print(table)
     return all(service.healthy for service in found)
-
-
-@app.command()
-def submit(
-    spec: Annotated[Path, typer.Argument(help="A job spec in YAML; see configs/.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a field, as in train.images=20000; may be repeated."),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec and submit nothing.")] = False,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show the job until it ends.")] = False,
-) -> None:
-    """Submit a training job."""
-    from pipelines.spec import load_spec
-    from services.jobs.client import Jobs, with_absolute_paths
-
-    resolved = with_absolute_paths(load_spec(spec, overrides or ()))
-    if dry_run:
-        console.print(resolved.to_yaml(), markup=False, highlight=False, end="", soft_wrap=True)
-        return
-    settings = load_settings()
-    jobs = Jobs(settings)
-    if jobs.here:
-        from services.jobs.plan import plan_of
-
-        for line in plan_of(resolved, settings.home / "cache").lines():
-            _say(line)
-    job = jobs.submit(resolved)
-    console.print(f"submitted [bold]{job}[/]", highlight=False)
-    if follow:
-        from services.jobs.follow import follow as follow_job
-
-        try:
-            follow_job(jobs, job, console)
-        except KeyboardInterrupt:
-            _say(f"job {job} goes on")
-            _say(f"follow it with: monge logs {job} --follow")
-            _say(f"stop it with: monge cancel {job}")
-            raise SystemExit(130) from None
-        return
-    _say(f"follow it with: monge logs {job} --follow")
 
 
 @app.command()
@@ -168,7 +118,7 @@ def sweep(
 ) -> None:
     """Train a grid of specs on the cluster through Ray Tune, one MLflow run each below one of the sweep."""
     from services.cluster import ray_environment
-    from services.jobs.client import with_absolute_paths
+    from services.jobs.paths import with_absolute_paths
     from services.tuning.grid import read_grid
 
     settings = load_settings()
@@ -245,7 +195,7 @@ def couple(
 
     from pipelines.spec import load_spec
     from services.cluster import ray_environment
-    from services.jobs.client import with_absolute_paths
+    from services.jobs.paths import with_absolute_paths
 
     settings = load_settings()
     os.environ.update(ray_environment(settings))  # Ray reads it when it is imported
@@ -270,46 +220,8 @@ def couple(
             on("pairs coupled"),
         )
     coupling.write(out)
-    _say(f"mean cost of a pair {coupling.costs.mean():.2f}, largest relative gap of a plan {coupling.max_gap:.1e}")
-    _say(f"wrote {out} ({out.stat().st_size / 2**10:,.0f} KiB)")
-
-
-@app.command()
-def jobs() -> None:
-    """List the jobs of the cluster, newest first."""
-    from services.jobs.client import Jobs
-
-    # An id that is too long for a terminal goes on in the next line; elsewhere a job is one line.
-    status, submitted = (Column(name, no_wrap=True) for name in ("status", "submitted (UTC)"))
-    table = Table(Column("job", overflow="fold"), status, submitted, "seconds")
-    colours = {"SUCCEEDED": "green", "FAILED": "red", "STOPPED": "yellow", "RUNNING": "cyan"}
-    for job in Jobs(load_settings()).list():
-        colour = colours.get(job.status, "default")
-        table.add_row(job.id, f"[{colour}]{job.status}[/]", f"{job.started:%Y-%m-%d %H:%M:%S}", f"{job.seconds:.0f}")
-    wide = console if console.is_terminal else Console(file=console.file, width=LONGEST_LINE)
-    wide.print(table)
-
-
-@app.command()
-def logs(
-    job: Annotated[str, typer.Argument(help="Id of the job; see `monge jobs`.")],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
-) -> None:
-    """Print the log of a job."""
-    from services.jobs.client import Jobs
-    from services.jobs.follow import plain
-
-    for line in Jobs(load_settings()).logs(job, follow):
-        print(plain(line), flush=True)
-
-
-@app.command()
-def cancel(job: Annotated[str, typer.Argument(help="Id of the job.")]) -> None:
-    """Stop a job and its workers; its MLflow run is marked KILLED."""
-    from services.jobs.client import Jobs
-
-    ended = Jobs(load_settings()).cancel(job)
-    _say(f"{ended.id} is {ended.status}")
+    say(f"mean cost of a pair {coupling.costs.mean():.2f}, largest relative gap of a plan {coupling.max_gap:.1e}")
+    say(f"wrote {out} ({out.stat().st_size / 2**10:,.0f} KiB)")
 
 
 @app.command()
@@ -353,7 +265,7 @@ def generate(
     from services.serving.client import EndpointClient
 
     with EndpointClient(load_settings().address("endpoint_url")) as endpoint:
-        _say(f"wrote {endpoint.generate(model, count, seed, out, label)}")
+        say(f"wrote {endpoint.generate(model, count, seed, out, label)}")
 
 
 @app.command()
@@ -370,7 +282,7 @@ def path(
     from services.serving.client import EndpointClient
 
     with EndpointClient(load_settings().address("endpoint_url")) as endpoint:
-        _say(f"wrote {endpoint.path(model, start, end, steps, count, seed, out)}")
+        say(f"wrote {endpoint.path(model, start, end, steps, count, seed, out)}")
 
 
 @app.command()

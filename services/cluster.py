@@ -57,6 +57,14 @@ def make_token(home: Path) -> Path:
     return path
 
 
+def read_token(home: Path) -> str:
+    """The cluster's token, as Ray itself looks for it, else that of a home folder; empty where there is none."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", home / TOKEN))
+    return path.read_text().strip() if path.exists() else ""
+
+
 def start_cluster(settings: Settings, cpus: int | None) -> None:
     """Start a cluster of this machine that ends with this process, for work that needs nothing else of the platform.
 

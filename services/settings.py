@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipelines.errors import ServiceError, SpecError
@@ -32,6 +32,12 @@ class Settings(BaseSettings):
         mlflow_uri: URL of the MLflow server.
         transport_url: URL of the transport service.
         endpoint_url: URL of the model endpoint.
+        jobs_url: URL of the job service.
+        token: that our servers ask for; the one in ``token`` of the home folder by default.
+        jobs_store: the job service's database, as SQLAlchemy names it; SQLite in the home folder by default.
+        jobs_running: most jobs that run at a time.
+        job_python: the Python that runs jobs; the cluster's own by default.
+        mlflow_public_uri: where people open the MLflow UI, for links; ``mlflow_uri`` by default.
         max_request_mib: size limit of a request to any of our servers.
         max_image_pixels: size limit of an image given to the endpoint.
         max_generate: most samples that one request may ask for.
@@ -57,6 +63,12 @@ class Settings(BaseSettings):
     mlflow_uri: str | None = None
     transport_url: str | None = None
     endpoint_url: str | None = None
+    jobs_url: str | None = None
+    token: SecretStr | None = None
+    jobs_store: str | None = None
+    jobs_running: int = Field(default=64, ge=1)
+    job_python: str | None = None
+    mlflow_public_uri: str | None = None
     max_request_mib: float = 64
     max_image_pixels: int = 16_777_216
     max_generate: int = 1024
@@ -78,9 +90,20 @@ class Settings(BaseSettings):
         """Folder of shards that were fetched."""
         return (self.shard_cache or self.home / "cache" / "shards").absolute()
 
+    @property
+    def secret(self) -> str | None:
+        """The token for our servers; None where there is none."""
+        if self.token is not None:
+            return self.token.get_secret_value()
+        try:
+            return (self.home / "token").read_text().strip() or None
+        except OSError:
+            return None
+
     def for_workers(self) -> dict[str, Any]:
         """What :class:`Settings` takes in a process elsewhere, which has another working directory and environment."""
-        return self.model_dump(mode="json") | {"home": str(self.home.absolute()), "shard_cache": str(self.shards)}
+        known = self.model_dump(mode="json", exclude={"token", "jobs_store"})
+        return known | {"home": str(self.home.absolute()), "shard_cache": str(self.shards)}
 
     @cached_property
     def platform(self) -> dict[str, Any]:
@@ -98,7 +121,7 @@ class Settings(BaseSettings):
         """The address of a service: from the environment, else from the local platform.
 
         Args:
-            field: ``ray_address``, ``ray_dashboard``, ``mlflow_uri``, ``transport_url`` or ``endpoint_url``.
+            field: the name of the setting, as ``jobs_url``.
 
         Raises:
             ServiceError: neither knows it.

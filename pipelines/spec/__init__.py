@@ -37,7 +37,7 @@ from pipelines.spec.objectives import (
     TransportSpec,
     WassersteinSpec,
 )
-from pipelines.spec.reading import json_schema, load_spec, parse_data, parse_spec
+from pipelines.spec.reading import apply_overrides, json_schema, load_spec, parse_data, parse_spec
 from pipelines.spec.training import EvaluationSpec, ImageNetName, OptimizerSpec, TrainSpec, WorkersSpec
 
 __all__ = [
@@ -77,6 +77,7 @@ __all__ = [
     "TransportSpec",
     "WassersteinSpec",
     "WorkersSpec",
+    "apply_overrides",
     "json_schema",
     "load_spec",
     "parse_data",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,9 +37,7 @@ def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> JobSpec:
         raise SpecError(f"{path}: not YAML: {error}") from None
     if not isinstance(document, dict):
         raise SpecError(f"{path}: a mapping with name, data, model, objective and train expected")
-    for override in overrides:
-        _assign(document, override)
-    return parse_spec(document, where=str(path))
+    return parse_spec(apply_overrides(document, overrides), where=str(path))
 
 
 def parse_spec(document: dict[str, Any], where: str = "spec") -> JobSpec:
@@ -65,6 +64,18 @@ def parse_data(document: dict[str, Any], overrides: Iterable[str] = ()) -> DataS
         return DataSpec.model_validate(document)
     except ValidationError as error:
         raise SpecError("not the data of a job:\n" + "\n".join(_fault(e) for e in error.errors())) from None
+
+
+def apply_overrides(document: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of a spec's document with assignments such as ``train.images=20000`` made.
+
+    Raises:
+        SpecError: one is not an assignment.
+    """
+    document = copy.deepcopy(document)
+    for override in overrides:
+        _assign(document, override)
+    return document
 
 
 def json_schema() -> str:

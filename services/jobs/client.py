@@ -1,226 +1,301 @@
-"""Jobs: submit, list, follow, cancel; through Ray Jobs, so that they outlive whoever submitted them."""
+"""The client of the job service: submit, list, follow, cancel, from any machine."""
 
 from __future__ import annotations
 
-import os
-import secrets
-import shlex
-import sys
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Self, TypeVar
 
-from pipelines.errors import ServiceError, SpecError
-from pipelines.spec import FlowSpec, JobSpec, RecordedSpec
-from services.cluster import ray_environment
+import httpx
+from pydantic import BaseModel
+
+from pipelines.errors import BusyError, ServiceError
+from pipelines.spec import JobSpec
+from services.http import read_error
+from services.jobs.documents import (
+    ClusterView,
+    Event,
+    EventPage,
+    Job,
+    JobDetails,
+    JobPage,
+    LogPage,
+    NewToken,
+    Plan,
+    Progress,
+    Role,
+    Submission,
+    Token,
+    TokenList,
+    TokenRequest,
+)
 from services.settings import Settings
-from services.storage.objects import split_address
 
-if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
+SECONDS = 30.0
+"""Seconds for an answer."""
 
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+PLAN_SECONDS = 300.0
+"""Seconds for a plan, which lists all images of a folder."""
 
+AWAY = 60.0
+"""Seconds for which a follower tries to reach a service that has gone away."""
 
-@dataclass(frozen=True)
-class Job:
-    """A job as Ray knows it.
-
-    Attributes:
-        id: of the job.
-        status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
-        started: when it was submitted.
-        seconds: how long it has run.
-        message: what Ray says of its status.
-    """
-
-    id: str
-    status: str
-    started: datetime
-    seconds: float
-    message: str
-
-    @property
-    def ended(self) -> bool:
-        """Whether it is over."""
-        return self.status in ENDED
+Answer = TypeVar("Answer", bound=BaseModel)
 
 
 class Jobs:
-    """The jobs of a cluster.
+    """The jobs of a job service.
 
     Args:
-        settings: where the cluster is.
+        settings: where it is, and the token.
+        transport: of httpx, for a service inside this process.
 
     Raises:
-        ServiceError: no cluster answers.
+        ServiceError: no address is known.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._address = settings.address("ray_dashboard")
-        os.environ.update(ray_environment(settings))
-        # Jobs are submitted to the address above and no other.
-        os.environ.pop("RAY_ADDRESS", None)
-        from ray.job_submission import JobSubmissionClient
+    def __init__(self, settings: Settings, transport: httpx.BaseTransport | None = None) -> None:
+        self._url = settings.address("jobs_url").rstrip("/")
+        secret = settings.secret
+        headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+        self._client = httpx.Client(
+            base_url=self._url, headers=headers, timeout=SECONDS, trust_env=False, transport=transport
+        )
 
-        with self._asked():
-            self._client: JobSubmissionClient = JobSubmissionClient(self._address)
+    def __enter__(self) -> Self:
+        return self
 
-    @property
-    def here(self) -> bool:
-        """Whether they run on this machine, by :func:`services.platform.local.up`, and see its disk."""
-        return self._address == self._settings.platform.get("ray_dashboard")
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-    @contextmanager
-    def _asked(self) -> Iterator[None]:
-        """What Ray's client raises where the cluster is away, refuses, or is none: by then another program may listen
-        there and answer anything."""
-        try:
-            yield
-        except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
-            reason = str(error).partition("\n")[0][:200]
-            raise ServiceError(
-                f"no Ray cluster answers at {self._address}: {type(error).__name__}: {reason}",
-                cure="see `monge status`; `monge up` starts one here",
-            ) from error
+    def close(self) -> None:
+        """Close all connections."""
+        self._client.close()
 
-    def submit(self, spec: JobSpec) -> str:
-        """Submit a job; returns its id.
+    def submit(
+        self,
+        spec: JobSpec,
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
+        labels: Mapping[str, str] | None = None,
+        wait: bool = False,
+        key: str | None = None,
+    ) -> Job:
+        """Submit a job.
+
+        Args:
+            spec: what it does, with paths that the cluster sees.
+            priority: higher ones start first.
+            timeout: seconds that it may take from its first start on.
+            labels: to find it again.
+            wait: accept it even if the cluster has too few nodes today.
+            key: a second submission with the same key gives the same job, so that it may be sent again after a lost
+                answer.
 
         Raises:
-            ModelNotFoundError: the classifier that is to judge its generator is not registered.
-            ServiceError: the cluster, or for such a classifier MLflow, cannot be reached.
+            MongeError: what the service finds wrong.
         """
-        if (reference := spec.evaluation.registered) is not None:
-            from services.tracking.registry import resolve
+        asked = Submission(
+            spec=spec.model_dump(mode="json"), priority=priority, timeout=timeout, labels=dict(labels or {}), wait=wait
+        )
+        headers = {"Idempotency-Key": key} if key else {}
+        return self._ask(Job, "POST", "/v1/jobs", json=asked.model_dump(), headers=headers)
 
-            resolve(self._settings.address("mlflow_uri"), reference)
-        job = f"{spec.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        # A cluster's machines have a Python of their own; on this one it is the one that runs now.
-        python = sys.executable if self.here else "python"
-        settings = {"MONGE_HOME": str(self._settings.home.absolute())} if self.here else {}
-        command = [
-            "env",
-            *(f"{name}={value}" for name, value in settings.items()),
-            *(python, "-m", "services.jobs", "--job", job),
-            *("--spec", spec.model_dump_json()),
-        ]
-        told = {"name": spec.name, "kind": spec.objective.kind}
-        with self._asked():
-            self._client.submit_job(entrypoint=shlex.join(command), submission_id=job, metadata=told)
-        return job
+    def plan(self, spec: JobSpec, *, wait: bool = False) -> Plan:
+        """What a job would work on, and on what.
 
-    def list(self) -> list[Job]:
-        """All jobs that the cluster remembers, newest first."""
-        now = time.time()
-        jobs = []
-        with self._asked():
-            known = self._client.list_jobs()
-        for details in known:
-            if details.submission_id is None:
-                continue
-            started = (details.start_time or now * 1e3) / 1e3
-            ended = (details.end_time or now * 1e3) / 1e3
-            jobs.append(
-                Job(
-                    id=details.submission_id,
-                    status=str(details.status),
-                    started=datetime.fromtimestamp(started, UTC),
-                    seconds=max(0.0, ended - started),
-                    message=details.message or "",
-                )
-            )
-        return sorted(jobs, key=lambda job: job.started, reverse=True)
+        Raises:
+            MongeError: what the service finds wrong.
+        """
+        asked = Submission(spec=spec.model_dump(mode="json"), wait=wait)
+        return self._ask(Plan, "POST", "/v1/plans", json=asked.model_dump(), timeout=PLAN_SECONDS)
 
-    def get(self, job: str) -> Job:
+    def find(self, limit: int = 100, **filters: Any) -> list[Job]:
+        """Jobs, newest first.
+
+        Args:
+            limit: so many at most; all of them where 0.
+            filters: ``state``, ``owner``, ``name``, ``label``, as ``GET /v1/jobs`` takes them.
+        """
+        found: list[Job] = []
+        before: int | None = None
+        while True:
+            query = filters | {"limit": min(500, limit - len(found)) if limit else 500}
+            page = self._ask(JobPage, "GET", "/v1/jobs", params=query | ({"before": before} if before else {}))
+            found += page.jobs
+            before = page.next
+            if before is None or (limit and len(found) >= limit):
+                return found
+
+    def get(self, job: str) -> JobDetails:
         """One job.
 
         Raises:
-            ServiceError: the cluster knows none of that id.
+            JobNotFoundError: there is none of that id.
         """
-        jobs = self.list()
-        for known in jobs:
-            if known.id == job:
-                return known
-        names = ", ".join(known.id for known in jobs[:5]) or "none"
-        raise ServiceError(f"no job {job!r}; the latest are: {names}", cure="see `monge jobs`")
+        return self._ask(JobDetails, "GET", f"/v1/jobs/{_segment(job)}")
+
+    def events(self, job: str) -> list[Event]:
+        """The history of a job, oldest first.
+
+        Raises:
+            JobNotFoundError: there is none of that id.
+        """
+        found: list[Event] = []
+        while page := self._ask(
+            EventPage, "GET", f"/v1/jobs/{_segment(job)}/events", params={"after": found[-1].id if found else 0}
+        ).events:
+            found += page
+        return found
 
     def logs(self, job: str, follow: bool = False) -> Iterator[str]:
         """The lines of a job's log; with ``follow``, until it ends.
 
         Raises:
-            ServiceError: the cluster knows no such job.
+            JobNotFoundError: there is none of that id.
         """
-        read = 0
-        while True:
-            ended = self.get(job).ended
-            with self._asked():
-                text = self._client.get_job_logs(job)
-            # The last line may still be being written.
-            complete = len(text) if ended or not follow else text.rfind("\n") + 1
-            yield from text[read:complete].splitlines()
-            read = max(read, complete)
-            if ended or not follow:
+        path = f"/v1/jobs/{_segment(job)}/logs"
+        if follow:
+            for kind, data in self._stream(f"{path}/stream"):
+                if kind == "lines":
+                    yield from data
+            return
+        offset = 0
+        while page := self._ask(LogPage, "GET", path, params={"offset": offset}):
+            yield from page.lines
+            if page.ended or not page.lines:
                 return
-            time.sleep(0.5)
+            offset = page.next
+
+    def follow(self, job: str) -> Iterator[Event | Progress]:
+        """What happens to a job, as it happens, until it ends.
+
+        Raises:
+            JobNotFoundError: there is none of that id.
+            ServiceError: the service is away for a minute.
+        """
+        for kind, data in self._stream(f"/v1/jobs/{_segment(job)}/events/stream"):
+            if kind == "event":
+                yield Event.model_validate(data)
+            elif kind == "progress":
+                yield Progress.model_validate(data)
 
     def wait(self, job: str, timeout: float) -> Job:
-        """A job once it has ended.
+        """A job once it is over.
 
         Raises:
             ServiceError: it goes on after ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
-        while not (found := self.get(job)).ended:
+        while not (found := self.get(job)).state.final:
             if time.monotonic() > deadline:
-                raise ServiceError(f"job {job} is {found.status} after {timeout:g} s", cure=f"see `monge logs {job}`")
+                raise ServiceError(f"job {job} is {found.state} after {timeout:g} s", cure=f"see `monge jobs {job}`")
             time.sleep(0.3)
         return found
 
     def cancel(self, job: str) -> Job:
-        """Stop a job and its workers, and mark its MLflow run KILLED. A job that has ended stays as it is.
+        """Ask for the end of a job and its workers. A job that is over stays as it is.
 
         Raises:
-            ServiceError: the cluster knows no such job, or it does not stop.
+            JobNotFoundError: there is none of that id.
         """
-        if not self.get(job).ended:
-            with self._asked():
-                self._client.stop_job(job)
-        found = self.wait(job, timeout=60)
-        if found.status == "STOPPED":
-            from services.tracking.run import find_run, mark_killed
+        return self._ask(JobDetails, "DELETE", f"/v1/jobs/{_segment(job)}")
 
-            uri = self._settings.address("mlflow_uri")
-            if run_id := find_run(uri, job):
-                mark_killed(uri, run_id)
-        return found
+    def retry(self, job: str) -> Job:
+        """Queue a failed or cancelled job again; it goes on from its last checkpoint.
+
+        Raises:
+            JobNotFoundError: there is none of that id.
+            ConflictError: it is not over, or has succeeded.
+        """
+        return self._ask(JobDetails, "POST", f"/v1/jobs/{_segment(job)}/retry")
+
+    def cluster(self) -> ClusterView:
+        """The cluster, who holds what, and who waits for what."""
+        return self._ask(ClusterView, "GET", "/v1/cluster")
+
+    def create_token(self, name: str, role: Role) -> NewToken:
+        """Make a token.
+
+        Raises:
+            ConflictError: there is one of that name.
+        """
+        return self._ask(NewToken, "POST", "/v1/tokens", json=TokenRequest(name=name, role=role).model_dump())
+
+    def tokens(self) -> list[Token]:
+        """All tokens."""
+        return self._ask(TokenList, "GET", "/v1/tokens").tokens
+
+    def revoke_token(self, name: str) -> Token:
+        """Make a token worthless."""
+        return self._ask(Token, "DELETE", f"/v1/tokens/{_segment(name)}")
+
+    def _ask(self, kind: type[Answer], method: str, path: str, **request: Any) -> Answer:
+        for last in (False, False, True):
+            with self._reached():
+                answer = self._client.request(method, path, **request)
+            if answer.is_success:
+                break
+            error = read_error(answer.content, answer.status_code, "the job service")
+            if last or not isinstance(error, BusyError) or error.retry_after > 5:
+                raise error
+            time.sleep(error.retry_after)
+        try:
+            return kind.model_validate_json(answer.content)
+        except ValueError as error:
+            raise ServiceError(
+                f"what answers at {self._url} is no job service: {answer.content[:80]!r}", cure="see `monge status`"
+            ) from error
+
+    def _stream(self, path: str) -> Iterator[tuple[str, Any]]:
+        """Server-sent events; goes on where it was cut off."""
+        last, since = "", time.monotonic()
+        while True:
+            headers = {"Last-Event-ID": last} if last else {}
+            try:
+                with self._reached(), self._client.stream("GET", path, headers=headers) as answer:
+                    if not answer.is_success:
+                        raise read_error(answer.read(), answer.status_code, "the job service")
+                    for event in _events(answer.iter_lines()):
+                        since = time.monotonic()
+                        last = event.get("id", last)
+                        if event.get("event") == "end":
+                            return
+                        yield event.get("event", ""), json.loads(event.get("data", "null"))
+            except ServiceError as error:
+                if not isinstance(error.__cause__, httpx.TransportError) or time.monotonic() - since > AWAY:
+                    raise
+                time.sleep(1)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.HTTPError as error:
+            reason = str(error) or type(error).__name__
+            raise ServiceError(
+                f"no job service answers at {self._url}: {reason}",
+                cure="see `monge status`; `monge up` starts one here",
+            ) from error
 
 
-def with_absolute_paths(spec: JobSpec) -> JobSpec:
-    """The spec with what it names on this machine's disk named absolutely: the job runs in another folder.
+def _events(lines: Iterator[str]) -> Iterator[dict[str, str]]:
+    """Each server-sent event as its fields."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        if not line:
+            if fields:
+                yield fields
+            fields = {}
+        elif not line.startswith(":"):
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            fields[name] = f"{fields[name]}\n{value}" if name == "data" and name in fields else value
 
-    Raises:
-        SpecError: a file is missing, or an address in S3 is none or has keys in it, which every log would then tell.
-    """
-    source = Path(spec.data.source).expanduser()
-    if spec.data.source.startswith("s3://"):
-        split_address(spec.data.source)
-    elif source.exists():
-        spec = spec.model_copy(update={"data": spec.data.model_copy(update={"source": str(source.absolute())})})
-    if isinstance(spec.objective, FlowSpec) and isinstance(spec.objective.coupling, RecordedSpec):
-        file = Path(spec.objective.coupling.file).expanduser().absolute()
-        if not file.is_file():
-            raise SpecError(f"objective.coupling.file: {file} does not exist", cure="write it with `monge couple`")
-        coupling = spec.objective.coupling.model_copy(update={"file": str(file)})
-        spec = spec.model_copy(update={"objective": spec.objective.model_copy(update={"coupling": coupling})})
-    if spec.evaluation.weights is not None:
-        file = Path(spec.evaluation.weights).expanduser().absolute()
-        if not file.is_file():
-            raise SpecError(f"evaluation.weights: {file} does not exist", cure="give a state dict of Inception-v3")
-        spec = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"weights": str(file)})})
-    return spec
+
+def _segment(text: str) -> str:
+    """A part of a path: whatever is in it."""
+    return httpx.URL(path=f"/{text}").raw_path.decode()[1:].replace("/", "%2F")

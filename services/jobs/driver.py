@@ -1,20 +1,27 @@
-"""The driver of a job: shards the data, trains, and leaves no run behind that looks as if it went on."""
+"""The driver of a job: shards the data, trains, and leaves no run behind that looks as if it went on.
+
+``python -m services.jobs.driver --job ID --attempt N --spec JSON`` is what an attempt runs on the cluster.
+"""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import json
+import logging
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
 
 from pipelines.data.manifest import QUARANTINE
 from pipelines.errors import MongeError, ServiceError
-from pipelines.spec import JobSpec
+from pipelines.spec import JobSpec, parse_spec
 from services.cluster import join_cluster
-from services.settings import Settings
+from services.settings import Settings, load_settings
 from services.training.placement import placement_of
-from services.training.progress import stage_line
+from services.training.progress import report_done, report_error, report_stage
 
 
 def run_job(job: str, spec: JobSpec, settings: Settings) -> dict[str, Any]:
@@ -47,19 +54,19 @@ def _run(job: str, spec: JobSpec, settings: Settings) -> dict[str, Any]:
     # Ray Train and torch take seconds to import; that happens while the data is sharded.
     importing = threading.Thread(target=_import_trainer, daemon=True)
     importing.start()
-    _say("joining the cluster")
+    report_stage("joining the cluster")
     join_cluster(settings)
     import ray
 
     # Before the data is read: that may take an hour.
     placement = placement_of(spec.workers, ray.cluster_resources())
     data = _shard(spec, settings)
-    _say(f"starting {placement}" + (f": {placement.note}" if placement.note else ""))
+    report_stage(f"starting {placement}" + (f": {placement.note}" if placement.note else ""))
     importing.join()
     from services.training.trainer import fit
 
     outcome = fit(job, spec, data, settings)
-    _say(f"done: {outcome['model'] or 'there is no model to register'}")
+    report_done(outcome["model"])
     return outcome
 
 
@@ -69,12 +76,12 @@ def _shard(spec: JobSpec, settings: Settings) -> str:
 
     address = dataset_address(settings.home, spec.data)
     is_there = spec.data.source.rstrip("/") == address
-    _say(f"reading shards of {address}" if is_there else f"sharding {spec.data.source} into {address}")
+    report_stage(f"reading shards of {address}" if is_there else f"sharding {spec.data.source} into {address}")
     manifest = shard_dataset(spec.data, address, settings.home / "cache", on_progress=_shard_progress)
     require_classes(spec, manifest.classes)
     if manifest.quarantined:
         images = "image" if manifest.quarantined == 1 else "images"
-        _say(f"set aside {manifest.quarantined} {images}, listed in {address}/{QUARANTINE}")
+        report_stage(f"set aside {manifest.quarantined} {images}, listed in {address}/{QUARANTINE}")
     return address
 
 
@@ -97,9 +104,25 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + signum)
 
 
-def _say(text: str) -> None:
-    print(stage_line(text), flush=True)
-
-
 def _shard_progress(done: int, total: int) -> None:
-    _say(f"sharded {done:,}/{total:,} images")
+    report_stage(f"sharded {done:,}/{total:,} images")
+
+
+def main() -> int:
+    """Run one attempt; 0 when the job has finished."""
+    parser = argparse.ArgumentParser(prog="python -m services.jobs.driver", description="Run one training job.")
+    parser.add_argument("--job", required=True, help="id of the job")
+    parser.add_argument("--attempt", type=int, default=1, help="which attempt it is")
+    parser.add_argument("--spec", required=True, help="the resolved spec, as JSON")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    try:
+        run_job(arguments.job, parse_spec(json.loads(arguments.spec)), load_settings())
+    except MongeError as error:
+        report_error(error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

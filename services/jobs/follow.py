@@ -1,52 +1,49 @@
-"""Following a job on a terminal: its stages as lines, its training as a progress bar."""
+"""Following a job on a terminal: its states and stages as lines, its training as a progress bar."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
-from pipelines.errors import MongeError, TrainingError
-from services.jobs.client import Job, Jobs
-from services.training.progress import read_progress, read_stage
+from pipelines.errors import TrainingError
+from services.jobs.client import Jobs
+from services.jobs.documents import Event, Job, Progress
+from services.jobs.policy import State
+from services.training.progress import shown
 
-_RAY_PREFIX = re.compile(r"^(\x1b\[\d+m)*\([A-Za-z_]\w* pid=\d+(, ip=[\d.]+)?\)(\x1b\[\d+m)* ?")
 _LONGEST_DETAILS = 70
 
 
-def follow(jobs: Jobs, job: str, console: Console, on_stage: Callable[[str], None] | None = None) -> Job:
-    """Show a job until it ends.
+def follow(jobs: Jobs, job: str, console: Console, on_event: Callable[[Event], None] | None = None) -> Job:
+    """Show a job until it is over.
 
     Args:
-        jobs: of the cluster.
+        jobs: the job service.
         job: its id.
         console: where to show it; without a terminal, progress comes as plain lines.
-        on_stage: told of each stage.
+        on_event: called with each event.
 
     Raises:
         TrainingError: the job failed or was cancelled.
-        ServiceError: there is no such job.
+        ServiceError: there is no such job, or the service is away.
     """
-    problem = show(jobs.logs(job, follow=True), console, on_stage)
+    show(jobs.follow(job), console, on_event)
     ended = jobs.get(job)
-    if ended.status == "SUCCEEDED":
+    if ended.state is State.SUCCEEDED:
         return ended
-    if ended.status == "STOPPED":
-        raise TrainingError(f"job {job} was cancelled")
-    message, _, cure = (problem or f"job {job} failed: {ended.message}").partition("\n  cure: ")
+    if ended.state is State.CANCELLED:
+        raise TrainingError(f"job {job} was cancelled: {ended.reason}")
+    message, _, cure = ended.reason.partition("\n  cure: ")
     raise TrainingError(message, cure=cure or f"read `monge logs {job}`")
 
 
-def error_lines(error: MongeError) -> str:
-    """An error as :func:`show` reads it: each line after the first is indented."""
-    first, *others = str(error).splitlines()
-    return "\n".join([f"[error] {first}", *(line if line.startswith("  ") else f"  {line}" for line in others)])
-
-
-def show(lines: Iterable[str], console: Console, on_stage: Callable[[str], None] | None = None) -> str | None:
-    """Show the lines of a job's log as they come; returns the error that the job reported, if any."""
+def show(
+    happening: Iterable[Event | Progress], console: Console, on_event: Callable[[Event], None] | None = None
+) -> None:
+    """Show what happens to a job as it comes."""
     columns = (
         TextColumn("  {task.description}"),
         BarColumn(bar_width=24),
@@ -54,31 +51,19 @@ def show(lines: Iterable[str], console: Console, on_stage: Callable[[str], None]
         TimeRemainingColumn(),
         TextColumn("{task.fields[details]}"),
     )
-    problem: list[str] = []
-    latest = ""
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         bar = bars.add_task("images", total=None, details="", visible=False)
-        for line in lines:
-            line = plain(line)
-            if (stage := read_stage(line)) is not None:
-                if stage != latest:
-                    bars.console.print(f"  {stage}", highlight=False, markup=False)
-                latest = stage
-                if on_stage:
-                    on_stage(stage)
-            elif (progress := read_progress(line)) is not None:
-                details = progress.details.removeprefix(" · ")[:_LONGEST_DETAILS]
-                bars.update(bar, total=progress.total, completed=progress.images, details=details, visible=True)
-                if not console.is_terminal and line != latest:
-                    console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-                latest = line
-            elif line.startswith("[error] "):
-                problem = [line.removeprefix("[error] ")]
-            elif problem and line.startswith("  "):
-                problem.append(line)
-    return "\n".join(problem) or None
-
-
-def plain(line: str) -> str:
-    """A log line without the name that Ray puts before it."""
-    return _RAY_PREFIX.sub("", line)
+        for one in happening:
+            if isinstance(one, Progress):
+                details = " · ".join(shown(one.metrics))
+                bars.update(
+                    bar, total=one.total, completed=one.images, details=details[:_LONGEST_DETAILS], visible=True
+                )
+                if not console.is_terminal:
+                    line = f"  {one.images:,}/{one.total:,} images · {details}"
+                    console.print(line, highlight=False, markup=False, soft_wrap=True)
+                continue
+            if one.kind != "error":  # told at the end, in full
+                bars.console.print(f"  {one.text}", highlight=False, markup=False, soft_wrap=True)
+            if on_event:
+                on_event(one)

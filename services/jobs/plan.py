@@ -1,7 +1,13 @@
-"""What can be known of a job before it is submitted: its data, its network, and what is wrong with them."""
+"""What can be known of a job before it is submitted: its data, its network, and what is wrong with them.
+
+``python -m services.jobs.plan CACHE`` reads a spec from its input and writes the plan as JSON, or the error and exits
+with 1. The job service runs it: it imports torch and decodes files.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +17,11 @@ import torch
 from pipelines.data.catalogue import CATALOGUE
 from pipelines.data.manifest import MANIFEST, read_manifest
 from pipelines.data.source import fingerprint, open_source
-from pipelines.errors import SourceError
+from pipelines.errors import MongeError, SourceError
 from pipelines.models.build import build_model
 from pipelines.shape import ImageShape
-from pipelines.spec import ClassificationSpec, JobSpec
+from pipelines.spec import ClassificationSpec, JobSpec, parse_spec
+from services.http import write_error
 from services.sharding.fetch import SCHEME
 
 INDEXED = (".tar",)
@@ -92,3 +99,18 @@ def _planned(spec: JobSpec, images: int, image: ImageShape, classes: Sequence[st
     count = "1 class" if len(classes) == 1 else f"{len(classes)} classes"
     parts = [f"{spec.data.source}: {images:,} images of {image.dims} in {count} ({named})", *([note] if note else [])]
     return Plan(", ".join(parts), f"{spec.model.kind}, {weights:,} weights")
+
+
+def main() -> int:
+    """Plan the spec of standard input."""
+    try:
+        document = {"lines": plan_of(parse_spec(json.load(sys.stdin)), Path(sys.argv[1])).lines()}
+    except MongeError as error:
+        print(json.dumps(write_error(error)))
+        return 1
+    print(json.dumps(document))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,8 +18,10 @@ from pipelines.errors import MongeError, ServiceError
 from pipelines.spec import JobSpec, load_spec
 from services.jobs.client import Jobs
 from services.jobs.follow import follow
+from services.jobs.policy import State
+from services.locks import alone
 from services.platform import local
-from services.platform.processes import alone, wait_until
+from services.platform.processes import wait_until
 from services.settings import Settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -154,9 +156,9 @@ class _Demo:
             self.console.print(f"  {'done' if stage.ok else 'fell short'} in {stage.seconds} s {stage.note}")
 
     def _cancel_leftovers(self, jobs: Jobs) -> None:
-        names = tuple(f"{_spec(name).name}-" for name in SPECS)
-        for job in jobs.list():
-            if not job.ended and job.id.startswith(names):
+        names = {_spec(name).name for name in SPECS}
+        for job in jobs.find(0, state=[state.value for state in State if not state.final]):
+            if job.name in names:
                 self.say(f"cancelling {job.id}, left over from an interrupted demo")
                 jobs.cancel(job.id)
 
@@ -182,28 +184,12 @@ class _Demo:
         return folder
 
     def _train(self, jobs: Jobs, specs: dict[str, JobSpec], settings: Settings) -> None:
-        """Each job is submitted while its forerunner trains, so that its start-up is over when the workers are free."""
-        order = list(specs)
-        submitted: dict[str, str] = {}
-
-        def submit(name: str) -> None:
-            if name not in submitted:
-                submitted[name] = jobs.submit(specs[name])
-
-        def submit_next(after: str) -> Callable[[str], None]:
-            following = order[order.index(after) + 1 :][:1]
-
-            def on_stage(stage: str) -> None:
-                if following and stage.startswith("training"):
-                    submit(following[0])
-
-            return on_stage
-
-        for name in order:
+        """All are submitted at once: the queue starts each as soon as there are workers for it."""
+        submitted = {name: jobs.submit(spec).id for name, spec in specs.items()}
+        for name, job in submitted.items():
             with self._stage(f"train the {name}") as stage:
-                submit(name)
-                follow(jobs, submitted[name], self.console, submit_next(name))
-                stage.note, stage.ok = self._judge(name, submitted[name], settings)
+                follow(jobs, job, self.console)
+                stage.note, stage.ok = self._judge(name, job, settings)
 
     def _judge(self, name: str, job: str, settings: Settings) -> tuple[str, bool]:
         from services.tracking.run import read_run

@@ -8,7 +8,6 @@ kept in ``ports.json``, for running jobs and bookmarks know them.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,8 +15,9 @@ from pathlib import Path
 import httpx
 
 from pipelines.errors import ServiceError
-from services.cluster import TOKEN, make_token
-from services.platform.processes import Started, alone, end, free_port, start, tail, wait_until
+from services.cluster import make_token, read_token
+from services.locks import alone
+from services.platform.processes import Started, end, free_port, start, tail, wait_until
 from services.platform.services import SERVICES, Machine, Service, address
 from services.settings import Settings
 
@@ -195,20 +195,12 @@ def _await(home: Path, platform: Platform, service: Service, say: Callable[[str]
 
 
 def _answers(home: Path, service: Service, url: str) -> bool:
-    headers = {"Authorization": f"Bearer {token}"} if service.name == "ray" and (token := _token(home)) else {}
+    headers = {"Authorization": f"Bearer {token}"} if service.name == "ray" and (token := read_token(home)) else {}
     try:
         answer = httpx.get(url.rstrip("/") + service.health, headers=headers, timeout=2, trust_env=False)
     except (httpx.HTTPError, httpx.InvalidURL):
         return False
     return answer.status_code == 200
-
-
-def _token(home: Path) -> str:
-    """Of Ray: as Ray itself looks for it, else that of this home; empty where there is none."""
-    if token := os.environ.get("RAY_AUTH_TOKEN"):
-        return token
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", home / TOKEN))
-    return path.read_text().strip() if path.exists() else ""
 
 
 def _log(home: Path, service: Service) -> Path:

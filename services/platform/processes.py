@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,19 +126,3 @@ def wait_until(condition: Callable[[], bool], timeout: float, interval: float = 
             return True
         time.sleep(interval)
     return False
-
-
-@contextmanager
-def alone(lock: Path, otherwise: str) -> Iterator[None]:
-    """Hold a lock file; the lock goes with its process, however that ends.
-
-    Raises:
-        ServiceError: another process holds it; the message is ``otherwise``.
-    """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ServiceError(otherwise, cure="wait for it, or end it, then start again") from None
-        yield

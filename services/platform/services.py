@@ -114,10 +114,18 @@ def _endpoint(machine: Machine) -> Command:
     return [*command, "--port", machine.port("endpoint_url")], environment
 
 
+def _jobs(machine: Machine) -> Command:
+    command = [*(sys.executable, "-m", "services.jobs"), *("--host", LOOPBACK)]
+    elsewhere = {f"MONGE_{name.upper()}": machine.addresses[name] for name in ("ray_dashboard", "mlflow_uri")}
+    environment = machine.environment | elsewhere | {"MONGE_JOB_PYTHON": sys.executable}
+    return [*command, "--port", machine.port("jobs_url")], environment
+
+
 SERVICES = (
     Service("ray", {"ray_address": 6379, "ray_dashboard": 8265}, "ray_dashboard", "/api/version", 60, _ray),
     Service("mlflow", {"mlflow_uri": 5000}, "mlflow_uri", "/health", 90, _mlflow),
     Service("transport", {"transport_url": 8100}, "transport_url", "/health", 90, _transport, after="ray"),
     Service("endpoint", {"endpoint_url": 8000}, "endpoint_url", "/health", 90, _endpoint),
+    Service("jobs", {"jobs_url": 8200}, "jobs_url", "/ready", 60, _jobs),
 )
 """In the order in which they start."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "monge"
 JOB_TAG = "monge.job"
+STATE_TAG, REASON_TAG = "monge.state", "monge.reason"
 FINGERPRINT_TAG = "monge.fingerprint"
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -81,10 +82,11 @@ class Run:
     Attributes:
         uri: of the tracking server or store.
         run_id: MLflow's id of the run.
+        experiment_id: MLflow's id of the experiment that it belongs to.
     """
 
-    def __init__(self, client: MlflowClient, uri: str, run_id: str) -> None:
-        self.uri, self.run_id = uri, run_id
+    def __init__(self, client: MlflowClient, uri: str, run_id: str, experiment_id: str) -> None:
+        self.uri, self.run_id, self.experiment_id = uri, run_id, experiment_id
         self._client = client
         self._images = 0
         self._not_finite: set[str] = set()
@@ -134,7 +136,7 @@ class Run:
                         cure="submit a changed spec as a new job",
                     )
                 client.update_run(run_id, status="RUNNING")
-        return cls(client, uri, run_id)
+        return cls(client, uri, run_id, experiment)
 
     def metrics(self, values: Mapping[str, float], images: int) -> None:
         """Log one point of each named curve; returns at once.
@@ -303,6 +305,27 @@ def read_run(uri: str, job: str, series: Sequence[str] = ()) -> Record:
         data = client.get_run(run_id).data
         curves = {name: [point.value for point in client.get_metric_history(run_id, name)] for name in series}
     return Record(data.metrics, curves, data.tags)
+
+
+def mark(uri: str, run_id: str, state: str, reason: str) -> None:
+    """Tell a run where its job stands: by tags, and by its status where the job is over and its driver did not say so.
+
+    Args:
+        uri: of the tracking server or store.
+        run_id: of the run.
+        state: of the job.
+        reason: why.
+
+    Raises:
+        ServiceError: MLflow cannot be reached or has no such run.
+    """
+    client = connect(uri)
+    with reaching(uri, f"mark run {run_id} as {state}"):
+        client.set_tag(run_id, STATE_TAG, state)
+        client.set_tag(run_id, REASON_TAG, reason[:_LONGEST_PARAM])
+        status = {"failed": "FAILED", "cancelled": "KILLED"}.get(state)
+        if status is not None and client.get_run(run_id).info.status in ("RUNNING", "SCHEDULED"):
+            client.set_terminated(run_id, status)
 
 
 def mark_killed(uri: str, run_id: str) -> None:

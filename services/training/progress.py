@@ -1,53 +1,88 @@
-"""One line of progress: written by rank 0, read by whoever follows the job's log."""
+"""What a job reports in its log: one JSON object a line, behind a mark, read by the job service.
+
+Drivers and workers print these lines among others; Ray puts a worker's name before them.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from dataclasses import dataclass
+import time
+from typing import Any
 
-_LINE = re.compile(r"\[train\] ([\d,]+)/([\d,]+) images(.*)$")
-_STAGE = re.compile(r"\[monge\] (.*)$")
+from pipelines.errors import MongeError
+
+MARK = "@monge "
+
+_RAY_PREFIX = re.compile(r"^(\x1b\[\d+m)*\([A-Za-z_]\w* pid=\d+(, ip=[\d.]+)?\)(\x1b\[\d+m)* ?")
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is.
+def report_stage(text: str, *, trains: bool = False) -> None:
+    """Report what the job does now.
 
-    Attributes:
-        images: seen so far.
-        total: to see.
-        details: the latest numbers, as text.
+    Args:
+        text: in words.
+        trains: whether it is the training itself.
     """
-
-    images: int
-    total: int
-    details: str = ""
-
-    def line(self) -> str:
-        """The line for the log."""
-        return f"[train] {self.images:,}/{self.total:,} images{self.details}"
+    _report({"event": "stage", "text": text, "trains": trains})
 
 
-def progress_line(images: int, total: int, metrics: dict[str, float]) -> str:
-    """The line for a point of the curves."""
-    shown = [f"{name} {value:,.0f}" if value >= 1000 else f"{name} {value:.4g}" for name, value in metrics.items()]
-    return Progress(images, total, "".join(f" · {text}" for text in shown)).line()
+def report_progress(images: int, total: int, metrics: dict[str, float]) -> None:
+    """Report a point of the curves; metrics that are not finite are left out, for JSON has no such numbers."""
+    finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+    _report({"event": "progress", "images": images, "total": total, "metrics": finite})
 
 
-def stage_line(text: str) -> str:
-    """The line that says what a job does now."""
-    return f"[monge] {text}"
+def report_run(run_id: str, experiment_id: str) -> None:
+    """Report the MLflow run of the job."""
+    _report({"event": "run", "run_id": run_id, "experiment_id": experiment_id})
 
 
-def read_progress(line: str) -> Progress | None:
-    """The progress that a log line tells, if it tells any; Ray puts the worker's name before it."""
-    if match := _LINE.search(line.rstrip()):
-        images, total, details = match.groups()
-        return Progress(int(images.replace(",", "")), int(total.replace(",", "")), details)
-    return None
+def report_error(error: MongeError) -> None:
+    """Report why the job fails, for a reason that another attempt would meet again."""
+    _report({"event": "error", "message": str(error.args[0]), "cure": error.cure})
 
 
-def read_stage(line: str) -> str | None:
-    """The stage that a log line tells, if it tells one."""
-    match = _STAGE.search(line.rstrip())
-    return match.group(1) if match else None
+def report_done(model: str | None) -> None:
+    """Report the end of the job, and the model that it registered."""
+    _report({"event": "done", "model": model})
+
+
+def read_event(line: str) -> dict[str, Any] | None:
+    """The report in a log line; None where there is none."""
+    mark, text = line.find(MARK), line.rstrip()
+    if mark < 0:
+        return None
+    try:
+        event = json.loads(text[mark + len(MARK) :])
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+
+
+def readable(line: str) -> list[str]:
+    """A log line for a person: reports in words, others without the name that Ray puts before them."""
+    event = read_event(line)
+    match event:
+        case {"event": "stage", "text": str(text)}:
+            return [f"[monge] {text}"]
+        case {"event": "progress", "images": int(images), "total": int(total), "metrics": dict(metrics)}:
+            return [f"[train] {images:,}/{total:,} images" + "".join(f" · {one}" for one in shown(metrics))]
+        case {"event": "error", "message": str(message), "cure": cure}:
+            first, *others = (message + (f"\n  cure: {cure}" if cure else "")).splitlines() or [""]
+            return [f"[error] {first}", *(other if other.startswith("  ") else f"  {other}" for other in others)]
+        case {"event": "done", "model": model}:
+            return [f"[monge] done: {model or 'there is no model to register'}"]
+        case {"event": "run", "run_id": str(run_id)}:
+            return [f"[monge] its MLflow run is {run_id}"]
+    return [_RAY_PREFIX.sub("", line)]
+
+
+def shown(metrics: dict[str, float]) -> list[str]:
+    """Each metric as ``name value``."""
+    return [f"{name} {value:,.0f}" if abs(value) >= 1000 else f"{name} {value:.4g}" for name, value in metrics.items()]
+
+
+def _report(event: dict[str, Any]) -> None:
+    print(MARK + json.dumps(event | {"at": round(time.time(), 3)}), flush=True)

@@ -40,7 +40,7 @@ from services.settings import Settings
 from services.storage.datasets import open_data
 from services.tracking.registry import register
 from services.tracking.run import Run
-from services.training.progress import progress_line, stage_line
+from services.training.progress import report_progress, report_run, report_stage
 from services.training.references import reference_of
 from services.transport.client import RayPlanner
 
@@ -140,7 +140,8 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings) -> dict[str,
     if tracker:
         tracker.say(
             f"training {_parameters(state):,} parameters on {len(data.train):,} images, {world_size()} workers, "
-            f"{device}" + (f", from image {state.images:,}" if state.images else "")
+            f"{device}" + (f", from image {state.images:,}" if state.images else ""),
+            trains=True,
         )
     run(spec, data, objective, state, planner, listener, device, reference)
     with agree("registering the model"):
@@ -205,19 +206,25 @@ def _parameters(state: TrainState) -> int:
     return sum(weights.numel() for weights in state.networks[state.served].parameters())
 
 
+def _opened(uri: str, job: str, spec: JobSpec) -> Run:
+    run = Run.open(uri, job, spec)
+    report_run(run.run_id, run.experiment_id)
+    return run
+
+
 class _Tracker:
     """Rank 0's hold on MLflow, which takes seconds to import: that happens while the network is built."""
 
     def __init__(self, worker: WorkerConfig, spec: JobSpec) -> None:
         self._spec = spec
-        self._opened = ThreadPoolExecutor(1).submit(Run.open, worker.mlflow_uri, worker.job, spec)
+        self._opened = ThreadPoolExecutor(1).submit(_opened, worker.mlflow_uri, worker.job, spec)
 
     @property
     def run(self) -> Run:
         return self._opened.result()
 
-    def say(self, text: str) -> None:
-        print(stage_line(text), flush=True)
+    def say(self, text: str, *, trains: bool = False) -> None:
+        report_stage(text, trains=trains)
 
     def register(self, state: TrainState, data: ShardedDataset) -> str:
         """Register the judged network; returns the model's name and version."""
@@ -248,7 +255,7 @@ class _Listener:
         self.latest |= values
         if self._tracker:
             self._tracker.run.metrics(values, images)
-            print(progress_line(images, self._spec.train.images, values), flush=True)
+            report_progress(images, self._spec.train.images, values)
 
     def evaluation(self, evaluation: Evaluation, images: int) -> None:
         """See :class:`pipelines.training.loop.Listener`."""

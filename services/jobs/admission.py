@@ -1,0 +1,148 @@
+"""What is checked of a job before it is accepted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.data.catalogue import CATALOGUE
+from pipelines.errors import BusyError, ServiceError, SourceError, SpecError
+from pipelines.spec import JobSpec, apply_overrides, parse_spec
+from services.http import read_error
+from services.jobs import policy
+from services.jobs.documents import Plan, Submission
+from services.jobs.paths import named_files
+from services.jobs.policy import Cluster
+from services.storage.objects import split_address
+
+PLANS = 2
+"""Plans that are made at a time: each is a process of its own."""
+
+PLAN_SECONDS = 120.0
+"""Seconds that a plan may take: it lists all images of a folder."""
+
+S3 = "s3://"
+
+
+class Admission:
+    """Checks jobs by what this machine sees: the cluster's, or one that shares its folders.
+
+    Args:
+        home: the folder of everything that Monge writes.
+        resolve: looks up a registered model by name; raises where there is none.
+    """
+
+    def __init__(self, home: Path, resolve: Callable[[str], object]) -> None:
+        self._home, self._resolve = home, resolve
+        self._plans = threading.BoundedSemaphore(PLANS)
+
+    def check(self, asked: Submission, cluster: Cluster) -> JobSpec:
+        """The spec of a job, if it may be queued.
+
+        Raises:
+            SpecError: the spec is wrong, a file that it names is not there, or the cluster has too few nodes.
+            SourceError: its images cannot be found.
+            ModelNotFoundError: the classifier that is to judge its generator is not registered.
+            ServiceError: MLflow cannot be reached to ask for it.
+        """
+        spec = read_spec(asked)
+        require_source(spec.data.source)
+        for field, file in named_files(spec):
+            if not Path(file).is_absolute() or not Path(file).is_file():
+                raise SpecError(f"{field}: {file} is no file that the cluster sees", cure="name it by a shared folder")
+        if (reference := spec.evaluation.registered) is not None:
+            self._resolve(reference)
+        if not asked.wait and not cluster.away and (never := policy.refusal(spec.workers, cluster)) is not None:
+            raise SpecError(never, cure="ask for less, or submit it with `--wait` if nodes will come")
+        return spec
+
+    def plan(self, asked: Submission, cluster: Cluster) -> Plan:
+        """What a job would work on, and on what.
+
+        Raises:
+            MongeError: as :meth:`check`; its network cannot take such images, or there is one class alone.
+            BusyError: others are planning.
+        """
+        spec = self.check(asked, cluster)
+        if not self._plans.acquire(timeout=PLAN_SECONDS):
+            raise BusyError("other jobs are being looked at", cure="ask again in a minute", retry_after=30)
+        try:
+            lines = self._lines(spec)
+        finally:
+            self._plans.release()
+        return Plan(lines=[*lines, f"workers: {_workers(spec, cluster)}"])
+
+    def _lines(self, spec: JobSpec) -> list[str]:
+        # A process of its own: it imports torch, and decodes what strangers may have written.
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "services.jobs.plan", str(self._home / "cache")],
+                input=spec.model_dump_json().encode(),
+                capture_output=True,
+                timeout=PLAN_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            return [f"data: {spec.data.source}, which takes more than {PLAN_SECONDS:g} s to list"]
+        if done.returncode == 1:
+            raise read_error(done.stdout, 422, "the look at the job's data")
+        if done.returncode != 0:
+            reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            raise ServiceError(f"the job's data could not be looked at: {' '.join(reason)}")
+        return [str(line) for line in json.loads(done.stdout)["lines"]]
+
+
+def read_spec(asked: Submission) -> JobSpec:
+    """The spec of a submission, with its overrides.
+
+    Raises:
+        SpecError: it is not one.
+    """
+    document: Any = asked.spec
+    if isinstance(document, str):
+        try:
+            document = yaml.safe_load(document)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise SpecError(f"spec: not YAML: {error}") from None
+    if not isinstance(document, dict):
+        raise SpecError("spec: a mapping with name, data, model, objective and train expected")
+    return parse_spec(apply_overrides(document, asked.overrides))
+
+
+def require_source(source: str) -> None:
+    """Refuse a source that a job on the cluster could not read.
+
+    Raises:
+        SourceError: it is neither in S3, nor in the catalogue, nor a folder or file that is seen here.
+        SpecError: its address in S3 is wrong.
+    """
+    if source.startswith(S3):
+        split_address(source)
+        return
+    path = Path(source).expanduser()
+    if source in CATALOGUE or (path.is_absolute() and path.exists()):
+        return
+    if path.is_absolute():
+        raise SourceError(
+            f"{source} is not seen on the cluster",
+            cure="put the images into S3, or into a folder that the cluster shares under the same path",
+        )
+    raise SourceError(
+        f"{source!r} is neither an absolute path nor in the catalogue ({', '.join(sorted(CATALOGUE))})",
+        cure="give the whole path of a folder, or an address in S3",
+    )
+
+
+def _workers(spec: JobSpec, cluster: Cluster) -> str:
+    if cluster.away:
+        return f"{spec.workers.count}, once the cluster answers ({cluster.away})"
+    if policy.refusal(spec.workers, cluster) is not None:
+        return f"{spec.workers.count}, once there are nodes for them"
+    placement = policy.placement_of(spec.workers, cluster.resources)
+    return str(placement) + (f": {placement.note}" if placement.note else "")

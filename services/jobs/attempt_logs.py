@@ -1,0 +1,96 @@
+"""The logs of jobs, as files beside the store: what an attempt printed, whatever becomes of its cluster."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from services.jobs.documents import LogPage
+from services.training.progress import readable
+
+LONGEST_LOG = 256 * 2**20
+"""Bytes of one attempt's log that are kept; what follows is dropped, and the log says so."""
+
+PAGE = 2**20
+"""Bytes of a log that one answer gives at most."""
+
+_JOB = re.compile(r"[A-Za-z0-9][\w.-]{0,199}")
+
+
+class AttemptLogs:
+    """A folder with one file for each attempt.
+
+    Args:
+        folder: where they lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def size(self, job: str, attempt: int) -> int:
+        """Bytes of an attempt's log."""
+        path = self._path(job, attempt)
+        return path.stat().st_size if path.exists() else 0
+
+    def append(self, job: str, attempt: int, content: bytes) -> None:
+        """Add to the log of an attempt."""
+        path = self._path(job, attempt)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = self.size(job, attempt)
+        if size >= LONGEST_LOG:
+            return
+        if size + len(content) > LONGEST_LOG:
+            content = content[: LONGEST_LOG - size] + b"\n[monge] the log is too long: what follows is not kept\n"
+        with path.open("ab") as file:
+            file.write(content)
+
+    def lines(self, job: str, attempt: int, start: int) -> tuple[list[str], int]:
+        """The whole lines of an attempt's log from a byte on, as printed, and the byte where the next ones begin."""
+        path = self._path(job, attempt)
+        if not path.exists():
+            return [], start
+        with path.open("rb") as file:
+            file.seek(start)
+            content = file.read(PAGE)
+        whole = content.rfind(b"\n") + 1
+        if not whole and len(content) == PAGE:  # a line that no page holds
+            whole = PAGE
+        return content[:whole].decode(errors="replace").splitlines(), start + whole
+
+    def page(self, job: str, offset: int, ended: bool) -> LogPage:
+        """Lines of a job's log, for a person.
+
+        Args:
+            job: its id.
+            offset: in the bytes of all its attempts, in order.
+            ended: whether the job is over, and its last line may have no end.
+        """
+        before, attempts = 0, self._attempts(job)
+        for place, attempt in enumerate(attempts):
+            size = self.size(job, attempt)
+            if offset < before + size:
+                lines, end = self.lines(job, attempt, max(0, offset - before))
+                over = ended or place + 1 < len(attempts)
+                if not lines and over:  # the last line has no end and gets none
+                    with self._path(job, attempt).open("rb") as file:
+                        file.seek(max(0, offset - before))
+                        lines, end = [file.read(PAGE).decode(errors="replace")], size
+                if not lines:
+                    break
+                shown = [one for line in lines for one in readable(line)]
+                if offset <= before and attempt > 1:
+                    shown.insert(0, f"[monge] attempt {attempt}")
+                over = over and before + end >= sum(self.size(job, each) for each in attempts)
+                return LogPage(lines=shown, next=before + end, ended=over and ended)
+            before += size
+        return LogPage(lines=[], next=max(offset, 0) if attempts else 0, ended=ended)
+
+    def _attempts(self, job: str) -> list[int]:
+        if not _JOB.fullmatch(job):
+            return []
+        return sorted(int(path.stem) for path in (self._folder / job).glob("*.log"))
+
+    def _path(self, job: str, attempt: int) -> Path:
+        if not _JOB.fullmatch(job):
+            raise ValueError(job)
+        return self._folder / job / f"{attempt}.log"

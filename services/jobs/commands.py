@@ -1,0 +1,283 @@
+"""The commands of ``monge`` that concern jobs; they speak to the job service alone."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from services import terminal
+from services.settings import load_settings
+from services.terminal import say
+
+if TYPE_CHECKING:
+    from services.jobs.client import Jobs
+    from services.jobs.documents import Progress
+
+app = typer.Typer()
+token = typer.Typer(no_args_is_help=True, help="Tokens of the job service: who may read, submit and administer.")
+app.add_typer(token, name="token")
+
+COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "recovering": "magenta"}
+
+JobId = Annotated[str, typer.Argument(help="Id of the job; see `monge jobs`.")]
+
+
+# The commands import what they need when they run: `monge --help` should not wait for it.
+
+
+@app.command()
+def submit(
+    spec: Annotated[Path, typer.Argument(help="A job spec in YAML; see configs/.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a field, as in train.images=20000; may be repeated."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec and submit nothing.")] = False,
+    ask: Annotated[bool, typer.Option("--ask", help="Show the plan and wait for a yes before submitting.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show the job until it ends.")] = False,
+    priority: Annotated[int, typer.Option(min=-100, max=100, help="Jobs with a higher one start first.")] = 0,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds that the job may take from its first start on.")
+    ] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="To find it again; may be repeated.")
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Queue it even if the cluster has too few nodes today: some will come.")
+    ] = False,
+) -> None:
+    """Submit a training job.
+
+    First its plan is shown: what was found of its data, the size of its network, and its workers. A missing folder, a
+    misspelt name, too few nodes or images too small are told here, and nothing is submitted.
+    """
+    from pipelines.spec import load_spec
+    from services.jobs.client import Jobs
+    from services.jobs.paths import with_absolute_paths
+
+    resolved = with_absolute_paths(load_spec(spec, overrides or ()))
+    if dry_run:
+        terminal.console.print(resolved.to_yaml(), markup=False, highlight=False, end="", soft_wrap=True)
+        return
+    named = dict(_label(label) for label in labels or ())
+    with Jobs(load_settings()) as jobs:
+        for line in jobs.plan(resolved, wait=wait).lines:
+            say(line)
+        if ask and not typer.confirm("  submit it?", default=True):
+            raise typer.Exit(1)
+        key = secrets.token_hex(16)
+        job = jobs.submit(resolved, priority=priority, timeout=timeout, labels=named, wait=wait, key=key).id
+        terminal.console.print(f"submitted [bold]{job}[/]", highlight=False)
+        if follow:
+            _follow(jobs, job)
+        else:
+            say(f"follow it with: monge logs {job} --follow")
+
+
+def _follow(jobs: Jobs, job: str) -> None:
+    from services.jobs.follow import follow
+
+    try:
+        follow(jobs, job, terminal.console)
+    except KeyboardInterrupt:
+        say(f"job {job} goes on")
+        say(f"follow it with: monge logs {job} --follow")
+        say(f"stop it with: monge cancel {job}")
+        raise SystemExit(130) from None
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise typer.BadParameter(f"{text!r} is not NAME=VALUE, as in team=vision", param_hint="--label")
+    return name, value
+
+
+@app.command()
+def jobs(
+    job: Annotated[str | None, typer.Argument(help="Show the story of this job; without it, list all.")] = None,
+    state: Annotated[
+        list[str] | None, typer.Option(help="Only these: queued, starting, running, recovering, succeeded, …")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="So many at most; 0 for all.")] = 50,
+) -> None:
+    """List jobs, newest first; or tell the story of one."""
+    from services.jobs.client import Jobs
+
+    with Jobs(load_settings()) as service:
+        if job is not None:
+            _tell(service, job)
+            return
+        found = service.find(limit, **({"state": state} if state else {}))
+    # An id that is too long for a terminal goes on in the next line; elsewhere a job is one line.
+    table = Table(
+        Column("job", overflow="fold", ratio=3),
+        Column("state", no_wrap=True),
+        Column("images", no_wrap=True),
+        Column("why", overflow="fold", ratio=4),
+        expand=terminal.console.is_terminal,
+    )
+    for one in found:
+        table.add_row(one.id, _coloured(one.state), _brief(one.progress), escape(one.reason.partition("\n")[0]))
+    terminal.show_table(table)
+
+
+def _tell(service: Jobs, job: str) -> None:
+    found = service.get(job)
+    table = Table.grid(padding=(0, 2))
+    took = (found.ended or datetime.now(UTC)) - (found.started or found.submitted)
+    rows: list[tuple[str, Any]] = [
+        ("job", found.id),
+        ("state", f"{_coloured(found.state)} since {_time(found.since)}"),
+        ("why", escape(found.reason)),
+        ("submitted", f"{_time(found.submitted)} by {found.owner}, priority {found.priority}"),
+        (
+            "ran",
+            f"{_duration(took.total_seconds())} in {_count(found.attempts, 'attempt')}" if found.started else "not yet",
+        ),
+    ]
+    if (progress := found.progress) is not None:
+        rows.append(("progress", _whole(progress)))
+        rows += [
+            ("", f"{name} {value:.5g}") for name, value in progress.metrics.items() if not name.startswith("system")
+        ]
+    rows += [(name, value) for name, value in (("run", found.run_url), ("model", found.model)) if value]
+    rows += [("label", f"{name}={value}") for name, value in found.labels.items()]
+    for row in rows:
+        table.add_row(*row)
+    terminal.show_table(table)
+    history = Table("when (UTC)", "attempt", Column("what", overflow="fold"))
+    for event in service.events(job):
+        history.add_row(_time(event.at), str(event.attempt or ""), escape(event.text))
+    terminal.show_table(history)
+
+
+@app.command()
+def logs(
+    job: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+) -> None:
+    """Print the log of a job, all attempts in order."""
+    from services.jobs.client import Jobs
+
+    with Jobs(load_settings()) as service:
+        for line in service.logs(job, follow):
+            print(line, flush=True)
+
+
+@app.command()
+def cancel(job: JobId) -> None:
+    """Stop a job and its workers; its MLflow run is marked KILLED."""
+    from services.jobs.client import Jobs
+
+    with Jobs(load_settings()) as service:
+        service.cancel(job)
+        ended = service.wait(job, timeout=120)
+    say(f"{ended.id} is {ended.state.value}: {ended.reason}")
+
+
+@app.command()
+def retry(job: JobId) -> None:
+    """Queue a failed or cancelled job again: it goes on from its last checkpoint, in the same MLflow run."""
+    from services.jobs.client import Jobs
+
+    with Jobs(load_settings()) as service:
+        again = service.retry(job)
+    say(f"{again.id} is {again.state.value}; follow it with: monge logs {again.id} --follow")
+
+
+@app.command()
+def cluster() -> None:
+    """Show the nodes of the cluster, which jobs hold workers, and what the others wait for."""
+    from services.jobs.client import Jobs
+
+    with Jobs(load_settings()) as service:
+        view = service.cluster()
+    if view.away:
+        say(f"the cluster is away: {view.away}")
+    nodes = Table("node", "address", "CPUs", "GPUs")
+    for node in view.nodes:
+        nodes.add_row(node.id[:12], node.address, f"{node.cpus:g}", f"{node.gpus:g}")
+    terminal.show_table(nodes)
+    say(f"{view.free_cpus:g} of {view.cpus:g} CPUs and {view.free_gpus:g} of {view.gpus:g} GPUs are free")
+    for holder in view.holding:
+        say(f"{holder.job} holds {_count(holder.workers, holder.device.upper())}")
+    for waiting in view.waiting:
+        say(f"{waiting.job} waits: {waiting.reason}")
+
+
+@token.command("create")
+def token_create(
+    name: Annotated[str, typer.Argument(help="Who will use it.")],
+    role: Annotated[str, typer.Option(help="read, submit, admin, or call (the endpoint and the transport service).")],
+) -> None:
+    """Make a token and print it, this once; its user sets MONGE_TOKEN to it."""
+    from services.jobs.client import Jobs
+    from services.jobs.documents import Role
+
+    if role not in list(Role):
+        raise typer.BadParameter(f"{role!r} is none of {', '.join(Role)}", param_hint="--role")
+    with Jobs(load_settings()) as service:
+        print(service.create_token(name, Role(role)).secret)
+
+
+@token.command("list")
+def token_list() -> None:
+    """List all tokens, without their secrets."""
+    from services.jobs.client import Jobs
+
+    with Jobs(load_settings()) as service:
+        found = service.tokens()
+    table = Table("token", "role", "created (UTC)", "revoked (UTC)")
+    for one in found:
+        table.add_row(one.name, one.role.value, _time(one.created), _time(one.revoked) if one.revoked else "")
+    terminal.show_table(table)
+
+
+@token.command("revoke")
+def token_revoke(name: Annotated[str, typer.Argument(help="As `monge token list` shows it.")]) -> None:
+    """Make a token worthless from now on."""
+    from services.jobs.client import Jobs
+
+    with Jobs(load_settings()) as service:
+        service.revoke_token(name)
+    say(f"{name} is revoked")
+
+
+def _coloured(state: str) -> str:
+    return f"[{COLOURS.get(state, 'default')}]{state}[/]"
+
+
+def _brief(progress: Progress | None) -> str:
+    if progress is None or not progress.total:
+        return ""
+    return f"{100 * progress.images / progress.total:.0f}%"
+
+
+def _whole(progress: Progress) -> str:
+    parts = [f"{progress.images:,} of {progress.total:,} images"]
+    if progress.images_per_second:
+        parts.append(f"{progress.images_per_second:,.0f} a second")
+    if progress.seconds_left and progress.images < progress.total:
+        parts.append(f"{_duration(progress.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def _time(when: datetime) -> str:
+    return f"{when.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"

@@ -1,0 +1,338 @@
+"""Brings the cluster to the state that was asked for: looks, lets the policy decide, and carries it out, for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shlex
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from services.jobs import policy
+from services.jobs.attempt_logs import AttemptLogs
+from services.jobs.policy import Cluster, EndAttempt, Limits, Move, Send, Start, Stop
+from services.jobs.ray_jobs import EngineError, RayNode, RayStatus, RefusedError
+from services.jobs.store import Store, Untracked
+from services.training.progress import read_event
+
+INTERVAL = 0.5
+"""Seconds between two looks at the cluster while nobody asks for one."""
+
+LOG_PATIENCE = 10.0
+"""Seconds after the end of an attempt in which the rest of its log has to arrive."""
+
+SENDS = 5
+"""Times that the cluster may refuse an attempt."""
+
+log = logging.getLogger(__name__)
+
+Track = Callable[[Untracked], None]
+"""Tells MLflow where a job stands; raises where MLflow is away."""
+
+
+class Engine(Protocol):
+    """What runs attempts; see :class:`services.jobs.ray_jobs.RayJobs`."""
+
+    async def look(self) -> tuple[Cluster, list[RayNode]]:
+        """What the cluster has."""
+        ...
+
+    async def status(self, attempt: str) -> RayStatus:
+        """Where an attempt stands."""
+        ...
+
+    async def submit(self, attempt: str, entrypoint: str, metadata: Mapping[str, str]) -> None:
+        """Start an attempt, once."""
+        ...
+
+    async def stop(self, attempt: str) -> None:
+        """Ask an attempt to end."""
+        ...
+
+    async def log(self, attempt: str) -> str:
+        """The whole log of an attempt."""
+        ...
+
+    def tail(self, attempt: str) -> AsyncIterator[str]:
+        """The log of an attempt, as it is written."""
+        ...
+
+    async def close(self) -> None:
+        """Close all connections."""
+        ...
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The latest look at the cluster."""
+
+    cluster: Cluster
+    nodes: Sequence[RayNode] = ()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a driver is started on the cluster.
+
+    Attributes:
+        python: that runs it.
+        home: the ``MONGE_HOME`` that it gets; its machine's own where None.
+    """
+
+    python: str = "python"
+    home: Path | None = None
+
+    def entrypoint(self, job: str, attempt: int, spec: str) -> str:
+        """The command line of an attempt."""
+        environment = [] if self.home is None else ["env", f"MONGE_HOME={self.home}"]
+        driver = ["-m", "services.jobs.driver", "--job", job, "--attempt", str(attempt), "--spec", spec]
+        return shlex.join([*environment, self.python, *driver])
+
+
+class Controller:
+    """One for each store: two would not harm the jobs, but each other's logs.
+
+    Args:
+        store: what is remembered.
+        engine: the cluster.
+        logs: where the logs are kept.
+        launch: how drivers are started.
+        limits: on what runs.
+        track: tells MLflow where a job stands.
+    """
+
+    def __init__(
+        self, store: Store, engine: Engine, logs: AttemptLogs, launch: Launch, limits: Limits, track: Track
+    ) -> None:
+        self._store, self._engine, self._logs, self._launch = store, engine, logs, launch
+        self._limits, self._track = limits, track
+        self._tails: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._ended_since: dict[tuple[str, int], float] = {}
+        self._refusals: dict[tuple[str, int], int] = {}
+        self._tracking: asyncio.Task[None] | None = None
+        self._specs: dict[str, str] = {}
+        self.seen = Seen(Cluster(away="it was not looked at yet"))
+        self.looked = 0.0
+        """When a look was last completed, by the monotonic clock."""
+
+    async def run(self, stop: asyncio.Event, poked: asyncio.Event) -> None:
+        """Look and act until ``stop`` is set; at once where ``poked`` is."""
+        while not stop.is_set():
+            poked.clear()
+            try:
+                await self.step()
+            except Exception:
+                log.exception("a look at the cluster failed")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(poked.wait(), INTERVAL)
+        for task in [*self._tails.values(), *([self._tracking] if self._tracking else [])]:
+            task.cancel()
+        await asyncio.gather(*self._tails.values(), return_exceptions=True)
+        await self._engine.close()
+
+    async def step(self) -> None:
+        """One look, and what follows from it."""
+        cluster, nodes = await self._engine.look()
+        jobs = self._store.unfinished()
+        statuses: dict[str, RayStatus] = {}
+        if not cluster.away:
+            try:
+                statuses = await self._statuses(jobs)
+            except EngineError as error:
+                cluster = Cluster(away=str(error))
+        self.seen = Seen(cluster, nodes)
+        jobs = [await self._informed(job, statuses.get(job.id)) for job in jobs]
+        limits = replace(self._limits, draining=self._store.setting("draining") == "yes")
+        actions = policy.decide(jobs, cluster, time.time(), limits)
+        if moves := [action for action in actions if isinstance(action, Move)]:
+            self._store.move(moves)
+        by_id = {job.id: job for job in jobs}
+        for action in actions:
+            if not isinstance(action, Move):
+                await self._carry_out(action, by_id[action.job])
+        self._begin_tracking()
+        self.looked = time.monotonic()
+
+    async def _statuses(self, jobs: Sequence[policy.Job]) -> dict[str, RayStatus]:
+        """Where each attempt stands that the cluster was told of."""
+        asked = [job for job in jobs if job.attempt is not None]
+        found = await asyncio.gather(*(self._engine.status(attempt_id(job)) for job in asked))
+        return {job.id: status for job, status in zip(asked, found, strict=True)}
+
+    async def _informed(self, job: policy.Job, status: RayStatus | None) -> policy.Job:
+        """The job with what the cluster shows of its attempt, once all of the attempt's log is here."""
+        attempt = job.attempt
+        if attempt is None:
+            return job
+        key = job.id, attempt.number
+        if status is None:
+            return job
+        if status.status is not policy.Status.UNKNOWN and not attempt.sent:
+            self._store.sent(job.id)  # the answer to the request was lost
+            attempt = replace(attempt, sent=True)
+        if attempt.sent and status.status not in (policy.Status.PENDING, policy.Status.UNKNOWN):
+            self._follow(key)
+        if status.status.ended and attempt.sent:
+            if not await self._is_read(key, status):
+                return replace(job, attempt=replace(attempt, status=None))
+            fresh = next((one for one in self._store.unfinished() if one.id == job.id), job)
+            attempt = replace(fresh.attempt or attempt, sent=True)
+        attempt = replace(attempt, status=status.status, message=_first_line(status.message))
+        return replace(job, attempt=attempt)
+
+    def _follow(self, key: tuple[str, int]) -> None:
+        if key not in self._tails:
+            self._tails[key] = asyncio.create_task(self._tail(*key))
+
+    async def _is_read(self, key: tuple[str, int], status: RayStatus) -> bool:
+        """Whether all is read of the log of an attempt that has ended."""
+        if status.status is policy.Status.UNKNOWN:
+            return True
+        since = self._ended_since.setdefault(key, time.monotonic())
+        tail = self._tails[key]
+        if not tail.done() and time.monotonic() - since < LOG_PATIENCE:
+            return False
+        tail.cancel()
+        with contextlib.suppress(EngineError):
+            self._take(*key, (await self._engine.log(_attempt_id(*key))).encode()[self._logs.size(*key) :])
+        return True
+
+    async def _tail(self, job: str, number: int) -> None:
+        """Copy the log of an attempt, from where an earlier copy ended."""
+        while True:
+            skip = self._logs.size(job, number)
+            try:
+                async for text in self._engine.tail(_attempt_id(job, number)):
+                    content = text.encode()
+                    content, skip = content[skip:], max(0, skip - len(content))
+                    self._take(job, number, content)
+                return
+            except EngineError as error:
+                log.info("the log of %s broke off: %s", job, error)
+                await asyncio.sleep(INTERVAL)
+
+    def _take(self, job: str, number: int, content: bytes) -> None:
+        """Keep a part of a log, and take in what it reports."""
+        if content:
+            self._logs.append(job, number, content)
+        start = self._store.read_of(job, number)
+        while True:
+            lines, end = self._logs.lines(job, number, start)
+            if end == start:
+                return
+            events = [event for line in lines if (event := read_event(line)) is not None]
+            self._store.report(job, number, end, events)
+            start = end
+
+    async def _carry_out(self, action: Start | Send | Stop | EndAttempt, job: policy.Job) -> None:
+        match action:
+            case Start():
+                number = self._store.start(action.job, action.placement, action.reason)
+                await self._send(action.job, number)
+            case Send():
+                assert job.attempt is not None
+                await self._send(action.job, job.attempt.number)
+            case Stop():
+                with contextlib.suppress(EngineError):  # the next look tells
+                    await self._engine.stop(attempt_id(job))
+            case EndAttempt():
+                assert job.attempt is not None
+                self._store.end_attempt(action, job.attempt.error or job.attempt.message)
+                self._forget(job.id, job.attempt.number)
+
+    async def _send(self, job: str, number: int) -> None:
+        spec, metadata = self._store.spec(job)
+        command = self._launch.entrypoint(job, number, spec)
+        try:
+            await self._engine.submit(_attempt_id(job, number), command, metadata)
+        except RefusedError as error:
+            refused = self._refusals[job, number] = self._refusals.get((job, number), 0) + 1
+            log.warning("the cluster refuses attempt %d of %s: %s", number, job, error)
+            if refused >= SENDS:
+                reason = f"the cluster refuses it: {error.args[0]}"
+                self._store.end_attempt(EndAttempt(job, "refused", policy.State.FAILED, reason), reason)
+            return
+        except EngineError as error:
+            log.warning("attempt %d of %s cannot be sent yet: %s", number, job, error)
+            return
+        self._store.sent(job)
+
+    def _forget(self, job: str, number: int) -> None:
+        if (tail := self._tails.pop((job, number), None)) is not None:
+            tail.cancel()
+        self._ended_since.pop((job, number), None)
+        self._refusals.pop((job, number), None)
+
+    # MLflow
+
+    def _begin_tracking(self) -> None:
+        if (self._tracking is None or self._tracking.done()) and (untracked := self._store.untracked()):
+            self._tracking = asyncio.create_task(self._told(untracked))
+
+    async def _told(self, untracked: Sequence[Untracked]) -> None:
+        for job in untracked:
+            try:
+                await asyncio.to_thread(self._track, job)
+            except Exception as error:
+                log.info("MLflow does not know yet where %s stands: %s", job.job, error)
+                await asyncio.sleep(5)
+                return
+            self._store.tracked(job)
+
+
+class Controlling:
+    """A controller in a thread of its own, so that its work never holds up an answer of the API.
+
+    Args:
+        controller: to run.
+    """
+
+    def __init__(self, controller: Controller) -> None:
+        self.controller = controller
+        self._loop = asyncio.new_event_loop()
+        self._stop, self._poked = asyncio.Event(), asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def poke(self) -> None:
+        """Let it look at once: something was asked for."""
+        self._call(self._poked.set)
+
+    def close(self) -> None:
+        """End it; what the cluster runs goes on."""
+        self._call(self._stop.set)
+        self._call(self._poked.set)
+        self._thread.join(timeout=20)
+
+    def _call(self, function: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # its loop has ended
+            self._loop.call_soon_threadsafe(function)
+
+    def _run(self) -> None:
+        work: Coroutine[Any, Any, None] = self.controller.run(self._stop, self._poked)
+        try:
+            self._loop.run_until_complete(work)
+        finally:
+            self._loop.close()
+
+
+def attempt_id(job: policy.Job) -> str:
+    """The name of a job's open attempt on the cluster."""
+    assert job.attempt is not None
+    return _attempt_id(job.id, job.attempt.number)
+
+
+def _attempt_id(job: str, number: int) -> str:
+    return f"{job}-a{number}"
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0][:300] if text.strip() else ""

@@ -1,0 +1,44 @@
+"""Counts of the job service, for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from services.jobs.policy import State
+
+
+class Counts(Protocol):
+    """What is counted; see :class:`services.jobs.store.Store`."""
+
+    def counts(self) -> dict[State, int]:
+        """How many jobs there are of each state."""
+        ...
+
+
+class Metrics:
+    """A registry of its own, which asks the store when it is asked.
+
+    Args:
+        counts: the store.
+    """
+
+    def __init__(self, counts: Counts) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(_Jobs(counts))
+
+
+class _Jobs(Collector):
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily("monge_jobs", "Jobs by state", labels=["state"])
+        counts = self._counts.counts()
+        for state in State:
+            family.add_metric([state.value], counts.get(state, 0))
+        yield family

@@ -1,0 +1,412 @@
+"""What to do next for the jobs of a cluster: a pure function of what is stored and of what the cluster shows.
+
+The controller calls :func:`decide` again and again and carries out what it returns. Every rule of the queue, of retries
+and of cancellation is here::
+
+    queued ──> starting ──> running ──> succeeded | failed | cancelled
+                  │  ↑         │
+                  ↓  │         ↓
+                 recovering <──┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pipelines.errors import ServiceError
+from pipelines.spec import WorkersSpec
+from services.training.placement import Placement, placement_of
+
+AGING = 1800.0
+"""Seconds of waiting that raise a queued job by one priority, so that none waits for ever."""
+
+SETBACKS = 5
+"""Attempts in a row that may end without progress, for reasons that are not the job's own."""
+
+BACKOFF, LONGEST_BACKOFF = 1.0, 60.0
+"""Seconds before the next attempt after the first setback, doubled with each further one, and their bound."""
+
+GRACE = 60.0
+"""Seconds that a cluster may need to show an attempt that was submitted to it."""
+
+
+class State(StrEnum):
+    """Of a job. The last three are final."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    RECOVERING = "recovering"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        """Whether the job is over."""
+        return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+
+
+class Status(StrEnum):
+    """Of an attempt, as Ray Jobs tells it."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    STOPPED = "STOPPED"
+    UNKNOWN = "UNKNOWN"
+    """The cluster answers and knows no such attempt."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether its driver is gone."""
+        return self not in (Status.PENDING, Status.RUNNING)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The latest attempt at a job, while it has not ended in the store.
+
+    Attributes:
+        number: 1, 2, …
+        placement: the workers that were reserved for it.
+        started: when it was decided, in seconds since 1970.
+        sent: whether the cluster has accepted it.
+        status: of it; None while the cluster has not said.
+        stage: what it does, in its own words.
+        trains: whether its workers have begun to train.
+        progressed: whether it has made a step since it started.
+        error: what it said before it failed, of a kind that another attempt would meet again.
+        message: what Ray says of its end.
+    """
+
+    number: int
+    placement: Placement
+    started: float
+    sent: bool = True
+    status: Status | None = None
+    stage: str | None = None
+    trains: bool = False
+    progressed: bool = False
+    error: str | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that is not over.
+
+    Attributes:
+        id: of the job.
+        number: order of submission.
+        workers: what it asks for.
+        state: of it, with its ``reason``.
+        submitted: seconds since 1970.
+        priority: higher ones start first.
+        cancelled: who has asked to cancel it, if anybody.
+        timeout: seconds that it may take from its first start on.
+        first_started: when that was.
+        attempt: the one that has not ended.
+        attempts: made so far.
+        setbacks: attempts in a row that ended without progress.
+        not_before: when the next attempt may start.
+    """
+
+    id: str
+    number: int
+    workers: WorkersSpec
+    state: State
+    submitted: float
+    reason: str = ""
+    priority: int = 0
+    cancelled: str | None = None
+    timeout: float | None = None
+    first_started: float | None = None
+    attempt: Attempt | None = None
+    attempts: int = 0
+    setbacks: int = 0
+    not_before: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the cluster shows.
+
+    Attributes:
+        cpus, gpus: of all its nodes.
+        away: why nothing is known of it; None while it answers.
+    """
+
+    cpus: float = 0.0
+    gpus: float = 0.0
+    away: str | None = None
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """As Ray counts them."""
+        return {"CPU": self.cpus, "GPU": self.gpus}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what runs.
+
+    Attributes:
+        running: most jobs at a time.
+        draining: whether nothing new is to start.
+    """
+
+    running: int = 64
+    draining: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """Begin the next attempt at a job."""
+
+    job: str
+    placement: Placement
+    reason: str
+
+
+@dataclass(frozen=True)
+class Send:
+    """Submit an attempt that was begun and that the cluster does not know yet; a second time changes nothing."""
+
+    job: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Ask the cluster to stop the attempt at a job."""
+
+    job: str
+
+
+@dataclass(frozen=True)
+class Move:
+    """Give a job another state or another reason."""
+
+    job: str
+    state: State
+    reason: str
+
+
+@dataclass(frozen=True)
+class EndAttempt:
+    """Close the attempt at a job, and move the job.
+
+    Attributes:
+        job: its id.
+        outcome: of the attempt, in a word.
+        state, reason: of the job from now on.
+        setbacks: of the job from now on.
+        not_before: when the next attempt may start.
+    """
+
+    job: str
+    outcome: str
+    state: State
+    reason: str
+    setbacks: int = 0
+    not_before: float = 0.0
+
+
+Action = Start | Send | Stop | Move | EndAttempt
+
+
+def decide(jobs: Sequence[Job], cluster: Cluster, now: float, limits: Limits | None = None) -> list[Action]:
+    """The next actions.
+
+    Args:
+        jobs: those that are not over.
+        cluster: what it shows.
+        now: seconds since 1970.
+        limits: on what runs.
+
+    Returns:
+        At most one action that changes a job, for each job; the same input gives the same actions, and once they are
+        carried out and nothing else happens there are none.
+    """
+    limits = limits or Limits()
+    actions: list[Action] = []
+    holding: list[Job] = []
+    waiting: list[Job] = []
+    for job in sorted(jobs, key=lambda job: job.number):
+        if job.attempt is None:
+            if job.cancelled:
+                actions.append(Move(job.id, State.CANCELLED, f"cancelled by {job.cancelled}"))
+            elif _is_late(job, now):
+                actions.append(Move(job.id, State.FAILED, _late(job)))
+            else:
+                waiting.append(job)
+            continue
+        action = _attended(job, job.attempt, cluster, now)
+        if action is not None:
+            actions.append(action)
+        if not isinstance(action, EndAttempt):
+            holding.append(job)
+    actions += _queue(waiting, holding, cluster, now, limits)
+    return [action for action in actions if not _is_done(action, jobs)]
+
+
+def refusal(workers: WorkersSpec, cluster: Cluster) -> str | None:
+    """Why a job could not start even if all else had ended; None where it could."""
+    try:
+        placement_of(workers, cluster.resources)
+    except ServiceError as error:
+        return str(error.args[0])
+    return None
+
+
+def _attended(job: Job, attempt: Attempt, cluster: Cluster, now: float) -> Action | None:
+    """What a job needs whose attempt has not ended in the store."""
+    if cluster.away:
+        waits = "to cancel it" if job.cancelled else "and the job with it, as far as is known"
+        return Move(job.id, State.RECOVERING, f"the cluster is away ({cluster.away}): waiting for it {waits}")
+    status = attempt.status
+    if not attempt.sent:
+        if job.cancelled:
+            return EndAttempt(job.id, "cancelled", State.CANCELLED, f"cancelled by {job.cancelled}")
+        return Send(job.id)
+    if status is None or (status is Status.UNKNOWN and now - attempt.started < GRACE and not attempt.trains):
+        return None
+    if status.ended:
+        return _ended(job, attempt, status, now)
+    if job.cancelled or _is_late(job, now):
+        return Stop(job.id)
+    if attempt.trains:
+        return Move(job.id, State.RUNNING, f"on {attempt.placement}")
+    starting = State.RECOVERING if attempt.number > 1 else State.STARTING
+    return Move(job.id, starting, f"attempt {attempt.number}: {attempt.stage or f'on {attempt.placement}'}")
+
+
+def _ended(job: Job, attempt: Attempt, status: Status, now: float) -> EndAttempt:
+    """Where a job goes from an attempt that is over."""
+    if status is Status.SUCCEEDED:
+        return EndAttempt(job.id, "succeeded", State.SUCCEEDED, "all images were seen")
+    if job.cancelled:
+        return EndAttempt(job.id, "cancelled", State.CANCELLED, f"cancelled by {job.cancelled}")
+    if _is_late(job, now):
+        return EndAttempt(job.id, "late", State.FAILED, _late(job))
+    if status is Status.STOPPED:
+        return EndAttempt(job.id, "stopped", State.CANCELLED, "stopped on the cluster, not through this service")
+    if attempt.error is not None:
+        return EndAttempt(job.id, "failed", State.FAILED, attempt.error)
+    if status is Status.UNKNOWN:
+        why = "the cluster that ran it is gone"
+    else:
+        why = f"its driver died: {attempt.message}" if attempt.message else "its driver died"
+    setbacks = 1 if attempt.progressed else job.setbacks + 1
+    if setbacks > SETBACKS:
+        reason = f"{setbacks} attempts in a row ended before they had made a step; of the last one {why}"
+        return EndAttempt(job.id, "lost", State.FAILED, reason)
+    pause = min(BACKOFF * 2 ** (setbacks - 1), LONGEST_BACKOFF)
+    reason = f"attempt {attempt.number} ended: {why}; attempt {attempt.number + 1} follows"
+    return EndAttempt(job.id, "lost", State.RECOVERING, reason, setbacks, now + pause)
+
+
+def _queue(waiting: list[Job], holding: list[Job], cluster: Cluster, now: float, limits: Limits) -> list[Action]:
+    """Who of those that wait may start, and for what the others wait.
+
+    A job starts with all its workers or not at all. The first that does not fit holds back those behind it: what
+    becomes free is for it. One that would not fit in the empty cluster holds back nobody.
+    """
+    cpus, gpus, running = cluster.cpus, cluster.gpus, len(holding)
+    for job in holding:
+        assert job.attempt is not None
+        cpus, gpus = _less(cpus, gpus, job.attempt.placement)
+    actions: list[Action] = []
+    holders = [job.id for job in holding]
+    held_back = False
+    for job in sorted(waiting, key=place_in_queue):
+        kept = job.state if job.state is State.RECOVERING else State.QUEUED
+        if (reason := _obstacle(job, cluster, now, limits)) is not None:
+            actions.append(Move(job.id, kept, _told(job, reason)))
+            continue
+        if held_back:
+            actions.append(Move(job.id, kept, _told(job, "waiting for its turn")))
+            continue
+        placement = placement_of(job.workers, cluster.resources)
+        left = _less(cpus, gpus, placement)
+        if running >= limits.running:
+            reason = f"{running} jobs run, which is the limit"
+        elif min(left) < 0:
+            kind, free = ("GPU", gpus) if placement.gpu else ("CPU", cpus)
+            reason = f"{_count(placement.workers, kind)} asked for, {max(0, int(free))} free, held by {_named(holders)}"
+        else:
+            cpus, gpus, running = *left, running + 1
+            holders.append(job.id)
+            number = job.attempts + 1
+            actions.append(Start(job.id, placement, f"attempt {number} on {placement}"))
+            continue
+        held_back = True
+        actions.append(Move(job.id, kept, _told(job, reason)))
+    return actions
+
+
+def _obstacle(job: Job, cluster: Cluster, now: float, limits: Limits) -> str | None:
+    """Why a job cannot start, whatever the others do."""
+    if cluster.away:
+        return f"the cluster is away: {cluster.away}"
+    if limits.draining:
+        return "the service is draining: nothing starts until `monge drain --end`"
+    if job.not_before > now:
+        return "waiting for its next attempt"
+    if (never := refusal(job.workers, cluster)) is not None:
+        return f"{never.partition(': ')[2]}: waiting for nodes"
+    return None
+
+
+def _told(job: Job, reason: str) -> str:
+    # What stopped a job stays told while it waits for its next attempt.
+    if job.state is not State.RECOVERING:
+        return reason
+    why = job.reason.partition("; ")[0]
+    return f"{why}; {reason}"
+
+
+def turn(priority: int, submitted: float) -> float:
+    """The place of a job in the queue: the largest comes first.
+
+    Waiting raises the priority, of all jobs alike: which of two comes first never changes.
+    """
+    return priority - submitted / AGING
+
+
+def place_in_queue(job: Job) -> tuple[bool, float, int]:
+    """Sorts those that wait: the smallest comes first."""
+    # What has run already goes on first.
+    return job.state is not State.RECOVERING, -turn(job.priority, job.submitted), job.number
+
+
+def _less(cpus: float, gpus: float, placement: Placement) -> tuple[float, float]:
+    return (cpus, gpus - placement.workers) if placement.gpu else (cpus - placement.workers, gpus)
+
+
+def _is_late(job: Job, now: float) -> bool:
+    return job.timeout is not None and job.first_started is not None and now - job.first_started > job.timeout
+
+
+def _late(job: Job) -> str:
+    return f"it took longer than its timeout of {job.timeout:g} s"
+
+
+def _is_done(action: Action, jobs: Sequence[Job]) -> bool:
+    """Whether a move changes nothing."""
+    if not isinstance(action, Move):
+        return False
+    return any((job.id, job.state, job.reason) == (action.job, action.state, action.reason) for job in jobs)
+
+
+def _count(count: int, kind: str) -> str:
+    return f"{count} {kind}{'s' * (count != 1)}"
+
+
+def _named(jobs: Sequence[str]) -> str:
+    if not jobs:
+        return "nobody"
+    return ", ".join(jobs[:3]) + (f" and {len(jobs) - 3} more" if len(jobs) > 3 else "")

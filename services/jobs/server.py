@@ -1,0 +1,119 @@
+"""The process of the job service: its store, its controller and its API."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import sys
+import time
+
+import uvicorn
+
+from pipelines.errors import ConflictError, ServiceError
+from services.cluster import read_token
+from services.jobs.admission import Admission
+from services.jobs.api import Service, build_app
+from services.jobs.attempt_logs import AttemptLogs
+from services.jobs.controller import Controller, Controlling, Launch
+from services.jobs.documents import Role, TokenRequest
+from services.jobs.policy import Limits
+from services.jobs.ray_jobs import RayJobs
+from services.jobs.store import Store, Untracked
+from services.locks import alone
+from services.settings import LOOPBACK, Settings, load_settings
+
+CONNECTIONS = 1024
+"""Requests served at once; more are told to come back."""
+
+OWNER = "owner"
+"""Name of the token that the service makes for those who may read its home folder."""
+
+
+def serve(host: str = LOOPBACK, port: int = 8200, settings: Settings | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; jobs on the cluster go on without it.
+
+    Args:
+        host: address to listen on.
+        port: to listen on.
+        settings: from the environment by default.
+
+    Raises:
+        ServiceError: the port is taken, another service has this store, or the cluster's address is not known.
+    """
+    settings = settings or load_settings()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stdout)
+    logging.getLogger("monge.audit").setLevel(logging.INFO)
+    folder = settings.home.absolute() / "jobservice"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with alone(folder / "lock", f"another job service has {folder}"), _bound(host, port) as listener:
+        store = Store(settings.jobs_store or f"sqlite:///{folder / 'jobs.db'}")
+        make_owner(store, settings)
+        uri = settings.address("mlflow_uri")
+        logs = AttemptLogs(folder / "logs")
+        launch = Launch() if settings.job_python is None else Launch(settings.job_python, settings.home.absolute())
+        engine = RayJobs(settings.address("ray_dashboard"), read_token(settings.home))
+        limits = Limits(running=settings.jobs_running)
+        controller = Controller(store, engine, logs, launch, limits, lambda told: _track(uri, told))
+        controlling = Controlling(controller)
+
+        def close() -> None:
+            controlling.close()
+            store.close()
+
+        service = Service(
+            store,
+            logs,
+            Admission(settings.home, lambda model: _resolve(uri, model)),
+            seen=lambda: (controller.seen, controller.looked),
+            poke=controlling.poke,
+            mlflow=lambda: settings.mlflow_public_uri or uri,
+        )
+        app = build_app(service, loopback=host == LOOPBACK, close=close)
+        controlling.start()
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def make_owner(store: Store, settings: Settings) -> None:
+    """Let those in who may read ``token`` in the home folder: an administrator's, made at the first start.
+
+    ``MONGE_TOKEN`` in the service's environment goes before it, for platforms that bring secrets of their own.
+    """
+    path = settings.home / "token"
+    secret = None if settings.token is None else settings.token.get_secret_value()
+    if secret is None and path.exists():
+        secret = path.read_text().strip()
+    if secret is None:
+        secret = f"monge_{secrets.token_urlsafe(32)}"
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secret + "\n")
+    if store.authenticate(secret) is None:
+        known = {token.name for token in store.tokens()}
+        name = OWNER if OWNER not in known else f"{OWNER}-{time.strftime('%Y%m%d-%H%M%S')}"
+        try:
+            store.create_token(TokenRequest(name=name, role=Role.ADMIN), secret)
+        except ConflictError:
+            raise ServiceError(f"the token in {path} was revoked", cure=f"remove {path}: another one is made") from None
+
+
+def _resolve(uri: str, model: str) -> object:
+    from services.tracking.registry import resolve
+
+    return resolve(uri, model)
+
+
+def _track(uri: str, told: Untracked) -> None:
+    from services.tracking.run import mark
+
+    mark(uri, told.run_id, told.state.value, told.reason)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), backlog=2048)
+    except OSError as error:
+        raise ServiceError(f"cannot listen on {host}:{port}: {error.strerror}", cure="choose another port") from None

@@ -1,0 +1,639 @@
+"""What the job service remembers: jobs, attempts, events and tokens, in SQLite or PostgreSQL."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import event, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from pipelines.errors import BusyError, ConflictError, JobNotFoundError, ServiceError
+from pipelines.spec import JobSpec, WorkersSpec
+from services.jobs import policy
+from services.jobs.documents import (
+    Attempt,
+    Event,
+    Job,
+    JobDetails,
+    JobPage,
+    NewToken,
+    Progress,
+    Role,
+    Submission,
+    Token,
+    TokenRequest,
+)
+from services.jobs.policy import State
+from services.jobs.tables import AttemptRow, EventRow, JobRow, SettingRow, TokenRow
+from services.training.placement import Placement
+
+SQLITE_WAITS = 30.0
+"""Seconds that a writer waits for another."""
+
+QUEUE_SEEN = 200
+"""Queued jobs that the policy looks at: those behind them wait whatever it decides."""
+
+_SEEN = (
+    *("id", "number", "workers", "state", "submitted", "reason", "priority", "cancelled_by", "timeout"),
+    *("first_started", "attempts", "setbacks", "not_before"),
+)
+
+_FINAL = [state.value for state in State if state.final]
+
+
+@dataclass(frozen=True)
+class Untracked:
+    """A job whose MLflow run does not say yet where the job stands."""
+
+    job: str
+    run_id: str
+    state: State
+    reason: str
+
+
+class Store:
+    """The tables, behind one method for each question and each change.
+
+    Args:
+        url: ``sqlite:////folder/jobs.db`` or ``postgresql+psycopg://user@host/database``.
+        now: the clock, in seconds since 1970.
+
+    Raises:
+        ServiceError: the database cannot be opened.
+    """
+
+    def __init__(self, url: str, now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        try:
+            self._engine = _open(url)
+            with self._engine.begin() as connection:
+                config = Config()
+                config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        except (sa.exc.SQLAlchemyError, ImportError) as error:
+            raise ServiceError(
+                f"the store of jobs cannot be opened: {str(error).splitlines()[0]}", cure="see MONGE_JOBS_STORE"
+            ) from error
+        self._writing = self._engine.execution_options(writes=True)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        with Session(self._engine) as session:
+            yield session
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        with Session(self._writing) as session, session.begin():
+            yield session
+
+    # Jobs
+
+    def submit(self, spec: JobSpec, submission: Submission, owner: Token, key: str | None) -> tuple[Job, bool]:
+        """Remember a job, queued.
+
+        Args:
+            spec: what it does.
+            submission: how it was asked for.
+            owner: whose it is.
+            key: the owner's second request with the same key gives the first one's job.
+
+        Returns:
+            The job, and whether it is new.
+
+        Raises:
+            ConflictError: the key was used for another request.
+            BusyError: the owner has as many jobs that are not over as it may have.
+        """
+        digest = _digest(submission.model_dump_json() + spec.fingerprint())
+        try:
+            with self._write() as session:
+                if (earlier := _by_key(session, owner.name, key)) is None:
+                    self._require_room(session, owner)
+                    row = self._new_job(spec, submission, owner.name, key, digest)
+                    session.add(row)
+                    session.flush()
+                    _note(session, row, self._now(), "state", f"submitted by {owner.name}", State.QUEUED)
+                    return _job(row), True
+        except IntegrityError:  # another request with this key was quicker
+            with self._read() as session:
+                earlier = _by_key(session, owner.name, key)
+            if earlier is None:
+                raise
+        if earlier.request_digest != digest:
+            raise ConflictError(
+                f"Idempotency-Key: {key!r} was used for another request, that of {earlier.id}", cure="take a new key"
+            )
+        return _job(earlier), False
+
+    def _new_job(self, spec: JobSpec, submission: Submission, owner: str, key: str | None, digest: str) -> JobRow:
+        now = self._now()
+        return JobRow(
+            id=f"{spec.name}-{datetime.fromtimestamp(now, UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+            name=spec.name,
+            kind=spec.objective.kind,
+            spec=spec.model_dump(mode="json"),
+            workers=spec.workers.model_dump(mode="json"),
+            owner=owner,
+            idempotency_key=key,
+            request_digest=digest,
+            priority=submission.priority,
+            turn=policy.turn(submission.priority, now),
+            timeout=submission.timeout,
+            labels=submission.labels,
+            submitted=now,
+            state=State.QUEUED.value,
+            reason="not looked at yet",
+            since=now,
+        )
+
+    def _require_room(self, session: Session, owner: Token) -> None:
+        unfinished = session.scalar(
+            select(sa.func.count()).where(JobRow.owner == owner.name, JobRow.state.not_in(_FINAL))
+        )
+        if (unfinished or 0) >= owner.max_jobs:
+            raise BusyError(
+                f"{owner.name} has {unfinished} jobs that are not over, and may have {owner.max_jobs}",
+                cure="wait for one to end, or cancel one",
+                retry_after=60,
+            )
+
+    def job(self, job: str) -> JobDetails:
+        """One job, with its attempts and its spec.
+
+        Raises:
+            JobNotFoundError: there is none of that id.
+        """
+        with self._read() as session:
+            row = _row(session, job)
+            attempts = session.scalars(select(AttemptRow).where(AttemptRow.job == job).order_by(AttemptRow.number))
+            return JobDetails(**dict(_job(row)), attempt_list=[_attempt(one) for one in attempts], spec=row.spec)
+
+    def page(
+        self,
+        *,
+        states: Sequence[State] = (),
+        owner: str | None = None,
+        name: str | None = None,
+        labels: dict[str, str] | None = None,
+        before: int | None = None,
+        limit: int = 100,
+    ) -> JobPage:
+        """Jobs, newest first.
+
+        Args:
+            states: only these.
+            owner, name: only of these.
+            labels: only those that have all of them.
+            before: only those submitted before the job of this number.
+            limit: so many at most.
+        """
+        query = select(JobRow).order_by(JobRow.number.desc()).limit(limit + 1)
+        if states:
+            query = query.where(JobRow.state.in_([state.value for state in states]))
+        if owner is not None:
+            query = query.where(JobRow.owner == owner)
+        if name is not None:
+            query = query.where(JobRow.name == name)
+        for label, value in (labels or {}).items():
+            query = query.where(JobRow.labels[label].as_string() == value)
+        if before is not None:
+            query = query.where(JobRow.number < before)
+        with self._read() as session:
+            rows = list(session.scalars(query))
+        more = rows[limit - 1].number if len(rows) > limit else None
+        return JobPage(jobs=[_job(row) for row in rows[:limit]], next=more)
+
+    def counts(self) -> dict[State, int]:
+        """How many jobs there are of each state."""
+        with self._read() as session:
+            rows = session.execute(select(JobRow.state, sa.func.count()).group_by(JobRow.state))
+            return {State(state): count for state, count in rows}
+
+    def events(self, job: str, after: int = 0, limit: int = 1000) -> list[Event]:
+        """The history of a job after an event, oldest first.
+
+        Raises:
+            JobNotFoundError: there is no such job.
+        """
+        with self._read() as session:
+            _row(session, job)
+            query = select(EventRow).where(EventRow.job == job, EventRow.id > after).order_by(EventRow.id).limit(limit)
+            return [_event(row) for row in session.scalars(query)]
+
+    def cancel(self, job: str, who: str) -> Job:
+        """Ask for the end of a job; one that is over stays as it is.
+
+        Raises:
+            JobNotFoundError: there is no such job.
+        """
+        with self._write() as session:
+            row = _row(session, job)
+            if not State(row.state).final and row.cancelled_by is None:
+                row.cancelled_by = who
+                _note(session, row, self._now(), "state", f"{who} asked to cancel it", None)
+            return _job(row)
+
+    def retry(self, job: str, who: str) -> Job:
+        """Queue a job again that failed or was cancelled; it goes on from its last checkpoint.
+
+        Raises:
+            JobNotFoundError: there is no such job.
+            ConflictError: it is not over, or has succeeded.
+        """
+        with self._write() as session:
+            row = _row(session, job)
+            if row.state not in (State.FAILED, State.CANCELLED):
+                raise ConflictError(f"job {job} is {row.state}", cure="only a failed or cancelled job can be retried")
+            row.cancelled_by = row.ended = row.first_started = None
+            row.setbacks, row.not_before = 0, 0.0
+            self._move(session, row, State.QUEUED, f"queued again by {who}")
+            return _job(row)
+
+    # What the controller needs
+
+    def unfinished(self, queue: int = QUEUE_SEEN) -> list[policy.Job]:
+        """Jobs that are not over, as the policy sees them; the status of their attempts is not known yet.
+
+        Args:
+            queue: so many of those at most that are queued, the first ones.
+        """
+        jobs = select(*(getattr(JobRow, name) for name in _SEEN))
+        queued, others = JobRow.state == State.QUEUED, JobRow.state.not_in([*_FINAL, State.QUEUED.value])
+        with self._read() as session:
+            rows = list(session.execute(jobs.where(others)))
+            rows += session.execute(jobs.where(queued, JobRow.cancelled_by.is_not(None))).all()
+            first = jobs.where(queued, JobRow.cancelled_by.is_(None)).order_by(JobRow.turn.desc(), JobRow.number)
+            rows += session.execute(first.limit(queue)).all()
+            open_attempts = session.scalars(
+                select(AttemptRow).join(JobRow).where(JobRow.state.not_in(_FINAL), AttemptRow.ended.is_(None))
+            )
+            attempts = {attempt.job: _open_attempt(attempt) for attempt in open_attempts}
+        return [_unfinished(row, attempts.get(row.id)) for row in rows]
+
+    def move(self, moves: Sequence[policy.Move]) -> None:
+        """Give jobs other states or reasons."""
+        with self._write() as session:
+            for move in moves:
+                self._move(session, _row(session, move.job), move.state, move.reason)
+
+    def start(self, job: str, placement: Placement, reason: str) -> int:
+        """Begin the next attempt at a job; returns its number."""
+        with self._write() as session:
+            row = _row(session, job)
+            row.attempts += 1
+            row.first_started = row.first_started or self._now()
+            session.add(
+                AttemptRow(
+                    job=job,
+                    number=row.attempts,
+                    workers=placement.workers,
+                    gpu=placement.gpu,
+                    started=self._now(),
+                )
+            )
+            self._move(session, row, State.RECOVERING if row.attempts > 1 else State.STARTING, reason)
+            return row.attempts
+
+    def sent(self, job: str) -> None:
+        """The cluster has accepted the attempt."""
+        with self._write() as session:
+            _open_row(session, job).sent = True
+
+    def end_attempt(self, action: policy.EndAttempt, message: str) -> None:
+        """Close the attempt at a job, and move the job."""
+        with self._write() as session:
+            row, attempt = _row(session, action.job), _open_row(session, action.job)
+            attempt.ended, attempt.outcome, attempt.message = self._now(), action.outcome, message
+            row.setbacks, row.not_before = action.setbacks, action.not_before
+            self._move(session, row, action.state, action.reason)
+
+    def spec(self, job: str) -> tuple[str, dict[str, str]]:
+        """The spec of a job as JSON, and what else the cluster is told of it."""
+        with self._read() as session:
+            row = _row(session, job)
+            return json.dumps(row.spec), {"job": row.id, "name": row.name, "kind": row.kind, "owner": row.owner}
+
+    def read_of(self, job: str, number: int) -> int:
+        """Bytes of an attempt's log whose reports were taken in."""
+        query = select(AttemptRow.read).where(AttemptRow.job == job, AttemptRow.number == number)
+        with self._read() as session:
+            return int(session.scalars(query).one())
+
+    def report(self, job: str, number: int, read: int, events: Sequence[dict[str, Any]]) -> None:
+        """Take in what an attempt reported in its log.
+
+        Args:
+            job: its id.
+            number: of the attempt.
+            read: bytes of the log that were read so far; events of a part that was read before are not given again.
+            events: as :func:`services.training.progress.read_event` gives them.
+        """
+        with self._write() as session:
+            row = _row(session, job)
+            attempt = session.scalars(
+                select(AttemptRow).where(AttemptRow.job == job, AttemptRow.number == number)
+            ).one()
+            attempt.read = read
+            for reported in events:
+                self._take(session, row, attempt, reported)
+
+    def _take(self, session: Session, row: JobRow, attempt: AttemptRow, reported: dict[str, Any]) -> None:
+        match reported:
+            case {"event": "stage", "text": str(text), **rest}:
+                attempt.stage = text
+                attempt.trains = attempt.trains or rest.get("trains") is True
+                _note(session, row, _time(reported, self._now()), "stage", text, None)
+            case {"event": "run", "run_id": str(run_id), "experiment_id": str(experiment_id)}:
+                row.run_id, row.experiment_id = run_id, experiment_id
+            case {"event": "progress", "images": int(images), "total": int(total), "metrics": dict(metrics)}:
+                at = _time(reported, self._now())
+                if attempt.first_at is None:
+                    attempt.first_images, attempt.first_at = images, at
+                attempt.images, attempt.trains = images, True
+                latest = (row.progress or {}).get("metrics", {}) | metrics
+                row.progress = _progress(attempt, images, total, at, latest)
+            case {"event": "error", "message": str(message), **rest}:
+                attempt.error = message
+                attempt.cure = str(rest["cure"]) if rest.get("cure") else None
+                _note(session, row, _time(reported, self._now()), "error", _with_cure(attempt), None)
+            case {"event": "done", **rest}:
+                row.model = str(rest["model"]) if rest.get("model") else None
+
+    def _move(self, session: Session, row: JobRow, state: State, reason: str) -> None:
+        now = self._now()
+        changed = row.state != state
+        # While an attempt starts, its stages tell the story; queues have no other teller.
+        told = changed or (row.reason != reason and state in (State.QUEUED, State.RECOVERING))
+        row.reason = reason
+        if changed:
+            row.state, row.since = state.value, now
+            row.ended = now if state.final else None
+        if told:
+            _note(session, row, now, "state", f"{state.value}: {reason}", state)
+
+    def untracked(self) -> list[Untracked]:
+        """Jobs whose MLflow run does not say yet where they stand."""
+        stands = JobRow.state + sa.literal(": ") + JobRow.reason
+        query = select(JobRow).where(
+            JobRow.run_id.is_not(None), sa.or_(JobRow.tracked.is_(None), JobRow.tracked != stands)
+        )
+        with self._read() as session:
+            return [Untracked(r.id, str(r.run_id), State(r.state), r.reason) for r in session.scalars(query.limit(100))]
+
+    def tracked(self, told: Untracked) -> None:
+        """MLflow was told."""
+        with self._write() as session:
+            _row(session, told.job).tracked = f"{told.state.value}: {told.reason}"
+
+    # Settings
+
+    def setting(self, name: str) -> str | None:
+        """What an administrator has set."""
+        with self._read() as session:
+            row = session.get(SettingRow, name)
+            return None if row is None else row.value
+
+    def set(self, name: str, value: str) -> None:
+        """Set it."""
+        with self._write() as session:
+            session.merge(SettingRow(name=name, value=value))
+
+    # Tokens
+
+    def create_token(self, wanted: TokenRequest, secret: str | None = None) -> NewToken:
+        """Make a token; its secret is kept as a digest alone.
+
+        Raises:
+            ConflictError: there is one of that name.
+        """
+        secret = secret or f"monge_{secrets.token_urlsafe(32)}"
+        row = TokenRow(
+            name=wanted.name,
+            role=wanted.role.value,
+            digest=_digest(secret),
+            requests_per_second=wanted.requests_per_second,
+            max_jobs=wanted.max_jobs,
+            created=self._now(),
+        )
+        try:
+            with self._write() as session:
+                session.add(row)
+                session.flush()
+                return NewToken(**dict(_token(row)), secret=secret)
+        except IntegrityError:
+            raise ConflictError(f"there is a token {wanted.name!r}", cure="choose another name") from None
+
+    def tokens(self) -> list[Token]:
+        """All tokens, oldest first."""
+        with self._read() as session:
+            return [_token(row) for row in session.scalars(select(TokenRow).order_by(TokenRow.key))]
+
+    def revoke(self, name: str) -> Token:
+        """Make a token worthless.
+
+        Raises:
+            JobNotFoundError: there is none of that name.
+        """
+        with self._write() as session:
+            row = session.scalars(select(TokenRow).where(TokenRow.name == name)).one_or_none()
+            if row is None:
+                raise JobNotFoundError(f"no token {name!r}", cure="see `monge token list`")
+            row.revoked = row.revoked or self._now()
+            return _token(row)
+
+    def authenticate(self, secret: str) -> Token | None:
+        """The token of a secret, None where it has none or a revoked one."""
+        with self._read() as session:
+            query = select(TokenRow).where(TokenRow.digest == _digest(secret), TokenRow.revoked.is_(None))
+            row = session.scalars(query).one_or_none()
+            return None if row is None else _token(row)
+
+
+def _open(url: str) -> sa.Engine:
+    if not url.startswith("sqlite"):
+        return sa.create_engine(url, pool_pre_ping=True)
+    engine = sa.create_engine(url, connect_args={"timeout": SQLITE_WAITS, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # transactions begin below, and not when the driver sees fit
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        # A transaction that reads first and then writes could not wait for another writer.
+        writes = connection.get_execution_options().get("writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _row(session: Session, job: str) -> JobRow:
+    row = session.scalars(select(JobRow).where(JobRow.id == job)).one_or_none()
+    if row is None:
+        latest = session.scalars(select(JobRow.id).order_by(JobRow.number.desc()).limit(5)).all()
+        raise JobNotFoundError(
+            f"no job {job!r}; the latest are: {', '.join(latest) or 'none'}", cure="see `monge jobs`"
+        )
+    return row
+
+
+def _by_key(session: Session, owner: str, key: str | None) -> JobRow | None:
+    if key is None:
+        return None
+    return session.scalars(select(JobRow).where(JobRow.owner == owner, JobRow.idempotency_key == key)).one_or_none()
+
+
+def _open_row(session: Session, job: str) -> AttemptRow:
+    return session.scalars(select(AttemptRow).where(AttemptRow.job == job, AttemptRow.ended.is_(None))).one()
+
+
+def _note(session: Session, row: JobRow, at: float, kind: str, text: str, state: State | None) -> None:
+    session.add(
+        EventRow(job=row.id, attempt=row.attempts or 0, at=at, kind=kind, text=text, state=state and state.value)
+    )
+
+
+def _time(reported: dict[str, Any], now: float) -> float:
+    at = reported.get("at")
+    return float(at) if isinstance(at, int | float) else now
+
+
+def _progress(attempt: AttemptRow, images: int, total: int, at: float, metrics: dict[str, Any]) -> dict[str, Any]:
+    assert attempt.first_at is not None
+    assert attempt.first_images is not None
+    seconds, seen = at - attempt.first_at, images - attempt.first_images
+    rate = seen / seconds if seconds > 0 and seen > 0 else None
+    numbers = {str(name): value for name, value in metrics.items() if isinstance(value, int | float)}
+    progress = Progress(
+        images=images,
+        total=total,
+        images_per_second=rate,
+        seconds_left=(total - images) / rate if rate else None,
+        metrics=numbers,
+    )
+    return progress.model_dump()
+
+
+def _with_cure(attempt: AttemptRow) -> str:
+    return f"{attempt.error}\n  cure: {attempt.cure}" if attempt.cure else str(attempt.error)
+
+
+def _when(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _maybe(seconds: float | None) -> datetime | None:
+    return None if seconds is None else _when(seconds)
+
+
+def _job(row: JobRow) -> Job:
+    run = f"/#/experiments/{row.experiment_id}/runs/{row.run_id}" if row.run_id else None
+    return Job(
+        id=row.id,
+        number=row.number,
+        name=row.name,
+        kind=row.kind,
+        state=State(row.state),
+        reason=row.reason,
+        since=_when(row.since),
+        submitted=_when(row.submitted),
+        started=_maybe(row.first_started),
+        ended=_maybe(row.ended),
+        owner=row.owner,
+        priority=row.priority,
+        labels=row.labels,
+        timeout=row.timeout,
+        attempts=row.attempts or 0,
+        progress=None if row.progress is None else Progress(**row.progress),
+        run_id=row.run_id,
+        run_url=run,
+        model=row.model,
+    )
+
+
+def _attempt(row: AttemptRow) -> Attempt:
+    return Attempt(
+        number=row.number,
+        started=_when(row.started),
+        ended=_maybe(row.ended),
+        outcome=row.outcome,
+        message=row.message,
+    )
+
+
+def _open_attempt(row: AttemptRow) -> policy.Attempt:
+    return policy.Attempt(
+        number=row.number,
+        placement=Placement(row.workers, row.gpu),
+        started=row.started,
+        sent=row.sent,
+        stage=row.stage,
+        trains=row.trains,
+        progressed=row.images is not None and row.images > (row.first_images or 0),
+        error=_with_cure(row) if row.error else None,
+    )
+
+
+def _unfinished(row: Any, attempt: policy.Attempt | None) -> policy.Job:
+    return policy.Job(
+        id=row.id,
+        number=row.number,
+        workers=WorkersSpec.model_validate(row.workers),
+        state=State(row.state),
+        submitted=row.submitted,
+        reason=row.reason,
+        priority=row.priority,
+        cancelled=row.cancelled_by,
+        timeout=row.timeout,
+        first_started=row.first_started,
+        attempt=attempt,
+        attempts=row.attempts,
+        setbacks=row.setbacks,
+        not_before=row.not_before,
+    )
+
+
+def _event(row: EventRow) -> Event:
+    return Event(
+        id=row.id,
+        at=_when(row.at),
+        attempt=row.attempt,
+        kind=row.kind,
+        text=row.text,
+        state=None if row.state is None else State(row.state),
+    )
+
+
+def _token(row: TokenRow) -> Token:
+    return Token(
+        name=row.name,
+        role=Role(row.role),
+        created=_when(row.created),
+        revoked=_maybe(row.revoked),
+        requests_per_second=row.requests_per_second,
+        max_jobs=row.max_jobs,
+    )

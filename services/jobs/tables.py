@@ -1,0 +1,117 @@
+"""The tables of the job service, in SQLite or PostgreSQL; ``migrations/`` makes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, ForeignKey, Index, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """Of all tables. Times are seconds since 1970: SQLite knows no time zones."""
+
+
+class JobRow(Base):
+    """A job: what was asked, and where it stands."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        UniqueConstraint("owner", "idempotency_key"),
+        Index("jobs_by_state", "state", "turn"),
+        Index("jobs_by_owner", "owner"),
+    )
+
+    number: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(String(200), unique=True)
+    name: Mapped[str] = mapped_column(String(128))
+    kind: Mapped[str] = mapped_column(String(64))
+    spec: Mapped[dict[str, Any]] = mapped_column(JSON)
+    workers: Mapped[dict[str, Any]] = mapped_column(JSON)
+    owner: Mapped[str] = mapped_column(String(64))
+    idempotency_key: Mapped[str | None] = mapped_column(String(128))
+    request_digest: Mapped[str] = mapped_column(String(64))
+    priority: Mapped[int]
+    turn: Mapped[float]
+    timeout: Mapped[float | None]
+    labels: Mapped[dict[str, str]] = mapped_column(JSON)
+    submitted: Mapped[float]
+    state: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(Text)
+    since: Mapped[float]
+    cancelled_by: Mapped[str | None] = mapped_column(String(64))
+    first_started: Mapped[float | None]
+    ended: Mapped[float | None]
+    attempts: Mapped[int] = mapped_column(default=0)
+    setbacks: Mapped[int] = mapped_column(default=0)
+    not_before: Mapped[float] = mapped_column(default=0.0)
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    run_id: Mapped[str | None] = mapped_column(String(64))
+    experiment_id: Mapped[str | None] = mapped_column(String(64))
+    model: Mapped[str | None] = mapped_column(String(256))
+    tracked: Mapped[str | None] = mapped_column(Text)
+
+
+class AttemptRow(Base):
+    """An attempt at a job: one driver on the cluster."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (UniqueConstraint("job", "number"),)
+
+    key: Mapped[int] = mapped_column(primary_key=True)
+    job: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    number: Mapped[int]
+    workers: Mapped[int]
+    gpu: Mapped[bool]
+    started: Mapped[float]
+    sent: Mapped[bool] = mapped_column(default=False)
+    ended: Mapped[float | None]
+    outcome: Mapped[str | None] = mapped_column(String(16))
+    message: Mapped[str | None] = mapped_column(Text)
+    stage: Mapped[str | None] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(Text)
+    cure: Mapped[str | None] = mapped_column(Text)
+    trains: Mapped[bool] = mapped_column(default=False)
+    first_images: Mapped[int | None]
+    first_at: Mapped[float | None]
+    images: Mapped[int | None]
+    read: Mapped[int] = mapped_column(default=0)
+
+
+class EventRow(Base):
+    """A moment in the history of a job."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("events_of_job", "job", "id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    attempt: Mapped[int]
+    at: Mapped[float]
+    kind: Mapped[str] = mapped_column(String(16))
+    text: Mapped[str] = mapped_column(Text)
+    state: Mapped[str | None] = mapped_column(String(16))
+
+
+class TokenRow(Base):
+    """A token, of which only a digest is kept."""
+
+    __tablename__ = "tokens"
+
+    key: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    role: Mapped[str] = mapped_column(String(16))
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    requests_per_second: Mapped[float]
+    max_jobs: Mapped[int]
+    created: Mapped[float]
+    revoked: Mapped[float | None]
+
+
+class SettingRow(Base):
+    """What an administrator has set, as ``draining``."""
+
+    __tablename__ = "settings"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
