@@ -17,6 +17,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from services import cluster
+from services.jobs.metrics import Metrics as JobMetrics
+from services.jobs.policy import State
 from services.platform.services import SERVICES, Machine, address
 from services.serving.metrics import Metrics as EndpointMetrics
 from services.settings import Settings
@@ -29,7 +31,13 @@ INFRA = ROOT / "infra"
 KUBERNETES = INFRA / "kubernetes"
 EVERYWHERE = "0.0.0.0"
 
-PLATFORM_SERVICES = {"ray-head": "ray", "mlflow": "mlflow", "transport": "transport", "endpoint": "endpoint"}
+PLATFORM_SERVICES = {
+    "ray-head": "ray",
+    "mlflow": "mlflow",
+    "transport": "transport",
+    "endpoint": "endpoint",
+    "jobs": "jobs",
+}
 """The container of each process of ``monge up``."""
 
 CONTAINER_OPTIONS: dict[str, dict[str, str | None]] = {
@@ -49,6 +57,7 @@ CONTAINER_OPTIONS: dict[str, dict[str, str | None]] = {
     },
     "transport": {"--host": EVERYWHERE, "--ray": "ray-head:6379"},
     "endpoint": {"--host": EVERYWHERE},
+    "jobs": {"--host": EVERYWHERE},
 }
 """What a container says in other words than ``monge up``: its addresses and stores. None: it leaves that out."""
 
@@ -59,7 +68,17 @@ SERVICE_KEYS = {
 }
 """Of the Compose Specification, those that are used here."""
 
-SECRETS = ("POSTGRES_PASSWORD", "MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD", "RAY_TOKEN_FILE")
+SECRETS: dict[str, set[str]] = {
+    "POSTGRES_PASSWORD": {"mlflow", "postgres"},
+    "MINIO_ROOT_USER": {"mlflow", "minio", "bucket"},
+    "MINIO_ROOT_PASSWORD": {"mlflow", "minio", "bucket"},
+    "MONGE_TOKEN": {"jobs"},
+    "RAY_TOKEN_FILE": set(),
+}
+"""The containers that have each secret in their environment."""
+
+ALONE = ("transport", "jobs")
+"""The deployments that have one pod at a time."""
 
 
 @pytest.fixture(scope="module")
@@ -149,16 +168,24 @@ def test_compose_asks_for_its_secrets_and_has_defaults_for_the_rest(compose: dic
     assert {name for _, name, kind, _ in uses} == required | defaults.keys()
     assert required == set(SECRETS)
     assert not required & defaults.keys()
-    for name, service in compose["services"].items():
+    services = compose["services"]
+    for name, service in services.items():
         said = re.findall(r"(?<!\$)\$\{(\w+)", " ".join(service.get("command", [])))
         assert not set(said) & required, f"{name}: a command line is for all to read"
         for key, value in service.get("environment", {}).items():
-            if re.search(r"PASSWORD|SECRET|KEY_ID|ROOT_USER", key):
+            if re.search(r"PASSWORD|SECRET|KEY_ID|ROOT_USER|_TOKEN$", key):
                 assert re.fullmatch(r"\$\{\w+:\?[^}]+\}", value), (name, key)
+    for secret, holders in SECRETS.items():
+        told = {name for name, service in services.items() if secret in str(service.get("environment"))}
+        assert told == holders, secret
 
     example = dict(line.split("=", 1) for line in (INFRA / ".env.example").read_text().splitlines() if _assigns(line))
     assert example == defaults | dict.fromkeys(required, "") | {"RAY_TOKEN_FILE": "infra/ray.token"}
     assert {".env", "ray.token"} <= set((INFRA / ".gitignore").read_text().split())
+
+
+def test_every_service_of_monge_up_has_a_container() -> None:
+    assert list(PLATFORM_SERVICES.values()) == [service.name for service in SERVICES]
 
 
 @pytest.mark.parametrize("container", PLATFORM_SERVICES)
@@ -194,8 +221,21 @@ def test_addresses_lead_to_the_services(compose: dict[str, Any]) -> None:
         port = options["--dashboard-port"] if name == "MONGE_RAY_DASHBOARD" else options["--port"]
         assert str(where.port) == port, name
         assert options.get("--host", EVERYWHERE) == EVERYWHERE, name
-    for name in ("ray-head", "ray-worker", "transport", "endpoint"):
+    for name in ("ray-head", "ray-worker", "transport", "endpoint", "jobs"):
         assert services[name]["environment"].items() >= addresses.items()
+    for name in ("ray-head", "ray-worker", "transport", "jobs"):
+        assert services[name]["environment"]["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_token"
+        assert services[name]["secrets"] == ["ray_token"]
+
+
+def test_the_job_service_keeps_its_jobs_and_links_to_what_a_browser_reaches(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    environment = services["jobs"]["environment"]
+    assert f"home:{environment['MONGE_HOME']}" in services["jobs"]["volumes"]
+    ours = {name.removeprefix("MONGE_").lower() for name in environment if name.startswith("MONGE_")}
+    assert ours <= set(Settings.model_fields)
+    public = urlsplit(environment["MONGE_MLFLOW_PUBLIC_URI"])
+    assert f"{public.hostname}:{public.port}:{public.port}" in services["mlflow"]["ports"]
 
 
 # The image
@@ -257,7 +297,8 @@ def test_kustomization_lists_every_file(objects: list[dict[str, Any]]) -> None:
 
 def test_pods_name_only_what_exists(objects: list[dict[str, Any]]) -> None:
     known = {(document["kind"], document["metadata"]["name"]) for document in objects}
-    readme = (KUBERNETES / "README.md").read_text()
+    made = _secrets_of_readme()
+    holders: dict[str, set[str]] = {}
     for document, pod in _pods(objects):
         volumes = {volume["name"] for volume in pod["volumes"]} if "volumes" in pod else set()
         for volume in pod.get("volumes", []):
@@ -266,11 +307,16 @@ def test_pods_name_only_what_exists(objects: list[dict[str, Any]]) -> None:
         for container in _containers(pod):
             assert {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes
             secrets = {source["secretRef"]["name"] for source in container["envFrom"] if "secretRef" in source}
-            secrets |= {value["valueFrom"]["secretKeyRef"]["name"] for value in container.get("env", [])[1:]}
-            assert all(f"create secret generic {name} " in readme for name in secrets), document["metadata"]["name"]
+            keys = [one["valueFrom"]["secretKeyRef"] for one in container.get("env", []) if "valueFrom" in one]
+            assert all(key["key"] in made[key["name"]] for key in keys), document["metadata"]["name"]
+            assert secrets <= made.keys(), document["metadata"]["name"]
+            for secret in secrets:
+                holders.setdefault(secret, set()).add(container["name"])
             for source in container["envFrom"]:
                 if "configMapRef" in source:
                     assert ("ConfigMap", source["configMapRef"]["name"]) in known
+    assert holders == {"monge-mlflow": {"mlflow"}, "monge-jobs": {"jobs"}}
+    assert made["monge-jobs"] == {"MONGE_TOKEN"}
 
 
 def test_pods_run_as_nobody_special(objects: list[dict[str, Any]]) -> None:
@@ -287,7 +333,7 @@ def test_pods_run_as_nobody_special(objects: list[dict[str, Any]]) -> None:
             assert "startupProbe" in container, name
 
 
-@pytest.mark.parametrize("name", ["mlflow", "transport", "endpoint"])
+@pytest.mark.parametrize("name", ["mlflow", "transport", "endpoint", "jobs"])
 def test_deployments_run_the_commands_of_compose(
     compose: dict[str, Any], objects: list[dict[str, Any]], name: str
 ) -> None:
@@ -308,6 +354,28 @@ def test_deployments_run_the_commands_of_compose(
     service = found["Service", name]["spec"]
     assert service["ports"] == [{"name": "http", "port": port, "targetPort": "http"}]
     assert service["selector"] == deployment["selector"]["matchLabels"] == deployment["template"]["metadata"]["labels"]
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_the_old_pod_ends_before_the_new_one_starts(objects: list[dict[str, Any]], name: str) -> None:
+    (deployment,) = [
+        document["spec"]
+        for document in objects
+        if (document["kind"], document["metadata"]["name"]) == ("Deployment", name)
+    ]
+    assert (deployment["replicas"], deployment["strategy"]) == (1, {"type": "Recreate"})
+
+
+def test_the_job_service_has_the_home_of_the_cluster(objects: list[dict[str, Any]]) -> None:
+    found = {(document["kind"], document["metadata"]["name"]): document for document in objects}
+    home = found["ConfigMap", "monge"]["data"]["MONGE_HOME"]
+    pod = found["Deployment", "jobs"]["spec"]["template"]["spec"]
+    (mount,) = pod["containers"][0]["volumeMounts"]
+    assert mount["mountPath"] == home
+    claims = {volume["name"]: volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"]}
+    assert claims[mount["name"]] == "monge-home"
+    variables = {one["name"]: one["valueFrom"]["secretKeyRef"] for one in pod["containers"][0]["env"]}
+    assert variables == {"RAY_AUTH_TOKEN": {"name": "monge-ray", "key": "auth_token"}}
 
 
 def test_the_cluster_is_that_of_compose(compose: dict[str, Any], objects: list[dict[str, Any]]) -> None:
@@ -339,7 +407,10 @@ def test_the_cluster_is_that_of_compose(compose: dict[str, Any], objects: list[d
 
 
 def test_the_dashboard_asks_for_metrics_that_exist() -> None:
-    known = _samples(EndpointMetrics()) | _samples(TransportMetrics(lambda: 0, lambda: 0))
+    known = (
+        _samples(EndpointMetrics()) | _samples(TransportMetrics(lambda: 0, lambda: 0)) | _samples(JobMetrics(_NoJobs()))
+    )
+    asked: set[str] = set()
     dashboard = json.loads((INFRA / "grafana/dashboards/monge.json").read_text())
     targets = [target for panel in dashboard["panels"] for target in panel["targets"]]
     assert len(targets) >= len(dashboard["panels"]) > 0
@@ -353,7 +424,11 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
             label.strip() for group in re.findall(r"by \(([^)]*)\)", target["expr"]) for label in group.split(",")
         }
         assert grouped <= labels, target
+        for states in re.findall(r'\bstate=~"([^"]*)"', target["expr"]):
+            assert set(states.split("|")) <= set(State), target
+            asked |= set(states.split("|"))
         assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= grouped, target
+    assert asked == set(State)
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
@@ -361,7 +436,8 @@ def test_monitoring_reaches_the_services(compose: dict[str, Any]) -> None:
     services = compose["services"]
     scraped = yaml.safe_load((INFRA / "prometheus.yml").read_text())["scrape_configs"]
     targets = [target for job in scraped for static in job.get("static_configs", []) for target in static["targets"]]
-    assert {target.split(":")[0] for target in targets} == {"transport", "endpoint"}
+    assert {target.split(":")[0] for target in targets} == {"transport", "endpoint", "jobs"}
+    assert not any("metrics_path" in job for job in scraped), "all of ours is at /metrics"
     for target in targets:
         name, port = target.split(":")
         assert _parsed(services[name]["command"])[1]["--port"] == port
@@ -440,17 +516,35 @@ def _instructions(name: str) -> list[str]:
     return [re.sub(r"^(--\S+ )+", "", line.split(maxsplit=1)[1]) for line in lines if line.startswith(f"{name} ")]
 
 
-def _samples(metrics: EndpointMetrics | TransportMetrics) -> dict[str, tuple[str, ...]]:
+def _samples(metrics: EndpointMetrics | TransportMetrics | JobMetrics) -> dict[str, set[str]]:
     """The names that Prometheus stores, with the labels of each."""
+    # A metric has no samples before its labels have values; what a collector computes is no attribute, but has samples.
     labels = {
         metric._name: metric._labelnames for metric in vars(metrics).values() if isinstance(metric, MetricWrapperBase)
     }
     registry: CollectorRegistry = metrics.registry
     suffixes = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_sum", "_count"]}
     return {
-        family.name + suffix: (*labels.get(family.name, ()), *(["le"] if suffix == "_bucket" else []))
+        family.name + suffix: {
+            *labels.get(family.name, [label for sample in family.samples for label in sample.labels]),
+            *(["le"] if suffix == "_bucket" else []),
+        }
         for family in registry.collect()
         for suffix in suffixes[family.type]
+    }
+
+
+class _NoJobs:
+    def counts(self) -> dict[State, int]:
+        return {}
+
+
+def _secrets_of_readme() -> dict[str, set[str]]:
+    """The secrets that the README has a user make, with the keys of each."""
+    commands = (KUBERNETES / "README.md").read_text().replace("\\\n", "")
+    return {
+        name: set(re.findall(r"--from-literal=(\w+)=", literals))
+        for name, literals in re.findall(r"create secret generic (\S+) (.*)", commands)
     }
 
 
