@@ -72,7 +72,7 @@ class Admission:
         """
         spec = self.check(asked, cluster)
         if not self._plans.acquire(timeout=PLAN_SECONDS):
-            raise BusyError("other jobs are being looked at", cure="ask again in a minute", retry_after=30)
+            raise BusyError("other jobs are being looked at", cure="ask again in a minute", retry_after=30.0)
         try:
             lines = self._lines(spec)
         finally:

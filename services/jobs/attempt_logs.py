@@ -32,6 +32,15 @@ class AttemptLogs:
         path = self._path(job, attempt)
         return path.stat().st_size if path.exists() else 0
 
+    def is_whole(self, job: str, attempt: int) -> bool:
+        """Whether the log of an attempt ends with the end of a line."""
+        path = self._path(job, attempt)
+        if not self.size(job, attempt):
+            return True
+        with path.open("rb") as file:
+            file.seek(-1, 2)
+            return file.read() == b"\n"
+
     def append(self, job: str, attempt: int, content: bytes) -> None:
         """Add to the log of an attempt."""
         path = self._path(job, attempt)

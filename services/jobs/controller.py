@@ -199,7 +199,10 @@ class Controller:
             return False
         tail.cancel()
         with contextlib.suppress(EngineError):
-            self._take(*key, (await self._engine.log(_attempt_id(*key))).encode()[self._logs.size(*key) :])
+            rest = (await self._engine.log(_attempt_id(*key))).encode()[self._logs.size(*key) :]
+            # The last line of a driver that was killed may have no end.
+            self._take(*key, rest)
+            self._take(*key, b"\n" * (not self._logs.is_whole(*key)))
         return True
 
     async def _tail(self, job: str, number: int) -> None:

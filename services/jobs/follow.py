@@ -53,6 +53,7 @@ def show(
     )
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         bar = bars.add_task("images", total=None, details="", visible=False)
+        told: dict[str, float] = {}
         for one in happening:
             if isinstance(one, Progress):
                 details = " · ".join(shown(one.metrics))
@@ -60,8 +61,10 @@ def show(
                     bar, total=one.total, completed=one.images, details=details[:_LONGEST_DETAILS], visible=True
                 )
                 if not console.is_terminal:
-                    line = f"  {one.images:,}/{one.total:,} images · {details}"
+                    changed = {name: value for name, value in one.metrics.items() if told.get(name) != value}
+                    line = " · ".join([f"  {one.images:,}/{one.total:,} images", *shown(changed)])
                     console.print(line, highlight=False, markup=False, soft_wrap=True)
+                    told = one.metrics
                 continue
             if one.kind != "error":  # told at the end, in full
                 bars.console.print(f"  {one.text}", highlight=False, markup=False, soft_wrap=True)

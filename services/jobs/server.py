@@ -7,7 +7,6 @@ import os
 import secrets
 import socket
 import sys
-import time
 
 import uvicorn
 
@@ -93,7 +92,7 @@ def make_owner(store: Store, settings: Settings) -> None:
             file.write(secret + "\n")
     if store.authenticate(secret) is None:
         known = {token.name for token in store.tokens()}
-        name = OWNER if OWNER not in known else f"{OWNER}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = OWNER if OWNER not in known else f"{OWNER}-{secrets.token_hex(2)}"
         try:
             store.create_token(TokenRequest(name=name, role=Role.ADMIN), secret)
         except ConflictError:

@@ -101,7 +101,7 @@ class Store:
 
     @contextmanager
     def _write(self) -> Iterator[Session]:
-        with Session(self._writing) as session, session.begin():
+        with Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield session
 
     # Jobs
@@ -172,7 +172,7 @@ class Store:
             raise BusyError(
                 f"{owner.name} has {unfinished} jobs that are not over, and may have {owner.max_jobs}",
                 cure="wait for one to end, or cancel one",
-                retry_after=60,
+                retry_after=60.0,
             )
 
     def job(self, job: str) -> JobDetails:

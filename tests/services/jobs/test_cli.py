@@ -16,9 +16,11 @@ from typer.testing import CliRunner
 
 from pipelines.errors import SpecError
 from pipelines.spec import JobSpec, load_spec
-from services import cli
+from services import terminal
 from services.cli import app
-from services.jobs.client import Job, with_absolute_paths
+from services.jobs.documents import Job, Plan
+from services.jobs.paths import with_absolute_paths
+from services.jobs.policy import State
 from services.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -35,9 +37,8 @@ def monge(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
 
 def test_help_names_every_command() -> None:
     text = CliRunner().invoke(app, ["--help"]).output
-    commands = (
-        "up down status submit shard sweep jobs logs cancel models predict generate doctor demo schema serve transport"
-    )
+    commands = "up down status submit shard sweep jobs logs cancel retry cluster token models predict generate"
+    commands += " doctor demo schema serve transport"
     for command in commands.split():
         assert f" {command} " in text
 
@@ -73,7 +74,9 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "no-such.yaml: no such file" in done.stderr
 
 
-@pytest.mark.parametrize("command", [["jobs"], ["models"], ["generate", "--model", "m"], ["cancel", "j"]])
+@pytest.mark.parametrize(
+    "command", [["jobs"], ["models"], ["generate", "--model", "m"], ["cancel", "j"], ["token", "list"]]
+)
 def test_without_a_platform_the_cure_is_named(command: list[str], tmp_path: Path) -> None:
     done = monge(*command, home=tmp_path)
     assert done.returncode == 1
@@ -84,7 +87,7 @@ def test_without_a_platform_the_cure_is_named(command: list[str], tmp_path: Path
 def test_status_of_nothing_is_a_table_and_a_failure(tmp_path: Path) -> None:
     done = monge("status", home=tmp_path)
     assert done.returncode == 1
-    assert done.stdout.count("down") == 4
+    assert done.stdout.count("down") == 5
 
 
 def test_a_relative_source_is_named_absolutely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,19 +104,64 @@ def test_a_relative_source_is_named_absolutely(tmp_path: Path, monkeypatch: pyte
     assert "secret" not in str(refusal.value)
 
 
-class FakeJobs:
-    """A cluster elsewhere with one job, whose id is long."""
+NOW = datetime(2026, 11, 27, 9, 36, 4, tzinfo=UTC)
+JOB = Job(
+    id="a-job-of-a-name-as-long-as-people-give-20261127-093604-ab12",
+    number=1,
+    name="a-job-of-a-name-as-long-as-people-give",
+    kind="classification",
+    state=State.QUEUED,
+    reason="2 CPUs asked for, 0 free, held by one-20261127-093000-12ab",
+    since=NOW,
+    submitted=NOW,
+    started=None,
+    ended=None,
+    owner="ada",
+    priority=0,
+    labels={},
+    timeout=None,
+    attempts=0,
+    progress=None,
+    run_id=None,
+    run_url=None,
+    model=None,
+)
 
-    here = False
+
+class FakeJobs:
+    """A job service with one job, whose id is long."""
+
+    submitted = 0
 
     def __init__(self, settings: Settings) -> None:
-        self.id = "a-job-of-a-name-as-long-as-people-give-20261127-093604-ab12"
+        pass
 
-    def submit(self, spec: JobSpec) -> str:
-        return self.id
+    def __enter__(self) -> FakeJobs:
+        return self
 
-    def list(self) -> list[Job]:
-        return [Job(self.id, "SUCCEEDED", datetime(2026, 11, 27, 9, 36, 4, tzinfo=UTC), 83.0, "")]
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def plan(self, spec: JobSpec, wait: bool) -> Plan:
+        return Plan(lines=["data: what there is", f"workers: {spec.workers.count}"])
+
+    def submit(self, spec: JobSpec, **_: object) -> Job:
+        FakeJobs.submitted += 1
+        return JOB
+
+    def find(self, limit: int) -> list[Job]:
+        return [JOB]
+
+
+@pytest.mark.parametrize(("answer", "submitted"), [("y", 1), ("n", 0)])
+def test_ask_shows_the_plan_and_waits_for_a_yes(monkeypatch: pytest.MonkeyPatch, answer: str, submitted: int) -> None:
+    monkeypatch.setattr("services.jobs.client.Jobs", FakeJobs)
+    monkeypatch.setattr(FakeJobs, "submitted", 0)
+    monkeypatch.setattr(terminal, "console", Console(width=80))
+    done = CliRunner().invoke(app, ["submit", str(LENET), "--ask"], input=f"{answer}\n")
+    assert done.exit_code == (0 if submitted else 1)
+    assert done.output.index("data: what there is") < done.output.index("submit it?")
+    assert FakeJobs.submitted == submitted
 
 
 def test_an_interrupted_follower_says_that_the_job_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,10 +170,10 @@ def test_an_interrupted_follower_says_that_the_job_goes_on(monkeypatch: pytest.M
 
     monkeypatch.setattr("services.jobs.client.Jobs", FakeJobs)
     monkeypatch.setattr("services.jobs.follow.follow", interrupted)
-    monkeypatch.setattr(cli, "console", Console(width=80))
+    monkeypatch.setattr(terminal, "console", Console(width=80))
     done = CliRunner().invoke(app, ["submit", str(LENET), "--follow"])
     assert done.exit_code == 130
-    job = FakeJobs(Settings()).id
+    job = JOB.id
     for line in (
         f"job {job} goes on",
         f"follow it with: monge logs {job} --follow",
@@ -134,17 +182,20 @@ def test_an_interrupted_follower_says_that_the_job_goes_on(monkeypatch: pytest.M
         assert f"  {line}\n" in done.output
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_jobs_are_told_whole(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_jobs_are_told_whole(monkeypatch: pytest.MonkeyPatch, on_terminal: bool) -> None:
     monkeypatch.setattr("services.jobs.client.Jobs", FakeJobs)
     written = io.StringIO()
-    monkeypatch.setattr(cli, "console", Console(file=written, width=80, force_terminal=terminal, color_system=None))
+    monkeypatch.setattr(
+        terminal, "console", Console(file=written, width=80, force_terminal=on_terminal, color_system=None)
+    )
     assert CliRunner().invoke(app, ["jobs"]).exit_code == 0
     lines = written.getvalue().splitlines()
-    rows = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in lines if "2026-11-27 09:36:04" in line]
-    assert len(rows) == 1
-    assert "SUCCEEDED" in rows[0]
-    parts = [re.split("[│┃]", line)[1].strip() for line in lines if line.startswith("│")]
-    assert "".join(parts) == FakeJobs(Settings()).id
-    assert (FakeJobs(Settings()).id in rows[0]) == (not terminal)
-    assert not terminal or max(map(len, lines)) <= 80
+    plain = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in lines if line.startswith("│")]
+    columns = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in plain]
+    job, state, _, why = zip(*columns, strict=True)
+    assert "".join(job) == JOB.id
+    assert state[0] == "queued"
+    assert " ".join(why).split() == JOB.reason.split()
+    assert (len(plain) == 1) == (not on_terminal)
+    assert not on_terminal or max(map(len, lines)) <= 80

@@ -1,82 +1,85 @@
-"""Following a job's log."""
+"""Following a job on a terminal."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from rich.console import Console
 
-from pipelines.errors import SpecError, TrainingError
-from services.jobs.follow import error_lines, follow, plain, show
+from pipelines.errors import TrainingError
+from services.jobs.documents import Event, Progress
+from services.jobs.follow import follow, show
+from services.jobs.policy import State
 
-LOG = [
-    "2026-01-01 00:00:00,000\tINFO job_manager.py:1 -- Runtime env is setting up.",
-    "[monge] joining the cluster",
-    "[monge] joining the cluster",
-    "\x1b[36m(RayTrainWorker pid=12)\x1b[0m [monge] training 10 parameters on 5 images, 2 workers, cpu",
-    "(RayTrainWorker pid=12) [train] 10/20 images · loss 0.5",
-    "(RayTrainWorker pid=12) [train] 20/20 images · loss 0.25",
+
+def event(text: str, kind: str = "stage") -> Event:
+    return Event(id=1, at=datetime.now(UTC), attempt=1, kind=kind, text=text, state=None)
+
+
+STORY: list[Event | Progress] = [
+    event("queued: 2 CPUs asked for, 0 free, held by X", "state"),
+    event("training 10 parameters on 5 images, 2 workers, cpu"),
+    Progress(images=10, total=20, metrics={"loss": 0.5, "accuracy": 0.75}),
+    Progress(images=20, total=20, metrics={"loss": 0.25, "accuracy": 0.75}),
+    event("loss is nan", "error"),
 ]
 
 
-def _shown(lines: list[str], terminal: bool = False) -> tuple[str, str | None, list[str]]:
-    stages: list[str] = []
+def shown(terminal: bool = False) -> tuple[str, list[str]]:
+    heard: list[str] = []
     output = io.StringIO()
-    problem = show(lines, Console(file=output, force_terminal=terminal, width=120), stages.append)
-    return output.getvalue(), problem, stages
+    show(STORY, Console(file=output, force_terminal=terminal, width=120), lambda event: heard.append(event.text))
+    return output.getvalue(), heard
 
 
-def test_stages_and_progress_as_plain_lines() -> None:
-    text, problem, stages = _shown(LOG)
-    assert problem is None
-    assert stages == [
-        "joining the cluster",
-        "joining the cluster",
-        "training 10 parameters on 5 images, 2 workers, cpu",
+def test_states_stages_and_progress_are_plain_lines() -> None:
+    text, heard = shown()
+    assert heard == [one.text for one in STORY if isinstance(one, Event)]
+    assert text.splitlines() == [
+        "  queued: 2 CPUs asked for, 0 free, held by X",
+        "  training 10 parameters on 5 images, 2 workers, cpu",
+        "  10/20 images · loss 0.5 · accuracy 0.75",
+        "  20/20 images · loss 0.25",
     ]
-    assert text.count("joining the cluster") == 1
-    assert "[train] 20/20 images · loss 0.25" in text
-    assert "Runtime env" not in text
 
 
 def test_a_bar_on_a_terminal() -> None:
-    text, _, _ = _shown(LOG, terminal=True)
+    text, _ = shown(terminal=True)
     assert "20/20" in text
-    assert "[train]" not in text
+    assert "20/20 images" not in text
 
 
-def test_the_jobs_error_comes_back_with_its_cure() -> None:
-    _, problem, _ = _shown([*LOG, "[error] loss is nan", "  cure: lower optimizer.learning_rate", "other"])
-    assert problem == "loss is nan\n  cure: lower optimizer.learning_rate"
+class Service:
+    """A job service with one job."""
 
+    def __init__(self, state: State, reason: str) -> None:
+        self.ended = SimpleNamespace(state=state, reason=reason)
 
-def test_a_whole_error_is_written_and_read_again() -> None:
-    error = TrainingError("gloo: connection refused\nremote=[192.0.2.1]\n  at pair.cc", cure="open the port")
-    lines = error_lines(error).splitlines()
-    assert lines[0] == "[error] gloo: connection refused"
-    _, problem, _ = _shown([*LOG, *lines, "other"])
-    assert problem == "gloo: connection refused\n  remote=[192.0.2.1]\n  at pair.cc\n  cure: open the port"
-
-
-class _Ended:
-    """A cluster with one job, which failed."""
-
-    def logs(self, job: str, follow: bool) -> list[str]:
-        return error_lines(SpecError("workers.count: 64 CPUs asked for", cure="ask for 2")).splitlines()
+    def follow(self, job: str) -> Iterator[Event | Progress]:
+        return iter(STORY)
 
     def get(self, job: str) -> Any:
-        return SimpleNamespace(status="FAILED", message="")
+        return self.ended
 
 
-def test_an_error_has_one_cure() -> None:
+def followed(state: State, reason: str) -> Any:
+    return follow(cast(Any, Service(state, reason)), "job", Console(file=io.StringIO()))
+
+
+def test_a_failed_job_raises_its_error_with_one_cure() -> None:
     with pytest.raises(TrainingError) as caught:
-        follow(cast(Any, _Ended()), "job", Console(file=io.StringIO()))
-    assert str(caught.value) == "workers.count: 64 CPUs asked for\n  cure: ask for 2"
+        followed(State.FAILED, "gloo: connection refused\n  at pair.cc\n  cure: open the port")
+    assert str(caught.value) == "gloo: connection refused\n  at pair.cc\n  cure: open the port"
+    with pytest.raises(TrainingError, match="read `monge logs job`"):
+        followed(State.FAILED, "its driver died")
 
 
-def test_plain_takes_off_rays_prefix_only() -> None:
-    assert plain("(TrainController pid=3) text (kept) here") == "text (kept) here"
-    assert plain("(an aside) text") == "(an aside) text"
+def test_a_cancelled_job_raises_and_a_finished_one_comes_back() -> None:
+    with pytest.raises(TrainingError, match="cancelled: cancelled by ada"):
+        followed(State.CANCELLED, "cancelled by ada")
+    assert followed(State.SUCCEEDED, "").state is State.SUCCEEDED

@@ -21,6 +21,8 @@ from mlflow.entities import Run
 from moto.server import ThreadedMotoServer
 from PIL import Image, ImageDraw
 
+from services.jobs.client import Jobs
+from services.jobs.policy import State
 from services.platform.local import Platform
 from services.platform.processes import free_port, wait_until
 from services.settings import Settings
@@ -97,16 +99,17 @@ def monge(home: Path, s3: dict[str, str], another_cluster: None) -> Iterator[Mon
     """The command on a platform of its own, ended afterwards."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MONGE_"))}
     environment = {**inherited, **s3, "MONGE_HOME": str(home), "COLUMNS": "200", "NO_COLOR": "1"}
+    environment["PYTHONPATH"] = str(ROOT)
 
-    def run(*arguments: str, fails: bool = False) -> str:
+    def run(*arguments: str, fails: bool = False, cwd: Path = ROOT, **settings: str) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "services.cli", *arguments],
-            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400,
+            cwd=cwd, env=environment | settings, capture_output=True, text=True, timeout=400,
         )  # fmt: skip
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    run("up")
+    run("up", "--cpus", "2")
     yield run
     run("down")
     assert not (home / "platform.json").exists()
@@ -205,7 +208,7 @@ def test_a_cancelled_job_is_stopped_and_marked(monge: Monge, home: Path, shapes:
     job = _submitted(monge(*_spec("endless", shapes, 10**9)))
     assert wait_until(lambda: "[train]" in monge("logs", job), timeout=180, interval=2)
 
-    assert f"{job} is STOPPED" in monge("cancel", job)
+    assert f"{job} is cancelled: cancelled by owner" in monge("cancel", job)
 
     uri = Settings(home=home).address("mlflow_uri")
     run_id = find_run(uri, job)
@@ -214,25 +217,83 @@ def test_a_cancelled_job_is_stopped_and_marked(monge: Monge, home: Path, shapes:
     assert wait_until(lambda: not _workers(home), timeout=30)
 
 
-def test_a_killed_worker_resumes_and_changes_nothing(monge: Monge, home: Path, shapes: Path) -> None:
-    sizes = ("train.checkpoint_every=1024", "train.log_every=1024", "model.dropout=0.5")
-    images = 40_000
-    whole = _submitted(monge(*_spec("whole", shapes, images, *sizes), "--follow"))
-    killed = _submitted(monge(*_spec("killed", shapes, images, *sizes)))
+SIZES = ("train.checkpoint_every=1024", "train.log_every=1024", "model.dropout=0.5", "workers.count=2")
+IMAGES = 40_000
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(monge: Monge, home: Path, shapes: Path) -> dict[str, float]:
+    """The figures of a job that nothing happens to."""
+    job = _submitted(monge(*_spec("whole", shapes, IMAGES, *SIZES), "--follow"))
+    return dict(read_run(Settings(home=home).address("mlflow_uri"), job).latest)
+
+
+def _checkpointed(home: Path, job: str) -> bool:
     # Seen on the disk: the command takes so long to start that all could be over when it has said how far training is.
-    kept = home / "jobs" / killed / "checkpoint_manager_snapshot.json"
-    assert wait_until(lambda: kept.is_file() and '"images-' in kept.read_text(), timeout=180, interval=0.05)
+    kept = home / "jobs" / job / "checkpoint_manager_snapshot.json"
+    return kept.is_file() and '"images-' in kept.read_text()
+
+
+def _require_equal(home: Path, job: str, uninterrupted: dict[str, float]) -> None:
+    latest = read_run(Settings(home=home).address("mlflow_uri"), job).latest
+    for name in ("loss", "test_loss", "test_accuracy"):
+        assert latest[name] == uninterrupted[name]
+
+
+def test_a_killed_worker_resumes_and_changes_nothing(
+    monge: Monge, home: Path, shapes: Path, uninterrupted: dict[str, float]
+) -> None:
+    killed = _submitted(monge(*_spec("killed", shapes, IMAGES, *SIZES)))
+    assert wait_until(lambda: _checkpointed(home, killed), timeout=180, interval=0.05)
     _workers(home)[0].kill()
-    assert wait_until(lambda: killed in monge("jobs") and "RUNNING" not in monge("jobs"), timeout=240, interval=2)
+    with Jobs(Settings(home=home)) as jobs:
+        assert jobs.wait(killed, timeout=240).state is State.SUCCEEDED
 
     log = monge("logs", killed)
     assert "from image" in log
     assert "multiple active Ray instances" not in log
     assert wait_until(lambda: not _workers(home, "PlacementGroupCleaner"), timeout=30)
-    uri = Settings(home=home).address("mlflow_uri")
-    one, other = read_run(uri, whole), read_run(uri, killed)
-    for name in ("loss", "test_loss", "test_accuracy"):
-        assert one.latest[name] == other.latest[name]
+    _require_equal(home, killed, uninterrupted)
+
+
+def test_a_killed_driver_and_a_killed_service_change_nothing(
+    monge: Monge, home: Path, shapes: Path, tmp_path: Path, uninterrupted: dict[str, float]
+) -> None:
+    """From another folder, with a token that may submit: two jobs on a machine with room for one."""
+    secret = monge("token", "create", "ada", "--role", "submit").strip()
+    elsewhere = {"MONGE_HOME": str(tmp_path), "MONGE_TOKEN": secret}
+    elsewhere["MONGE_JOBS_URL"] = Settings(home=home).address("jobs_url")
+    spec, *fields = _spec("driver", shapes, IMAGES, *SIZES)[1:]
+    first = _submitted(monge("submit", str(ROOT / spec), *fields, cwd=tmp_path, **elsewhere))
+    fields = _spec("next", shapes, 2_000, "workers.count=2")[2:]
+    second = _submitted(monge("submit", str(ROOT / spec), *fields, cwd=tmp_path, **elsewhere))
+    listed = next(line for line in monge("jobs", cwd=tmp_path, **elsewhere).splitlines() if second in line)
+    assert "queued" in listed
+    assert "2 CPUs asked for, 0 free, held by driver-" in monge("jobs", second, cwd=tmp_path, **elsewhere)
+
+    assert wait_until(lambda: _checkpointed(home, first), timeout=180, interval=0.05)
+    service = Platform.read(home).processes["jobs"].process()
+    assert service is not None
+    service.kill()
+    (driver,) = [one for one in _family(home) if "services.jobs.driver" in _title(one) and "env" not in one.name()]
+    driver.kill()
+    monge("up", "--cpus", "2")
+
+    with Jobs(Settings(home=home)) as jobs:
+        assert jobs.wait(first, timeout=240).state is State.SUCCEEDED
+        assert jobs.wait(second, timeout=120).state is State.SUCCEEDED
+        assert jobs.get(first).attempts == 2
+        run_id = jobs.get(first).run_id
+    _require_equal(home, first, uninterrupted)
+    client = connect(Settings(home=home).address("mlflow_uri"))
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], f"tags.`monge.job` = '{first}'")
+    assert [(run.info.run_id, run.info.status) for run in runs] == [(run_id, "FINISHED")]
+    assert wait_until(lambda: client.get_run(run_id).data.tags.get("monge.state") == "succeeded", timeout=60)
+    story = monge("jobs", first, cwd=tmp_path, **elsewhere)
+    assert "recovering: attempt 1 ended: its driver died" in story
+    assert "from image" in monge("logs", first, cwd=tmp_path, **elsewhere)
 
 
 def test_a_failing_job_says_why(monge: Monge, home: Path, shapes: Path) -> None:
@@ -325,16 +386,12 @@ def test_an_interrupted_sweep_leaves_nothing_behind(monge: Monge, home: Path, sh
     parent, runs = _runs_of_the_last_sweep(home)
     assert {run.info.status for run in (parent, *runs)} == {"KILLED"}
     assert not list((home / "sweeps").iterdir())
-    ray = Platform.read(home).processes["ray"].process()
-    assert ray is not None
-    assert wait_until(
-        lambda: not any("run_trial" in child.name() + _title(child) for child in ray.children(recursive=True)), 30
-    )
+    assert wait_until(lambda: not _workers(home, "run_trial"), 30)
 
 
 def test_status_and_a_second_up(monge: Monge, home: Path) -> None:
     before = Platform.read(home)
-    assert monge("status").count("answers") == 4
+    assert monge("status").count("answers") == 5
     monge("up")
     assert Platform.read(home) == before
 
@@ -348,14 +405,29 @@ def test_a_dead_service_is_started_again(monge: Monge, home: Path) -> None:
 
     monge("up")
 
-    assert monge("status").count("answers") == 4
+    assert monge("status").count("answers") == 5
+
+
+def test_jobs_are_remembered_over_down_and_up(monge: Monge) -> None:
+    before = {"jobs --limit 0": monge("jobs", "--limit", "0")}
+    job = re.findall(r"│ (\S+-\d{8}-\d{6}-\w{4}) ", before["jobs --limit 0"])[-1]
+    for command in (f"jobs {job}", f"logs {job}"):
+        before[command] = monge(*command.split())
+    monge("down")
+    monge("up", "--cpus", "2")
+    assert {command: monge(*command.split()) for command in before} == before
+
+
+def _family(home: Path) -> list[psutil.Process]:
+    """All processes of this home's cluster."""
+    ray = Platform.read(home).processes["ray"].process()
+    assert ray is not None
+    return ray.children(recursive=True)
 
 
 def _workers(home: Path, kind: str = "RayTrainWorker") -> list[psutil.Process]:
     """The Ray Train workers of this home's cluster, or its actors of another kind."""
-    ray = Platform.read(home).processes["ray"].process()
-    assert ray is not None
-    return [child for child in ray.children(recursive=True) if kind in child.name() + _title(child)]
+    return [child for child in _family(home) if kind in child.name() + _title(child)]
 
 
 def _title(process: psutil.Process) -> str:

@@ -137,6 +137,6 @@ def test_services_elsewhere_are_asked_there(tmp_path: Path, stranger: str) -> No
     assert told["ray"].optional
 
 
-def test_a_stranger_on_the_port_of_the_dashboard_is_no_cluster(tmp_path: Path, stranger: str) -> None:
-    with pytest.raises(ServiceError, match=f"no Ray cluster answers at {stranger}"):
-        Jobs(Settings(home=tmp_path, ray_dashboard=stranger))
+def test_a_stranger_on_the_port_of_the_jobs_is_no_job_service(tmp_path: Path, stranger: str) -> None:
+    with pytest.raises(ServiceError, match=f"what answers at {stranger} is no job service"):
+        Jobs(Settings(home=tmp_path, jobs_url=stranger)).find()

@@ -158,7 +158,7 @@ def test_a_server_that_goes_away_does_not_stop_training(uri: str, monkeypatch: p
 
 def test_a_server_that_stays_away_makes_only_close_fail() -> None:
     client = connect("http://127.0.0.1:9")  # the discard port, on which nothing listens
-    run = Run(client, "http://127.0.0.1:9", "f00d")
+    run = Run(client, "http://127.0.0.1:9", "f00d", "1")
     for images in range(100):
         run.metrics({"loss": 1.0}, images=images)
     with pytest.raises(ServiceError, match=r"127\.0\.0\.1:9"):

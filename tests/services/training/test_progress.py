@@ -1,28 +1,73 @@
-"""Progress lines: what rank 0 writes is what a follower reads."""
+"""Reports: what drivers and workers print is what the job service reads, and what people read."""
 
 from __future__ import annotations
 
+import math
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.training.progress import progress_line, read_progress, read_stage, stage_line
+from pipelines.errors import SpecError
+from services.training.progress import (
+    read_event,
+    readable,
+    report_done,
+    report_error,
+    report_progress,
+    report_run,
+    report_stage,
+)
 
 
-@given(images=st.integers(0, 10**12), total=st.integers(1, 10**12), value=st.floats(allow_nan=False))
-def test_round_trip(images: int, total: int, value: float) -> None:
-    progress = read_progress(progress_line(images, total, {"loss": value}))
-    assert progress is not None
-    assert (progress.images, progress.total) == (images, total)
-    assert progress.details.startswith(" · loss ")
+@given(images=st.integers(0, 10**12), total=st.integers(1, 10**12), value=st.floats())
+def test_progress_comes_back_as_it_was(images: int, total: int, value: float) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        printed: list[str] = []
+        patch.setattr("builtins.print", lambda text, **_: printed.append(text))
+        report_progress(images, total, {"loss": value})
+    event = read_event(printed[0])
+    assert event is not None
+    assert (event["images"], event["total"]) == (images, total)
+    assert event["metrics"] == ({"loss": value} if math.isfinite(value) else {})
+    assert readable(printed[0])[0].startswith(f"[train] {images:,}/{total:,} images")
 
 
-def test_rays_prefix_is_no_hindrance() -> None:
-    assert read_stage("(RayTrainWorker pid=7) " + stage_line("joining the cluster")) == "joining the cluster"
-    progress = read_progress("(RayTrainWorker pid=7, ip=127.0.0.1) " + progress_line(10, 20, {}))
-    assert progress is not None
-    assert progress.images == 10
+def test_reports_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    report_stage("joining the cluster")
+    report_run("abc", "1")
+    report_progress(1000, 20_000, {"loss": 0.25, "images_per_second": 3456.7})
+    report_error(SpecError("loss is nan\nat the first step", cure="lower optimizer.learning_rate"))
+    report_done(None)
+    report_done("cats/1")
+    lines = capsys.readouterr().out.splitlines()
+    assert [word for line in lines for word in readable("(RayTrainWorker pid=7, ip=127.0.0.1) " + line)] == [
+        "[monge] joining the cluster",
+        "[monge] its MLflow run is abc",
+        "[train] 1,000/20,000 images · loss 0.25 · images_per_second 3,457",
+        "[error] loss is nan",
+        "  at the first step",
+        "  cure: lower optimizer.learning_rate",
+        "[monge] done: there is no model to register",
+        "[monge] done: cats/1",
+    ]
 
 
-def test_other_lines_tell_nothing() -> None:
-    assert read_progress("Traceback (most recent call last):") is None
-    assert read_stage("[train] 1/2 images") is None
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Traceback (most recent call last):",
+        "@monge not JSON",
+        '@monge ["a"]',
+        '@monge {"a": 1}',
+        "@monge " + "[" * 10**5,
+    ],
+)
+def test_other_lines_report_nothing(line: str) -> None:
+    assert read_event(line) is None
+    assert readable(line) == [line]
+
+
+def test_only_rays_own_prefix_is_taken_off() -> None:
+    assert readable("\x1b[36m(TrainController pid=3)\x1b[0m text (kept) here") == ["text (kept) here"]
+    assert readable("(an aside) text") == ["(an aside) text"]

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from pipelines.errors import SpecError
 from pipelines.models.inception import InceptionV3
 from pipelines.spec import EvaluationSpec, JobSpec
-from services.jobs.client import with_absolute_paths
+from services.jobs.paths import with_absolute_paths
 from services.training.references import pinned, reference_of
 
 NOWHERE = "sqlite:////nowhere/at/all.db"

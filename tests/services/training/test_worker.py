@@ -42,6 +42,8 @@ class Followed:
     """What a run told MLflow and Ray Train."""
 
     kept: Path
+    run_id: str = "f00d"
+    experiment_id: str = "1"
     points: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     reports: list[tuple[dict[str, Any], str, bool]] = field(default_factory=list)
     registered: list[int] = field(default_factory=list)

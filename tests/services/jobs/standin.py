@@ -1,0 +1,186 @@
+"""A job service inside this process: a store on disk, a cluster that is a stand-in, and the API above them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastapi.testclient import TestClient
+
+from pipelines.errors import ModelNotFoundError
+from pipelines.spec import JobSpec, parse_spec
+from services.jobs.admission import Admission
+from services.jobs.api import Service, build_app
+from services.jobs.attempt_logs import AttemptLogs
+from services.jobs.controller import Controller, Launch
+from services.jobs.documents import NewToken, Role, Submission, TokenRequest
+from services.jobs.policy import Cluster, Limits, Status
+from services.jobs.ray_jobs import EngineError, RayNode, RayStatus
+from services.jobs.store import Store, Untracked
+
+
+def spec_document(**fields: Any) -> dict[str, Any]:
+    return {
+        "name": "digits",
+        "data": {"source": "digits"},
+        "model": {"kind": "perceptron"},
+        "objective": {"kind": "classification"},
+        "train": {"images": 640},
+        "workers": {"count": 2},
+    } | fields
+
+
+def job_spec(**fields: Any) -> JobSpec:
+    return parse_spec(spec_document(**fields))
+
+
+@dataclass
+class Driver:
+    """An attempt on the stand-in."""
+
+    command: str
+    status: Status = Status.PENDING
+    message: str = ""
+    log: str = ""
+
+
+@dataclass
+class StandIn:
+    """A Ray cluster of 2 CPUs that does what a test tells it."""
+
+    drivers: dict[str, Driver] = field(default_factory=dict)
+    away: str | None = None
+    loses_answers: bool = False
+    stopped: list[str] = field(default_factory=list)
+
+    async def look(self) -> tuple[Cluster, list[RayNode]]:
+        if self.away:
+            return Cluster(away=self.away), []
+        return Cluster(cpus=2), [RayNode("n0de", "127.0.0.1", {"CPU": 2.0})]
+
+    async def status(self, attempt: str) -> RayStatus:
+        self._require()
+        driver = self.drivers.get(attempt)
+        return RayStatus(Status.UNKNOWN) if driver is None else RayStatus(driver.status, driver.message)
+
+    async def submit(self, attempt: str, entrypoint: str, metadata: Mapping[str, str]) -> None:
+        self._require()
+        assert attempt not in self.drivers, "submitted twice"
+        self.drivers[attempt] = Driver(entrypoint)
+        if self.loses_answers:
+            raise EngineError("no answer in time")
+
+    async def stop(self, attempt: str) -> None:
+        self._require()
+        self.stopped.append(attempt)
+        self.drivers[attempt].status = Status.STOPPED
+
+    async def log(self, attempt: str) -> str:
+        self._require()
+        return self.drivers[attempt].log
+
+    async def tail(self, attempt: str) -> AsyncIterator[str]:
+        sent = 0
+        while True:
+            self._require()
+            driver = self.drivers[attempt]
+            if len(driver.log) > sent:
+                text, sent = driver.log[sent:], len(driver.log)
+                yield text
+            elif driver.status.ended:
+                return
+            await asyncio.sleep(0.001)
+
+    async def close(self) -> None:
+        pass
+
+    def _require(self) -> None:
+        if self.away:
+            raise EngineError(self.away)
+
+
+@dataclass
+class JobService:
+    """All parts of a job service; ``step`` is a look of its controller."""
+
+    folder: Path
+    store: Store
+    cluster: StandIn = field(default_factory=StandIn)
+    tracked: list[Untracked] = field(default_factory=list)
+    mlflow_away: bool = False
+
+    def __post_init__(self) -> None:
+        self.logs = AttemptLogs(self.folder / "logs")
+        self.loop = asyncio.new_event_loop()
+        self.restart()
+
+    def restart(self) -> None:
+        """As after a `kill -9`: what is in memory is gone."""
+        self._end_tasks()
+        self.controller = Controller(
+            self.store, self.cluster, self.logs, Launch("python3", self.folder), Limits(), self.track
+        )
+
+    def track(self, told: Untracked) -> None:
+        if self.mlflow_away:
+            raise ConnectionError("MLflow is away")
+        self.tracked.append(told)
+
+    def step(self, looks: int = 1) -> None:
+        """Let the controller look, and what it started go on."""
+
+        async def run() -> None:
+            for _ in range(looks):
+                await self.controller.step()
+                await asyncio.sleep(0.02)
+
+        self.loop.run_until_complete(run())
+
+    def close(self) -> None:
+        """End it all."""
+        self._end_tasks()
+        self.loop.close()
+        self.store.close()
+
+    def _end_tasks(self) -> None:
+        async def end() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        self.loop.run_until_complete(end())
+
+    def submit(self, owner: str = "ada", key: str | None = None, **fields: Any) -> str:
+        asked = {name: fields.pop(name) for name in ("priority", "timeout", "labels") if name in fields}
+        token = self.token(owner)
+        job, _ = self.store.submit(job_spec(**fields), Submission(spec=spec_document(**fields), **asked), token, key)
+        return job.id
+
+    def token(self, name: str, role: Role = Role.SUBMIT) -> NewToken:
+        made = {token.name: token for token in self.store.tokens()}
+        if name in made:
+            return NewToken(**dict(made[name]), secret="")
+        return self.store.create_token(TokenRequest(name=name, role=role))
+
+    def client(self, role: Role | None = Role.ADMIN, *, loopback: bool = True) -> TestClient:
+        """A client of the API with a token of that role, or with none."""
+        app = build_app(self.service(), loopback=loopback)
+        headers = {"Authorization": f"Bearer {self.token(f'a-{role}', role).secret}"} if role else {}
+        return TestClient(app, headers=headers, raise_server_exceptions=False)
+
+    def service(self) -> Service:
+        def resolve(model: str) -> None:
+            raise ModelNotFoundError(f"no model {model!r} is registered")
+
+        return Service(
+            self.store,
+            self.logs,
+            Admission(self.folder, resolve),
+            seen=lambda: (self.controller.seen, self.controller.looked),
+            poke=lambda: None,
+            mlflow=lambda: "http://127.0.0.1:5000",
+        )

@@ -1,0 +1,174 @@
+"""The store, in SQLite and in PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from pipelines.errors import ConflictError, JobNotFoundError, ServiceError
+from services.jobs.documents import Role, Submission, TokenRequest
+from services.jobs.policy import State, turn
+from services.jobs.server import make_owner
+from services.jobs.store import Store
+from services.jobs.tables import Base
+from services.settings import Settings
+from tests.services.jobs.standin import job_spec, spec_document
+
+SUBMISSION = Submission(spec=spec_document())
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server of its own, on a socket in a folder."""
+    (programs,) = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1:] or [None]
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed")
+    folder = Path("/tmp") / f"monge-postgres-{os.getpid()}"  # paths of sockets may have 107 bytes
+    folder.mkdir(mode=0o700)
+    user = {"user": "postgres", "group": "postgres"} if os.getuid() == 0 else {}  # it does not run as root
+    if user:
+        shutil.chown(folder, "postgres", "postgres")
+
+    def run(*command: str) -> None:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, **user)  # type: ignore[call-overload]
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    control = [str(programs / "pg_ctl"), "-D", str(folder / "data"), "-w"]
+    run(str(programs / "initdb"), "-D", str(folder / "data"), "-U", "monge", "-A", "trust", "-E", "UTF8")
+    options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
+    run(*control, "-l", str(folder / "log"), "-o", options, "start")
+    try:
+        yield f"postgresql+psycopg://monge@/postgres?host={folder}"
+    finally:
+        run(*control, "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of an empty database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'jobs.db'}"
+    url: str = request.getfixturevalue("postgres")
+    with sa.create_engine(url).begin() as connection:
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+        connection.exec_driver_sql("CREATE SCHEMA public")
+    return url
+
+
+def test_migrations_make_the_tables_and_keep_what_is_there(url: str) -> None:
+    store = Store(url)
+    token = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT))
+    job, _ = store.submit(job_spec(), SUBMISSION, token, None)
+    store.close()
+    again = Store(url)
+    assert again.job(job.id).spec == job_spec().model_dump(mode="json")
+    assert [one.name for one in again.tokens()] == ["ada"]
+    again.close()
+    with sa.create_engine(url).connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_of_two_requests_with_one_key_at_once_one_makes_the_job(url: str) -> None:
+    store = Store(url)
+    token = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT))
+    barrier, found = threading.Barrier(8), []
+
+    def submit(key: str) -> None:
+        barrier.wait()
+        found.append((key, *store.submit(job_spec(), SUBMISSION, token, key)))
+
+    threads = [threading.Thread(target=submit, args=(f"key {index % 2}",)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    for key in ("key 0", "key 1"):
+        assert len({job.id for one, job, _ in found if one == key}) == 1
+        assert sum(new for one, _, new in found if one == key) == 1
+    assert len(store.page().jobs) == 2
+    store.close()
+
+
+def test_labels_filter_and_the_queue_is_in_order(url: str) -> None:
+    now = [1000.0]
+    store = Store(url, lambda: now[0])
+    token = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT))
+    made = []
+    for index, priority in enumerate((0, 0, 5, -1)):
+        now[0] += 1
+        asked = SUBMISSION.model_copy(update={"priority": priority, "labels": {"place": str(index)}})
+        made.append(store.submit(job_spec(), asked, token, None)[0].id)
+    assert [job.id for job in store.page(labels={"place": "2"}).jobs] == [made[2]]
+    assert store.page(labels={"place": "2", "other": "x"}).jobs == []
+    first = sorted(store.unfinished(), key=lambda job: -turn(job.priority, job.submitted))
+    assert [job.id for job in first] == [made[2], made[0], made[1], made[3]]
+    assert {job.id for job in store.unfinished(queue=2)} == {made[2], made[0]}
+    store.close()
+
+
+def test_what_is_over_cannot_be_cancelled_and_what_is_not_cannot_be_retried(url: str) -> None:
+    store = Store(url)
+    token = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT))
+    job = store.submit(job_spec(), SUBMISSION, token, None)[0].id
+    with pytest.raises(ConflictError, match="is queued"):
+        store.retry(job, "ada")
+    with pytest.raises(JobNotFoundError, match=f"the latest are: {job}"):
+        store.cancel("other", "ada")
+    with pytest.raises(ConflictError, match="there is a token 'ada'"):
+        store.create_token(TokenRequest(name="ada", role=Role.READ))
+    assert store.counts() == {State.QUEUED: 1}
+    store.close()
+
+
+def test_secrets_are_not_kept(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    made = store.create_token(TokenRequest(name="ada", role=Role.READ))
+    found = store.authenticate(made.secret)
+    assert found is not None
+    assert found.name == "ada"
+    assert store.authenticate(made.secret[:-1]) is None
+    store.close()
+    assert not any(made.secret.encode() in path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_a_database_that_cannot_be_opened_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(ServiceError, match="the store of jobs cannot be opened") as caught:
+        Store(f"sqlite:///{tmp_path / 'no' / 'such' / 'jobs.db'}")
+    assert caught.value.cure == "see MONGE_JOBS_STORE"
+
+
+def test_the_owner_of_the_home_is_an_administrator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MONGE_TOKEN", raising=False)
+    store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    settings = Settings(home=tmp_path)
+    for _ in range(2):
+        make_owner(store, settings)
+    assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600
+    secret = settings.secret
+    assert secret is not None
+    owner = store.authenticate(secret)
+    assert owner is not None
+    assert (owner.role, len(store.tokens())) == (Role.ADMIN, 1)
+
+    store.revoke(owner.name)
+    with pytest.raises(ServiceError, match="was revoked"):
+        make_owner(store, settings)
+    (tmp_path / "token").unlink()
+    make_owner(store, settings)
+    assert Settings(home=tmp_path).secret != secret
+    brought = Settings(home=tmp_path, token="brought-by-the-platform")
+    make_owner(store, brought)
+    assert store.authenticate("brought-by-the-platform") is not None
+    assert "brought" not in repr(brought) + str(brought.for_workers())
+    store.close()
