@@ -23,8 +23,14 @@ READMES = sorted(
 )
 SERVICES = ("jobs", "platform", "serving", "sharding", "storage", "tracking", "training", "transport", "tuning")
 OF_MONGE_UP = "of `monge up`"
-OF_HOME = {"SHARD_CACHE": "`cache/shards` of the home"}
-"""The default of an address: that of the platform which runs in the home folder."""
+OF_HOME = {
+    "SHARD_CACHE": "`cache/shards` of the home",
+    "TOKEN": "`token` in the home folder",
+    "MLFLOW_PUBLIC_URI": "`MONGE_MLFLOW_URI`",
+    "JOBS_STORE": "SQLite in the home folder",
+    "JOB_PYTHON": "`python` of the cluster",
+}
+"""What stands for no value, where it is not the address of the platform which runs in the home folder."""
 OF_BOTO3 = "of boto3"
 """The default of what boto3 finds in its own variables and files."""
 
