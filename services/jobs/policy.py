@@ -292,7 +292,8 @@ def _attended(job: Job, attempt: Attempt, cluster: Cluster, now: float) -> Actio
     if attempt.trains:
         return Move(job.id, State.RUNNING, f"on {attempt.placement}")
     starting = State.RECOVERING if attempt.number > 1 else State.STARTING
-    return Move(job.id, starting, f"attempt {attempt.number}: {attempt.stage or f'on {attempt.placement}'}")
+    does = f": {attempt.stage}" if attempt.stage else f" on {attempt.placement}"
+    return Move(job.id, starting, f"attempt {attempt.number}{does}")
 
 
 def _ended(job: Job, attempt: Attempt, status: Status, now: float) -> EndAttempt:

@@ -115,6 +115,7 @@ class PolicyMachine(RuleBasedStateMachine):
                 self.shelf.move(action.job, action.state, action.reason)
         for action in actions:
             self.carry_out(action, cluster)
+        self.require_no_idling(cluster)
         again = policy.decide(self.seen(cluster, statuses, actions), cluster, self.now, self.limits)
         assert [action for action in again if not isinstance(action, Send | Stop)] == []
 
@@ -159,10 +160,26 @@ class PolicyMachine(RuleBasedStateMachine):
         fits = [job for job in queued if policy.refusal(job.workers, cluster) is None]
         for job in fits:
             for other in fits:
-                late = other.timeout and other.first_started and self.now - other.first_started > other.timeout
-                if job.id in started and other.id not in started and not late:
+                if job.id in started and other.id not in started and not self.is_late(other):
                     mine, its = (policy.turn(one.priority, one.submitted) for one in (job, other))
                     assert job.state is State.RECOVERING or (other.state is State.QUEUED and its <= mine)
+
+    def require_no_idling(self, cluster: Cluster) -> None:
+        """The first job of the queue that could fit waits for room alone; the cancelled and the late wait no more."""
+        jobs = self.shelf.unfinished()
+        held = [job.attempt.placement for job in jobs if job.attempt is not None]
+        waiting = sorted((job for job in jobs if job.attempt is None), key=policy.place_in_queue)
+        assert not any(job.cancelled or self.is_late(job) for job in waiting)
+        fits = [job for job in waiting if policy.refusal(job.workers, cluster) is None]
+        pauses = any(job.not_before > self.now for job in jobs)
+        if not fits or cluster.away or self.limits.draining or pauses or len(held) >= self.limits.running:
+            return
+        first = policy.placement_of(fits[0].workers, cluster.resources)
+        taken = sum(one.workers for one in [*held, first] if one.gpu == first.gpu)
+        assert taken > (cluster.gpus if first.gpu else cluster.cpus), f"{fits[0].id} could start: {fits[0].reason}"
+
+    def is_late(self, job: Job) -> bool:
+        return bool(job.timeout and job.first_started and self.now - job.first_started > job.timeout)
 
     # What happens
 
@@ -281,4 +298,4 @@ class PolicyMachine(RuleBasedStateMachine):
 
 
 TestPolicyMachine = PolicyMachine.TestCase
-TestPolicyMachine.settings = settings(max_examples=50, stateful_step_count=40, deadline=None, derandomize=True)
+TestPolicyMachine.settings = settings(max_examples=300, stateful_step_count=40, deadline=None, derandomize=True)
