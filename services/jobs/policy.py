@@ -12,7 +12,7 @@ and of cancellation is here::
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from pipelines.errors import ServiceError
@@ -30,6 +30,9 @@ BACKOFF, LONGEST_BACKOFF = 1.0, 60.0
 
 GRACE = 60.0
 """Seconds that a cluster may need to show an attempt that was submitted to it."""
+
+PAUSE = "waiting for its next attempt"
+"""What a job waits for after a setback, whatever else it would wait for."""
 
 
 class State(StrEnum):
@@ -235,6 +238,7 @@ def decide(jobs: Sequence[Job], cluster: Cluster, now: float, limits: Limits | N
     actions: list[Action] = []
     holding: list[Job] = []
     waiting: list[Job] = []
+    stand = {(job.id, job.state, job.reason) for job in jobs}
     for job in sorted(jobs, key=lambda job: job.number):
         if job.attempt is None:
             if job.cancelled:
@@ -249,8 +253,12 @@ def decide(jobs: Sequence[Job], cluster: Cluster, now: float, limits: Limits | N
             actions.append(action)
         if not isinstance(action, EndAttempt):
             holding.append(job)
+        elif not action.state.final:
+            stand.add((job.id, action.state, action.reason))
+            job = replace(job, attempt=None, state=action.state, reason=action.reason, not_before=action.not_before)
+            waiting.append(job)
     actions += _queue(waiting, holding, cluster, now, limits)
-    return [action for action in actions if not _is_done(action, jobs)]
+    return [one for one in actions if not (isinstance(one, Move) and (one.job, one.state, one.reason) in stand)]
 
 
 def refusal(workers: WorkersSpec, cluster: Cluster) -> str | None:
@@ -269,8 +277,11 @@ def _attended(job: Job, attempt: Attempt, cluster: Cluster, now: float) -> Actio
         return Move(job.id, State.RECOVERING, f"the cluster is away ({cluster.away}): waiting for it {waits}")
     status = attempt.status
     if not attempt.sent:
-        if job.cancelled:
-            return EndAttempt(job.id, "cancelled", State.CANCELLED, f"cancelled by {job.cancelled}")
+        if job.cancelled or _is_late(job, now):
+            return _ended(job, attempt, Status.UNKNOWN, now)
+        if refusal(job.workers, cluster) is not None:
+            # Its driver would find too few nodes, and give up the job.
+            return _lost(job, attempt, "the cluster has become too small for it", job.setbacks, now)
         return Send(job.id)
     if status is None or (status is Status.UNKNOWN and now - attempt.started < GRACE and not attempt.trains):
         return None
@@ -281,7 +292,8 @@ def _attended(job: Job, attempt: Attempt, cluster: Cluster, now: float) -> Actio
     if attempt.trains:
         return Move(job.id, State.RUNNING, f"on {attempt.placement}")
     starting = State.RECOVERING if attempt.number > 1 else State.STARTING
-    return Move(job.id, starting, f"attempt {attempt.number}: {attempt.stage or f'on {attempt.placement}'}")
+    does = f": {attempt.stage}" if attempt.stage else f" on {attempt.placement}"
+    return Move(job.id, starting, f"attempt {attempt.number}{does}")
 
 
 def _ended(job: Job, attempt: Attempt, status: Status, now: float) -> EndAttempt:
@@ -300,12 +312,18 @@ def _ended(job: Job, attempt: Attempt, status: Status, now: float) -> EndAttempt
         why = "the cluster that ran it is gone"
     else:
         why = f"its driver died: {attempt.message}" if attempt.message else "its driver died"
-    setbacks = 1 if attempt.progressed else job.setbacks + 1
+    setbacks = 0 if attempt.progressed else job.setbacks + 1
     if setbacks > SETBACKS:
         reason = f"{setbacks} attempts in a row ended before they had made a step; of the last one {why}"
         return EndAttempt(job.id, "lost", State.FAILED, reason)
-    pause = min(BACKOFF * 2 ** (setbacks - 1), LONGEST_BACKOFF)
-    reason = f"attempt {attempt.number} ended: {why}; attempt {attempt.number + 1} follows"
+    return _lost(job, attempt, why, setbacks, now)
+
+
+def _lost(job: Job, attempt: Attempt, why: str, setbacks: int, now: float) -> EndAttempt:
+    """The end of an attempt that another one follows."""
+    pause = min(BACKOFF * 2 ** max(0, setbacks - 1), LONGEST_BACKOFF)
+    why = why.replace("; ", ", ")  # see _told
+    reason = f"attempt {attempt.number} ended: {why}; {PAUSE}"
     return EndAttempt(job.id, "lost", State.RECOVERING, reason, setbacks, now + pause)
 
 
@@ -313,49 +331,51 @@ def _queue(waiting: list[Job], holding: list[Job], cluster: Cluster, now: float,
     """Who of those that wait may start, and for what the others wait.
 
     A job starts with all its workers or not at all. The first that does not fit holds back those behind it: what
-    becomes free is for it. One that would not fit in the empty cluster holds back nobody.
+    becomes free is for it. One that would not fit in the empty cluster holds back nobody. A job that pauses after a
+    setback keeps its place.
     """
-    cpus, gpus, running = cluster.cpus, cluster.gpus, len(holding)
+    free = {"CPU": cluster.cpus, "GPU": cluster.gpus}
+    holders: dict[str, list[Job]] = {"CPU": [], "GPU": []}
     for job in holding:
         assert job.attempt is not None
-        cpus, gpus = _less(cpus, gpus, job.attempt.placement)
+        kind = _kind(job.attempt.placement)
+        free[kind] -= job.attempt.placement.workers
+        holders[kind].append(job)
+    running = len(holding)
     actions: list[Action] = []
-    holders = [job.id for job in holding]
     held_back = False
     for job in sorted(waiting, key=place_in_queue):
+        reason = _obstacle(job, cluster, limits)
+        if reason is None and held_back:
+            reason = "waiting for its turn"
+        elif reason is None:
+            placement = placement_of(job.workers, cluster.resources)
+            kind = _kind(placement)
+            if running >= limits.running:
+                held_back, reason = True, f"{_count(running, 'job')} running, which is the limit"
+            elif free[kind] < placement.workers:
+                asked, there = _count(placement.workers, kind), max(0, int(free[kind]))
+                held_back, reason = True, f"{asked} asked for, {there} free, held by {_named(holders[kind])}"
+            else:
+                free[kind] -= placement.workers
+                running += 1
+                holders[kind].append(job)
+                if job.not_before <= now:
+                    number = job.attempts + 1
+                    actions.append(Start(job.id, placement, f"attempt {number} on {placement}"))
+                    continue
+                reason = PAUSE
         kept = job.state if job.state is State.RECOVERING else State.QUEUED
-        if (reason := _obstacle(job, cluster, now, limits)) is not None:
-            actions.append(Move(job.id, kept, _told(job, reason)))
-            continue
-        if held_back:
-            actions.append(Move(job.id, kept, _told(job, "waiting for its turn")))
-            continue
-        placement = placement_of(job.workers, cluster.resources)
-        left = _less(cpus, gpus, placement)
-        if running >= limits.running:
-            reason = f"{running} jobs run, which is the limit"
-        elif min(left) < 0:
-            kind, free = ("GPU", gpus) if placement.gpu else ("CPU", cpus)
-            reason = f"{_count(placement.workers, kind)} asked for, {max(0, int(free))} free, held by {_named(holders)}"
-        else:
-            cpus, gpus, running = *left, running + 1
-            holders.append(job.id)
-            number = job.attempts + 1
-            actions.append(Start(job.id, placement, f"attempt {number} on {placement}"))
-            continue
-        held_back = True
-        actions.append(Move(job.id, kept, _told(job, reason)))
+        actions.append(Move(job.id, kept, _told(job, PAUSE if job.not_before > now else reason)))
     return actions
 
 
-def _obstacle(job: Job, cluster: Cluster, now: float, limits: Limits) -> str | None:
+def _obstacle(job: Job, cluster: Cluster, limits: Limits) -> str | None:
     """Why a job cannot start, whatever the others do."""
     if cluster.away:
         return f"the cluster is away: {cluster.away}"
     if limits.draining:
         return "the service is draining: nothing starts until `monge drain --end`"
-    if job.not_before > now:
-        return "waiting for its next attempt"
     if (never := refusal(job.workers, cluster)) is not None:
         return f"{never.partition(': ')[2]}: waiting for nodes"
     return None
@@ -383,8 +403,8 @@ def place_in_queue(job: Job) -> tuple[bool, float, int]:
     return job.state is not State.RECOVERING, -turn(job.priority, job.submitted), job.number
 
 
-def _less(cpus: float, gpus: float, placement: Placement) -> tuple[float, float]:
-    return (cpus, gpus - placement.workers) if placement.gpu else (cpus - placement.workers, gpus)
+def _kind(placement: Placement) -> str:
+    return "GPU" if placement.gpu else "CPU"
 
 
 def _is_late(job: Job, now: float) -> bool:
@@ -395,18 +415,10 @@ def _late(job: Job) -> str:
     return f"it took longer than its timeout of {job.timeout:g} s"
 
 
-def _is_done(action: Action, jobs: Sequence[Job]) -> bool:
-    """Whether a move changes nothing."""
-    if not isinstance(action, Move):
-        return False
-    return any((job.id, job.state, job.reason) == (action.job, action.state, action.reason) for job in jobs)
-
-
 def _count(count: int, kind: str) -> str:
     return f"{count} {kind}{'s' * (count != 1)}"
 
 
-def _named(jobs: Sequence[str]) -> str:
-    if not jobs:
-        return "nobody"
-    return ", ".join(jobs[:3]) + (f" and {len(jobs) - 3} more" if len(jobs) > 3 else "")
+def _named(jobs: Sequence[Job]) -> str:
+    names = [job.id for job in sorted(jobs, key=lambda job: job.number)]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
