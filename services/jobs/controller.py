@@ -149,12 +149,12 @@ class Controller:
         jobs = [await self._informed(job, statuses.get(job.id)) for job in jobs]
         limits = replace(self._limits, draining=self._store.setting("draining") == "yes")
         actions = policy.decide(jobs, cluster, time.time(), limits)
-        if moves := [action for action in actions if isinstance(action, Move)]:
-            self._store.move(moves)
         by_id = {job.id: job for job in jobs}
         for action in actions:
             if not isinstance(action, Move):
                 await self._carry_out(action, by_id[action.job])
+        if moves := [action for action in actions if isinstance(action, Move)]:
+            self._store.move(moves)
         self._begin_tracking()
         self.looked = time.monotonic()
 

@@ -275,7 +275,7 @@ def test_a_killed_driver_and_a_killed_service_change_nothing(
     service = Platform.read(home).processes["jobs"].process()
     assert service is not None
     service.kill()
-    (driver,) = [one for one in _family(home) if "services.jobs.driver" in _title(one) and "env" not in one.name()]
+    (driver,) = [one for one in _family(home) if " -m services.jobs.driver " in _title(one)[: len(sys.executable) + 30]]
     driver.kill()
     monge("up", "--cpus", "2")
 
