@@ -156,7 +156,8 @@ class PolicyMachine(RuleBasedStateMachine):
         assert len(held) < self.limits.running
 
     def require_order(self, started: Sequence[str], cluster: Cluster) -> None:
-        queued = [job for job in self.shelf.unfinished() if job.attempt is None and job.cancelled is None]
+        waiting = [job for job in self.shelf.unfinished() if job.attempt is None and job.cancelled is None]
+        queued = [job for job in waiting if job.not_before <= self.now]
         fits = [job for job in queued if policy.refusal(job.workers, cluster) is None]
         for job in fits:
             for other in fits:
