@@ -120,8 +120,8 @@ class PolicyMachine(RuleBasedStateMachine):
         assert [action for action in again if not isinstance(action, Send | Stop)] == []
 
     def seen(self, cluster: Cluster, statuses: dict, actions: Sequence[policy.Action] = ()) -> list[Job]:
-        """What the controller tells the policy; an attempt that just began was not asked for yet."""
-        began = {action.job for action in actions if isinstance(action, Start)}
+        """What the controller tells the policy; an attempt that was just sent was not asked for yet."""
+        began = {action.job for action in actions if isinstance(action, Start | Send)}
         jobs = []
         for job in self.shelf.unfinished():
             if job.attempt is not None and cluster.away is None and job.id not in began:
