@@ -120,8 +120,8 @@ class PolicyMachine(RuleBasedStateMachine):
         assert [action for action in again if not isinstance(action, Send | Stop)] == []
 
     def seen(self, cluster: Cluster, statuses: dict, actions: Sequence[policy.Action] = ()) -> list[Job]:
-        """What the controller tells the policy; an attempt that just began was not asked for yet."""
-        began = {action.job for action in actions if isinstance(action, Start)}
+        """What the controller tells the policy; an attempt that was just sent was not asked for yet."""
+        began = {action.job for action in actions if isinstance(action, Start | Send)}
         jobs = []
         for job in self.shelf.unfinished():
             if job.attempt is not None and cluster.away is None and job.id not in began:
@@ -156,7 +156,8 @@ class PolicyMachine(RuleBasedStateMachine):
         assert len(held) < self.limits.running
 
     def require_order(self, started: Sequence[str], cluster: Cluster) -> None:
-        queued = [job for job in self.shelf.unfinished() if job.attempt is None and job.cancelled is None]
+        waiting = [job for job in self.shelf.unfinished() if job.attempt is None and job.cancelled is None]
+        queued = [job for job in waiting if job.not_before <= self.now]
         fits = [job for job in queued if policy.refusal(job.workers, cluster) is None]
         for job in fits:
             for other in fits:
