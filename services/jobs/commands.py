@@ -257,7 +257,7 @@ def _coloured(state: str) -> str:
 def _brief(progress: Progress | None) -> str:
     if progress is None or not progress.total:
         return ""
-    return f"{100 * progress.images / progress.total:.0f}%"
+    return f"{min(100, 100 * progress.images // progress.total)}%"
 
 
 def _whole(progress: Progress) -> str:

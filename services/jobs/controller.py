@@ -182,7 +182,7 @@ class Controller:
                 return replace(job, attempt=replace(attempt, status=None))
             fresh = next((one for one in self._store.unfinished() if one.id == job.id), job)
             attempt = replace(fresh.attempt or attempt, sent=True)
-        attempt = replace(attempt, status=status.status, message=_first_line(status.message))
+        attempt = replace(attempt, status=status.status, message=attempt.message or _first_line(status.message))
         return replace(job, attempt=attempt)
 
     def _follow(self, key: tuple[str, int]) -> None:

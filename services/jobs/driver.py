@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from pipelines.data.manifest import QUARANTINE
-from pipelines.errors import MongeError, ServiceError
+from pipelines.errors import ModelNotFoundError, MongeError, ObjectNotFoundError, ServiceError
 from pipelines.spec import JobSpec, parse_spec
 from services.cluster import join_cluster
 from services.settings import Settings, load_settings
@@ -108,6 +108,11 @@ def _shard_progress(done: int, total: int) -> None:
     report_stage(f"sharded {done:,}/{total:,} images")
 
 
+def is_passing(error: MongeError) -> bool:
+    """Whether another attempt may succeed: a service or a node is away, and nothing is wrong with the job."""
+    return isinstance(error, ServiceError) and not isinstance(error, ModelNotFoundError | ObjectNotFoundError)
+
+
 def main() -> int:
     """Run one attempt; 0 when the job has finished."""
     parser = argparse.ArgumentParser(prog="python -m services.jobs.driver", description="Run one training job.")
@@ -119,7 +124,7 @@ def main() -> int:
     try:
         run_job(arguments.job, parse_spec(json.loads(arguments.spec)), load_settings())
     except MongeError as error:
-        report_error(error)
+        report_error(error, final=not is_passing(error))
         return 1
     return 0
 

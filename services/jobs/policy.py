@@ -76,14 +76,14 @@ class Attempt:
     Attributes:
         number: 1, 2, …
         placement: the workers that were reserved for it.
-        started: when it was decided, in seconds since 1970.
+        started: when it was sent, or else decided, in seconds since 1970.
         sent: whether the cluster has accepted it.
         status: of it; None while the cluster has not said.
         stage: what it does, in its own words.
         trains: whether its workers have begun to train.
         progressed: whether it has made a step since it started.
         error: what it said before it failed, of a kind that another attempt would meet again.
-        message: what Ray says of its end.
+        message: what it said before it failed, of a kind that may pass, or what Ray says of its end.
     """
 
     number: int

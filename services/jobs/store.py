@@ -315,7 +315,8 @@ class Store:
     def sent(self, job: str) -> None:
         """The cluster has accepted the attempt."""
         with self._write() as session:
-            _open_row(session, job).sent = True
+            attempt = _open_row(session, job)
+            attempt.sent, attempt.started = True, self._now()
 
     def end_attempt(self, action: policy.EndAttempt, message: str) -> None:
         """Close the attempt at a job, and move the job."""
@@ -371,9 +372,12 @@ class Store:
                 latest = (row.progress or {}).get("metrics", {}) | metrics
                 row.progress = _progress(attempt, images, total, at, latest)
             case {"event": "error", "message": str(message), **rest}:
-                attempt.error = message
-                attempt.cure = str(rest["cure"]) if rest.get("cure") else None
-                _note(session, row, _time(reported, self._now()), "error", _with_cure(attempt), None)
+                told = f"{message}\n  cure: {rest['cure']}" if rest.get("cure") else message
+                if rest.get("final", True):
+                    attempt.error = told
+                else:
+                    attempt.message = message
+                _note(session, row, _time(reported, self._now()), "error", told, None)
             case {"event": "done", **rest}:
                 row.model = str(rest["model"]) if rest.get("model") else None
 
@@ -538,10 +542,6 @@ def _progress(attempt: AttemptRow, images: int, total: int, at: float, metrics: 
     return progress.model_dump()
 
 
-def _with_cure(attempt: AttemptRow) -> str:
-    return f"{attempt.error}\n  cure: {attempt.cure}" if attempt.cure else str(attempt.error)
-
-
 def _when(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
@@ -594,7 +594,8 @@ def _open_attempt(row: AttemptRow) -> policy.Attempt:
         stage=row.stage,
         trains=row.trains,
         progressed=row.images is not None and row.images > (row.first_images or 0),
-        error=_with_cure(row) if row.error else None,
+        error=row.error,
+        message=row.message or "",
     )
 
 

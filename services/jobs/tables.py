@@ -70,7 +70,6 @@ class AttemptRow(Base):
     message: Mapped[str | None] = mapped_column(Text)
     stage: Mapped[str | None] = mapped_column(Text)
     error: Mapped[str | None] = mapped_column(Text)
-    cure: Mapped[str | None] = mapped_column(Text)
     trains: Mapped[bool] = mapped_column(default=False)
     first_images: Mapped[int | None]
     first_at: Mapped[float | None]

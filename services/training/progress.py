@@ -39,9 +39,14 @@ def report_run(run_id: str, experiment_id: str) -> None:
     _report({"event": "run", "run_id": run_id, "experiment_id": experiment_id})
 
 
-def report_error(error: MongeError) -> None:
-    """Report why the job fails, for a reason that another attempt would meet again."""
-    _report({"event": "error", "message": str(error.args[0]), "cure": error.cure})
+def report_error(error: MongeError, *, final: bool = True) -> None:
+    """Report why an attempt fails.
+
+    Args:
+        error: why.
+        final: whether another attempt would meet it again.
+    """
+    _report({"event": "error", "message": str(error.args[0]), "cure": error.cure, "final": final})
 
 
 def report_done(model: str | None) -> None:

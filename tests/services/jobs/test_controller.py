@@ -88,6 +88,16 @@ def test_an_error_of_the_job_itself_is_final(jobs: JobService) -> None:
     assert found.reason == "loss is nan\n  cure: lower optimizer.learning_rate"
 
 
+def test_a_service_that_is_away_is_no_error_of_the_job(jobs: JobService) -> None:
+    job, driver = running(jobs)
+    driver.log += reported("error", message="MLflow is away", cure=None, final=False)
+    driver.status, driver.message = Status.FAILED, "Job entrypoint command failed with exit code 1"
+    jobs.step(3)
+    found = jobs.store.job(job)
+    assert found.state is State.RECOVERING
+    assert "its driver died: MLflow is away" in found.reason
+
+
 def test_the_last_line_of_a_dead_driver_counts(jobs: JobService) -> None:
     job, driver = running(jobs)
     driver.log += reported("error", message="loss is nan", cure=None).rstrip("\n")  # it died while it wrote

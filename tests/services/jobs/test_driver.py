@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.errors import SourceError
+from pipelines.errors import (
+    ModelNotFoundError,
+    MongeError,
+    ObjectNotFoundError,
+    ServiceError,
+    SourceError,
+    StorageError,
+    TrainingError,
+)
 from pipelines.spec import load_spec
 from services.jobs import driver
 from services.settings import Settings
@@ -33,3 +41,18 @@ def test_one_class_is_enough_for_a_generator_alone(
             driver._shard(spec, settings)
     else:
         assert (Path(driver._shard(spec, settings)) / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (ServiceError("MLflow is away"), True),
+        (StorageError("S3 does not answer"), True),
+        (ModelNotFoundError("no model"), False),
+        (ObjectNotFoundError("no bucket"), False),
+        (SourceError("no images"), False),
+        (TrainingError("the workers failed"), False),
+    ],
+)
+def test_what_may_pass_is_no_error_of_the_job(error: MongeError, passes: bool) -> None:
+    assert driver.is_passing(error) == passes
