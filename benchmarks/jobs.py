@@ -23,7 +23,6 @@ import numpy as np
 
 from benchmarks.report import Row, table, write_json
 from pipelines.spec import JobSpec, load_spec
-from services.jobs import policy
 from services.jobs.documents import Role, Submission, TokenRequest
 from services.jobs.policy import Move, State
 from services.jobs.store import Store
