@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipelines import errors
 from pipelines.errors import (
     BusyError,
+    CheckpointError,
     ConflictError,
     ContentTypeError,
     DataError,
@@ -51,6 +52,7 @@ STATUS: dict[type[MongeError], int] = {
     ProblemError: 422,
     NotConvergedError: 422,
     BusyError: 429,
+    CheckpointError: 503,
     ServiceError: 503,
 }
 """The status of each error; of two classes that fit, the first counts."""
