@@ -4,6 +4,7 @@
 
     MongeError
     ├── SpecError                   a job spec or a setting is wrong
+    │   └── ContentTypeError        a request's body has a type that is not taken (HTTP 415)
     ├── DataError
     │   ├── SourceError             a source of images cannot be found, fetched or trusted
     │   ├── CorruptImageError       one image cannot be decoded
@@ -55,6 +56,10 @@ class MongeError(Exception):
 
 class SpecError(MongeError):
     """A job spec or a setting is wrong."""
+
+
+class ContentTypeError(SpecError):
+    """A request's body has a type that is not taken."""
 
 
 class DataError(MongeError):

@@ -21,7 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipelines import errors
 from pipelines.errors import (
     BusyError,
+    CheckpointError,
     ConflictError,
+    ContentTypeError,
     DataError,
     ForbiddenError,
     JobNotFoundError,
@@ -44,24 +46,35 @@ STATUS: dict[type[MongeError], int] = {
     ConflictError: 409,
     RendezvousError: 409,
     TooLargeError: 413,
+    ContentTypeError: 415,
     SpecError: 422,
     DataError: 422,
     ProblemError: 422,
     NotConvergedError: 422,
     BusyError: 429,
+    CheckpointError: 503,
     ServiceError: 503,
 }
 """The status of each error; of two classes that fit, the first counts."""
 
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1", "testserver"})
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+"""Addresses on which a server is reached from its own machine alone."""
+
+LOOPBACK_NAMES = LOOPBACK_HOSTS | {"testserver"}
 """Names under which a server on loopback answers; the last is that of clients inside the process."""
 
 BODY_SECONDS = 60.0
 """Seconds in which a request's body has to arrive."""
 
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}")
+_FIELD = re.compile(r"([a-z][\w.-]*(?:\[\d+\])?): ")
 
 log = logging.getLogger(__name__)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server that listens on this address is reached from its own machine alone."""
+    return host in LOOPBACK_HOSTS
 
 
 def status_of(error: MongeError) -> int:
@@ -234,7 +247,7 @@ def _answer(error: MongeError, request_id: str | None, status: int | None = None
 
 async def _monge_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, MongeError)
-    field = re.match(r"([a-z][\w.]*): ", str(error.args[0])) if status_of(error) == 422 else None
+    field = _FIELD.match(str(error.args[0])) if status_of(error) in (415, 422) else None
     return _answer(error, request_id(request), field=field and field[1])
 
 

@@ -12,6 +12,7 @@ import uvicorn
 
 from pipelines.errors import ConflictError, ServiceError
 from services.cluster import read_token
+from services.http import is_loopback
 from services.jobs.admission import Admission
 from services.jobs.api import Service, build_app
 from services.jobs.attempt_logs import AttemptLogs
@@ -69,7 +70,7 @@ def serve(host: str = LOOPBACK, port: int = 8200, settings: Settings | None = No
             poke=controlling.poke,
             mlflow=lambda: settings.mlflow_public_uri or uri,
         )
-        app = build_app(service, loopback=host == LOOPBACK, close=close)
+        app = build_app(service, loopback=is_loopback(host), close=close)
         controlling.start()
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5

@@ -13,19 +13,19 @@ from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import FastAPI, HTTPException, Path, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Path, Request, Response
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from pipelines.errors import BusyError, CorruptImageError, ModelNotFoundError, MongeError
+from pipelines.errors import BusyError, MongeError, SpecError
 from pipelines.evaluation.figures import TILE, encode_png, image_grid
 from pipelines.models.network import Generator
+from services.http import LOOPBACK_NAMES, protect, status_of
 from services.serving import documents
 from services.serving.batching import MicroBatcher
-from services.serving.bodies import LimitBody, parse_predict, rejected
+from services.serving.bodies import parse_predict
 from services.serving.documents import GenerateRequest, PathRequest
 from services.serving.metrics import Metrics
 from services.serving.models import ModelStore, ServedModel, device_of
@@ -35,7 +35,7 @@ SMALL_BODY = 2**16
 """Bytes up to which a body is parsed on the event loop: handing it to a thread would take longer."""
 
 GENERATE_QUEUE = 8
-"""Generate requests that may wait or run; beyond that 503."""
+"""Generate requests that may wait or run; beyond that 429."""
 
 ModelName = Annotated[
     str, Path(description="NAME (the version under the alias `live`) or NAME@ALIAS", examples=["cats"])
@@ -81,7 +81,7 @@ class Endpoint:
         """Answer a predict request; see the route."""
         model = await self.model(name)
         if model.kind != "classifier":
-            raise rejected(422, f"model {name!r} is a {model.kind}", "ask its /generate", "model")
+            raise SpecError(f"model: {name!r} is a {model.kind}", cure="ask its /generate")
         content_type, body, shape = request.headers.get("content-type", ""), await request.body(), model.bundle.image
         if len(body) <= SMALL_BODY:
             images = parse_predict(content_type, body, shape)
@@ -121,12 +121,15 @@ class Endpoint:
         """A model that can make so many images at once."""
         model = await self.model(name)
         if model.kind != "generator":
-            raise rejected(422, f"model {name!r} is a {model.kind}", "ask its /predict", "model")
+            raise SpecError(f"model: {name!r} is a {model.kind}", cure="ask its /predict")
         if count > self.settings.max_generate:
-            raise rejected(422, f"{count} images are over the limit of {self.settings.max_generate}", field="count")
+            raise SpecError(
+                f"count: {count} images are over the limit of {self.settings.max_generate}",
+                cure="ask for fewer, or raise MONGE_MAX_GENERATE",
+            )
         if count * model.bundle.image.pixels > self.settings.max_image_pixels:
             most = self.settings.max_image_pixels // model.bundle.image.pixels
-            raise rejected(422, f"{count} images make too many pixels", f"ask for {most} at most", "count")
+            raise SpecError(f"count: {count} images make too many pixels", cure=f"ask for {most} at most")
         return model
 
     async def _drawn(self, draw: Callable[[], Response]) -> Response:
@@ -144,13 +147,16 @@ class Endpoint:
         self.generator.shutdown(wait=False, cancel_futures=True)
 
 
-def create_app(settings: Settings, *, poll_seconds: float = 1.0, torch_threads: int = 1) -> FastAPI:
+def create_app(
+    settings: Settings, *, poll_seconds: float = 1.0, torch_threads: int = 1, loopback: bool = True
+) -> FastAPI:
     """The endpoint of every registered model.
 
     Args:
         settings: address of the registry, limits, and the home in whose folder ``models`` bundles are kept.
         poll_seconds: between two looks at the registry's aliases.
         torch_threads: of one pass through a network; more help large networks only.
+        loopback: whether it listens there alone; requests of foreign pages are then refused.
 
     Raises:
         ServiceError: the registry's address is not known, or a GPU is asked for and there is none.
@@ -257,9 +263,8 @@ def create_app(settings: Settings, *, poll_seconds: float = 1.0, torch_threads: 
     async def prometheus() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    app.add_middleware(LimitBody, max_bytes=int(settings.max_request_mib * 2**20))
-    for kind, handler in _HANDLERS.items():
-        app.add_exception_handler(kind, handler)
+    hosts = LOOPBACK_NAMES if loopback else None
+    protect(app, max_bytes=int(settings.max_request_mib * 2**20), hosts=hosts)
     return app
 
 
@@ -267,11 +272,11 @@ def _class(model: ServedModel, name: str, label: str, field: str) -> int:
     """The number of a class that is asked of a generator."""
     network, classes = model.bundle.network, model.bundle.classes
     if not isinstance(network, Generator) or not network.conditions:
-        raise rejected(
-            422, f"model {name!r} knows no classes", "train one with model.conditional: true, or leave it out", field
+        raise SpecError(
+            f"{field}: model {name!r} knows no classes", cure="train one with model.conditional: true, or leave it out"
         )
     if label not in classes:
-        raise rejected(422, f"{field}: no class {label!r}", f"ask for one of {', '.join(classes)}", field)
+        raise SpecError(f"{field}: no class {label!r}", cure=f"ask for one of {', '.join(classes)}")
     return classes.index(label)
 
 
@@ -327,61 +332,17 @@ def _card(model: ServedModel) -> dict[str, Any]:
     }
 
 
-def _json(document: dict[str, Any], headers: dict[str, str] | None = None, status: int = 200) -> Response:
+def _json(document: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
     content = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
-    return Response(content, status, headers, "application/json")
+    return Response(content, headers=headers, media_type="application/json")
 
 
 def _status(error: Exception) -> int:
     match error:
-        case StarletteHTTPException():
+        case HTTPException():
             return error.status_code
-        case ModelNotFoundError():
-            return 404
-        case CorruptImageError():
-            return 422
-        case BusyError() | MongeError():
-            return 503
+        case MongeError():
+            return status_of(error)
         case ClientDisconnect():
             return 499
     return 500
-
-
-async def _monge_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, MongeError)
-    document = {"error": error.args[0], "cure": error.cure}
-    if isinstance(error, CorruptImageError):
-        document["field"] = str(error.args[0]).partition(":")[0]
-    headers = {"Retry-After": f"{error.retry_after:.0f}"} if isinstance(error, BusyError) else None
-    return _json(document, headers, _status(error))
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, StarletteHTTPException)
-    detail = error.detail if isinstance(error.detail, dict) else {"error": error.detail, "cure": "see /docs"}
-    return _json(detail, dict(error.headers or {}), error.status_code)
-
-
-async def _invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if part not in ("body", "path", "query")) or "body"
-    return _json({"error": f"{field}: {first['msg']}", "cure": "see /docs", "field": field}, status=422)
-
-
-async def _gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)
-
-
-async def _internal(request: Request, error: Exception) -> Response:
-    return _json({"error": "the endpoint failed", "cure": "its log says why"}, status=500)
-
-
-_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
-    MongeError: _monge_error,
-    StarletteHTTPException: _http_error,
-    HTTPException: _http_error,
-    RequestValidationError: _invalid,
-    ClientDisconnect: _gone,
-    Exception: _internal,
-}

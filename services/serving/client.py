@@ -10,7 +10,8 @@ from typing import Any
 
 import httpx
 
-from pipelines.errors import BusyError, CorruptImageError, ModelNotFoundError, ServiceError, SourceError
+from pipelines.errors import CorruptImageError, MongeError, ServiceError, SourceError
+from services.http import read_error
 from services.tracking.names import split_name
 
 _TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
@@ -71,8 +72,10 @@ class EndpointClient:
             ModelNotFoundError: no such model.
             SourceError: a file cannot be read.
             CorruptImageError: the endpoint cannot decode a file.
+            SpecError: the model is no classifier.
+            TooLargeError: a file is over the endpoint's limit of a request.
             BusyError: its queue is full.
-            ServiceError: it is away, or refuses for another reason.
+            ServiceError: it is away, or failed.
         """
         predictions: list[Prediction] = []
         for batch in _batches([Path(path) for path in paths]):
@@ -96,8 +99,9 @@ class EndpointClient:
 
         Raises:
             ModelNotFoundError: no such model.
+            SpecError: the model is no generator, or a value does not fit it.
             BusyError: too many wait already.
-            ServiceError: the endpoint is away, or refuses for another reason.
+            ServiceError: the endpoint is away, or failed.
         """
         wanted = {"count": count, "seed": seed, "label": label, "format": "png"}
         return self._picture(f"{_address(model)}/generate", wanted, out)
@@ -115,8 +119,9 @@ class EndpointClient:
 
         Raises:
             ModelNotFoundError: no such model.
+            SpecError: the model is no generator, or a value does not fit it.
             BusyError: too many wait already.
-            ServiceError: the endpoint is away, or refuses for another reason.
+            ServiceError: the endpoint is away, or failed.
         """
         wanted = {"start": start, "end": end, "steps": steps, "count": count, "seed": seed, "format": "png"}
         return self._picture(f"{_address(model)}/path", wanted, out)
@@ -182,17 +187,10 @@ def _batches(paths: list[Path]) -> Iterator[list[tuple[Path, bytes]]]:
         yield batch
 
 
-def _error(response: httpx.Response, files: Sequence[Path]) -> Exception:
-    try:
-        document = response.json()
-        message, cure, field = str(document["error"]), document.get("cure"), str(document.get("field", ""))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return ServiceError(f"the endpoint answered {response.status_code}: {response.text[:200]!r}")
-    match response.status_code:
-        case 404:
-            return ModelNotFoundError(message, cure=cure)
-        case 422 if (match := re.fullmatch(r"images\[(\d+)\]", field)) and int(match[1]) < len(files):
-            return CorruptImageError(f"{files[int(match[1])]}: {message.partition(': ')[2]}", cure=cure)
-        case 503 if "retry-after" in response.headers:
-            return BusyError(message, cure=cure, retry_after=float(response.headers["retry-after"]))
-    return ServiceError(message, cure=cure)
+def _error(response: httpx.Response, files: Sequence[Path]) -> MongeError:
+    error = read_error(response.content, response.status_code, "the endpoint")
+    if isinstance(error, CorruptImageError):
+        match = re.fullmatch(r"images\[(\d+)\]: (.*)", str(error.args[0]), re.DOTALL)
+        if match and int(match[1]) < len(files):
+            return CorruptImageError(f"{files[int(match[1])]}: {match[2]}", cure=error.cure)
+    return error

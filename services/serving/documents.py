@@ -10,7 +10,7 @@ DESCRIPTION = """Every registered model behind one address.
 
 A model is `NAME` (the version under the alias `live`), `NAME@ALIAS`, or a version by number under
 `/v1/models/NAME/versions/NUMBER`. When an alias moves in the registry, the endpoint follows within seconds, without a
-restart. Errors are JSON: `error`, `cure`, and `field` where one is to blame.
+restart. Errors are JSON: `{error, message, cure, field?, request_id}`.
 """
 
 
@@ -49,9 +49,12 @@ class PathRequest(BaseModel):
 class Problem(BaseModel):
     """An answer to a request that failed."""
 
-    error: str
+    error: str = Field(description="the name of its class", examples=["SpecError"])
+    message: str
     cure: str | None
-    field: str | None = None
+    field: str | None = Field(default=None, description="of the request, where one is at fault")
+    retry_after: float | None = Field(default=None, description="seconds, where it is busy")
+    request_id: str
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -59,7 +62,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"model": Problem, "description": "the request is too large"},
     415: {"model": Problem, "description": "the content type is not understood"},
     422: {"model": Problem, "description": "a field is wrong"},
-    503: {"model": Problem, "description": "too busy, or the registry is away"},
+    429: {"model": Problem, "description": "too busy; `Retry-After` says when to come back"},
+    503: {"model": Problem, "description": "the registry is away, or the model cannot be loaded"},
 }
 
 _PREDICTED = {

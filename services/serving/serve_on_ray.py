@@ -26,7 +26,8 @@ def bind(settings: Settings, *, replicas: int = 1, cpus: float = 1.0) -> Applica
 
     def build() -> FastAPI:
         # Evaluated in the replica: threads and metrics do not travel.
-        return create_app(settings)
+        # Serve's proxy listens, where its own options say: under which names is not known here.
+        return create_app(settings, loopback=False)
 
     deployment = serve.deployment(
         name="monge-endpoint",

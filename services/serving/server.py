@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uvicorn
 
+from services.http import is_loopback
 from services.serving.app import create_app
 from services.settings import LOOPBACK, Settings, load_settings
 
@@ -19,5 +20,5 @@ def serve(host: str = LOOPBACK, port: int = 8000, settings: Settings | None = No
     Raises:
         ServiceError: the registry's address is not known.
     """
-    app = create_app(settings or load_settings())
+    app = create_app(settings or load_settings(), loopback=is_loopback(host))
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=10)

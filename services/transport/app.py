@@ -8,47 +8,48 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 
 from pipelines.errors import (
     BusyError,
+    ContentTypeError,
     MongeError,
-    NotConvergedError,
     ProblemError,
     RendezvousError,
     ServiceError,
     TooLargeError,
 )
+from services.http import LOOPBACK_NAMES, STATUS, protect
 from services.transport import wire
 from services.transport.backend import Backend
 from services.transport.limits import MIB
 
-STATUS: dict[type[MongeError], int] = {
-    ProblemError: 422,
-    NotConvergedError: 422,
-    TooLargeError: 413,
-    BusyError: 429,
-    RendezvousError: 409,
-    ServiceError: 503,
-}
-
 DENSE_ENTRIES = 2**20
 """Most entries of a plan that is sent as a dense array."""
 
-READING = 60.0
-"""Seconds in which a request's body has to arrive."""
+REFUSALS: tuple[type[MongeError], ...] = (
+    RendezvousError,
+    TooLargeError,
+    ContentTypeError,
+    ProblemError,
+    BusyError,
+    ServiceError,
+)
+"""What the routes answer with beside plans, as the OpenAPI document says."""
 
 Answer = TypeVar("Answer")
 
 
-def build_app(backend: Backend, *, max_request: int = 64 * MIB, max_receiving: int = 1024 * MIB) -> FastAPI:
+def build_app(
+    backend: Backend, *, max_request: int = 64 * MIB, max_receiving: int = 1024 * MIB, loopback: bool = True
+) -> FastAPI:
     """The ASGI application.
 
     Args:
         backend: who solves.
         max_request: most bytes of a request's body.
         max_receiving: most bytes of all bodies that are being received.
+        loopback: whether it listens there alone; requests of foreign pages are then refused.
     """
 
     @asynccontextmanager
@@ -61,16 +62,9 @@ def build_app(backend: Backend, *, max_request: int = 64 * MIB, max_receiving: i
         description="Optimal transport plans, each with the certificate of its quality.",
         version="1",
         lifespan=lifespan,
-        responses={status: {"description": kind.__doc__} for kind, status in STATUS.items()},
+        responses={STATUS[kind]: {"description": kind.__doc__} for kind in REFUSALS},
     )
-    intake = Intake(max_request, max_receiving)
-
-    @app.exception_handler(MongeError)
-    async def refuse(_: Request, error: Exception) -> Response:
-        assert isinstance(error, MongeError)
-        status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
-        headers = {"Retry-After": f"{max(1, round(error.retry_after))}"} if isinstance(error, BusyError) else None
-        return JSONResponse(wire.write_error(error), status, headers)
+    intake = Intake(max_receiving)
 
     @app.post("/v1/plans", summary="Solve a problem", openapi_extra=_body(wire.PlanRequest))
     async def plan(request: Request, potentials: bool = False, dense: bool = False) -> Response:
@@ -81,7 +75,7 @@ def build_app(backend: Backend, *, max_request: int = 64 * MIB, max_receiving: i
         """
         kind = _kind(request)
         limits = await backend.limits()
-        async with intake.body(request, limits.json_bytes if kind == wire.JSON else max_request) as body:
+        async with intake.body(request, limits.json_bytes if kind == wire.JSON else None) as body:
             problem, solver = await asyncio.to_thread(wire.read_problem, body, kind, limits.input_bytes)
         n, m = problem.shape
         if dense and n * m > DENSE_ENTRIES:
@@ -100,7 +94,7 @@ def build_app(backend: Backend, *, max_request: int = 64 * MIB, max_receiving: i
         """This rank's rows of a plan over the points of all ranks: answered when all have come and it is solved."""
         kind = _kind(request)
         limits = await backend.limits()
-        async with intake.body(request, limits.json_bytes if kind == wire.JSON else max_request) as body:
+        async with intake.body(request, limits.json_bytes if kind == wire.JSON else None) as body:
             brought, deadline = await asyncio.to_thread(wire.read_share, body, kind, limits.input_bytes)
         block = await _unless_gone(request, backend.bring(brought, deadline))
         return Response(await asyncio.to_thread(wire.write_rows, block, kind), media_type=kind)
@@ -118,54 +112,50 @@ def build_app(backend: Backend, *, max_request: int = 64 * MIB, max_receiving: i
     async def limits() -> dict[str, float]:
         return vars(await backend.limits()) | {"request_bytes": max_request, "dense_entries": DENSE_ENTRIES}
 
+    protect(app, max_bytes=max_request, hosts=LOOPBACK_NAMES if loopback else None)
     return app
 
 
 class Intake:
-    """Receives bodies, each within a limit, and all together within another.
+    """Receives bodies; what is received of all of them at once is bounded, beside the limit that each has by itself.
 
     Args:
-        each: most bytes of one.
         together: most bytes of all that are being received.
     """
 
-    def __init__(self, each: int, together: int) -> None:
-        self.each, self.together, self.receiving = each, together, 0
+    def __init__(self, together: int) -> None:
+        self.together, self.receiving = together, 0
 
     @asynccontextmanager
-    async def body(self, request: Request, limit: int) -> AsyncIterator[bytes]:
+    async def body(self, request: Request, limit: int | None) -> AsyncIterator[bytes]:
         """The body of a request; it counts as being received until the block is left.
+
+        Args:
+            request: whose body was not read yet.
+            limit: most bytes, where the format has a lower limit than any request has.
 
         Raises:
             TooLargeError: it is over the limit, as soon as that shows.
             BusyError: too much is being received at once.
-            HTTPException: the client stalls (408).
         """
-        limit = min(limit, self.each)
         declared = request.headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > limit:
+        if limit is not None and declared.isdigit() and int(declared) > limit:
             raise self._too_large(limit)
         received = bytearray()
         try:
-            async with asyncio.timeout(READING):
-                async for chunk in request.stream():
-                    if len(received) + len(chunk) > limit:
-                        raise self._too_large(limit)
-                    if self.receiving + len(chunk) > self.together:
-                        raise BusyError("too many requests are being received", cure="ask again in a second")
-                    received += chunk
-                    self.receiving += len(chunk)
+            async for chunk in request.stream():
+                if limit is not None and len(received) + len(chunk) > limit:
+                    raise self._too_large(limit)
+                if self.receiving + len(chunk) > self.together:
+                    raise BusyError("too many requests are being received", cure="ask again in a second")
+                received += chunk
+                self.receiving += len(chunk)
             yield bytes(received)
-        except TimeoutError:
-            raise HTTPException(408, f"the request did not arrive within {READING:g} s") from None
         finally:
             self.receiving -= len(received)
 
     def _too_large(self, limit: int) -> TooLargeError:
-        return TooLargeError(
-            f"body: over the limit of {limit / MIB:g} MiB",
-            cure="send .npz and not JSON, fewer points, or raise MONGE_MAX_REQUEST_MIB",
-        )
+        return TooLargeError(f"body: over the limit of {limit / MIB:g} MiB for JSON", cure="send .npz, or fewer points")
 
 
 async def _unless_gone(request: Request, answer: Awaitable[Answer]) -> Answer:
@@ -194,7 +184,7 @@ def _kind(request: Request) -> str:
         return wire.JSON
     if kind in (wire.NPZ, "application/zip", "application/octet-stream"):
         return wire.NPZ
-    raise HTTPException(415, f"content-type {kind[:64]!r} received; send {wire.NPZ} or {wire.JSON}")
+    raise ContentTypeError(f"content-type: {kind[:64]!r} received", cure=f"send {wire.NPZ} or {wire.JSON}")
 
 
 def _client(request: Request) -> str:

@@ -23,6 +23,7 @@ from pipelines.transport.planner import Share
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import SolverName
 from pipelines.transport.verify import verify
+from services.http import read_error
 from services.transport import wire
 from services.transport.cache import sketch
 from services.transport.engine import flat, in_memory
@@ -307,7 +308,7 @@ class HttpPlanner(_RemotePlanner):
             raise _LostError(f"no transport service answers at {self._client.base_url}: {error}") from error
         if answer.status_code == 200:
             return answer.content
-        fault = wire.read_error(answer.content, answer.status_code)
+        fault = read_error(answer.content, answer.status_code, "the transport service")
         if isinstance(fault, ServiceError):
             raise _LostError(str(fault.args[0]), cure=fault.cure)
         raise fault

@@ -12,6 +12,7 @@ import uvicorn
 
 from pipelines.errors import ServiceError
 from services.cluster import join_cluster
+from services.http import is_loopback
 from services.settings import LOOPBACK, Settings, load_settings
 from services.transport.app import build_app
 from services.transport.backend import Backend, LocalBackend
@@ -59,7 +60,7 @@ def serve(
         # passes through the clauses below.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         if ray_address is None:
-            _run(LocalBackend(Engine(threads=cores())), listener, settings)
+            _run(LocalBackend(Engine(threads=cores())), listener, settings, is_loopback(host))
             return
         # Not at the top: without a cluster there is no need of Ray, whose import takes seconds.
         from services.transport.actor import replica_names, start_replicas, stop_replicas
@@ -74,13 +75,13 @@ def serve(
                 if most is not None and most > replicas:
                     publish = partial(setattr, backend, "spares")
                     beside.enter_context(Scaler(replica_names(replicas), Policy(most - replicas), resource, publish))
-                _run(backend, listener, settings)
+                _run(backend, listener, settings, is_loopback(host))
         finally:
             stop_replicas(created)
 
 
-def _run(backend: Backend, listener: socket.socket, settings: Settings) -> None:
-    app = build_app(backend, max_request=int(settings.max_request_mib * MIB))
+def _run(backend: Backend, listener: socket.socket, settings: Settings, loopback: bool) -> None:
+    app = build_app(backend, max_request=int(settings.max_request_mib * MIB), loopback=loopback)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5
     )

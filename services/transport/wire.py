@@ -1,4 +1,4 @@
-"""What crosses HTTP: problems, shares, plans and errors, as .npz or JSON; nothing that is received can run code."""
+"""What crosses HTTP: problems, shares and plans, as .npz or JSON; nothing that is received can run code."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines import errors
-from pipelines.errors import BusyError, MongeError, ProblemError, ServiceError
+from pipelines.errors import ProblemError
 from pipelines.spec import CostName
 from pipelines.transport.plan import Certificate, RowBlock, TransportPlan
 from pipelines.transport.problem import TransportProblem
@@ -180,35 +179,6 @@ def read_rows(body: bytes) -> RowBlock:
     answer, certificate = _read_answer(body)
     waited = float(answer.pop("waited"))
     return RowBlock(certificate=certificate, waited=waited, **answer)
-
-
-def write_error(error: MongeError) -> dict[str, Any]:
-    """An error as the body of an answer."""
-    message = str(error.args[0])
-    field = message.split(":")[0]
-    known = ShareRequest.model_fields.keys() | PlanRequest.model_fields.keys()
-    answer: dict[str, Any] = {"error": type(error).__name__, "message": message, "cure": error.cure}
-    if isinstance(error, BusyError):
-        answer["retry_after"] = error.retry_after
-    if field in known:
-        answer["field"] = field
-    return answer
-
-
-def read_error(body: bytes, status: int) -> MongeError:
-    """The error in an answer, of the class that was raised in the service."""
-    try:
-        answer = json.loads(body)
-        name, message, cure = str(answer["error"]), str(answer["message"]), answer.get("cure")
-        kind = getattr(errors, name)
-        if not issubclass(kind, MongeError):
-            raise TypeError(name)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return ServiceError(f"the transport service answered with status {status}: {body[:200]!r}")
-    error: MongeError = kind(message, cure=cure)
-    if isinstance(error, BusyError):
-        error.retry_after = float(answer.get("retry_after", 1.0))
-    return error
 
 
 def _read(

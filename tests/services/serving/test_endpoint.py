@@ -16,7 +16,7 @@ from PIL import Image
 from pipelines.data.decode import decode
 from pipelines.errors import ServiceError
 from services.serving import models as models_module
-from services.serving.app import Endpoint
+from services.serving.app import GENERATE_QUEUE, Endpoint
 from services.tracking.connection import connect
 from tests.services.serving.endpoints import PNG, encoded, endpoint, publish
 from tests.services.tracking.stores import CLASSES, make_bundle
@@ -61,7 +61,7 @@ def rows(response: httpx.Response) -> np.ndarray:
 def problem(response: httpx.Response, status: int) -> dict[str, Any]:
     assert response.status_code == status, response.text
     document = response.json()
-    assert document.keys() >= {"error", "cure"}
+    assert document.keys() >= {"error", "message", "cure", "request_id"}
     return dict(document)
 
 
@@ -166,7 +166,7 @@ def test_a_class_is_asked_for_by_name(paths: str) -> None:
         refused = problem(await client.post(url, json={"label": "cow"}), 422)
         assert (refused["field"], refused["cure"]) == ("label", "ask for one of cat, dog, owl")
         refused = problem(await client.post("/v1/models/faces/generate", json={"label": "cat"}), 422)
-        assert "knows no classes" in refused["error"]
+        assert "knows no classes" in refused["message"]
         assert (await client.get("/v1/models/paths")).json()["conditional"] is True
         assert (await client.get("/v1/models/faces")).json()["conditional"] is False
 
@@ -203,9 +203,9 @@ def test_path_names_the_wrong_field(paths: str, body: dict[str, Any], field: str
     async def scenario(client: Client, shared: Endpoint) -> None:
         wanted = {"start": "cat", "end": "dog"} | body
         assert problem(await client.post("/v1/models/paths/path", json=wanted), 422)["field"] == field
-        assert "knows no classes" in problem(await client.post("/v1/models/faces/path", json=wanted), 422)["error"] or (
-            field in ("steps", "count")
-        )
+        assert "knows no classes" in problem(await client.post("/v1/models/faces/path", json=wanted), 422)[
+            "message"
+        ] or (field in ("steps", "count"))
 
     play(paths, scenario)
 
@@ -224,6 +224,18 @@ def test_path_names_the_wrong_field(paths: str, body: dict[str, Any], field: str
 def test_generate_names_the_wrong_field(faces: str, body: dict[str, Any], field: str) -> None:
     async def scenario(client: Client, shared: Endpoint) -> None:
         assert problem(await client.post("/v1/models/faces/generate", json=body), 422)["field"] == field
+
+    play(faces, scenario)
+
+
+def test_a_full_queue_is_429_with_the_time_to_come_back(faces: str) -> None:
+    async def scenario(client: Client, shared: Endpoint) -> None:
+        shared.generating = GENERATE_QUEUE
+        answer = await client.post("/v1/models/faces/generate", json={})
+        assert problem(answer, 429)["error"] == "BusyError"
+        assert answer.headers["retry-after"] == "1"
+        counted = 'monge_endpoint_requests_total{model="faces",route="generate",status="429"} 1.0'
+        assert counted in (await client.get("/metrics")).text
 
     play(faces, scenario)
 
@@ -322,7 +334,7 @@ def test_large_requests_are_refused_before_they_are_read(cats: str) -> None:
 def test_large_images_are_refused_before_they_are_decoded(cats: str) -> None:
     async def scenario(client: Client, shared: Endpoint) -> None:
         answer = await client.post("/v1/models/cats/predict", content=encoded(side=40), headers=PNG)
-        assert "pixels" in problem(answer, 422)["error"]
+        assert "pixels" in problem(answer, 422)["message"]
 
     play(cats, scenario, max_image_pixels=1000)
 

@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from pipelines.errors import CorruptImageError, ModelNotFoundError, ServiceError, SourceError
+from pipelines.errors import CorruptImageError, ModelNotFoundError, ServiceError, SourceError, SpecError
 from services.serving.app import create_app
 from services.serving.client import EndpointClient
 from services.settings import Settings
@@ -79,9 +79,9 @@ def test_what_is_wrong_is_typed(client: EndpointClient, tmp_path: Path) -> None:
     assert "cats" in str(caught.value.cure)
     with pytest.raises(ModelNotFoundError, match="cannot name"):
         client.predict("../metrics", [good])
-    with pytest.raises(ServiceError, match="is a generator"):
+    with pytest.raises(SpecError, match="is a generator"):
         client.predict("faces", [good])
-    with pytest.raises(ServiceError, match="limit"):
+    with pytest.raises(SpecError, match="limit"):
         client.generate("faces", 10**6, 0, tmp_path / "samples.png")
 
 

@@ -13,6 +13,7 @@ import pytest
 from pipelines.errors import ProblemError, RendezvousError, ServiceError, TooLargeError
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import solve
+from services.http import read_error, write_error
 from services.transport import wire
 from services.transport.app import build_app
 from services.transport.backend import LocalBackend
@@ -29,7 +30,7 @@ Y = np.array([[0.1, 2.0], [0.0, 0.1], [1.2, 0.0]])
 async def service(engine: Engine | None = None, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
     app = build_app(LocalBackend(engine or Engine()), **options)
     transport = httpx.ASGITransport(app, raise_app_exceptions=True)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=20) as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=20) as client:
         yield client
 
 
@@ -158,6 +159,7 @@ def test_other_formats_are_415() -> None:
         async with service() as client:
             answer = await client.post("/v1/plans", content=b"x", headers={"Content-Type": "text/csv"})
             assert answer.status_code == 415
+            assert answer.json()["field"] == "content-type"
 
     run(main)
 
@@ -204,7 +206,7 @@ def test_problems_over_the_limits_are_413() -> None:
         async with service(Engine(Limits(points=2))) as client:
             answer = await client.post("/v1/plans", **npz(x=X, y=Y))
             assert answer.status_code == 413
-            assert isinstance(wire.read_error(answer.content, 413), TooLargeError)
+            assert isinstance(read_error(answer.content, 413, "it"), TooLargeError)
 
     run(main)
 
@@ -286,7 +288,7 @@ def test_a_rank_that_does_not_come_is_409_with_its_name() -> None:
         async with service() as client:
             answer = await client.post("/v1/shares", **share(0, deadline=0.02))
             assert answer.status_code == 409
-            error = wire.read_error(answer.content, 409)
+            error = read_error(answer.content, 409, "it")
             assert isinstance(error, RendezvousError)
             assert "rank 1 did not come" in str(error)
             assert error.cure
@@ -315,10 +317,10 @@ def test_health_limits_metrics_and_the_document() -> None:
     "body", [b"", b"<html>", b"[]", b'{"error": "system", "message": ""}', b'{"error": "annotations", "message": ""}']
 )
 def test_an_answer_that_is_no_error_of_ours_is_a_service_error(body: bytes) -> None:
-    assert type(wire.read_error(body, 502)) is ServiceError
+    assert type(read_error(body, 502, "it")) is ServiceError
 
 
 def test_errors_cross_as_the_same_class() -> None:
     error = ProblemError("x: no", cure="yes")
-    read = wire.read_error(json.dumps(wire.write_error(error)).encode(), 422)
+    read = read_error(json.dumps(write_error(error)).encode(), 422, "it")
     assert (type(read), str(read)) == (ProblemError, str(error))
