@@ -66,7 +66,7 @@ def show(
                     console.print(line, highlight=False, markup=False, soft_wrap=True)
                     told = one.metrics
                 continue
-            if one.kind != "error":  # told at the end, in full
+            if one.kind != "error" and one.state is not State.FAILED:  # told at the end, in full
                 bars.console.print(f"  {one.text}", highlight=False, markup=False, soft_wrap=True)
             if on_event:
                 on_event(one)

@@ -17,8 +17,8 @@ from services.jobs.follow import follow, show
 from services.jobs.policy import State
 
 
-def event(text: str, kind: str = "stage") -> Event:
-    return Event(id=1, at=datetime.now(UTC), attempt=1, kind=kind, text=text, state=None)
+def event(text: str, kind: str = "stage", state: State | None = None) -> Event:
+    return Event(id=1, at=datetime.now(UTC), attempt=1, kind=kind, text=text, state=state)
 
 
 STORY: list[Event | Progress] = [
@@ -27,6 +27,7 @@ STORY: list[Event | Progress] = [
     Progress(images=10, total=20, metrics={"loss": 0.5, "accuracy": 0.75}),
     Progress(images=20, total=20, metrics={"loss": 0.25, "accuracy": 0.75}),
     event("loss is nan", "error"),
+    event("failed: loss is nan", "state", State.FAILED),
 ]
 
 

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from pipelines.errors import ServiceError
+from services.locks import alone
 from services.platform import processes
-from services.platform.processes import alone
 
 SPAWNS_A_CHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
 IGNORES_TERM = """
