@@ -18,7 +18,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import event, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from pipelines.errors import BusyError, ConflictError, JobNotFoundError, ServiceError
 from pipelines.spec import JobSpec, WorkersSpec
@@ -146,7 +146,7 @@ class Store:
     def _new_job(self, spec: JobSpec, submission: Submission, owner: str, key: str | None, digest: str) -> JobRow:
         now = self._now()
         return JobRow(
-            id=f"{spec.name}-{datetime.fromtimestamp(now, UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+            id=f"{spec.name}-{datetime.fromtimestamp(now, UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}",
             name=spec.name,
             kind=spec.objective.kind,
             spec=spec.model_dump(mode="json"),
@@ -205,7 +205,8 @@ class Store:
             before: only those submitted before the job of this number.
             limit: so many at most.
         """
-        query = select(JobRow).order_by(JobRow.number.desc()).limit(limit + 1)
+        # A page needs no specs, which are most of a row.
+        query = select(JobRow).options(defer(JobRow.spec)).order_by(JobRow.number.desc()).limit(limit + 1)
         if states:
             query = query.where(JobRow.state.in_([state.value for state in states]))
         if owner is not None:
@@ -220,6 +221,16 @@ class Store:
             rows = list(session.scalars(query))
         more = rows[limit - 1].number if len(rows) > limit else None
         return JobPage(jobs=[_job(row) for row in rows[:limit]], next=more)
+
+    def state(self, job: str) -> State:
+        """Where a job stands.
+
+        Raises:
+            JobNotFoundError: there is none of that id.
+        """
+        with self._read() as session:
+            state = session.scalars(select(JobRow.state).where(JobRow.id == job)).one_or_none()
+            return State(_row(session, job).state if state is None else state)
 
     def counts(self) -> dict[State, int]:
         """How many jobs there are of each state."""
