@@ -262,6 +262,20 @@ def build_app(service: Service, *, loopback: bool = True, close: Callable[[], No
         """What the controller saw last."""
         return _view(service)
 
+    @app.put("/v1/drain", summary="Stop what runs until later, and start nothing")
+    def drain(request: Request, token: Admin) -> ClusterView:
+        """Each job goes on from its last checkpoint once draining has ended; what is submitted meanwhile waits."""
+        store.drain(True)
+        service.changed(request, "drain")
+        return _view(service)
+
+    @app.delete("/v1/drain", summary="End draining")
+    def end_drain(request: Request, token: Admin) -> ClusterView:
+        """What was stopped goes on first."""
+        store.drain(False)
+        service.changed(request, "end drain")
+        return _view(service)
+
     @app.post("/v1/tokens", status_code=201, summary="Make a token")
     def create_token(wanted: TokenRequest, request: Request, token: Admin) -> NewToken:
         """The answer holds its secret, which is told this once."""
@@ -355,7 +369,7 @@ def _view(service: Service) -> ClusterView:
     cluster = seen.cluster
     return ClusterView(
         away=cluster.away,
-        draining=service.store.setting("draining") == "yes",
+        draining=service.store.draining,
         nodes=[
             Node(id=n.id, address=n.address, cpus=n.resources.get("CPU", 0), gpus=n.resources.get("GPU", 0))
             for n in seen.nodes

@@ -217,6 +217,10 @@ class Jobs:
         """The cluster, who holds what, and who waits for what."""
         return self._ask(ClusterView, "GET", "/v1/cluster")
 
+    def drain(self, end: bool = False) -> ClusterView:
+        """Stop what runs until later and start nothing; or end that."""
+        return self._ask(ClusterView, "DELETE" if end else "PUT", "/v1/drain")
+
     def create_token(self, name: str, role: Role) -> NewToken:
         """Make a token.
 

@@ -212,6 +212,21 @@ def cluster() -> None:
         say(f"{waiting.job} waits: {waiting.reason}")
 
 
+@app.command()
+def drain(
+    end: Annotated[bool, typer.Option("--end", help="Start jobs again; those that were stopped come first.")] = False,
+) -> None:
+    """Stop what runs and start nothing, before work on the cluster; each job goes on later from its last checkpoint."""
+    from services.jobs.client import Jobs
+
+    with Jobs(load_settings()) as service:
+        view = service.drain(end)
+    if end:
+        say(f"jobs start again; {len(view.waiting)} wait")
+    else:
+        say(f"nothing starts until `monge drain --end`; {_count(len(view.holding), 'job')} to stop")
+
+
 @token.command("create")
 def token_create(
     name: Annotated[str, typer.Argument(help="Who will use it.")],

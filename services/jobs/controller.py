@@ -147,7 +147,7 @@ class Controller:
                 cluster = Cluster(away=str(error))
         self.seen = Seen(cluster, nodes)
         jobs = [await self._informed(job, statuses.get(job.id)) for job in jobs]
-        limits = replace(self._limits, draining=self._store.setting("draining") == "yes")
+        limits = replace(self._limits, draining=self._store.draining)
         actions = policy.decide(jobs, cluster, time.time(), limits)
         by_id = {job.id: job for job in jobs}
         for action in actions:
@@ -241,6 +241,7 @@ class Controller:
                 assert job.attempt is not None
                 await self._send(action.job, job.attempt.number)
             case Stop():
+                self._store.stopping(action.job)
                 with contextlib.suppress(EngineError):  # the next look tells
                     await self._engine.stop(attempt_id(job))
             case EndAttempt():

@@ -31,6 +31,9 @@ BACKOFF, LONGEST_BACKOFF = 1.0, 60.0
 GRACE = 60.0
 """Seconds that a cluster may need to show an attempt that was submitted to it."""
 
+DRAINING = "nothing starts until `monge drain --end`"
+"""What all jobs wait for while the service is draining."""
+
 PAUSE = "waiting for its next attempt"
 """What a job waits for after a setback, whatever else it would wait for."""
 
@@ -83,6 +86,7 @@ class Attempt:
         trains: whether its workers have begun to train.
         progressed: whether it has made a step since it started.
         error: what it said before it failed, of a kind that another attempt would meet again.
+        stopping: whether this service has asked for its end.
         message: what it said before it failed, of a kind that may pass, or what Ray says of its end.
     """
 
@@ -95,6 +99,7 @@ class Attempt:
     trains: bool = False
     progressed: bool = False
     error: str | None = None
+    stopping: bool = False
     message: str = ""
 
 
@@ -159,7 +164,7 @@ class Limits:
 
     Attributes:
         running: most jobs at a time.
-        draining: whether nothing new is to start.
+        draining: whether nothing is to start, and what runs is to stop until later.
     """
 
     running: int = 64
@@ -248,7 +253,7 @@ def decide(jobs: Sequence[Job], cluster: Cluster, now: float, limits: Limits | N
             else:
                 waiting.append(job)
             continue
-        action = _attended(job, job.attempt, cluster, now)
+        action = _attended(job, job.attempt, cluster, now, limits)
         if action is not None:
             actions.append(action)
         if not isinstance(action, EndAttempt):
@@ -270,7 +275,7 @@ def refusal(workers: WorkersSpec, cluster: Cluster) -> str | None:
     return None
 
 
-def _attended(job: Job, attempt: Attempt, cluster: Cluster, now: float) -> Action | None:
+def _attended(job: Job, attempt: Attempt, cluster: Cluster, now: float, limits: Limits) -> Action | None:
     """What a job needs whose attempt has not ended in the store."""
     if cluster.away:
         waits = "to cancel it" if job.cancelled else "and the job with it, as far as is known"
@@ -282,12 +287,14 @@ def _attended(job: Job, attempt: Attempt, cluster: Cluster, now: float) -> Actio
         if refusal(job.workers, cluster) is not None:
             # Its driver would find too few nodes, and give up the job.
             return _lost(job, attempt, "the cluster has become too small for it", job.setbacks, now)
+        if limits.draining:
+            return _drained(job, attempt)
         return Send(job.id)
     if status is None or (status is Status.UNKNOWN and now - attempt.started < GRACE and not attempt.trains):
         return None
     if status.ended:
         return _ended(job, attempt, status, now)
-    if job.cancelled or _is_late(job, now):
+    if job.cancelled or _is_late(job, now) or limits.draining:
         return Stop(job.id)
     if attempt.trains:
         return Move(job.id, State.RUNNING, f"on {attempt.placement}")
@@ -304,6 +311,8 @@ def _ended(job: Job, attempt: Attempt, status: Status, now: float) -> EndAttempt
         return EndAttempt(job.id, "cancelled", State.CANCELLED, f"cancelled by {job.cancelled}")
     if _is_late(job, now):
         return EndAttempt(job.id, "late", State.FAILED, _late(job))
+    if status is Status.STOPPED and attempt.stopping:
+        return _drained(job, attempt)
     if status is Status.STOPPED:
         return EndAttempt(job.id, "stopped", State.CANCELLED, "stopped on the cluster, not through this service")
     if attempt.error is not None:
@@ -325,6 +334,12 @@ def _lost(job: Job, attempt: Attempt, why: str, setbacks: int, now: float) -> En
     why = why.replace("; ", ", ")  # see _told
     reason = f"attempt {attempt.number} ended: {why}; {PAUSE}"
     return EndAttempt(job.id, "lost", State.RECOVERING, reason, setbacks, now + pause)
+
+
+def _drained(job: Job, attempt: Attempt) -> EndAttempt:
+    """The end of an attempt that was asked for while the service was draining."""
+    reason = f"attempt {attempt.number} ended: the service was told to drain; {DRAINING}"
+    return EndAttempt(job.id, "drained", State.RECOVERING, reason, job.setbacks)
 
 
 def _queue(waiting: list[Job], holding: list[Job], cluster: Cluster, now: float, limits: Limits) -> list[Action]:
@@ -375,7 +390,7 @@ def _obstacle(job: Job, cluster: Cluster, limits: Limits) -> str | None:
     if cluster.away:
         return f"the cluster is away: {cluster.away}"
     if limits.draining:
-        return "the service is draining: nothing starts until `monge drain --end`"
+        return DRAINING
     if (never := refusal(job.workers, cluster)) is not None:
         return f"{never.partition(': ')[2]}: waiting for nodes"
     return None

@@ -51,6 +51,8 @@ _SEEN = (
     *("first_started", "attempts", "setbacks", "not_before"),
 )
 
+_DRAINING = "draining"
+
 _FINAL = [state.value for state in State if state.final]
 
 
@@ -329,6 +331,11 @@ class Store:
             attempt = _open_row(session, job)
             attempt.sent, attempt.started = True, self._now()
 
+    def stopping(self, job: str) -> None:
+        """The end of the attempt was asked for."""
+        with self._write() as session:
+            _open_row(session, job).stopping = True
+
     def end_attempt(self, action: policy.EndAttempt, message: str) -> None:
         """Close the attempt at a job, and move the job."""
         with self._write() as session:
@@ -420,16 +427,17 @@ class Store:
 
     # Settings
 
-    def setting(self, name: str) -> str | None:
-        """What an administrator has set."""
+    @property
+    def draining(self) -> bool:
+        """Whether nothing is to start, and what runs is to stop until later."""
         with self._read() as session:
-            row = session.get(SettingRow, name)
-            return None if row is None else row.value
+            row = session.get(SettingRow, _DRAINING)
+            return row is not None and row.value == "yes"
 
-    def set(self, name: str, value: str) -> None:
-        """Set it."""
+    def drain(self, wanted: bool) -> None:
+        """Begin or end draining."""
         with self._write() as session:
-            session.merge(SettingRow(name=name, value=value))
+            session.merge(SettingRow(name=_DRAINING, value="yes" if wanted else "no"))
 
     # Tokens
 
@@ -606,6 +614,7 @@ def _open_attempt(row: AttemptRow) -> policy.Attempt:
         trains=row.trains,
         progressed=row.images is not None and row.images > (row.first_images or 0),
         error=row.error,
+        stopping=row.stopping,
         message=row.message or "",
     )
 

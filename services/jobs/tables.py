@@ -70,6 +70,7 @@ class AttemptRow(Base):
     message: Mapped[str | None] = mapped_column(Text)
     stage: Mapped[str | None] = mapped_column(Text)
     error: Mapped[str | None] = mapped_column(Text)
+    stopping: Mapped[bool] = mapped_column(default=False)
     trains: Mapped[bool] = mapped_column(default=False)
     first_images: Mapped[int | None]
     first_at: Mapped[float | None]

@@ -76,7 +76,8 @@ class StandIn:
     async def stop(self, attempt: str) -> None:
         self._require()
         self.stopped.append(attempt)
-        self.drivers[attempt].status = Status.STOPPED
+        driver = self.drivers[attempt]
+        driver.status = driver.status if driver.status.ended else Status.STOPPED
 
     async def log(self, attempt: str) -> str:
         self._require()

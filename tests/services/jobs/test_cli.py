@@ -37,7 +37,7 @@ def monge(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
 
 def test_help_names_every_command() -> None:
     text = CliRunner().invoke(app, ["--help"]).output
-    commands = "up down status submit shard sweep jobs logs cancel retry cluster token models predict generate"
+    commands = "up down status submit shard sweep jobs logs cancel retry cluster drain token models predict generate"
     commands += " doctor demo schema serve transport"
     for command in commands.split():
         assert f" {command} " in text

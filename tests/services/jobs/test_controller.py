@@ -170,6 +170,27 @@ def test_a_cancelled_job_is_stopped_and_mlflow_told_when_it_is_there(jobs: JobSe
     assert not jobs.store.untracked()
 
 
+def test_draining_stops_what_runs_until_later(jobs: JobService) -> None:
+    job, driver = running(jobs)
+    driver.log += trained(64) + trained(128)
+    waiting = jobs.submit(priority=5)
+    jobs.store.drain(True)
+    jobs.step(2)
+    jobs.store.drain(False)  # before the driver is seen to have ended
+    jobs.store.drain(True)
+    jobs.step(3)
+    assert jobs.cluster.stopped == [f"{job}-a1"]
+    stopped = jobs.store.job(job)
+    assert stopped.state is State.RECOVERING
+    assert stopped.reason == (
+        "attempt 1 ended: the service was told to drain; nothing starts until `monge drain --end`"
+    )
+    assert jobs.store.job(waiting).reason == "nothing starts until `monge drain --end`"
+    jobs.store.drain(False)
+    wait_for_attempt(jobs, job, 2)
+    assert jobs.store.job(waiting).attempts == 0
+
+
 def test_a_retried_job_keeps_its_run_and_counts_on(jobs: JobService) -> None:
     job, driver = running(jobs)
     driver.log += reported("error", message="loss is nan", cure=None)

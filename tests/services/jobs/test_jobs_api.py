@@ -30,6 +30,8 @@ ROUTES: list[tuple[str, str, Any, Role]] = [
     ("GET", "/v1/jobs/{job}/events", None, Role.READ),
     ("GET", "/v1/jobs/{job}/events/stream", None, Role.READ),
     ("GET", "/v1/cluster", None, Role.READ),
+    ("PUT", "/v1/drain", None, Role.ADMIN),
+    ("DELETE", "/v1/drain", None, Role.ADMIN),
     ("POST", "/v1/tokens", {"name": "new", "role": "read"}, Role.ADMIN),
     ("GET", "/v1/tokens", None, Role.ADMIN),
     ("DELETE", "/v1/tokens/new", None, Role.ADMIN),

@@ -311,7 +311,21 @@ def test_the_limit_of_running_jobs(limit: int, told: str) -> None:
     assert all(action == waits(3, "waiting for its turn") for action in actions[limit + 1 :])
 
 
-def test_draining_starts_nothing_and_ends_nothing() -> None:
+def test_draining_starts_nothing_and_stops_what_runs_until_later() -> None:
+    why = "nothing starts until `monge drain --end`"
+    drained = f"attempt 1 ended: the service was told to drain; {why}"
     actions = decided([queued(1), tried(2, sent=False), running(3), LOST_TOO], HERE, Limits(draining=True))
-    why = "the service is draining: nothing starts until `monge drain --end`"
-    assert actions == [Send("j2"), Move("j4", State.RECOVERING, f"attempt 1 ended: x; {why}"), waits(1, why)]
+    assert actions == [
+        EndAttempt("j2", "drained", State.RECOVERING, drained),
+        Stop("j3"),
+        Move("j4", State.RECOVERING, f"attempt 1 ended: x; {why}"),
+        waits(1, why),
+    ]
+    stopped = running(3, stopping=True)
+    assert stopped.attempt is not None
+    stopped = replace(stopped, attempt=replace(stopped.attempt, status=Status.STOPPED))
+    assert decided([stopped], HERE, Limits(draining=True)) == [EndAttempt("j3", "drained", State.RECOVERING, drained)]
+    # Draining ended while it was being stopped.
+    assert decided([stopped], HERE)[0] == EndAttempt("j3", "drained", State.RECOVERING, drained)
+    ended = replace(stopped, cancelled="ann")
+    assert decided([ended], HERE)[0] == EndAttempt("j3", "cancelled", State.CANCELLED, "cancelled by ann")

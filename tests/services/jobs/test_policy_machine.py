@@ -111,10 +111,10 @@ class PolicyMachine(RuleBasedStateMachine):
         assert len({action.job for action in actions}) == len(actions)
         self.require_order([action.job for action in actions if isinstance(action, Start)], cluster)
         for action in actions:
+            self.carry_out(action, cluster)
+        for action in actions:
             if isinstance(action, Move):
                 self.shelf.move(action.job, action.state, action.reason)
-        for action in actions:
-            self.carry_out(action, cluster)
         self.require_no_idling(cluster)
         again = policy.decide(self.seen(cluster, statuses, actions), cluster, self.now, self.limits)
         assert [action for action in again if not isinstance(action, Send | Stop)] == []
@@ -138,6 +138,7 @@ class PolicyMachine(RuleBasedStateMachine):
             case Send():
                 self.send(action.job, self.shelf.jobs[action.job].attempts)
             case Stop():
+                self.shelf.change_attempt(action.job, stopping=True)
                 self.world.drivers[action.job, self.shelf.jobs[action.job].attempts].stops = True
             case EndAttempt():
                 self.shelf.end_attempt(action)

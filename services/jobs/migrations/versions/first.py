@@ -57,6 +57,7 @@ def upgrade() -> None:
         sa.Column("message", sa.Text()),
         sa.Column("stage", sa.Text()),
         sa.Column("error", sa.Text()),
+        sa.Column("stopping", sa.Boolean(), nullable=False),
         sa.Column("trains", sa.Boolean(), nullable=False),
         sa.Column("first_images", sa.Integer()),
         sa.Column("first_at", sa.Double()),
