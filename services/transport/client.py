@@ -309,6 +309,6 @@ class HttpPlanner(_RemotePlanner):
         if answer.status_code == 200:
             return answer.content
         fault = read_error(answer.content, answer.status_code, "the transport service")
-        if isinstance(fault, ServiceError):
+        if type(fault) is ServiceError:  # those below it are refusals, which another try would meet again
             raise _LostError(str(fault.args[0]), cure=fault.cure)
         raise fault
