@@ -23,10 +23,11 @@ import numpy as np
 
 from benchmarks.report import Row, table, write_json
 from pipelines.spec import JobSpec, load_spec
-from services.jobs.documents import Role, Submission, TokenRequest
+from services.jobs.documents import Submission, TokenRequest
 from services.jobs.policy import Move, State
 from services.jobs.store import Store
 from services.platform.processes import free_port, wait_until
+from services.tokens import Role
 
 CONFIG = Path(__file__).parents[1] / "configs" / "perceptron.yaml"
 JOBS, RATE = 10_000, 200

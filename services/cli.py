@@ -245,7 +245,8 @@ def predict(
     from services.serving.client import EndpointClient
 
     table = Table("image", "class", "probability", "version")
-    with EndpointClient(load_settings().address("endpoint_url")) as endpoint:
+    settings = load_settings()
+    with EndpointClient(settings.address("endpoint_url"), secret=settings.secret) as endpoint:
         for prediction in endpoint.predict(model, images):
             table.add_row(
                 str(prediction.path), prediction.label, f"{prediction.probability:.3f}", str(prediction.version)
@@ -264,7 +265,8 @@ def generate(
     """Draw samples from a generator behind the endpoint, as one picture."""
     from services.serving.client import EndpointClient
 
-    with EndpointClient(load_settings().address("endpoint_url")) as endpoint:
+    settings = load_settings()
+    with EndpointClient(settings.address("endpoint_url"), secret=settings.secret) as endpoint:
         say(f"wrote {endpoint.generate(model, count, seed, out, label)}")
 
 
@@ -281,7 +283,8 @@ def path(
     """Draw images on the way from one class to another, as one picture."""
     from services.serving.client import EndpointClient
 
-    with EndpointClient(load_settings().address("endpoint_url")) as endpoint:
+    settings = load_settings()
+    with EndpointClient(settings.address("endpoint_url"), secret=settings.secret) as endpoint:
         say(f"wrote {endpoint.path(model, start, end, steps, count, seed, out)}")
 
 

@@ -176,7 +176,7 @@ class Guard:
             await send(message)
 
         if refusal := self._foreign(headers):
-            await _answer(refusal, request_id)(scope, receive, named)
+            await answer(refusal, request_id)(scope, receive, named)
             return
         await self._app(scope, self._limited(headers, receive), named)
 
@@ -238,7 +238,15 @@ def field_of(error: RequestValidationError) -> str:
     return ".".join(str(part) for part in place if part not in ("body", "path", "query", "header")) or "body"
 
 
-def _answer(error: MongeError, request_id: str | None, status: int | None = None, field: str | None = None) -> Response:
+def answer(error: MongeError, request_id: str | None, status: int | None = None, field: str | None = None) -> Response:
+    """An error as an answer.
+
+    Args:
+        error: to tell.
+        request_id: of the request.
+        status: another one than the error's own.
+        field: of the request that is at fault.
+    """
     headers = {"Retry-After": f"{max(1, round(error.retry_after))}"} if isinstance(error, BusyError) else {}
     if isinstance(error, UnauthenticatedError):
         headers["WWW-Authenticate"] = "Bearer"
@@ -248,23 +256,23 @@ def _answer(error: MongeError, request_id: str | None, status: int | None = None
 async def _monge_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, MongeError)
     field = _FIELD.match(str(error.args[0])) if status_of(error) in (415, 422) else None
-    return _answer(error, request_id(request), field=field and field[1])
+    return answer(error, request_id(request), field=field and field[1])
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     if isinstance(error, _Refusal):
-        return _answer(error.error, request_id(request))
+        return answer(error.error, request_id(request))
     assert isinstance(error, HTTPException)
-    answer = _answer(ServiceError(str(error.detail), cure="see /docs"), request_id(request), error.status_code)
-    answer.headers.update(error.headers or {})
-    return answer
+    response = answer(ServiceError(str(error.detail), cure="see /docs"), request_id(request), error.status_code)
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     field = field_of(error)
     fault = SpecError(f"{field}: {error.errors()[0]['msg']}", cure="see /docs")
-    return _answer(fault, request_id(request), field=field)
+    return answer(fault, request_id(request), field=field)
 
 
 async def _gone(request: Request, error: Exception) -> Response:
@@ -273,4 +281,4 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 async def _internal(request: Request, error: Exception) -> Response:
     log.error("request %s failed", request_id(request), exc_info=error)
-    return _answer(ServiceError("the service failed", cure="its log says why"), request_id(request), 500)
+    return answer(ServiceError("the service failed", cure="its log says why"), request_id(request), 500)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from pipelines.errors import ForbiddenError, SpecError
 from services.http import LOOPBACK_NAMES, STATUS, protect
 from services.jobs import policy
-from services.jobs.access import Access, Admin, Reader, Submitter
+from services.jobs.access import Admin, Anyone, Reader, Submitter
 from services.jobs.admission import Admission
 from services.jobs.attempt_logs import AttemptLogs
 from services.jobs.controller import Seen
@@ -35,9 +35,7 @@ from services.jobs.documents import (
     NewToken,
     Node,
     Plan,
-    Role,
     Submission,
-    Token,
     TokenList,
     TokenRequest,
     Waiting,
@@ -45,6 +43,7 @@ from services.jobs.documents import (
 from services.jobs.metrics import Metrics
 from services.jobs.policy import State
 from services.jobs.store import Store
+from services.tokens import Access, Role, Token
 
 MAX_BODY = 2**20
 """Bytes of a request at most: a spec has some thousands."""
@@ -126,8 +125,8 @@ def build_app(service: Service, *, loopback: bool = True, close: Callable[[], No
         lifespan=lifespan,
         responses={status: {"description": kind.__doc__ or ""} for kind, status in STATUS.items() if status != 413},
     )
-    app.state.access = Access(service.store.authenticate)
     store = service.store
+    app.state.access, app.state.authenticate = Access(), store.authenticate
 
     def details(job: str) -> JobDetails:
         found = store.job(job)
@@ -287,6 +286,11 @@ def build_app(service: Service, *, loopback: bool = True, close: Callable[[], No
     def tokens(token: Admin) -> TokenList:
         """All of them, without their secrets."""
         return TokenList(tokens=store.tokens())
+
+    @app.get("/v1/tokens/self", summary="The token of the request")
+    def own_token(token: Anyone) -> Token:
+        """Without its secret; other servers ask here what a token allows."""
+        return token
 
     @app.delete("/v1/tokens/{name}", summary="Revoke a token")
     def revoke(name: str, request: Request, token: Admin) -> Token:

@@ -25,13 +25,12 @@ from services.jobs.documents import (
     NewToken,
     Plan,
     Progress,
-    Role,
     Submission,
-    Token,
     TokenList,
     TokenRequest,
 )
 from services.settings import Settings
+from services.tokens import Role, Token, authorization
 
 SECONDS = 30.0
 """Seconds for an answer."""
@@ -58,8 +57,7 @@ class Jobs:
 
     def __init__(self, settings: Settings, transport: httpx.BaseTransport | None = None) -> None:
         self._url = settings.address("jobs_url").rstrip("/")
-        secret = settings.secret
-        headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+        headers = authorization(settings.secret)
         self._client = httpx.Client(
             base_url=self._url, headers=headers, timeout=SECONDS, trust_env=False, transport=transport
         )

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.jobs.policy import State
+from services.tokens import Role, Token
 
 LABEL = r"^[A-Za-z0-9][\w./-]{0,62}$"
-
-
-class Role(StrEnum):
-    """What a token allows, each what the ones before it do, but for the last."""
-
-    READ = "read"
-    SUBMIT = "submit"
-    ADMIN = "admin"
-    CALL = "call"
-
-    def allows(self, asked: Role) -> bool:
-        """Whether a token of this role may do what ``asked`` stands for."""
-        if self is Role.ADMIN or self is asked:
-            return True
-        return self is Role.SUBMIT and asked is Role.READ
 
 
 class Document(BaseModel):
@@ -247,17 +232,6 @@ class TokenRequest(BaseModel):
     role: Role
     requests_per_second: float = Field(default=100, gt=0, le=10_000)
     max_jobs: int = Field(default=1000, ge=0, le=10**6, description="jobs of it that are not over")
-
-
-class Token(Document):
-    """A token, without its secret."""
-
-    name: str
-    role: Role
-    created: datetime
-    revoked: datetime | None
-    requests_per_second: float
-    max_jobs: int
 
 
 class NewToken(Token):

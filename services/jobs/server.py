@@ -17,12 +17,13 @@ from services.jobs.admission import Admission
 from services.jobs.api import Service, build_app
 from services.jobs.attempt_logs import AttemptLogs
 from services.jobs.controller import Controller, Controlling, Launch
-from services.jobs.documents import Role, TokenRequest
+from services.jobs.documents import TokenRequest
 from services.jobs.policy import Limits
 from services.jobs.ray_jobs import RayJobs
 from services.jobs.store import Store, Untracked
 from services.locks import alone
 from services.settings import LOOPBACK, Settings, load_settings
+from services.tokens import Role
 
 CONNECTIONS = 1024
 """Requests served at once; more are told to come back."""

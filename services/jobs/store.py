@@ -31,13 +31,12 @@ from services.jobs.documents import (
     JobPage,
     NewToken,
     Progress,
-    Role,
     Submission,
-    Token,
     TokenRequest,
 )
 from services.jobs.policy import State
 from services.jobs.tables import AttemptRow, EventRow, JobRow, SettingRow, TokenRow
+from services.tokens import Role, Token
 from services.training.placement import Placement
 
 SQLITE_WAITS = 30.0

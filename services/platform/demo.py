@@ -237,7 +237,7 @@ class _Demo:
             paths.append(self.folder / "held-out" / f"{dataset.classes[label]}-{place}.png")
             paths[-1].parent.mkdir(exist_ok=True)
             paths[-1].write_bytes(encode_png(image_grid(image[None], border=0)))
-        with EndpointClient(settings.address("endpoint_url")) as endpoint:
+        with EndpointClient(settings.address("endpoint_url"), secret=settings.secret) as endpoint:
             _await_model(endpoint, spec.registered.name)
             answers = endpoint.predict(spec.registered.name, paths)
         probabilities = np.array([[answer.probabilities[name] for name in dataset.classes] for answer in answers])
@@ -251,7 +251,7 @@ class _Demo:
 
         from services.serving.client import EndpointClient
 
-        with EndpointClient(settings.address("endpoint_url")) as endpoint:
+        with EndpointClient(settings.address("endpoint_url"), secret=settings.secret) as endpoint:
             _await_model(endpoint, spec.registered.name)
             out = endpoint.generate(spec.registered.name, SAMPLES, 0, self.folder / "samples.png")
         with Image.open(out) as picture:
@@ -265,7 +265,7 @@ class _Demo:
 
         from services.serving.client import EndpointClient
 
-        with EndpointClient(settings.address("endpoint_url")) as endpoint:
+        with EndpointClient(settings.address("endpoint_url"), secret=settings.secret) as endpoint:
             _await_model(endpoint, spec.registered.name)
             name = spec.registered.name
             out = endpoint.path(name, "cat", "dog", PATH_STEPS, PATHS, 0, self.folder / "cat-to-dog.png")

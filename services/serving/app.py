@@ -30,6 +30,7 @@ from services.serving.documents import GenerateRequest, PathRequest
 from services.serving.metrics import Metrics
 from services.serving.models import ModelStore, ServedModel, device_of
 from services.settings import Settings
+from services.tokens import Gate, JudgedTokens
 
 SMALL_BODY = 2**16
 """Bytes up to which a body is parsed on the event loop: handing it to a thread would take longer."""
@@ -148,7 +149,12 @@ class Endpoint:
 
 
 def create_app(
-    settings: Settings, *, poll_seconds: float = 1.0, torch_threads: int = 1, loopback: bool = True
+    settings: Settings,
+    *,
+    poll_seconds: float = 1.0,
+    torch_threads: int = 1,
+    loopback: bool = True,
+    tokens: JudgedTokens | None = None,
 ) -> FastAPI:
     """The endpoint of every registered model.
 
@@ -157,6 +163,7 @@ def create_app(
         poll_seconds: between two looks at the registry's aliases.
         torch_threads: of one pass through a network; more help large networks only.
         loopback: whether it listens there alone; requests of foreign pages are then refused.
+        tokens: judges the token that each request for a model then needs; None asks for none.
 
     Raises:
         ServiceError: the registry's address is not known, or a GPU is asked for and there is none.
@@ -263,6 +270,8 @@ def create_app(
     async def prometheus() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+    if tokens is not None:
+        app.add_middleware(Gate, tokens=tokens)
     hosts = LOOPBACK_NAMES if loopback else None
     protect(app, max_bytes=int(settings.max_request_mib * 2**20), hosts=hosts)
     return app

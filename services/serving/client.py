@@ -12,6 +12,7 @@ import httpx
 
 from pipelines.errors import CorruptImageError, MongeError, ServiceError, SourceError
 from services.http import read_error
+from services.tokens import authorization
 from services.tracking.names import split_name
 
 _TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
@@ -45,11 +46,19 @@ class EndpointClient:
         url: of the endpoint, ``http://host:port``.
         timeout: seconds to wait for an answer.
         transport: swapped in tests for one in the same process.
+        secret: of a token, for an endpoint beyond loopback: ``settings.secret``.
     """
 
-    def __init__(self, url: str, timeout: float = 60.0, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeout: float = 60.0,
+        transport: httpx.BaseTransport | None = None,
+        *,
+        secret: str | None = None,
+    ) -> None:
         self.url = url
-        self._http = httpx.Client(base_url=url, timeout=timeout, transport=transport)
+        self._http = httpx.Client(base_url=url, headers=authorization(secret), timeout=timeout, transport=transport)
 
     def __enter__(self) -> EndpointClient:
         return self

@@ -58,6 +58,8 @@ class Problem(BaseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
+    401: {"model": Problem, "description": "no valid token, where the endpoint asks for one"},
+    403: {"model": Problem, "description": "the token's role is another, or the request comes from a foreign page"},
     404: {"model": Problem, "description": "no such model; the cure lists those there are"},
     413: {"model": Problem, "description": "the request is too large"},
     415: {"model": Problem, "description": "the content type is not understood"},

@@ -13,13 +13,16 @@ from fastapi_offline import FastAPIOffline
 from pipelines.errors import (
     BusyError,
     ContentTypeError,
+    ForbiddenError,
     MongeError,
     ProblemError,
     RendezvousError,
     ServiceError,
     TooLargeError,
+    UnauthenticatedError,
 )
 from services.http import LOOPBACK_NAMES, STATUS, protect
+from services.tokens import Gate, JudgedTokens
 from services.transport import wire
 from services.transport.backend import Backend
 from services.transport.limits import MIB
@@ -28,6 +31,8 @@ DENSE_ENTRIES = 2**20
 """Most entries of a plan that is sent as a dense array."""
 
 REFUSALS: tuple[type[MongeError], ...] = (
+    UnauthenticatedError,
+    ForbiddenError,
     RendezvousError,
     TooLargeError,
     ContentTypeError,
@@ -41,7 +46,12 @@ Answer = TypeVar("Answer")
 
 
 def build_app(
-    backend: Backend, *, max_request: int = 64 * MIB, max_receiving: int = 1024 * MIB, loopback: bool = True
+    backend: Backend,
+    *,
+    max_request: int = 64 * MIB,
+    max_receiving: int = 1024 * MIB,
+    loopback: bool = True,
+    tokens: JudgedTokens | None = None,
 ) -> FastAPI:
     """The ASGI application.
 
@@ -50,6 +60,7 @@ def build_app(
         max_request: most bytes of a request's body.
         max_receiving: most bytes of all bodies that are being received.
         loopback: whether it listens there alone; requests of foreign pages are then refused.
+        tokens: judges the token that each request for a plan then needs; None asks for none.
     """
 
     @asynccontextmanager
@@ -112,6 +123,8 @@ def build_app(
     async def limits() -> dict[str, float]:
         return vars(await backend.limits()) | {"request_bytes": max_request, "dense_entries": DENSE_ENTRIES}
 
+    if tokens is not None:
+        app.add_middleware(Gate, tokens=tokens)
     protect(app, max_bytes=max_request, hosts=LOOPBACK_NAMES if loopback else None)
     return app
 

@@ -24,6 +24,7 @@ from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import SolverName
 from pipelines.transport.verify import verify
 from services.http import read_error
+from services.tokens import authorization
 from services.transport import wire
 from services.transport.cache import sketch
 from services.transport.engine import flat, in_memory
@@ -276,12 +277,22 @@ class HttpPlanner(_RemotePlanner):
     Args:
         url: of the service, as in ``http://127.0.0.1:8100``.
         job, rank, world, deadline, attempt, solver, verify: see the base class.
+        secret: of a token, for a service beyond loopback: ``settings.secret``.
+        client: swapped in tests; carries headers of its own.
     """
 
-    def __init__(self, url: str, job: str = "", *args: Any, client: httpx.Client | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        url: str,
+        job: str = "",
+        *args: Any,
+        secret: str | None = None,
+        client: httpx.Client | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(job, *args, **options)
         # No proxy from the environment: the service is a neighbour.
-        self._client = client or httpx.Client(base_url=url, trust_env=False)
+        self._client = client or httpx.Client(base_url=url, headers=authorization(secret), trust_env=False)
 
     def close(self) -> None:
         """Close the connections."""
@@ -309,6 +320,6 @@ class HttpPlanner(_RemotePlanner):
         if answer.status_code == 200:
             return answer.content
         fault = read_error(answer.content, answer.status_code, "the transport service")
-        if isinstance(fault, ServiceError):
+        if type(fault) is ServiceError:  # those below it are refusals, which another try would meet again
             raise _LostError(str(fault.args[0]), cure=fault.cure)
         raise fault

@@ -12,8 +12,8 @@ import uvicorn
 
 from pipelines.errors import ServiceError
 from services.cluster import join_cluster
-from services.http import is_loopback
 from services.settings import LOOPBACK, Settings, load_settings
+from services.tokens import JudgedTokens, tokens_for
 from services.transport.app import build_app
 from services.transport.backend import Backend, LocalBackend
 from services.transport.engine import Engine, cores
@@ -36,7 +36,7 @@ def serve(
     """Serve until SIGTERM or SIGINT; then refuse what waits, and end the actors that were started here.
 
     Args:
-        host: address to listen on. There is no authentication: others than the loopback belong behind a proxy.
+        host: address to listen on. Beyond loopback each request needs a token, which the job service judges.
         port: to listen on.
         ray_address: of the cluster whose actors solve; None to solve in this process.
         replicas: how many actors.
@@ -45,9 +45,11 @@ def serve(
         timeout: seconds to wait for the actors.
 
     Raises:
-        ServiceError: the port is taken, no cluster answers, no node offers the resource, or ``most`` is too small.
+        ServiceError: the port is taken, no cluster answers, no node offers the resource, ``most`` is too small, or
+            others reach the host and no job service is known.
     """
     settings = load_settings()
+    tokens = tokens_for(host, settings)
     if most is not None and (most < replicas or ray_address is None):
         raise ServiceError(
             f"most {most} received with {replicas if ray_address else 'no'} replicas",
@@ -60,7 +62,7 @@ def serve(
         # passes through the clauses below.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         if ray_address is None:
-            _run(LocalBackend(Engine(threads=cores())), listener, settings, is_loopback(host))
+            _run(LocalBackend(Engine(threads=cores())), listener, settings, tokens)
             return
         # Not at the top: without a cluster there is no need of Ray, whose import takes seconds.
         from services.transport.actor import replica_names, start_replicas, stop_replicas
@@ -75,13 +77,14 @@ def serve(
                 if most is not None and most > replicas:
                     publish = partial(setattr, backend, "spares")
                     beside.enter_context(Scaler(replica_names(replicas), Policy(most - replicas), resource, publish))
-                _run(backend, listener, settings, is_loopback(host))
+                _run(backend, listener, settings, tokens)
         finally:
             stop_replicas(created)
 
 
-def _run(backend: Backend, listener: socket.socket, settings: Settings, loopback: bool) -> None:
-    app = build_app(backend, max_request=int(settings.max_request_mib * MIB), loopback=loopback)
+def _run(backend: Backend, listener: socket.socket, settings: Settings, tokens: JudgedTokens | None) -> None:
+    max_request = int(settings.max_request_mib * MIB)
+    app = build_app(backend, max_request=max_request, loopback=tokens is None, tokens=tokens)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5
     )

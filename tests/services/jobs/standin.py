@@ -16,10 +16,11 @@ from services.jobs.admission import Admission
 from services.jobs.api import Service, build_app
 from services.jobs.attempt_logs import AttemptLogs
 from services.jobs.controller import Controller, Launch
-from services.jobs.documents import NewToken, Role, Submission, TokenRequest
+from services.jobs.documents import NewToken, Submission, TokenRequest
 from services.jobs.policy import Cluster, Limits, Status
 from services.jobs.ray_jobs import EngineError, RayNode, RayStatus
 from services.jobs.store import Store, Untracked
+from services.tokens import Role
 
 
 def spec_document(**fields: Any) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from services.jobs.api import build_app
-from services.jobs.documents import Role
 from services.jobs.store import Store
+from services.tokens import Role
 from tests.services.jobs.standin import JobService
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
@@ -45,6 +45,7 @@ ROUTES = [
     ("GET", "/v1/cluster"),
     ("POST", "/v1/tokens"),
     ("GET", "/v1/tokens"),
+    ("GET", "/v1/tokens/self"),
     ("DELETE", "/v1/tokens/{name}"),
     ("GET", "/health"),
     ("GET", "/ready"),

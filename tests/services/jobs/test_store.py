@@ -15,12 +15,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from pipelines.errors import ConflictError, JobNotFoundError, ServiceError
-from services.jobs.documents import Role, Submission, TokenRequest
+from services.jobs.documents import Submission, TokenRequest
 from services.jobs.policy import State, turn
 from services.jobs.server import make_owner
 from services.jobs.store import Store
 from services.jobs.tables import Base
 from services.settings import Settings
+from services.tokens import Role
 from tests.services.jobs.standin import job_spec, spec_document
 
 SUBMISSION = Submission(spec=spec_document())

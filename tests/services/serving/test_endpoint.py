@@ -16,7 +16,8 @@ from PIL import Image
 from pipelines.data.decode import decode
 from pipelines.errors import ServiceError
 from services.serving import models as models_module
-from services.serving.app import GENERATE_QUEUE, Endpoint
+from services.serving.app import GENERATE_QUEUE, Endpoint, create_app
+from services.settings import Settings
 from services.tracking.connection import connect
 from tests.services.serving.endpoints import PNG, encoded, endpoint, publish
 from tests.services.tracking.stores import CLASSES, make_bundle
@@ -478,6 +479,18 @@ def test_what_is_loaded_is_served_while_the_registry_is_away(cats: str, monkeypa
         assert (await client.get("/ready")).json()["registry"]["up"] is True
 
     play(cats, scenario)
+
+
+def test_foreign_pages_are_refused_on_loopback_alone(tmp_path: Path) -> None:
+    async def scenario(client: Client, shared: Endpoint) -> None:
+        for headers in ({"Host": "evil.example:8000"}, {"Origin": "https://evil.example"}):
+            assert problem(await client.get("/v1/models", headers=headers), 403)["error"] == "ForbiddenError"
+            elsewhere = create_app(Settings(home=tmp_path, mlflow_uri="http://127.0.0.1:9"), loopback=False)
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(elsewhere), base_url="http://models") as other:
+                assert (await other.get("/v1/models", headers=headers)).status_code == 200
+        assert (await client.get("/v1/models", headers={"Origin": "http://localhost:3000"})).status_code == 200
+
+    play("http://127.0.0.1:9", scenario)
 
 
 def test_an_endpoint_that_never_reached_its_registry_is_not_ready(tmp_path: Path) -> None:

@@ -12,11 +12,19 @@ import pytest
 import torch
 import uvicorn
 
-from pipelines.errors import BusyError, ProblemError, RendezvousError, ServiceError
+from pipelines.errors import (
+    BusyError,
+    ForbiddenError,
+    ProblemError,
+    RendezvousError,
+    ServiceError,
+    UnauthenticatedError,
+)
 from pipelines.transport.plan import RowBlock
 from pipelines.transport.planner import Share
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import solve
+from services.http import status_of, write_error
 from services.transport import wire
 from services.transport.app import build_app
 from services.transport.backend import LocalBackend
@@ -103,6 +111,20 @@ def test_a_busy_service_is_asked_again_until_the_deadline() -> None:
     answers = [429] * 1000
     with pytest.raises(BusyError, match="busy"):
         HttpPlanner("", deadline=0.1, client=client).plan(labelled(1))
+
+
+@pytest.mark.parametrize("kind", [UnauthenticatedError, ForbiddenError])
+def test_a_refusal_is_not_repeated(kind: type[ServiceError]) -> None:
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(status_of(kind("no")), json=write_error(kind("no")))
+
+    client = httpx.Client(transport=httpx.MockTransport(answer), base_url="http://test")
+    with pytest.raises(kind, match="no"):
+        HttpPlanner("", client=client).plan(labelled(1))
+    assert len(asked) == 1
 
 
 def test_a_rank_whose_answer_is_lost_asks_again_and_gets_its_rows(url: str) -> None:

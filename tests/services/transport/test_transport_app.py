@@ -266,6 +266,18 @@ def test_a_client_that_hangs_up_frees_its_place(gated: GatedSolver) -> None:
     run(main)
 
 
+def test_foreign_pages_are_refused_on_loopback_alone() -> None:
+    async def main() -> None:
+        for headers in ({"Host": "evil.example:8100"}, {"Origin": "https://evil.example"}):
+            async with service() as client:
+                answer = await client.get("/v1/limits", headers=headers)
+                assert (answer.status_code, answer.json()["error"]) == (403, "ForbiddenError")
+            async with service(loopback=False) as client:
+                assert (await client.get("/v1/limits", headers=headers)).status_code == 200
+
+    run(main)
+
+
 def share(rank: int, **changes: Any) -> dict[str, Any]:
     said = {"job": "j", "key": "k", "rank": rank, "world": 2, "x": X[rank::2], "y": Y[rank::2]}
     return npz(**(said | changes))
