@@ -163,12 +163,13 @@ class _Demo:
                 jobs.cancel(job.id)
 
     def _shard(self, spec: JobSpec, settings: Settings) -> Path:
+        from services.cluster import join_cluster
+
+        join_cluster(settings)  # before anything imports Ray, which reads its environment then
         import ray
 
-        from services.cluster import join_cluster
         from services.sharding.dataset import dataset_address, shard_dataset
 
-        join_cluster(settings)
         folder = Path(dataset_address(self.home, spec.data))
         try:
             manifest = shard_dataset(
