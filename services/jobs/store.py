@@ -10,37 +10,40 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import event, select
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
-from pipelines.errors import BusyError, ConflictError, JobNotFoundError, ServiceError
-from pipelines.spec import JobSpec, WorkersSpec
+from pipelines.errors import BusyError, ConflictError, JobNotFoundError
+from pipelines.spec import JobSpec
 from services.jobs import policy
+from services.jobs.database import open_database
 from services.jobs.documents import (
-    Attempt,
     Event,
     Job,
     JobDetails,
     JobPage,
     NewToken,
-    Progress,
     Submission,
     TokenRequest,
 )
 from services.jobs.policy import State
+from services.jobs.rows import (
+    attempt_of,
+    event_of,
+    job_of,
+    open_attempt_of,
+    progress_of,
+    time_of,
+    token_of,
+    unfinished_of,
+)
 from services.jobs.tables import AttemptRow, EventRow, JobRow, SettingRow, TokenRow
-from services.tokens import Role, Token
+from services.tokens import Token
 from services.training.placement import Placement
-
-SQLITE_WAITS = 30.0
-"""Seconds that a writer waits for another."""
 
 QUEUE_SEEN = 200
 """Queued jobs that the policy looks at: those behind them wait whatever it decides."""
@@ -78,17 +81,7 @@ class Store:
 
     def __init__(self, url: str, now: Callable[[], float] = time.time) -> None:
         self._now = now
-        try:
-            self._engine = _open(url)
-            with self._engine.begin() as connection:
-                config = Config()
-                config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
-        except (sa.exc.SQLAlchemyError, ImportError) as error:
-            raise ServiceError(
-                f"the store of jobs cannot be opened: {str(error).splitlines()[0]}", cure="see MONGE_JOBS_STORE"
-            ) from error
+        self._engine = open_database(url)
         self._writing = self._engine.execution_options(writes=True)
 
     def close(self) -> None:
@@ -132,7 +125,7 @@ class Store:
                     session.add(row)
                     session.flush()
                     _note(session, row, self._now(), "state", f"submitted by {owner.name}", State.QUEUED)
-                    return _job(row), True
+                    return job_of(row), True
         except IntegrityError:  # another request with this key was quicker
             with self._read() as session:
                 earlier = _by_key(session, owner.name, key)
@@ -142,7 +135,7 @@ class Store:
             raise ConflictError(
                 f"Idempotency-Key: {key!r} was used for another request, that of {earlier.id}", cure="take a new key"
             )
-        return _job(earlier), False
+        return job_of(earlier), False
 
     def _new_job(self, spec: JobSpec, submission: Submission, owner: str, key: str | None, digest: str) -> JobRow:
         now = self._now()
@@ -185,7 +178,7 @@ class Store:
         with self._read() as session:
             row = _row(session, job)
             attempts = session.scalars(select(AttemptRow).where(AttemptRow.job == job).order_by(AttemptRow.number))
-            return JobDetails(**dict(_job(row)), attempt_list=[_attempt(one) for one in attempts], spec=row.spec)
+            return JobDetails(**dict(job_of(row)), attempt_list=[attempt_of(one) for one in attempts], spec=row.spec)
 
     def page(
         self,
@@ -221,7 +214,7 @@ class Store:
         with self._read() as session:
             rows = list(session.scalars(query))
         more = rows[limit - 1].number if len(rows) > limit else None
-        return JobPage(jobs=[_job(row) for row in rows[:limit]], next=more)
+        return JobPage(jobs=[job_of(row) for row in rows[:limit]], next=more)
 
     def state(self, job: str) -> State:
         """Where a job stands.
@@ -248,7 +241,7 @@ class Store:
         with self._read() as session:
             _row(session, job)
             query = select(EventRow).where(EventRow.job == job, EventRow.id > after).order_by(EventRow.id).limit(limit)
-            return [_event(row) for row in session.scalars(query)]
+            return [event_of(row) for row in session.scalars(query)]
 
     def cancel(self, job: str, who: str) -> Job:
         """Ask for the end of a job; one that is over stays as it is.
@@ -261,7 +254,7 @@ class Store:
             if not State(row.state).final and row.cancelled_by is None:
                 row.cancelled_by = who
                 _note(session, row, self._now(), "state", f"{who} asked to cancel it", None)
-            return _job(row)
+            return job_of(row)
 
     def retry(self, job: str, who: str) -> Job:
         """Queue a job again that failed or was cancelled; it goes on from its last checkpoint.
@@ -277,7 +270,7 @@ class Store:
             row.cancelled_by = row.ended = row.first_started = None
             row.setbacks, row.not_before = 0, 0.0
             self._move(session, row, State.QUEUED, f"queued again by {who}")
-            return _job(row)
+            return job_of(row)
 
     # What the controller needs
 
@@ -297,8 +290,8 @@ class Store:
             open_attempts = session.scalars(
                 select(AttemptRow).join(JobRow).where(JobRow.state.not_in(_FINAL), AttemptRow.ended.is_(None))
             )
-            attempts = {attempt.job: _open_attempt(attempt) for attempt in open_attempts}
-        return [_unfinished(row, attempts.get(row.id)) for row in rows]
+            attempts = {attempt.job: open_attempt_of(attempt) for attempt in open_attempts}
+        return [unfinished_of(row, attempts.get(row.id)) for row in rows]
 
     def move(self, moves: Sequence[policy.Move]) -> None:
         """Give jobs other states or reasons."""
@@ -378,23 +371,23 @@ class Store:
             case {"event": "stage", "text": str(text), **rest}:
                 attempt.stage = text
                 attempt.trains = attempt.trains or rest.get("trains") is True
-                _note(session, row, _time(reported, self._now()), "stage", text, None)
+                _note(session, row, time_of(reported, self._now()), "stage", text, None)
             case {"event": "run", "run_id": str(run_id), "experiment_id": str(experiment_id)}:
                 row.run_id, row.experiment_id = run_id, experiment_id
             case {"event": "progress", "images": int(images), "total": int(total), "metrics": dict(metrics)}:
-                at = _time(reported, self._now())
+                at = time_of(reported, self._now())
                 if attempt.first_at is None:
                     attempt.first_images, attempt.first_at = images, at
                 attempt.images, attempt.trains = images, True
                 latest = (row.progress or {}).get("metrics", {}) | metrics
-                row.progress = _progress(attempt, images, total, at, latest)
+                row.progress = progress_of(attempt, images, total, at, latest)
             case {"event": "error", "message": str(message), **rest}:
                 told = f"{message}\n  cure: {rest['cure']}" if rest.get("cure") else message
                 if rest.get("final", True):
                     attempt.error = told
                 else:
                     attempt.message = message
-                _note(session, row, _time(reported, self._now()), "error", told, None)
+                _note(session, row, time_of(reported, self._now()), "error", told, None)
             case {"event": "done", **rest}:
                 row.model = str(rest["model"]) if rest.get("model") else None
 
@@ -459,14 +452,14 @@ class Store:
             with self._write() as session:
                 session.add(row)
                 session.flush()
-                return NewToken(**dict(_token(row)), secret=secret)
+                return NewToken(**dict(token_of(row)), secret=secret)
         except IntegrityError:
             raise ConflictError(f"there is a token {wanted.name!r}", cure="choose another name") from None
 
     def tokens(self) -> list[Token]:
         """All tokens, oldest first."""
         with self._read() as session:
-            return [_token(row) for row in session.scalars(select(TokenRow).order_by(TokenRow.key))]
+            return [token_of(row) for row in session.scalars(select(TokenRow).order_by(TokenRow.key))]
 
     def revoke(self, name: str) -> Token:
         """Make a token worthless.
@@ -479,34 +472,14 @@ class Store:
             if row is None:
                 raise JobNotFoundError(f"no token {name!r}", cure="see `monge token list`")
             row.revoked = row.revoked or self._now()
-            return _token(row)
+            return token_of(row)
 
     def authenticate(self, secret: str) -> Token | None:
         """The token of a secret, None where it has none or a revoked one."""
         with self._read() as session:
             query = select(TokenRow).where(TokenRow.digest == _digest(secret), TokenRow.revoked.is_(None))
             row = session.scalars(query).one_or_none()
-            return None if row is None else _token(row)
-
-
-def _open(url: str) -> sa.Engine:
-    if not url.startswith("sqlite"):
-        return sa.create_engine(url, pool_pre_ping=True)
-    engine = sa.create_engine(url, connect_args={"timeout": SQLITE_WAITS, "check_same_thread": False})
-
-    @event.listens_for(engine, "connect")
-    def configure(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # transactions begin below, and not when the driver sees fit
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: sa.Connection) -> None:
-        # A transaction that reads first and then writes could not wait for another writer.
-        writes = connection.get_execution_options().get("writes")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
+            return None if row is None else token_of(row)
 
 
 def _digest(text: str) -> str:
@@ -536,124 +509,4 @@ def _open_row(session: Session, job: str) -> AttemptRow:
 def _note(session: Session, row: JobRow, at: float, kind: str, text: str, state: State | None) -> None:
     session.add(
         EventRow(job=row.id, attempt=row.attempts or 0, at=at, kind=kind, text=text, state=state and state.value)
-    )
-
-
-def _time(reported: dict[str, Any], now: float) -> float:
-    at = reported.get("at")
-    return float(at) if isinstance(at, int | float) else now
-
-
-def _progress(attempt: AttemptRow, images: int, total: int, at: float, metrics: dict[str, Any]) -> dict[str, Any]:
-    assert attempt.first_at is not None
-    assert attempt.first_images is not None
-    seconds, seen = at - attempt.first_at, images - attempt.first_images
-    rate = seen / seconds if seconds > 0 and seen > 0 else None
-    numbers = {str(name): value for name, value in metrics.items() if isinstance(value, int | float)}
-    progress = Progress(
-        images=images,
-        total=total,
-        images_per_second=rate,
-        seconds_left=(total - images) / rate if rate else None,
-        metrics=numbers,
-    )
-    return progress.model_dump()
-
-
-def _when(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-def _maybe(seconds: float | None) -> datetime | None:
-    return None if seconds is None else _when(seconds)
-
-
-def _job(row: JobRow) -> Job:
-    run = f"/#/experiments/{row.experiment_id}/runs/{row.run_id}" if row.run_id else None
-    return Job(
-        id=row.id,
-        number=row.number,
-        name=row.name,
-        kind=row.kind,
-        state=State(row.state),
-        reason=row.reason,
-        since=_when(row.since),
-        submitted=_when(row.submitted),
-        started=_maybe(row.first_started),
-        ended=_maybe(row.ended),
-        owner=row.owner,
-        priority=row.priority,
-        labels=row.labels,
-        timeout=row.timeout,
-        attempts=row.attempts or 0,
-        progress=None if row.progress is None else Progress(**row.progress),
-        run_id=row.run_id,
-        run_url=run,
-        model=row.model,
-    )
-
-
-def _attempt(row: AttemptRow) -> Attempt:
-    return Attempt(
-        number=row.number,
-        started=_when(row.started),
-        ended=_maybe(row.ended),
-        outcome=row.outcome,
-        message=row.message,
-    )
-
-
-def _open_attempt(row: AttemptRow) -> policy.Attempt:
-    return policy.Attempt(
-        number=row.number,
-        placement=Placement(row.workers, row.gpu),
-        started=row.started,
-        sent=row.sent,
-        stage=row.stage,
-        trains=row.trains,
-        progressed=row.images is not None and row.images > (row.first_images or 0),
-        error=row.error,
-        stopping=row.stopping,
-        message=row.message or "",
-    )
-
-
-def _unfinished(row: Any, attempt: policy.Attempt | None) -> policy.Job:
-    return policy.Job(
-        id=row.id,
-        number=row.number,
-        workers=WorkersSpec.model_validate(row.workers),
-        state=State(row.state),
-        submitted=row.submitted,
-        reason=row.reason,
-        priority=row.priority,
-        cancelled=row.cancelled_by,
-        timeout=row.timeout,
-        first_started=row.first_started,
-        attempt=attempt,
-        attempts=row.attempts,
-        setbacks=row.setbacks,
-        not_before=row.not_before,
-    )
-
-
-def _event(row: EventRow) -> Event:
-    return Event(
-        id=row.id,
-        at=_when(row.at),
-        attempt=row.attempt,
-        kind=row.kind,
-        text=row.text,
-        state=None if row.state is None else State(row.state),
-    )
-
-
-def _token(row: TokenRow) -> Token:
-    return Token(
-        name=row.name,
-        role=Role(row.role),
-        created=_when(row.created),
-        revoked=_maybe(row.revoked),
-        requests_per_second=row.requests_per_second,
-        max_jobs=row.max_jobs,
     )

@@ -1,0 +1,142 @@
+"""From rows of the store's tables to what the API and the policy know."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pipelines.spec import WorkersSpec
+from services.jobs import policy
+from services.jobs.documents import Attempt, Event, Job, Progress
+from services.jobs.policy import State
+from services.jobs.tables import AttemptRow, EventRow, JobRow, TokenRow
+from services.tokens import Role, Token
+from services.training.placement import Placement
+
+
+def time_of(reported: dict[str, Any], now: float) -> float:
+    """When something was reported; now where the report does not say."""
+    at = reported.get("at")
+    return float(at) if isinstance(at, int | float) else now
+
+
+def progress_of(attempt: AttemptRow, images: int, total: int, at: float, metrics: dict[str, Any]) -> dict[str, Any]:
+    """How far an attempt is, as a job's row keeps it."""
+    assert attempt.first_at is not None
+    assert attempt.first_images is not None
+    seconds, seen = at - attempt.first_at, images - attempt.first_images
+    rate = seen / seconds if seconds > 0 and seen > 0 else None
+    numbers = {str(name): value for name, value in metrics.items() if isinstance(value, int | float)}
+    progress = Progress(
+        images=images,
+        total=total,
+        images_per_second=rate,
+        seconds_left=(total - images) / rate if rate else None,
+        metrics=numbers,
+    )
+    return progress.model_dump()
+
+
+def _when(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _maybe(seconds: float | None) -> datetime | None:
+    return None if seconds is None else _when(seconds)
+
+
+def job_of(row: JobRow) -> Job:
+    """A job; the link to its run has yet to be completed with the address of MLflow."""
+    run = f"/#/experiments/{row.experiment_id}/runs/{row.run_id}" if row.run_id else None
+    return Job(
+        id=row.id,
+        number=row.number,
+        name=row.name,
+        kind=row.kind,
+        state=State(row.state),
+        reason=row.reason,
+        since=_when(row.since),
+        submitted=_when(row.submitted),
+        started=_maybe(row.first_started),
+        ended=_maybe(row.ended),
+        owner=row.owner,
+        priority=row.priority,
+        labels=row.labels,
+        timeout=row.timeout,
+        attempts=row.attempts or 0,
+        progress=None if row.progress is None else Progress(**row.progress),
+        run_id=row.run_id,
+        run_url=run,
+        model=row.model,
+    )
+
+
+def attempt_of(row: AttemptRow) -> Attempt:
+    """An attempt."""
+    return Attempt(
+        number=row.number,
+        started=_when(row.started),
+        ended=_maybe(row.ended),
+        outcome=row.outcome,
+        message=row.message,
+    )
+
+
+def open_attempt_of(row: AttemptRow) -> policy.Attempt:
+    """The attempt that has not ended, as the policy sees it; what the cluster shows of it comes later."""
+    return policy.Attempt(
+        number=row.number,
+        placement=Placement(row.workers, row.gpu),
+        started=row.started,
+        sent=row.sent,
+        stage=row.stage,
+        trains=row.trains,
+        progressed=row.images is not None and row.images > (row.first_images or 0),
+        error=row.error,
+        stopping=row.stopping,
+        message=row.message or "",
+    )
+
+
+def unfinished_of(row: Any, attempt: policy.Attempt | None) -> policy.Job:
+    """A job that is not over, as the policy sees it."""
+    return policy.Job(
+        id=row.id,
+        number=row.number,
+        workers=WorkersSpec.model_validate(row.workers),
+        state=State(row.state),
+        submitted=row.submitted,
+        reason=row.reason,
+        priority=row.priority,
+        cancelled=row.cancelled_by,
+        timeout=row.timeout,
+        first_started=row.first_started,
+        attempt=attempt,
+        attempts=row.attempts,
+        setbacks=row.setbacks,
+        not_before=row.not_before,
+    )
+
+
+def event_of(row: EventRow) -> Event:
+    """An event."""
+    return Event(
+        id=row.id,
+        at=_when(row.at),
+        attempt=row.attempt,
+        kind=row.kind,
+        text=row.text,
+        state=None if row.state is None else State(row.state),
+    )
+
+
+def token_of(row: TokenRow) -> Token:
+    """A token."""
+    return Token(
+        name=row.name,
+        role=Role(row.role),
+        created=_when(row.created),
+        revoked=_maybe(row.revoked),
+        requests_per_second=row.requests_per_second,
+        max_jobs=row.max_jobs,
+    )
