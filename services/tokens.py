@@ -1,4 +1,4 @@
-"""Who may ask our servers for what: tokens, their roles, and the servers that let the job service judge them."""
+"""Who may ask our servers for what: tokens, their roles, and servers that have the job service check them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from services.http import answer, is_loopback, read_error, request_id
 from services.settings import Settings
 
 FRESH = 30.0
-"""Seconds for which a token counts as it was judged; one that is revoked is refused after that."""
+"""Seconds for which a token counts as it was checked; one that is revoked is refused after that."""
 
 KEPT = 600.0
 """Seconds for which a known token goes on being accepted while the job service is away."""
@@ -94,7 +94,7 @@ class Access:
 
         Args:
             request: to note its token in.
-            token: of the request; None where it has none, or a worthless one.
+            token: of the request; None where it has none, or an invalid one.
             role: that it takes; None for any.
 
         Raises:
@@ -149,8 +149,8 @@ class _Known:
     """When the job service is to be asked again."""
 
 
-class JudgedTokens:
-    """Tokens as the job service judges them, remembered by their digests.
+class RemoteTokens:
+    """Tokens that the job service checks, cached by their digests.
 
     Args:
         url: of the job service.
@@ -210,7 +210,7 @@ class JudgedTokens:
         except (httpx.HTTPError, ValueError) as error:
             reason = error or type(error).__name__
             fault = ServiceError(
-                f"the job service at {self._url}, which judges tokens, does not answer: {reason}",
+                f"the job service at {self._url}, which checks tokens, does not answer: {reason}",
                 cure="see `monge status`; set MONGE_JOBS_URL",
             )
         known, now = self._known.get(digest), self._clock()
@@ -226,10 +226,10 @@ class Gate:
 
     Args:
         app: the application.
-        tokens: judges them.
+        tokens: checks them.
     """
 
-    def __init__(self, app: ASGIApp, tokens: JudgedTokens) -> None:
+    def __init__(self, app: ASGIApp, tokens: RemoteTokens) -> None:
         self._app, self._tokens, self._access = app, tokens, Access()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -246,8 +246,8 @@ class Gate:
         await self._app(scope, receive, send)
 
 
-def tokens_for(host: str, settings: Settings) -> JudgedTokens | None:
-    """What judges the tokens of a server that listens on ``host``; None on loopback, where none is asked for.
+def tokens_for(host: str, settings: Settings) -> RemoteTokens | None:
+    """What checks the tokens of a server that listens on ``host``; None on loopback, where none is asked for.
 
     Raises:
         ServiceError: others reach the server, and no job service is known.
@@ -255,9 +255,9 @@ def tokens_for(host: str, settings: Settings) -> JudgedTokens | None:
     if is_loopback(host):
         return None
     try:
-        return JudgedTokens(settings.address("jobs_url"))
+        return RemoteTokens(settings.address("jobs_url"))
     except ServiceError:
         raise ServiceError(
-            f"host: {host} received, where others reach the server, and no job service is known to judge their tokens",
+            f"host: {host} received, where others reach the server, and no job service is known to check their tokens",
             cure="set MONGE_JOBS_URL, or listen on 127.0.0.1 behind a proxy",
         ) from None

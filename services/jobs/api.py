@@ -294,7 +294,7 @@ def build_app(service: Service, *, loopback: bool = True, close: Callable[[], No
 
     @app.delete("/v1/tokens/{name}", summary="Revoke a token")
     def revoke(name: str, request: Request, token: Admin) -> Token:
-        """From now on it is worthless."""
+        """It is refused from now on."""
         revoked = store.revoke(name)
         service.changed(request, "revoke token", token=name)
         return revoked

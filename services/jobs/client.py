@@ -232,7 +232,7 @@ class Jobs:
         return self._ask(TokenList, "GET", "/v1/tokens").tokens
 
     def revoke_token(self, name: str) -> Token:
-        """Make a token worthless."""
+        """Revoke a token."""
         return self._ask(Token, "DELETE", f"/v1/tokens/{_segment(name)}")
 
     def _ask(self, kind: type[Answer], method: str, path: str, **request: Any) -> Answer:

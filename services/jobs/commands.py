@@ -257,7 +257,7 @@ def token_list() -> None:
 
 @token.command("revoke")
 def token_revoke(name: Annotated[str, typer.Argument(help="As `monge token list` shows it.")]) -> None:
-    """Make a token worthless from now on."""
+    """Revoke a token: it is refused from now on."""
     from services.jobs.client import Jobs
 
     with Jobs(load_settings()) as service:

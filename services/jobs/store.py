@@ -462,7 +462,7 @@ class Store:
             return [token_of(row) for row in session.scalars(select(TokenRow).order_by(TokenRow.key))]
 
     def revoke(self, name: str) -> Token:
-        """Make a token worthless.
+        """Revoke a token.
 
         Raises:
             JobNotFoundError: there is none of that name.

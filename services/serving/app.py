@@ -30,7 +30,7 @@ from services.serving.documents import GenerateRequest, PathRequest
 from services.serving.metrics import Metrics
 from services.serving.models import ModelStore, ServedModel, device_of
 from services.settings import Settings
-from services.tokens import Gate, JudgedTokens
+from services.tokens import Gate, RemoteTokens
 
 SMALL_BODY = 2**16
 """Bytes up to which a body is parsed on the event loop: handing it to a thread would take longer."""
@@ -154,7 +154,7 @@ def create_app(
     poll_seconds: float = 1.0,
     torch_threads: int = 1,
     loopback: bool = True,
-    tokens: JudgedTokens | None = None,
+    tokens: RemoteTokens | None = None,
 ) -> FastAPI:
     """The endpoint of every registered model.
 
@@ -163,7 +163,7 @@ def create_app(
         poll_seconds: between two looks at the registry's aliases.
         torch_threads: of one pass through a network; more help large networks only.
         loopback: whether it listens there alone; requests of foreign pages are then refused.
-        tokens: judges the token that each request for a model then needs; None asks for none.
+        tokens: checks the token that each request for a model then needs; None asks for none.
 
     Raises:
         ServiceError: the registry's address is not known, or a GPU is asked for and there is none.

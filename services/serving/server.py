@@ -13,7 +13,7 @@ def serve(host: str = LOOPBACK, port: int = 8000, settings: Settings | None = No
     """Serve every registered model until the process is told to end; requests under way are answered first.
 
     Args:
-        host: address to listen on. Beyond loopback each request needs a token, which the job service judges.
+        host: address to listen on. Beyond loopback each request needs a token, which the job service checks.
         port: to listen on.
         settings: from the environment by default.
 

@@ -22,7 +22,7 @@ from pipelines.errors import (
     UnauthenticatedError,
 )
 from services.http import LOOPBACK_NAMES, STATUS, protect
-from services.tokens import Gate, JudgedTokens
+from services.tokens import Gate, RemoteTokens
 from services.transport import wire
 from services.transport.backend import Backend
 from services.transport.limits import MIB
@@ -51,7 +51,7 @@ def build_app(
     max_request: int = 64 * MIB,
     max_receiving: int = 1024 * MIB,
     loopback: bool = True,
-    tokens: JudgedTokens | None = None,
+    tokens: RemoteTokens | None = None,
 ) -> FastAPI:
     """The ASGI application.
 
@@ -60,7 +60,7 @@ def build_app(
         max_request: most bytes of a request's body.
         max_receiving: most bytes of all bodies that are being received.
         loopback: whether it listens there alone; requests of foreign pages are then refused.
-        tokens: judges the token that each request for a plan then needs; None asks for none.
+        tokens: checks the token that each request for a plan then needs; None asks for none.
     """
 
     @asynccontextmanager

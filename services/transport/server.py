@@ -13,7 +13,7 @@ import uvicorn
 from pipelines.errors import ServiceError
 from services.cluster import join_cluster
 from services.settings import LOOPBACK, Settings, load_settings
-from services.tokens import JudgedTokens, tokens_for
+from services.tokens import RemoteTokens, tokens_for
 from services.transport.app import build_app
 from services.transport.backend import Backend, LocalBackend
 from services.transport.engine import Engine, cores
@@ -36,7 +36,7 @@ def serve(
     """Serve until SIGTERM or SIGINT; then refuse what waits, and end the actors that were started here.
 
     Args:
-        host: address to listen on. Beyond loopback each request needs a token, which the job service judges.
+        host: address to listen on. Beyond loopback each request needs a token, which the job service checks.
         port: to listen on.
         ray_address: of the cluster whose actors solve; None to solve in this process.
         replicas: how many actors.
@@ -82,7 +82,7 @@ def serve(
             stop_replicas(created)
 
 
-def _run(backend: Backend, listener: socket.socket, settings: Settings, tokens: JudgedTokens | None) -> None:
+def _run(backend: Backend, listener: socket.socket, settings: Settings, tokens: RemoteTokens | None) -> None:
     max_request = int(settings.max_request_mib * MIB)
     app = build_app(backend, max_request=max_request, loopback=tokens is None, tokens=tokens)
     config = uvicorn.Config(

@@ -24,7 +24,7 @@ from services.serving import server as endpoint_server
 from services.serving.app import create_app
 from services.serving.client import EndpointClient
 from services.settings import Settings
-from services.tokens import CACHED, FRESH, KEPT, PAUSE, JudgedTokens, Role, tokens_for
+from services.tokens import CACHED, FRESH, KEPT, PAUSE, RemoteTokens, Role, tokens_for
 from services.transport import server as transport_server
 from services.transport.app import build_app
 from services.transport.backend import LocalBackend
@@ -44,7 +44,7 @@ class Judge(httpx.AsyncBaseTransport):
         self.fault: Exception | httpx.Response | None = None
         self.open = asyncio.Event()
         self.open.set()
-        self.tokens = JudgedTokens("http://jobs", self, clock=lambda: self.now)
+        self.tokens = RemoteTokens("http://jobs", self, clock=lambda: self.now)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.asked += 1
@@ -75,7 +75,7 @@ def test_the_job_service_says_who_may_call(tmp_path: Path, role: Role | str | No
     judge = httpx.ASGITransport(build_jobs_app(jobs.service(), loopback=False))
 
     async def main() -> None:
-        tokens = JudgedTokens("http://jobs", judge)
+        tokens = RemoteTokens("http://jobs", judge)
         app = build_app(LocalBackend(Engine()), loopback=False, tokens=tokens)
         headers = bearer(secret) if secret else {}
         transport = httpx.ASGITransport(app)

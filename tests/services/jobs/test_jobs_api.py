@@ -304,7 +304,7 @@ def test_metrics_and_readiness(jobs: JobService) -> None:
     assert 'monge_jobs{state="queued"} 1.0' in client.get("/metrics").text
 
 
-# Whence a request comes
+# Where a request comes from
 
 
 @pytest.mark.parametrize(
