@@ -218,7 +218,7 @@ def test_a_cancelled_job_is_stopped_and_marked(monge: Monge, home: Path, shapes:
 
 
 SIZES = ("train.checkpoint_every=1024", "train.log_every=1024", "model.dropout=0.5", "workers.count=2")
-IMAGES = 40_000
+IMAGES = 30_000
 
 
 @pytest.fixture(scope="module")
@@ -240,23 +240,7 @@ def _require_equal(home: Path, job: str, uninterrupted: dict[str, float]) -> Non
         assert latest[name] == uninterrupted[name]
 
 
-def test_a_killed_worker_resumes_and_changes_nothing(
-    monge: Monge, home: Path, shapes: Path, uninterrupted: dict[str, float]
-) -> None:
-    killed = _submitted(monge(*_spec("killed", shapes, IMAGES, *SIZES)))
-    assert wait_until(lambda: _checkpointed(home, killed), timeout=180, interval=0.05)
-    _workers(home)[0].kill()
-    with Jobs(Settings(home=home)) as jobs:
-        assert jobs.wait(killed, timeout=240).state is State.SUCCEEDED
-
-    log = monge("logs", killed)
-    assert "from image" in log
-    assert "multiple active Ray instances" not in log
-    assert wait_until(lambda: not _workers(home, "PlacementGroupCleaner"), timeout=30)
-    _require_equal(home, killed, uninterrupted)
-
-
-def test_a_killed_driver_and_a_killed_service_change_nothing(
+def test_a_killed_worker_driver_and_service_change_nothing(
     monge: Monge, home: Path, shapes: Path, tmp_path: Path, uninterrupted: dict[str, float]
 ) -> None:
     """From another folder, with a token that may submit: two jobs on a machine with room for one."""
@@ -272,6 +256,10 @@ def test_a_killed_driver_and_a_killed_service_change_nothing(
     assert "2 CPUs asked for, 0 free, held by driver-" in monge("jobs", second, cwd=tmp_path, **elsewhere)
 
     assert wait_until(lambda: _checkpointed(home, first), timeout=180, interval=0.05)
+    _workers(home)[0].kill()
+    with Jobs(Settings(home=home)) as jobs:
+        assert wait_until(lambda: any("from image" in event.text for event in jobs.events(first)), timeout=120)
+        assert jobs.get(first).attempts == 1
     service = Platform.read(home).processes["jobs"].process()
     assert service is not None
     service.kill()
@@ -293,7 +281,10 @@ def test_a_killed_driver_and_a_killed_service_change_nothing(
     assert wait_until(lambda: client.get_run(run_id).data.tags.get("monge.state") == "succeeded", timeout=60)
     story = monge("jobs", first, cwd=tmp_path, **elsewhere)
     assert "recovering: attempt 1 ended: its driver died" in story
-    assert "from image" in monge("logs", first, cwd=tmp_path, **elsewhere)
+    log = monge("logs", first, cwd=tmp_path, **elsewhere)
+    assert log.count("from image") >= 2
+    assert "multiple active Ray instances" not in log
+    assert wait_until(lambda: not _workers(home, "PlacementGroupCleaner"), timeout=30)
 
 
 def test_a_failing_job_says_why(monge: Monge, home: Path, shapes: Path) -> None:
@@ -303,8 +294,9 @@ def test_a_failing_job_says_why(monge: Monge, home: Path, shapes: Path) -> None:
     assert "Traceback" not in output
 
 
-def test_a_damaged_shard_ends_the_job_on_every_rank(monge: Monge, home: Path, shapes: Path) -> None:
-    monge(*_spec("whole", shapes, 200, "train.batch=20"), "--follow")
+def test_a_damaged_shard_ends_the_job_on_every_rank(
+    monge: Monge, home: Path, shapes: Path, uninterrupted: dict[str, float]
+) -> None:
     *_, shard = sorted((home / "data").rglob("shard-*.safetensors"), key=lambda path: path.stat().st_mtime)
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
