@@ -402,7 +402,7 @@ def test_a_dead_service_is_started_again(monge: Monge, home: Path) -> None:
 
 def test_jobs_are_remembered_over_down_and_up(monge: Monge) -> None:
     before = {"jobs --limit 0": monge("jobs", "--limit", "0")}
-    job = re.findall(r"│ (\S+-\d{8}-\d{6}-\w{4}) ", before["jobs --limit 0"])[-1]
+    job = re.findall(r"│ (\S+-\d{8}-\d{6}-\w{8}) ", before["jobs --limit 0"])[-1]
     for command in (f"jobs {job}", f"logs {job}"):
         before[command] = monge(*command.split())
     monge("down")
