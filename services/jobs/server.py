@@ -28,6 +28,9 @@ from services.tokens import Role
 CONNECTIONS = 1024
 """Requests served at once; more are told to come back."""
 
+KEEP_ALIVE = 30
+"""Seconds for which an idle connection is kept: longer than clients do, who would else send into a closing one."""
+
 OWNER = "owner"
 """Name of the token that the service makes for those who may read its home folder."""
 
@@ -74,7 +77,12 @@ def serve(host: str = LOOPBACK, port: int = 8200, settings: Settings | None = No
         app = build_app(service, loopback=is_loopback(host), close=close)
         controlling.start()
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5
+            app,
+            log_level="warning",
+            access_log=False,
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=5,
+            timeout_keep_alive=KEEP_ALIVE,
         )
         uvicorn.Server(config).run(sockets=[listener])
 
