@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Iterable
+import socket
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -63,6 +63,9 @@ LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 LOOPBACK_NAMES = LOOPBACK_HOSTS | {"testserver"}
 """Names under which a server on loopback answers; the last is that of clients inside the process."""
 
+CONNECTIONS = 1024
+"""Requests that a server answers at once; more are told to come back."""
+
 BODY_SECONDS = 60.0
 """Seconds in which a request's body has to arrive."""
 
@@ -75,6 +78,18 @@ log = logging.getLogger(__name__)
 def is_loopback(host: str) -> bool:
     """Whether a server that listens on this address is reached from its own machine alone."""
     return host in LOOPBACK_HOSTS
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket of that address: taken before anything is started that a taken port would leave behind.
+
+    Raises:
+        ServiceError: the address cannot be had.
+    """
+    try:
+        return socket.create_server((host, port), backlog=2048)
+    except OSError as error:
+        raise ServiceError(f"cannot listen on {host}:{port}: {error.strerror}", cure="choose another port") from None
 
 
 def status_of(error: MongeError) -> int:
@@ -119,17 +134,16 @@ def read_error(body: bytes, status: int, service: str) -> MongeError:
     return error
 
 
-def protect(app: FastAPI, *, max_bytes: int, hosts: Iterable[str] | None = LOOPBACK_NAMES) -> None:
+def protect(app: FastAPI, *, max_bytes: int, loopback: bool = True) -> None:
     """Give an app the error document, limits, request ids and the check of where requests come from.
 
     Args:
         app: before it serves.
         max_bytes: most bytes of a request's body.
-        hosts: names under which the server answers, and pages of which may ask it; None for any. A server on loopback
-            answers only under names of loopback: a page elsewhere whose name is made to point here (DNS rebinding)
-            is refused.
+        loopback: whether the server listens there alone. It then answers only under names of loopback: a page
+            elsewhere whose name is made to point here (DNS rebinding) is refused.
     """
-    app.add_middleware(Guard, max_bytes=max_bytes, hosts=None if hosts is None else frozenset(hosts))
+    app.add_middleware(Guard, max_bytes=max_bytes, hosts=LOOPBACK_NAMES if loopback else None)
     app.add_exception_handler(MongeError, _monge_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -20,15 +20,14 @@ from services.jobs import policy
 from services.jobs.documents import Plan, Submission
 from services.jobs.paths import named_files
 from services.jobs.policy import Cluster
-from services.storage.objects import split_address
+from services.storage.objects import SCHEME, split_address
+from services.training.placement import placement_of
 
 PLANS = 2
 """Plans that are made at a time: each is a process of its own."""
 
 PLAN_SECONDS = 120.0
 """Seconds that a plan may take: it lists all images of a folder."""
-
-S3 = "s3://"
 
 
 class Admission:
@@ -122,7 +121,7 @@ def require_source(source: str) -> None:
         SourceError: it is neither in S3, nor in the catalogue, nor a folder or file that is seen here.
         SpecError: its address in S3 is wrong.
     """
-    if source.startswith(S3):
+    if source.startswith(SCHEME):
         split_address(source)
         return
     path = Path(source).expanduser()
@@ -144,5 +143,5 @@ def _workers(spec: JobSpec, cluster: Cluster) -> str:
         return f"{spec.workers.count}, once the cluster answers ({cluster.away})"
     if policy.refusal(spec.workers, cluster) is not None:
         return f"{spec.workers.count}, once there are nodes for them"
-    placement = policy.placement_of(spec.workers, cluster.resources)
+    placement = placement_of(spec.workers, cluster.resources)
     return str(placement) + (f": {placement.note}" if placement.note else "")

@@ -18,7 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ValidationError
 
 from pipelines.errors import ForbiddenError, SpecError
-from services.http import LOOPBACK_NAMES, STATUS, protect
+from services.http import STATUS, protect
 from services.jobs import policy
 from services.jobs.access import Admin, Anyone, Reader, Submitter
 from services.jobs.admission import Admission
@@ -315,7 +315,7 @@ def build_app(service: Service, *, loopback: bool = True, close: Callable[[], No
     def metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    protect(app, max_bytes=MAX_BODY, hosts=LOOPBACK_NAMES if loopback else None)
+    protect(app, max_bytes=MAX_BODY, loopback=loopback)
     return app
 
 

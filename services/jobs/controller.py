@@ -115,7 +115,6 @@ class Controller:
         self._ended_since: dict[tuple[str, int], float] = {}
         self._refusals: dict[tuple[str, int], int] = {}
         self._tracking: asyncio.Task[None] | None = None
-        self._specs: dict[str, str] = {}
         self.seen = Seen(Cluster(away="it was not looked at yet"))
         self.looked = 0.0
         """When a look was last completed, by the monotonic clock."""
@@ -180,8 +179,7 @@ class Controller:
         if status.status.ended and attempt.sent:
             if not await self._is_read(key, status):
                 return replace(job, attempt=replace(attempt, status=None))
-            fresh = next((one for one in self._store.unfinished() if one.id == job.id), job)
-            attempt = replace(fresh.attempt or attempt, sent=True)
+            attempt = self._store.open_attempt(job.id)  # with all that its log reports
         attempt = replace(attempt, status=status.status, message=attempt.message or _first_line(status.message))
         return replace(job, attempt=attempt)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipelines.errors import SpecError
 from pipelines.spec import FlowSpec, JobSpec, RecordedSpec
-from services.storage.objects import split_address
+from services.storage.objects import SCHEME, split_address
 
 
 def named_files(spec: JobSpec) -> Iterator[tuple[str, str]]:
@@ -25,7 +25,7 @@ def with_absolute_paths(spec: JobSpec) -> JobSpec:
         SpecError: a file is missing, or an address in S3 is none or has keys in it, which every log would then tell.
     """
     source = Path(spec.data.source).expanduser()
-    if spec.data.source.startswith("s3://"):
+    if spec.data.source.startswith(SCHEME):
         split_address(spec.data.source)
     elif source.exists():
         spec = spec.model_copy(update={"data": spec.data.model_copy(update={"source": str(source.absolute())})})

@@ -22,7 +22,7 @@ from pipelines.models.build import build_model
 from pipelines.shape import ImageShape
 from pipelines.spec import ClassificationSpec, JobSpec, parse_spec
 from services.http import write_error
-from services.sharding.fetch import SCHEME
+from services.storage.objects import SCHEME
 
 INDEXED = (".tar",)
 """Files that have to be read through before their images are known: that is the job's own work."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import socket
 import sys
 
 import uvicorn
 
 from pipelines.errors import ConflictError, ServiceError
 from services.cluster import read_token
-from services.http import is_loopback
+from services.http import CONNECTIONS, bound, is_loopback
 from services.jobs.admission import Admission
 from services.jobs.api import Service, build_app
 from services.jobs.attempt_logs import AttemptLogs
@@ -24,9 +23,6 @@ from services.jobs.store import Store, Untracked
 from services.locks import alone
 from services.settings import LOOPBACK, Settings, load_settings
 from services.tokens import Role
-
-CONNECTIONS = 1024
-"""Requests served at once; more are told to come back."""
 
 KEEP_ALIVE = 30
 """Seconds for which an idle connection is kept: longer than clients do, who would else send into a closing one."""
@@ -51,7 +47,7 @@ def serve(host: str = LOOPBACK, port: int = 8200, settings: Settings | None = No
     logging.getLogger("monge.audit").setLevel(logging.INFO)
     folder = settings.home.absolute() / "jobservice"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with alone(folder / "lock", f"another job service has {folder}"), _bound(host, port) as listener:
+    with alone(folder / "lock", f"another job service has {folder}"), bound(host, port) as listener:
         store = Store(settings.jobs_store or f"sqlite:///{folder / 'jobs.db'}")
         make_owner(store, settings)
         uri = settings.address("mlflow_uri")
@@ -119,10 +115,3 @@ def _track(uri: str, told: Untracked) -> None:
     from services.tracking.run import mark
 
     mark(uri, told.run_id, told.state.value, told.reason)
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port), backlog=2048)
-    except OSError as error:
-        raise ServiceError(f"cannot listen on {host}:{port}: {error.strerror}", cure="choose another port") from None

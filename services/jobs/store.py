@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import Session
 
 from pipelines.errors import BusyError, ConflictError, JobNotFoundError
 from pipelines.spec import JobSpec
@@ -199,8 +199,7 @@ class Store:
             before: only those submitted before the job of this number.
             limit: so many at most.
         """
-        # A page needs no specs, which are most of a row.
-        query = select(JobRow).options(defer(JobRow.spec)).order_by(JobRow.number.desc()).limit(limit + 1)
+        query = select(JobRow).order_by(JobRow.number.desc()).limit(limit + 1)
         if states:
             query = query.where(JobRow.state.in_([state.value for state in states]))
         if owner is not None:
@@ -223,8 +222,7 @@ class Store:
             JobNotFoundError: there is none of that id.
         """
         with self._read() as session:
-            state = session.scalars(select(JobRow.state).where(JobRow.id == job)).one_or_none()
-            return State(_row(session, job).state if state is None else state)
+            return State(_row(session, job).state)
 
     def counts(self) -> dict[State, int]:
         """How many jobs there are of each state."""
@@ -292,6 +290,11 @@ class Store:
             )
             attempts = {attempt.job: open_attempt_of(attempt) for attempt in open_attempts}
         return [unfinished_of(row, attempts.get(row.id)) for row in rows]
+
+    def open_attempt(self, job: str) -> policy.Attempt:
+        """The attempt at a job that has not ended, as the policy sees it."""
+        with self._read() as session:
+            return open_attempt_of(_open_row(session, job))
 
     def move(self, moves: Sequence[policy.Move]) -> None:
         """Give jobs other states or reasons."""

@@ -26,7 +26,8 @@ class JobRow(Base):
     id: Mapped[str] = mapped_column(String(200), unique=True)
     name: Mapped[str] = mapped_column(String(128))
     kind: Mapped[str] = mapped_column(String(64))
-    spec: Mapped[dict[str, Any]] = mapped_column(JSON)
+    # Most of a row, and seldom needed: read when it is asked for.
+    spec: Mapped[dict[str, Any]] = mapped_column(JSON, deferred=True)
     workers: Mapped[dict[str, Any]] = mapped_column(JSON)
     owner: Mapped[str] = mapped_column(String(64))
     idempotency_key: Mapped[str | None] = mapped_column(String(128))

@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect
 from pipelines.errors import BusyError, MongeError, SpecError
 from pipelines.evaluation.figures import TILE, encode_png, image_grid
 from pipelines.models.network import Generator
-from services.http import LOOPBACK_NAMES, protect, status_of
+from services.http import protect, status_of
 from services.serving import documents
 from services.serving.batching import MicroBatcher
 from services.serving.bodies import parse_predict
@@ -272,8 +272,7 @@ def create_app(
 
     if tokens is not None:
         app.add_middleware(Gate, tokens=tokens)
-    hosts = LOOPBACK_NAMES if loopback else None
-    protect(app, max_bytes=int(settings.max_request_mib * 2**20), hosts=hosts)
+    protect(app, max_bytes=int(settings.max_request_mib * 2**20), loopback=loopback)
     return app
 
 

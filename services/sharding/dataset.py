@@ -37,9 +37,9 @@ from pipelines.errors import MongeError, ShardError, SpecError, StorageError
 from pipelines.spec import DataSpec
 from services.settings import load_settings
 from services.sharding.destination import PLAN, check_ours, discard, half_done, plan_of, read_bound, read_plan
-from services.sharding.fetch import SCHEME, local
+from services.sharding.fetch import local
 from services.storage.local import FolderStorage
-from services.storage.objects import Storage
+from services.storage.objects import SCHEME, Storage
 from services.storage.open import open_storage
 
 log = logging.getLogger(__name__)

@@ -20,12 +20,11 @@ from pipelines.errors import SourceError
 from pipelines.spec import DataSpec
 from services.settings import Settings, load_settings
 from services.sharding.destination import half_done
-from services.storage.objects import Storage, StoredObject, check_key
+from services.storage.objects import SCHEME, Storage, StoredObject, check_key
 from services.storage.open import open_storage
 
 log = logging.getLogger(__name__)
 
-SCHEME = "s3://"
 AT_ONCE = 16
 """Objects fetched at a time: small ones wait for the server, not for the network."""
 

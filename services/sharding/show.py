@@ -20,8 +20,7 @@ from pipelines.spec import DataSpec
 from services.cluster import join_cluster, start_cluster
 from services.settings import Settings
 from services.sharding.dataset import shard_dataset
-from services.sharding.fetch import SCHEME
-from services.storage.objects import split_address
+from services.storage.objects import SCHEME, split_address
 
 _CLASSES_SHOWN = 20
 

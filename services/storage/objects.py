@@ -8,6 +8,9 @@ from typing import Protocol
 
 from pipelines.errors import SpecError, StorageError
 
+SCHEME = "s3://"
+"""Of an address in S3."""
+
 PAGE = 1000
 """Objects of one page at most: what S3 gives with one request."""
 
@@ -118,12 +121,12 @@ def split_address(address: str) -> tuple[str, str]:
     Raises:
         SpecError: there is no bucket in it, or more than a bucket.
     """
-    bucket, _, prefix = address.removeprefix("s3://").partition("/")
+    bucket, _, prefix = address.removeprefix(SCHEME).partition("/")
     if "@" in bucket:
         # The part before the @ is a secret and stays out of the message.
         raise SpecError(
             "an address s3://bucket/prefix holds no keys", cure="give them in the environment or in a profile"
         )
-    if not address.startswith("s3://") or not bucket or ":" in bucket:
+    if not address.startswith(SCHEME) or not bucket or ":" in bucket:
         raise SpecError(f"an address in S3 is s3://bucket/prefix: received {address!r}")
     return bucket, prefix.strip("/")

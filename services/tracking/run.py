@@ -324,8 +324,8 @@ def mark(uri: str, run_id: str, state: str, reason: str) -> None:
         client.set_tag(run_id, STATE_TAG, state)
         client.set_tag(run_id, REASON_TAG, reason[:_LONGEST_PARAM])
         status = {"failed": "FAILED", "cancelled": "KILLED"}.get(state)
-        if status is not None and client.get_run(run_id).info.status in ("RUNNING", "SCHEDULED"):
-            client.set_terminated(run_id, status)
+        if status is not None:
+            _end(client, run_id, status)
 
 
 def mark_killed(uri: str, run_id: str) -> None:
@@ -336,8 +336,12 @@ def mark_killed(uri: str, run_id: str) -> None:
     """
     client = connect(uri)
     with reaching(uri, f"mark run {run_id} as KILLED"):
-        if client.get_run(run_id).info.status in ("RUNNING", "SCHEDULED"):
-            client.set_terminated(run_id, "KILLED")
+        _end(client, run_id, "KILLED")
+
+
+def _end(client: MlflowClient, run_id: str, status: str) -> None:
+    if client.get_run(run_id).info.status in ("RUNNING", "SCHEDULED"):
+        client.set_terminated(run_id, status)
 
 
 def _experiment(client: MlflowClient) -> str:

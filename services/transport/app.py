@@ -21,7 +21,7 @@ from pipelines.errors import (
     TooLargeError,
     UnauthenticatedError,
 )
-from services.http import LOOPBACK_NAMES, STATUS, protect
+from services.http import STATUS, protect
 from services.tokens import Gate, RemoteTokens
 from services.transport import wire
 from services.transport.backend import Backend
@@ -125,7 +125,7 @@ def build_app(
 
     if tokens is not None:
         app.add_middleware(Gate, tokens=tokens)
-    protect(app, max_bytes=max_request, hosts=LOOPBACK_NAMES if loopback else None)
+    protect(app, max_bytes=max_request, loopback=loopback)
     return app
 
 

@@ -12,15 +12,13 @@ import uvicorn
 
 from pipelines.errors import ServiceError
 from services.cluster import join_cluster
+from services.http import CONNECTIONS, bound
 from services.settings import LOOPBACK, Settings, load_settings
 from services.tokens import RemoteTokens, tokens_for
 from services.transport.app import build_app
 from services.transport.backend import Backend, LocalBackend
 from services.transport.engine import Engine, cores
 from services.transport.limits import MIB
-
-CONNECTIONS = 1024
-"""Requests served at once; more are told to come back."""
 
 
 def serve(
@@ -55,7 +53,7 @@ def serve(
             f"most {most} received with {replicas if ray_address else 'no'} replicas",
             cure="give the address of a Ray cluster, and at most as many replicas as `most`",
         )
-    with _bound(host, port) as listener:
+    with bound(host, port) as listener:
         if ray_address is not None:
             _join(settings, ray_address)
         # After Ray, which sets a handler of its own. Uvicorn shuts down and then raises the signal again; as an exit it
@@ -95,11 +93,3 @@ def _join(settings: Settings, ray_address: str) -> None:
     if settings.platform.get("ray_address") != ray_address:
         settings = settings.model_copy(update={"ray_address": ray_address})
     join_cluster(settings)
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket of that address: taken before anything is started that a taken port would leave behind."""
-    try:
-        return socket.create_server((host, port), backlog=2048)
-    except OSError as error:
-        raise ServiceError(f"cannot listen on {host}:{port}: {error.strerror}", cure="choose another port") from None
