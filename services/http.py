@@ -1,14 +1,12 @@
-"""The HTTP layer of our servers: one error document, limits of size and time, request ids, known hosts."""
+"""The HTTP layer of our servers: error answers, limits of size and time, request ids, known hosts."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import secrets
 import socket
-from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
@@ -18,44 +16,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipelines import errors
 from pipelines.errors import (
     BusyError,
-    CheckpointError,
-    ConflictError,
-    ContentTypeError,
-    DataError,
     ForbiddenError,
-    JobNotFoundError,
-    ModelNotFoundError,
     MongeError,
-    NotConvergedError,
-    ProblemError,
-    RendezvousError,
     ServiceError,
     SpecError,
     TooLargeError,
     UnauthenticatedError,
 )
-
-STATUS: dict[type[MongeError], int] = {
-    UnauthenticatedError: 401,
-    ForbiddenError: 403,
-    JobNotFoundError: 404,
-    ModelNotFoundError: 404,
-    ConflictError: 409,
-    RendezvousError: 409,
-    TooLargeError: 413,
-    ContentTypeError: 415,
-    SpecError: 422,
-    DataError: 422,
-    ProblemError: 422,
-    NotConvergedError: 422,
-    BusyError: 429,
-    CheckpointError: 503,
-    ServiceError: 503,
-}
-"""The status of each error; of two classes that fit, the first counts."""
+from services.error_documents import status_of, write_error
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 """Addresses on which a server is reached from its own machine alone."""
@@ -90,48 +60,6 @@ def bound(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), backlog=2048)
     except OSError as error:
         raise ServiceError(f"cannot listen on {host}:{port}: {error.strerror}", cure="choose another port") from None
-
-
-def status_of(error: MongeError) -> int:
-    """The HTTP status of an error."""
-    return next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
-
-
-def write_error(error: MongeError, request_id: str | None = None, field: str | None = None) -> dict[str, Any]:
-    """An error as the body of an answer.
-
-    ``{"error": class, "message": …, "cure": …}``, with ``field`` where one value of the request is at fault,
-    ``retry_after`` (seconds) where the server is busy, and ``request_id``, which the server's log repeats.
-    """
-    document: dict[str, Any] = {"error": type(error).__name__, "message": str(error.args[0]), "cure": error.cure}
-    if isinstance(error, BusyError):
-        document["retry_after"] = error.retry_after
-    if field is not None:
-        document["field"] = field
-    if request_id is not None:
-        document["request_id"] = request_id
-    return document
-
-
-def read_error(body: bytes, status: int, service: str) -> MongeError:
-    """The error in an answer, of the class that the server raised; a :class:`ServiceError` where it is none of ours.
-
-    Args:
-        body: of the answer.
-        status: of the answer.
-        service: the server's name, for the message.
-    """
-    try:
-        document = json.loads(body)
-        kind, message, cure = getattr(errors, document["error"]), str(document["message"]), document.get("cure")
-        if not issubclass(kind, MongeError):
-            raise TypeError(kind)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return ServiceError(f"{service} answered with status {status}: {body[:200]!r}")
-    error: MongeError = kind(message, cure=cure)
-    if isinstance(error, BusyError):
-        error.retry_after = float(document.get("retry_after", 1.0))
-    return error
 
 
 def protect(app: FastAPI, *, max_bytes: int, loopback: bool = True) -> None:

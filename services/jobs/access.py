@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from services.tokens import Access, Role, Token, bearer
+from services.gate import Access, bearer
+from services.tokens import Role, Token
 
 
 def _needs(role: Role | None) -> Any:
-    def admitted(request: Request) -> Token:
-        access: Access = request.app.state.access
-        secret = bearer(request)
-        return access.admit(request, request.app.state.authenticate(secret) if secret else None, role)
+    async def admitted(request: Request) -> Token:
+        state, secret = request.app.state, bearer(request)
+        access: Access = state.access
+        token: Token | None = state.authenticated(secret) if secret else None
+        if secret and token is None:
+            token = await asyncio.to_thread(state.authenticate, secret)
+        return access.admit(request, token, role)
 
     return Depends(admitted)
 

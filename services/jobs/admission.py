@@ -15,7 +15,7 @@ import yaml
 from pipelines.data.catalogue import CATALOGUE
 from pipelines.errors import BusyError, ServiceError, SourceError, SpecError
 from pipelines.spec import JobSpec, apply_overrides, parse_spec
-from services.http import read_error
+from services.error_documents import read_error
 from services.jobs import policy
 from services.jobs.documents import Plan, Submission
 from services.jobs.paths import named_files

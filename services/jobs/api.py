@@ -18,7 +18,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ValidationError
 
 from pipelines.errors import ForbiddenError, SpecError
-from services.http import STATUS, protect
+from services.error_documents import STATUS
+from services.gate import Access
+from services.http import protect
 from services.jobs import policy
 from services.jobs.access import Admin, Anyone, Reader, Submitter
 from services.jobs.admission import Admission
@@ -41,9 +43,9 @@ from services.jobs.documents import (
     Waiting,
 )
 from services.jobs.metrics import Metrics
-from services.jobs.policy import State
+from services.jobs.states import State
 from services.jobs.store import Store
-from services.tokens import Access, Role, Token
+from services.tokens import Role, Token
 
 MAX_BODY = 2**20
 """Bytes of a request at most: a spec has some thousands."""
@@ -126,7 +128,8 @@ def build_app(service: Service, *, loopback: bool = True, close: Callable[[], No
         responses={status: {"description": kind.__doc__ or ""} for kind, status in STATUS.items() if status != 413},
     )
     store = service.store
-    app.state.access, app.state.authenticate = Access(), store.authenticate
+    app.state.access = Access()
+    app.state.authenticated, app.state.authenticate = store.authenticated, store.authenticate
 
     def details(job: str) -> JobDetails:
         found = store.job(job)

@@ -6,14 +6,13 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel
 
 from pipelines.errors import BusyError, ServiceError
-from pipelines.spec import JobSpec
-from services.http import read_error
+from services.error_documents import read_error
 from services.jobs.documents import (
     ClusterView,
     Event,
@@ -31,6 +30,9 @@ from services.jobs.documents import (
 )
 from services.settings import Settings
 from services.tokens import Role, Token, authorization
+
+if TYPE_CHECKING:
+    from pipelines.spec import JobSpec
 
 SECONDS = 30.0
 """Seconds for an answer."""

@@ -17,11 +17,15 @@ from services.jobs import policy
 from services.jobs.attempt_logs import AttemptLogs
 from services.jobs.policy import Cluster, EndAttempt, Limits, Move, Send, Start, Stop
 from services.jobs.ray_jobs import EngineError, RayNode, RayStatus, RefusedError
+from services.jobs.states import State, Status
 from services.jobs.store import Store, Untracked
 from services.training.progress import read_event
 
 INTERVAL = 0.5
 """Seconds between two looks at the cluster while nobody asks for one."""
+
+IDLE = 4.0
+"""Times as long as a look took does the next one wait at least: answers of the API go first."""
 
 LOG_PATIENCE = 10.0
 """Seconds after the end of an attempt in which the rest of its log has to arrive."""
@@ -123,10 +127,12 @@ class Controller:
         """Look and act until ``stop`` is set; at once where ``poked`` is."""
         while not stop.is_set():
             poked.clear()
+            started = time.monotonic()
             try:
                 await self.step()
             except Exception:
                 log.exception("a look at the cluster failed")
+            await asyncio.sleep(min(INTERVAL, IDLE * (time.monotonic() - started)))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(poked.wait(), INTERVAL)
         for task in [*self._tails.values(), *([self._tracking] if self._tracking else [])]:
@@ -171,10 +177,10 @@ class Controller:
         key = job.id, attempt.number
         if status is None:
             return job
-        if status.status is not policy.Status.UNKNOWN and not attempt.sent:
+        if status.status is not Status.UNKNOWN and not attempt.sent:
             self._store.sent(job.id)  # the answer to the request was lost
             attempt = replace(attempt, sent=True)
-        if attempt.sent and status.status not in (policy.Status.PENDING, policy.Status.UNKNOWN):
+        if attempt.sent and status.status not in (Status.PENDING, Status.UNKNOWN):
             self._follow(key)
         if status.status.ended and attempt.sent:
             if not await self._is_read(key, status):
@@ -189,7 +195,7 @@ class Controller:
 
     async def _is_read(self, key: tuple[str, int], status: RayStatus) -> bool:
         """Whether all is read of the log of an attempt that has ended."""
-        if status.status is policy.Status.UNKNOWN:
+        if status.status is Status.UNKNOWN:
             return True
         since = self._ended_since.setdefault(key, time.monotonic())
         tail = self._tails[key]
@@ -257,7 +263,7 @@ class Controller:
             log.warning("the cluster refuses attempt %d of %s: %s", number, job, error)
             if refused >= SENDS:
                 reason = f"the cluster refuses it: {error.args[0]}"
-                self._store.end_attempt(EndAttempt(job, "refused", policy.State.FAILED, reason), reason)
+                self._store.end_attempt(EndAttempt(job, "refused", State.FAILED, reason), reason)
             return
         except EngineError as error:
             log.warning("attempt %d of %s cannot be sent yet: %s", number, job, error)

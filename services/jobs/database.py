@@ -32,14 +32,19 @@ def open_database(url: str) -> sa.Engine:
     try:
         engine = _connected(url)
         with engine.begin() as connection:
-            config = Config()
-            config.set_main_option("script_location", str(MIGRATIONS))
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(migrations(connection), "head")
     except (sa.exc.SQLAlchemyError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise ServiceError(f"the store of jobs cannot be opened: {reason}", cure="see MONGE_JOBS_STORE") from error
     return engine
+
+
+def migrations(connection: sa.Connection) -> Config:
+    """What Alembic's commands need to change the tables over a connection."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    return config
 
 
 def _connected(url: str) -> sa.Engine:

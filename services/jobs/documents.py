@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.jobs.policy import State
+from services.jobs.states import State
 from services.tokens import Role, Token
 
 LABEL = r"^[A-Za-z0-9][\w./-]{0,62}$"
@@ -16,13 +16,14 @@ LABEL = r"^[A-Za-z0-9][\w./-]{0,62}$"
 class Document(BaseModel):
     """Part of an answer."""
 
-    model_config = ConfigDict(frozen=True)
+    # Each is built when it is first used: a command needs two or three.
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
 
 class Submission(BaseModel):
     """A job to submit."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     spec: dict[str, Any] | Annotated[str, Field(max_length=2**18)] = Field(
         description="the job spec: an object, or a text in YAML; `monge schema` describes it"
@@ -226,7 +227,7 @@ class ClusterView(Document):
 class TokenRequest(BaseModel):
     """A token to make."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.@-]{0,62}$", description="who will use it; unique")
     role: Role

@@ -11,7 +11,7 @@ from rich.progress import Progress as Bars
 from pipelines.errors import TrainingError
 from services.jobs.client import Jobs
 from services.jobs.documents import Event, Job, Progress
-from services.jobs.policy import State
+from services.jobs.states import State
 from services.training.progress import shown
 
 _LONGEST_DETAILS = 70

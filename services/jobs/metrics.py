@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from services.jobs.policy import State
+from services.jobs.states import State
 
 
 class Counts(Protocol):

@@ -21,7 +21,7 @@ from pipelines.errors import MongeError, SourceError
 from pipelines.models.build import build_model
 from pipelines.shape import ImageShape
 from pipelines.spec import ClassificationSpec, JobSpec, parse_spec
-from services.http import write_error
+from services.error_documents import write_error
 from services.storage.objects import SCHEME
 
 INDEXED = (".tar",)

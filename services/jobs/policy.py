@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from pipelines.errors import ServiceError
 from pipelines.spec import WorkersSpec
+from services.jobs.states import State, Status
 from services.training.placement import Placement, placement_of
 
 AGING = 1800.0
@@ -36,40 +36,6 @@ DRAINING = "nothing starts until `monge drain --end`"
 
 PAUSE = "waiting for its next attempt"
 """What a job waits for after a setback, whatever else it would wait for."""
-
-
-class State(StrEnum):
-    """Of a job. The last three are final."""
-
-    QUEUED = "queued"
-    STARTING = "starting"
-    RUNNING = "running"
-    RECOVERING = "recovering"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    @property
-    def final(self) -> bool:
-        """Whether the job is over."""
-        return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
-
-
-class Status(StrEnum):
-    """Of an attempt, as Ray Jobs tells it."""
-
-    PENDING = "PENDING"
-    RUNNING = "RUNNING"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-    STOPPED = "STOPPED"
-    UNKNOWN = "UNKNOWN"
-    """The cluster answers and knows no such attempt."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether its driver is gone."""
-        return self not in (Status.PENDING, Status.RUNNING)
 
 
 @dataclass(frozen=True)

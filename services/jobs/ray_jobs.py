@@ -10,7 +10,8 @@ from typing import Any
 import aiohttp
 
 from pipelines.errors import ServiceError
-from services.jobs.policy import Cluster, Status
+from services.jobs.policy import Cluster
+from services.jobs.states import Status
 
 SECONDS = 10.0
 """Seconds for an answer."""

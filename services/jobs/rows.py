@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.spec import WorkersSpec
 from services.jobs import policy
 from services.jobs.documents import Attempt, Event, Job, Progress
-from services.jobs.policy import State
+from services.jobs.states import State
 from services.jobs.tables import AttemptRow, EventRow, JobRow, TokenRow
 from services.tokens import Role, Token
 from services.training.placement import Placement

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -30,7 +31,6 @@ from services.jobs.documents import (
     Submission,
     TokenRequest,
 )
-from services.jobs.policy import State
 from services.jobs.rows import (
     attempt_of,
     event_of,
@@ -41,6 +41,7 @@ from services.jobs.rows import (
     token_of,
     unfinished_of,
 )
+from services.jobs.states import State
 from services.jobs.tables import AttemptRow, EventRow, JobRow, SettingRow, TokenRow
 from services.tokens import Token
 from services.training.placement import Placement
@@ -55,7 +56,9 @@ _SEEN = (
 
 _DRAINING = "draining"
 
-_FINAL = [state.value for state in State if state.final]
+# Lists of what is looked for, not of what is left out: an index finds these.
+_UNFINISHED = [state.value for state in State if not state.final]
+_ON_THE_CLUSTER = [state for state in _UNFINISHED if state != State.QUEUED]
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,9 @@ class Store:
         self._now = now
         self._engine = open_database(url)
         self._writing = self._engine.execution_options(writes=True)
+        # Writers of SQLite that find another at work sleep and try again, up to 0.1 s each time: a lock wakes them.
+        self._turn = threading.Lock() if self._engine.dialect.name == "sqlite" else nullcontext()
+        self._tokens = _KnownTokens()
 
     def close(self) -> None:
         """Close all connections."""
@@ -95,7 +101,7 @@ class Store:
 
     @contextmanager
     def _write(self) -> Iterator[Session]:
-        with Session(self._writing, expire_on_commit=False) as session, session.begin():
+        with self._turn, Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield session
 
     # Jobs
@@ -160,7 +166,7 @@ class Store:
 
     def _require_room(self, session: Session, owner: Token) -> None:
         unfinished = session.scalar(
-            select(sa.func.count()).where(JobRow.owner == owner.name, JobRow.state.not_in(_FINAL))
+            select(sa.func.count()).where(JobRow.owner == owner.name, JobRow.state.in_(_UNFINISHED))
         )
         if (unfinished or 0) >= owner.max_jobs:
             raise BusyError(
@@ -279,14 +285,14 @@ class Store:
             queue: so many of those at most that are queued, the first ones.
         """
         jobs = select(*(getattr(JobRow, name) for name in _SEEN))
-        queued, others = JobRow.state == State.QUEUED, JobRow.state.not_in([*_FINAL, State.QUEUED.value])
+        queued, others = JobRow.state == State.QUEUED, JobRow.state.in_(_ON_THE_CLUSTER)
         with self._read() as session:
             rows = list(session.execute(jobs.where(others)))
             rows += session.execute(jobs.where(queued, JobRow.cancelled_by.is_not(None))).all()
             first = jobs.where(queued, JobRow.cancelled_by.is_(None)).order_by(JobRow.turn.desc(), JobRow.number)
             rows += session.execute(first.limit(queue)).all()
             open_attempts = session.scalars(
-                select(AttemptRow).join(JobRow).where(JobRow.state.not_in(_FINAL), AttemptRow.ended.is_(None))
+                select(AttemptRow).join(JobRow).where(JobRow.state.in_(_UNFINISHED), AttemptRow.ended.is_(None))
             )
             attempts = {attempt.job: open_attempt_of(attempt) for attempt in open_attempts}
         return [unfinished_of(row, attempts.get(row.id)) for row in rows]
@@ -376,7 +382,7 @@ class Store:
                 attempt.trains = attempt.trains or rest.get("trains") is True
                 _note(session, row, time_of(reported, self._now()), "stage", text, None)
             case {"event": "run", "run_id": str(run_id), "experiment_id": str(experiment_id)}:
-                row.run_id, row.experiment_id = run_id, experiment_id
+                row.run_id, row.experiment_id, row.untracked = run_id, experiment_id, True
             case {"event": "progress", "images": int(images), "total": int(total), "metrics": dict(metrics)}:
                 at = time_of(reported, self._now())
                 if attempt.first_at is None:
@@ -399,6 +405,8 @@ class Store:
         changed = row.state != state
         # While an attempt starts, its stages tell the story; queues have no other teller.
         told = changed or (row.reason != reason and state in (State.QUEUED, State.RECOVERING))
+        if row.run_id is not None and (changed or row.reason != reason):
+            row.untracked = True
         row.reason = reason
         if changed:
             row.state, row.since = state.value, now
@@ -408,17 +416,16 @@ class Store:
 
     def untracked(self) -> list[Untracked]:
         """Jobs whose MLflow run does not say yet where they stand."""
-        stands = JobRow.state + sa.literal(": ") + JobRow.reason
-        query = select(JobRow).where(
-            JobRow.run_id.is_not(None), sa.or_(JobRow.tracked.is_(None), JobRow.tracked != stands)
-        )
+        columns = JobRow.id, JobRow.run_id, JobRow.state, JobRow.reason
+        query = select(*columns).where(JobRow.untracked, JobRow.run_id.is_not(None)).limit(100)
         with self._read() as session:
-            return [Untracked(r.id, str(r.run_id), State(r.state), r.reason) for r in session.scalars(query.limit(100))]
+            return [Untracked(r.id, str(r.run_id), State(r.state), r.reason) for r in session.execute(query)]
 
     def tracked(self, told: Untracked) -> None:
-        """MLflow was told."""
+        """MLflow was told; of a job that has moved meanwhile it has to be told again."""
         with self._write() as session:
-            _row(session, told.job).tracked = f"{told.state.value}: {told.reason}"
+            row = _row(session, told.job)
+            row.untracked = (State(row.state), row.reason) != (told.state, told.reason)
 
     # Settings
 
@@ -475,14 +482,46 @@ class Store:
             if row is None:
                 raise JobNotFoundError(f"no token {name!r}", cure="see `monge token list`")
             row.revoked = row.revoked or self._now()
-            return token_of(row)
+            revoked = token_of(row)
+        self._tokens.forget()
+        return revoked
 
     def authenticate(self, secret: str) -> Token | None:
         """The token of a secret, None where it has none or a revoked one."""
+        digest, generation = _digest(secret), self._tokens.generation
         with self._read() as session:
-            query = select(TokenRow).where(TokenRow.digest == _digest(secret), TokenRow.revoked.is_(None))
+            query = select(TokenRow).where(TokenRow.digest == digest, TokenRow.revoked.is_(None))
             row = session.scalars(query).one_or_none()
-            return None if row is None else token_of(row)
+            token = None if row is None else token_of(row)
+        if token is not None:
+            self._tokens.remember(digest, token, generation)
+        return token
+
+    def authenticated(self, secret: str) -> Token | None:
+        """The token of a secret, from memory; None where :meth:`authenticate` has to look."""
+        return self._tokens.find(_digest(secret))
+
+
+class _KnownTokens:
+    """Tokens by the digests of their secrets: each request has one, and revoking is rare."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[str, Token] = {}
+        self._guard = threading.Lock()
+        self.generation = 0
+
+    def find(self, digest: str) -> Token | None:
+        return self._tokens.get(digest)
+
+    def remember(self, digest: str, token: Token, generation: int) -> None:
+        with self._guard:
+            if generation == self.generation:  # else it was read before another was revoked, or itself
+                self._tokens[digest] = token
+
+    def forget(self) -> None:
+        with self._guard:
+            self.generation += 1
+            self._tokens.clear()
 
 
 def _digest(text: str) -> str:

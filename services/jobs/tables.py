@@ -19,7 +19,8 @@ class JobRow(Base):
     __table_args__ = (
         UniqueConstraint("owner", "idempotency_key"),
         Index("jobs_by_state", "state", "turn"),
-        Index("jobs_by_owner", "owner"),
+        Index("jobs_by_owner", "owner", "state"),
+        Index("jobs_untracked", "untracked"),
     )
 
     number: Mapped[int] = mapped_column(primary_key=True)
@@ -50,7 +51,8 @@ class JobRow(Base):
     run_id: Mapped[str | None] = mapped_column(String(64))
     experiment_id: Mapped[str | None] = mapped_column(String(64))
     model: Mapped[str | None] = mapped_column(String(256))
-    tracked: Mapped[str | None] = mapped_column(Text)
+    # Whether MLflow has yet to be told where the job stands.
+    untracked: Mapped[bool] = mapped_column(default=False)
 
 
 class AttemptRow(Base):

@@ -18,7 +18,7 @@ from pipelines.errors import MongeError, ServiceError
 from pipelines.spec import JobSpec, load_spec
 from services.jobs.client import Jobs
 from services.jobs.follow import follow
-from services.jobs.policy import State
+from services.jobs.states import State
 from services.locks import alone
 from services.platform import local
 from services.platform.processes import wait_until

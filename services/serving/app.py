@@ -22,7 +22,9 @@ from starlette.requests import ClientDisconnect
 from pipelines.errors import BusyError, MongeError, SpecError
 from pipelines.evaluation.figures import TILE, encode_png, image_grid
 from pipelines.models.network import Generator
-from services.http import protect, status_of
+from services.error_documents import status_of
+from services.gate import Gate, RemoteTokens
+from services.http import protect
 from services.serving import documents
 from services.serving.batching import MicroBatcher
 from services.serving.bodies import parse_predict
@@ -30,7 +32,6 @@ from services.serving.documents import GenerateRequest, PathRequest
 from services.serving.metrics import Metrics
 from services.serving.models import ModelStore, ServedModel, device_of
 from services.settings import Settings
-from services.tokens import Gate, RemoteTokens
 
 SMALL_BODY = 2**16
 """Bytes up to which a body is parsed on the event loop: handing it to a thread would take longer."""

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from pipelines.errors import CorruptImageError, MongeError, ServiceError, SourceError
-from services.http import read_error
+from services.error_documents import read_error
 from services.tokens import authorization
 from services.tracking.names import split_name
 

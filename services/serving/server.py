@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import uvicorn
 
+from services.gate import tokens_for
 from services.serving.app import create_app
 from services.settings import LOOPBACK, Settings, load_settings
-from services.tokens import tokens_for
 
 
 def serve(host: str = LOOPBACK, port: int = 8000, settings: Settings | None = None) -> None:

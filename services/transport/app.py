@@ -21,8 +21,9 @@ from pipelines.errors import (
     TooLargeError,
     UnauthenticatedError,
 )
-from services.http import STATUS, protect
-from services.tokens import Gate, RemoteTokens
+from services.error_documents import STATUS
+from services.gate import Gate, RemoteTokens
+from services.http import protect
 from services.transport import wire
 from services.transport.backend import Backend
 from services.transport.limits import MIB

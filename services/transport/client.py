@@ -23,7 +23,7 @@ from pipelines.transport.planner import Share
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import SolverName
 from pipelines.transport.verify import verify
-from services.http import read_error
+from services.error_documents import read_error
 from services.tokens import authorization
 from services.transport import wire
 from services.transport.cache import sketch

@@ -12,9 +12,9 @@ import uvicorn
 
 from pipelines.errors import ServiceError
 from services.cluster import join_cluster
+from services.gate import RemoteTokens, tokens_for
 from services.http import CONNECTIONS, bound
 from services.settings import LOOPBACK, Settings, load_settings
-from services.tokens import RemoteTokens, tokens_for
 from services.transport.app import build_app
 from services.transport.backend import Backend, LocalBackend
 from services.transport.engine import Engine, cores

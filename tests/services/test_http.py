@@ -12,7 +12,8 @@ from fastapi.testclient import TestClient
 
 from pipelines import errors
 from pipelines.errors import BusyError, MongeError, NotConvergedError, ServiceError
-from services.http import STATUS, Guard, protect, read_error, status_of, write_error
+from services.error_documents import STATUS, read_error, status_of, write_error
+from services.http import Guard, protect
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, MongeError)]
 

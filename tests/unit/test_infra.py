@@ -18,7 +18,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from services import cluster
 from services.jobs.metrics import Metrics as JobMetrics
-from services.jobs.policy import State
+from services.jobs.states import State
 from services.platform.services import SERVICES, Machine, address
 from services.serving.metrics import Metrics as EndpointMetrics
 from services.settings import Settings

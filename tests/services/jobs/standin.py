@@ -17,8 +17,9 @@ from services.jobs.api import Service, build_app
 from services.jobs.attempt_logs import AttemptLogs
 from services.jobs.controller import Controller, Launch
 from services.jobs.documents import NewToken, Submission, TokenRequest
-from services.jobs.policy import Cluster, Limits, Status
+from services.jobs.policy import Cluster, Limits
 from services.jobs.ray_jobs import EngineError, RayNode, RayStatus
+from services.jobs.states import Status
 from services.jobs.store import Store, Untracked
 from services.tokens import Role
 

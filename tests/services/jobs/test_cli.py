@@ -20,7 +20,7 @@ from services import terminal
 from services.cli import app
 from services.jobs.documents import Job, Plan
 from services.jobs.paths import with_absolute_paths
-from services.jobs.policy import State
+from services.jobs.states import State
 from services.settings import Settings
 
 ROOT = Path(__file__).parents[3]

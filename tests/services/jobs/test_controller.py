@@ -7,7 +7,7 @@ import shlex
 from typing import Any
 
 from services.jobs.documents import Job
-from services.jobs.policy import State, Status
+from services.jobs.states import State, Status
 from tests.services.jobs.standin import JobService
 
 

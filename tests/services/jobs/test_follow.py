@@ -14,7 +14,7 @@ from rich.console import Console
 from pipelines.errors import TrainingError
 from services.jobs.documents import Event, Progress
 from services.jobs.follow import follow, show
-from services.jobs.policy import State
+from services.jobs.states import State
 
 
 def event(text: str, kind: str = "stage", state: State | None = None) -> Event:

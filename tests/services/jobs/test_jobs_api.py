@@ -11,9 +11,11 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 
+from services.gate import Access
 from services.jobs.controller import Seen
-from services.jobs.policy import Cluster, State
-from services.tokens import Access, Role, Token
+from services.jobs.policy import Cluster
+from services.jobs.states import State
+from services.tokens import Role, Token
 from tests.services.jobs.standin import JobService, spec_document
 
 SUBMISSION = {"spec": spec_document()}

@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pipelines.spec import WorkersSpec
 from services.jobs import policy
-from services.jobs.policy import Attempt, Cluster, EndAttempt, Job, Limits, Move, Send, Start, State, Status, Stop
+from services.jobs.policy import Attempt, Cluster, EndAttempt, Job, Limits, Move, Send, Start, Stop
+from services.jobs.states import State, Status
 from services.training.placement import Placement
 
 ITS_OWN = "loss is nan"

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from services.jobs.policy import Cluster, Status
+from services.jobs.policy import Cluster
 from services.jobs.ray_jobs import EngineError, RayJobs, RefusedError
+from services.jobs.states import Status
 
 NODES = {
     "result": True,

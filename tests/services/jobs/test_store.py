@@ -11,17 +11,22 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from pipelines.errors import ConflictError, JobNotFoundError, ServiceError
+from services.jobs.database import migrations, open_database
 from services.jobs.documents import Submission, TokenRequest
-from services.jobs.policy import State, turn
+from services.jobs.policy import Move, turn
+from services.jobs.rows import token_of
 from services.jobs.server import make_owner
+from services.jobs.states import State
 from services.jobs.store import Store
-from services.jobs.tables import Base
+from services.jobs.tables import Base, TokenRow
 from services.settings import Settings
-from services.tokens import Role
+from services.tokens import Role, Token
+from services.training.placement import Placement
 from tests.services.jobs.standin import job_spec, spec_document
 
 SUBMISSION = Submission(spec=spec_document())
@@ -77,6 +82,77 @@ def test_migrations_make_the_tables_and_keep_what_is_there(url: str) -> None:
     again.close()
     with sa.create_engine(url).connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_migrations_bring_a_filled_store_of_the_first_version_up_to_date(url: str) -> None:
+    store = Store(url)
+    token = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT))
+    job, _ = store.submit(job_spec(), SUBMISSION, token, None)
+    store.start(job.id, Placement(1, gpu=False), "it starts")
+    run = {"event": "run", "run_id": "f00d", "experiment_id": "1"}
+    store.report(job.id, 1, 10, [run])
+    (told,) = store.untracked()
+    store.tracked(told)
+    store.close()
+    engine = open_database(url)
+    with engine.begin() as connection:
+        command.downgrade(migrations(connection), "0001")
+        assert "tracked" in {column["name"] for column in sa.inspect(connection).get_columns("jobs")}
+    engine.dispose()
+    again = Store(url)
+    assert again.job(job.id).attempts == 1
+    assert [one.run_id for one in again.untracked()] == ["f00d"]
+    again.close()
+    with sa.create_engine(url).connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_mlflow_is_told_again_of_a_job_that_moved_while_it_was_told(url: str) -> None:
+    store = Store(url)
+    token = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT))
+    job, _ = store.submit(job_spec(), SUBMISSION, token, None)
+    store.start(job.id, Placement(1, gpu=False), "it starts")
+    assert store.untracked() == []  # there is no run yet
+    store.report(job.id, 1, 10, [{"event": "run", "run_id": "f00d", "experiment_id": "1"}])
+    (told,) = store.untracked()
+    store.move([Move(job.id, State.RUNNING, "it trains")])
+    store.tracked(told)
+    (later,) = store.untracked()
+    assert (later.state, later.reason) == (State.RUNNING, "it trains")
+    store.tracked(later)
+    assert store.untracked() == []
+    store.move([Move(job.id, State.RUNNING, "it trains")])
+    assert store.untracked() == []
+    store.close()
+
+
+def test_a_token_is_remembered_until_one_is_revoked(url: str) -> None:
+    store = Store(url)
+    secret = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT)).secret
+    assert store.authenticated(secret) is None
+    assert store.authenticate(secret) == store.authenticated(secret) is not None
+    assert store.authenticate("another") is store.authenticated("another") is None
+    store.revoke("ada")
+    assert store.authenticated(secret) is store.authenticate(secret) is None
+    store.close()
+
+
+def test_a_token_that_is_revoked_while_it_is_looked_up_is_not_remembered(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(url)
+    secret = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT)).secret
+
+    def read_then_revoked(row: TokenRow) -> Token:
+        token = token_of(row)
+        if row.revoked is None:
+            store.revoke("ada")
+        return token
+
+    monkeypatch.setattr("services.jobs.store.token_of", read_then_revoked)
+    store.authenticate(secret)
+    assert store.authenticated(secret) is None
+    store.close()
 
 
 def test_of_two_requests_with_one_key_at_once_one_makes_the_job(url: str) -> None:

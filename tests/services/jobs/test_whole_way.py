@@ -22,7 +22,7 @@ from moto.server import ThreadedMotoServer
 from PIL import Image, ImageDraw
 
 from services.jobs.client import Jobs
-from services.jobs.policy import State
+from services.jobs.states import State
 from services.platform.local import Platform
 from services.platform.processes import free_port, wait_until
 from services.settings import Settings

@@ -24,7 +24,7 @@ from pipelines.transport.plan import RowBlock
 from pipelines.transport.planner import Share
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import solve
-from services.http import status_of, write_error
+from services.error_documents import status_of, write_error
 from services.transport import wire
 from services.transport.app import build_app
 from services.transport.backend import LocalBackend

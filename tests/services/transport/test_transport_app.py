@@ -13,7 +13,7 @@ import pytest
 from pipelines.errors import ProblemError, RendezvousError, ServiceError, TooLargeError
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import solve
-from services.http import read_error, write_error
+from services.error_documents import read_error, write_error
 from services.transport import wire
 from services.transport.app import build_app
 from services.transport.backend import LocalBackend

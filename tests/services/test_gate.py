@@ -16,15 +16,16 @@ import uvicorn
 
 from pipelines.errors import BusyError, ServiceError, UnauthenticatedError
 from pipelines.transport.solve import solve
-from services import tokens as tokens_module
-from services.http import write_error
+from services import gate as gate_module
+from services.error_documents import write_error
+from services.gate import CACHED, FRESH, KEPT, PAUSE, RemoteTokens, tokens_for
 from services.jobs.api import build_app as build_jobs_app
 from services.jobs.store import Store
 from services.serving import server as endpoint_server
 from services.serving.app import create_app
 from services.serving.client import EndpointClient
 from services.settings import Settings
-from services.tokens import CACHED, FRESH, KEPT, PAUSE, RemoteTokens, Role, tokens_for
+from services.tokens import Role
 from services.transport import server as transport_server
 from services.transport.app import build_app
 from services.transport.backend import LocalBackend
@@ -210,7 +211,7 @@ def test_a_busy_job_service_is_passed_on_for_unknown_tokens() -> None:
 
 def test_so_many_tokens_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CACHED == 1024
-    monkeypatch.setattr(tokens_module, "CACHED", 2)
+    monkeypatch.setattr(gate_module, "CACHED", 2)
 
     async def main() -> None:
         judge = Judge("a", "b", "c")
