@@ -36,6 +36,10 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         # Seconds between Ray Train's looks at the workers. It takes one report of theirs at each: at its default of 2 s
         # a job of 40 checkpoints ends more than a minute after its training.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+        # Seconds after SIGTERM until a driver is killed: its workers save a checkpoint first.
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        # A process for each job, 1.5 s of a processor: the workers themselves look whether their node leaves.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         # On a cluster that scales up, machines have to boot before workers start.
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     }

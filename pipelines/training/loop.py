@@ -20,6 +20,7 @@ from pipelines.spec import JobSpec
 from pipelines.training.meters import Meters
 from pipelines.training.optimizer import learning_rate
 from pipelines.training.state import TrainState
+from pipelines.training.stopping import Stopping
 
 
 @runtime_checkable
@@ -47,6 +48,7 @@ def train(
     evaluate: Callable[[nn.Module], Evaluation],
     listener: Listener,
     device: torch.device,
+    asked_to_stop: Callable[[], bool] | None = None,
 ) -> None:
     """Train until ``spec.train.images`` images were seen; resumes where ``state`` stands.
 
@@ -58,11 +60,14 @@ def train(
         evaluate: judges the network that will be served; called on every rank.
         listener: hears of curves, evaluations and checkpoints.
         device: where the networks are.
+        asked_to_stop: whether this rank was asked to stop before that. All ranks then stop after the same step, with a
+            checkpoint.
 
     Raises:
         DivergedError: a loss or a weight is no longer finite; on every rank.
     """
     meters = Meters(device)
+    stopping = None if asked_to_stop is None else Stopping(asked_to_stop)
     layout = torch.channels_last if spec.train.channels_last else torch.contiguous_format
     for batch in batches:
         if state.images >= spec.train.images:
@@ -86,7 +91,8 @@ def train(
 
         finished = state.images >= spec.train.images
         evaluates = finished or _crossed(before, state.images, spec.train.evaluate_every)
-        saves = finished or _crossed(before, state.images, spec.train.checkpoint_every)
+        stops = stopping is not None and stopping.after(state.step)
+        saves = finished or stops or _crossed(before, state.images, spec.train.checkpoint_every)
         if finished or _crossed(before, state.images, spec.train.log_every):
             listener.metrics(meters.point(), state.images)
         if evaluates or saves:
@@ -98,6 +104,8 @@ def train(
             listener.evaluation(evaluation, state.images)
         if saves:
             listener.checkpoint(state)
+        if stops:
+            break
 
 
 def _move(spec: JobSpec, phase: Phase, step: Step, state: TrainState, meters: Meters) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -55,6 +56,7 @@ def run(
     listener: Listener,
     device: torch.device,
     reference: FeatureExtractor | None = None,
+    asked_to_stop: Callable[[], bool] | None = None,
 ) -> None:
     """Train until ``spec.train.images`` images were seen, with evaluations; every rank calls it.
 
@@ -66,6 +68,7 @@ def run(
         listener: receives curves, evaluations and checkpoints.
         device: where the networks are.
         reference: whose features judge a generator.
+        asked_to_stop: as :func:`pipelines.training.loop.train` takes it.
 
     Raises:
         MongeError: on every rank the same, whichever rank it happened to; see :func:`pipelines.distributed.agree`.
@@ -76,4 +79,4 @@ def run(
         Loader(data.train, spec.train.batch, spec.seed, rank(), world_size(), start_step=state.step) as batches,
         agree("training"),
     ):
-        train(spec, objective, state, batches, evaluate, listener, device)
+        train(spec, objective, state, batches, evaluate, listener, device, asked_to_stop)

@@ -95,7 +95,9 @@ class Launch:
         """The command line of an attempt."""
         environment = [] if self.home is None else ["env", f"MONGE_HOME={self.home}"]
         driver = ["-m", "services.jobs.driver", "--job", job, "--attempt", str(attempt), "--spec", spec]
-        return shlex.join([*environment, self.python, *driver])
+        # In place of the shell: Ray waits for the driver's end, and a shell that ends before it leaves an orphan, whose
+        # end no one may notice.
+        return "exec " + shlex.join([*environment, self.python, *driver])
 
 
 class Controller:

@@ -23,6 +23,9 @@ from services.settings import Settings, load_settings
 from services.training.placement import placement_of
 from services.training.progress import report_done, report_error, report_stage
 
+LAST_STEP = 45.0
+"""Seconds that workers have for a step and a checkpoint once the job was told to stop."""
+
 
 def run_job(job: str, spec: JobSpec, settings: Settings) -> dict[str, Any]:
     """Run a job from its images to its registered model, on the cluster that this process belongs to.
@@ -38,7 +41,8 @@ def run_job(job: str, spec: JobSpec, settings: Settings) -> dict[str, Any]:
     Raises:
         MongeError: the job failed; its MLflow run is then FAILED, and KILLED where this process was told to stop.
     """
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGALRM, _leave)
     uri = settings.address("mlflow_uri")
     try:
         return _run(job, spec, settings)
@@ -56,6 +60,7 @@ def _run(job: str, spec: JobSpec, settings: Settings) -> dict[str, Any]:
     importing.start()
     report_stage("joining the cluster")
     join_cluster(settings)
+    signal.signal(signal.SIGTERM, _stop)  # Ray has set another
     import ray
 
     # Before the data is read: that may take an hour.
@@ -66,6 +71,11 @@ def _run(job: str, spec: JobSpec, settings: Settings) -> dict[str, Any]:
     from services.training.trainer import fit
 
     outcome = fit(job, spec, data, settings)
+    if (images := outcome.get("stopped")) is not None:
+        report_stage(f"stopped at image {images:,}, with a checkpoint")
+        if _stopped.is_set():
+            raise SystemExit(128 + signal.SIGTERM)
+        raise ServiceError("a node of the job's workers is to be taken away")
     report_done(outcome["model"])
     return outcome
 
@@ -100,8 +110,30 @@ def _close(uri: str, job: str, spec: JobSpec, status: str) -> None:
             mark_killed(uri, run_id)
 
 
+_stopped = threading.Event()
+"""Set once this process was told to stop."""
+
+
 def _stop(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)
+    if _stopped.is_set():
+        _leave(signum, frame)
+    _stopped.set()
+    # Not here: the signal may have come in the midst of one of Ray's calls.
+    threading.Thread(target=_stop_workers, daemon=True).start()
+
+
+def _stop_workers() -> None:
+    """Let workers that train save a checkpoint; what else goes on is ended at once."""
+    seconds = 0.0
+    with contextlib.suppress(Exception):  # there is no cluster, or not yet
+        from services.training.stopping import ask_to_stop
+
+        seconds = LAST_STEP if ask_to_stop() else 0.0
+    signal.setitimer(signal.ITIMER_REAL, seconds or 1e-3)
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _shard_progress(done: int, total: int) -> None:

@@ -8,9 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import ray.train
@@ -40,8 +39,10 @@ from services.settings import Settings
 from services.storage.datasets import open_data
 from services.tracking.registry import register
 from services.tracking.run import Run
+from services.training.config import WorkerConfig, staging_folder
 from services.training.progress import report_progress, report_run, report_stage
 from services.training.references import reference_of
+from services.training.stopping import StopRequest
 from services.transport.client import RayPlanner
 
 FINAL = (
@@ -59,64 +60,17 @@ EXAMPLES = 2
 """Images in the input example of a registered classifier."""
 
 
-@dataclass(frozen=True)
-class WorkerConfig:
-    """What the driver of a job, or of a sweep, tells its workers.
-
-    Attributes:
-        job: id of the job, or of the trial.
-        spec: the resolved spec, as JSON holds it.
-        data: folder of the sharded data set, or its address in S3.
-        settings: of the driver, for a process elsewhere.
-        mlflow_uri: where rank 0 logs.
-        models: folder of downloaded models.
-    """
-
-    job: str
-    spec: dict[str, Any]
-    data: str
-    settings: dict[str, Any]
-    mlflow_uri: str
-    models: str
-
-    @classmethod
-    def of(cls, job: str, spec: JobSpec, data: str, settings: Settings, **more: Any) -> Self:
-        """The configuration by a driver's settings; ``more`` are fields of a subclass."""
-        return cls(
-            job=job,
-            spec=spec.model_dump(mode="json"),
-            data=data,
-            settings=settings.for_workers(),
-            mlflow_uri=settings.address("mlflow_uri"),
-            models=str(models_folder(settings)),
-            **more,
-        )
-
-    def carried(self) -> dict[str, Any]:
-        """As Ray carries it."""
-        return asdict(self)
-
-
-def models_folder(settings: Settings) -> Path:
-    """Where downloaded models lie."""
-    return (settings.home / "models").absolute()
-
-
-def staging_folder(settings: Settings, job: str) -> Path:
-    """Where checkpoints of a job lie until Ray Train has taken them."""
-    return (settings.home / "jobs" / ".staging" / job).absolute()
-
-
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Train on this worker until the job is done; Ray Train calls it on every rank.
+    """Train on this worker until the job is done; every rank calls it.
 
     Args:
         config: the fields of a :class:`WorkerConfig`.
 
     Returns:
-        ``{"model": …}`` of the registered model, None where the job registers none; or ``{"error", "cure"}`` for what
-        no restart would mend. All other errors are raised, and Ray Train restarts the workers from the latest
-        checkpoint. Either way every rank ends with the same error: see :func:`pipelines.distributed.agree`.
+        ``{"model": …}`` of the registered model, None where the job registers none; ``{"stopped": images}`` where the
+        run was asked to stop before its end; or ``{"error", "cure"}`` for what no restart would mend. All other errors
+        are raised, and Ray Train restarts the workers from the latest checkpoint. Either way every rank ends with the
+        same error: see :func:`pipelines.distributed.agree`.
     """
     worker = WorkerConfig(**config)
     configure_process()
@@ -143,7 +97,12 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings) -> dict[str,
             f"{device}" + (f", from image {state.images:,}" if state.images else ""),
             trains=True,
         )
-    run(spec, data, objective, state, planner, listener, device, reference)
+    with StopRequest(first=tracker is not None) as request:
+        run(spec, data, objective, state, planner, listener, device, reference, asked_to_stop=lambda: request.asked)
+    if state.images < spec.train.images:
+        if tracker:
+            tracker.run.close("KILLED")
+        return {"stopped": state.images}
     with agree("registering the model"):
         if tracker is None:
             return {}

@@ -22,8 +22,8 @@ from services.cluster import join_cluster
 from services.settings import Settings
 from services.sharding.dataset import dataset_address, shard_dataset
 from services.tracking.run import Run, find_run, mark_killed
+from services.training.config import models_folder
 from services.training.references import pinned
-from services.training.worker import models_folder
 from services.tuning.grid import Grid
 from services.tuning.summary import Outcome
 from services.tuning.trial import TrialConfig, run_trial

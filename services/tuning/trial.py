@@ -16,8 +16,9 @@ from pipelines.training.run import run, start
 from pipelines.training.state import TrainState
 from services.settings import Settings
 from services.tracking.run import Run
+from services.training.config import WorkerConfig
 from services.training.references import reference_of
-from services.training.worker import WorkerConfig, configure_process, open_for, planner_of
+from services.training.worker import configure_process, open_for, planner_of
 from services.tuning.summary import Curve
 
 REPORT_EVERY = 1.0

@@ -32,6 +32,7 @@ from pipelines.objectives.phase import Loss, Phase, Step
 from pipelines.spec import JobSpec
 from pipelines.training.meters import Meters
 from pipelines.training.state import TrainState
+from pipelines.training.stopping import Stopping
 from pipelines.transport.planner import LocalPlanner, Share
 
 SECONDS = 240
@@ -218,7 +219,13 @@ def collectives() -> dict[str, Any]:
     if rank == 1:
         somewhere.grad = torch.ones(2, 3)
     distributed.sum_gradients([everywhere, frozen, somewhere, nowhere])
+    # Rank 1 is asked to stop at step 7, the others never.
+    now, asked = 0.0, []
+    stopping = Stopping(lambda: bool(asked.append(now)) or (rank == 1 and now >= 7), clock=lambda: now)
+    while not stopping.after(int(now)):
+        now += 1
     return {
+        "stopped": (now, len(asked)),
         "gathered": distributed.gather_rows(rows).clone(),
         "gathered numbers": distributed.gather_rows(numbers),
         "gathered images": distributed.gather_rows(torch.full((1, 1, 2, 2), rank, dtype=torch.uint8)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import ot
 import torch
 
 from pipelines.transport.cost import pairwise_cost
@@ -34,6 +33,8 @@ def solve(x: np.ndarray, y: np.ndarray, *, a: np.ndarray | None = None, b: np.nd
         ProblemError: as of :meth:`TransportProblem.between`.
         NotConvergedError: no stationary plan within the steps allowed.
     """
+    import ot  # it imports scikit-learn: half a second that most processes need not spend
+
     started = time.perf_counter()
     sides = [TransportProblem.between(side, side, a=w, b=w) for side, w in ((x, a), (y, b))]
     distances = [

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ot
 
 from pipelines.errors import ProblemError
 from pipelines.transport import rounding
@@ -164,6 +163,8 @@ def _finite(least: np.ndarray) -> np.ndarray:
 
 
 def _simplex(a: np.ndarray, b: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    import ot  # it imports scikit-learn: half a second that most processes need not spend
+
     with warnings.catch_warnings():
         # Its warnings are about convergence, which the certificate decides.
         warnings.simplefilter("ignore")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import ot
 import torch
 
 from pipelines.errors import ProblemError
@@ -60,6 +59,8 @@ def sorted_plan(
         a: weights of x, (n,) summing to 1; uniform by default.
         b: weights of y, (m,).
     """
+    import ot  # it imports scikit-learn: half a second that most processes need not spend
+
     left, right = np.argsort(x, kind="stable"), np.argsort(y, kind="stable")
     a = np.full(len(x), 1 / len(x)) if a is None else a
     b = np.full(len(y), 1 / len(y)) if b is None else b

@@ -22,6 +22,7 @@ from moto.server import ThreadedMotoServer
 from PIL import Image, ImageDraw
 
 from services.jobs.client import Jobs
+from services.jobs.policy import DRAINING
 from services.jobs.states import State
 from services.platform.local import Platform
 from services.platform.processes import free_port, wait_until
@@ -204,9 +205,20 @@ def test_an_adversary_s_generator_is_judged_by_a_registered_classifier(monge: Mo
     assert "no model 'nobody' is registered" in output
 
 
-def test_a_cancelled_job_is_stopped_and_marked(monge: Monge, home: Path, shapes: Path) -> None:
-    job = _submitted(monge(*_spec("endless", shapes, 10**9)))
-    assert wait_until(lambda: "[train]" in monge("logs", job), timeout=180, interval=2)
+def test_a_drained_job_goes_on_where_it_stopped_and_a_cancelled_one_is_marked(
+    monge: Monge, home: Path, shapes: Path
+) -> None:
+    job = _submitted(monge(*_spec("endless", shapes, 10**9, "workers.count=2", "train.checkpoint_every=1000000000")))
+    with Jobs(Settings(home=home)) as jobs:
+        assert wait_until(lambda: jobs.get(job).progress is not None, timeout=180)
+        monge("drain")
+        assert wait_until(lambda: jobs.get(job).reason.endswith(DRAINING), timeout=60)
+        assert wait_until(lambda: not _workers(home), timeout=30)
+        monge("drain", "--end")
+        assert wait_until(lambda: jobs.get(job).state is State.RUNNING, timeout=180)
+    log = monge("logs", job)
+    (images,) = re.findall(r"stopped at image ([\d,]+), with a checkpoint", log)
+    assert f"from image {images}" in log.partition("stopped at image")[2]
 
     assert f"{job} is cancelled: cancelled by owner" in monge("cancel", job)
 

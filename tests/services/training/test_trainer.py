@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import ray
+from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 from runs import job
 
 from pipelines.errors import RankError, ServiceError, TrainingError
 from services.settings import Settings
 from services.training import trainer
-from services.training.worker import staging_folder
+from services.training.config import staging_folder
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
                 return SimpleNamespace(return_value=outcome)
 
         settings = Settings(home=tmp_path, mlflow_uri="http://127.0.0.1:9", rank_deadline=12.5)
-        monkeypatch.setattr(trainer, "TorchTrainer", Trainer)
+        monkeypatch.setattr(trainer, "_Trainer", Trainer)
         monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
         spec = job("lenet")
         spec = spec.model_copy(update={"workers": spec.workers.model_copy(update={"count": 2})})
@@ -66,6 +67,14 @@ def test_workers_take_what_there_is(
     assert (made["run_config"].name, made["run_config"].storage_path) == ("job-1", str(tmp_path / "jobs"))
     assert made["run_config"].failure_config.max_failures == job("lenet").workers.max_failures
     assert made["train_loop_config"]["job"] == "job-1"
+
+
+def test_callbacks_that_start_a_process_for_nothing_are_left_out() -> None:
+    ours, all_of_them = (
+        {type(one).__name__ for one in kind(print)._create_default_callbacks()}
+        for kind in (trainer._Trainer, TorchTrainer)
+    )
+    assert all_of_them - ours == trainer.UNNEEDED
 
 
 def test_an_error_that_workers_return_ends_the_job(fitted: Any) -> None:

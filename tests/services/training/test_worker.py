@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import ray.train
@@ -17,7 +17,8 @@ from pipelines.evaluation.result import Evaluation
 from pipelines.models.bundle import Bundle
 from services.settings import Settings
 from services.training import worker
-from services.training.worker import WorkerConfig, train_worker
+from services.training.config import WorkerConfig
+from services.training.worker import train_worker
 
 
 @pytest.mark.parametrize("shard_cache", [None, Path("local")])
@@ -48,6 +49,21 @@ class Followed:
     reports: list[tuple[dict[str, Any], str, bool]] = field(default_factory=list)
     registered: list[int] = field(default_factory=list)
     status: list[str] = field(default_factory=list)
+    stops: bool = False
+    """Whether the run is asked to stop."""
+    listens: bool = False
+
+    def __enter__(self) -> Self:
+        self.listens = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.listens = False
+
+    @property
+    def asked(self) -> bool:
+        assert self.listens
+        return self.stops
 
     def metrics(self, values: dict[str, float], images: int) -> None:
         self.points.append((images, values))
@@ -75,6 +91,7 @@ def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Followed:
     found = Followed(tmp_path / "kept")
     monkeypatch.setattr(worker.Run, "open", lambda *_: found)
     monkeypatch.setattr(worker, "register", found.register)
+    monkeypatch.setattr(worker, "StopRequest", lambda first: found)
     monkeypatch.setattr(worker, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(worker, "configure_process", lambda: None)
     monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
@@ -91,6 +108,15 @@ def config_of(tmp_path: Path, data: ShardedDataset, **train: Any) -> dict[str, A
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
     return stripes(tmp_path_factory.mktemp("stripes"), side=16)
+
+
+def test_a_worker_that_is_asked_to_stop_registers_nothing(
+    tmp_path: Path, data: ShardedDataset, followed: Followed
+) -> None:
+    followed.stops = True
+    assert train_worker(config_of(tmp_path, data)) == {"stopped": 16}
+    assert [name for _, name, _ in followed.reports] == ["images-000000000016"]
+    assert (followed.status, followed.registered, followed.listens) == (["KILLED"], [], False)
 
 
 def test_a_worker_trains_tells_keeps_and_registers(tmp_path: Path, data: ShardedDataset, followed: Followed) -> None:
