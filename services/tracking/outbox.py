@@ -45,7 +45,7 @@ class Outbox(Generic[Item]):
         self._interval, self._capacity, self._batch = interval, capacity, batch
         self._items: deque[Item] = deque()
         self._changed = threading.Condition()
-        self._in_flight = False
+        self._sending: list[Item] = []
         self._hurry = False
         self._closing = False
         self._refused = False
@@ -71,13 +71,13 @@ class Outbox(Generic[Item]):
         """
         deadline = time.monotonic() + timeout
         with self._changed:
-            while self._items or self._in_flight:
+            while self._items or self._sending:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return self._failure or TimeoutError(f"still sending after {timeout:g} s")
                 self._hurry = True
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: not self._items and not self._in_flight, min(left, 0.5))
+                self._changed.wait_for(lambda: not self._items and not self._sending, min(left, 0.5))
             return None
 
     def close(self, timeout: float) -> BaseException | None:
@@ -89,9 +89,14 @@ class Outbox(Generic[Item]):
         self._thread.join(timeout=5)
         return failure
 
+    def waiting(self) -> list[Item]:
+        """Items not yet sent, in order; the first ones may be on their way."""
+        with self._changed:
+            return [*self._sending, *self._items]
+
     def __len__(self) -> int:
         """Items not yet sent."""
-        return len(self._items) + self._in_flight
+        return len(self._items) + len(self._sending)
 
     def _run(self) -> None:
         wait = self._interval
@@ -115,14 +120,14 @@ class Outbox(Generic[Item]):
                 if not due:
                     self._recovered()
                     return True
-                self._in_flight = True
+                self._sending = due
             failure = None
             try:
                 self._send(due)
             except Exception as error:  # whatever it is, training goes on
                 failure = error
             with self._changed:
-                self._in_flight = False
+                self._sending = []
                 if failure is not None and self._is_passing(failure):
                     # Back to the front, as many as the newest left room for.
                     room = max(0, self._capacity - len(self._items))

@@ -14,7 +14,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +25,7 @@ from pipelines.errors import ServiceError
 from pipelines.evaluation.result import Evaluation
 from pipelines.spec import JobSpec
 from services.tracking.connection import brief, connect, is_passing, metric_name, reaching
+from services.tracking.entries import Entry, File, Picture, Point, Tag
 from services.tracking.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -45,35 +46,35 @@ _SYSTEM_METRICS_EVERY = 10.0
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Point:
-    name: str
-    value: float
-    images: int
-    milliseconds: int
+@dataclass
+class _Delivered:
+    """What earlier starts of a job have logged already: a step that is made again is not logged again.
 
+    Attributes:
+        images: of the last point of each curve.
+        pictures: name and images of each.
+    """
 
-@dataclass(frozen=True, eq=False)
-class _Picture:
-    name: str
-    pixels: np.ndarray
-    images: int
-    milliseconds: int
+    images: dict[str, int] = field(default_factory=dict)
+    pictures: set[tuple[str, int]] = field(default_factory=set)
 
+    @classmethod
+    def of(cls, client: MlflowClient, run_id: str) -> _Delivered:
+        found = cls()
+        for name in client.get_run(run_id).data.metrics:
+            found.images[name] = max(point.step for point in client.get_metric_history(run_id, name))
+        for artifact in client.list_artifacts(run_id, "images"):
+            if named := re.fullmatch(r"images/(.+)\+step\+(\d+)\+timestamp\+.*\.png", artifact.path):
+                found.pictures.add((named[1].replace("~", "/"), int(named[2])))
+        return found
 
-@dataclass(frozen=True, eq=False)
-class _File:
-    path: str
-    content: bytes
-
-
-@dataclass(frozen=True)
-class _Tag:
-    name: str
-    value: str
-
-
-_Entry = _Point | _Picture | _File | _Tag
+    def has(self, entry: Entry) -> bool:
+        match entry:
+            case Point(name, _, images, _):
+                return images <= self.images.get(name, -1)
+            case Picture(name, _, images, _):
+                return (name, images) in self.pictures
+        return False
 
 
 class Run:
@@ -85,16 +86,19 @@ class Run:
         experiment_id: MLflow's id of the experiment that it belongs to.
     """
 
-    def __init__(self, client: MlflowClient, uri: str, run_id: str, experiment_id: str) -> None:
+    def __init__(
+        self, client: MlflowClient, uri: str, run_id: str, experiment_id: str, delivered: _Delivered | None = None
+    ) -> None:
         self.uri, self.run_id, self.experiment_id = uri, run_id, experiment_id
         self._client = client
+        self._delivered = delivered or _Delivered()
         self._images = 0
         self._not_finite: set[str] = set()
         self._closed = False
         self._monitor = _system_monitor(uri, run_id)
         self._next_sample = time.monotonic() + _SYSTEM_METRICS_EVERY
-        self._outbox: Outbox[_Entry] = Outbox(
-            self._send, is_passing, joins=lambda entry: isinstance(entry, _Point), tick=self._sample_system
+        self._outbox: Outbox[Entry] = Outbox(
+            self._send, is_passing, joins=lambda entry: isinstance(entry, Point), tick=self._sample_system
         )
 
     @classmethod
@@ -109,7 +113,8 @@ class Run:
     ) -> Run:
         """Create the run of a job, or open it again after a restart; its status becomes RUNNING.
 
-        A job has one run: without ``run_id`` the run that carries the job's id is looked for before one is made.
+        A job has one run: without ``run_id`` the run that carries the job's id is looked for before one is made. Points
+        and pictures that an earlier start has logged are not logged again.
 
         Args:
             uri: tracking server (``http://…``) or store (``sqlite:///…``).
@@ -124,7 +129,7 @@ class Run:
         """
         client = connect(uri)
         with reaching(uri, f"open the run of job {job!r}"):
-            experiment = _experiment(client)
+            experiment, delivered = _experiment(client), None
             run_id = run_id or _find(client, experiment, job)
             if run_id is None:
                 run_id = _create(client, experiment, job, spec, parent, name)
@@ -136,7 +141,8 @@ class Run:
                         cure="submit a changed spec as a new job",
                     )
                 client.update_run(run_id, status="RUNNING")
-        return cls(client, uri, run_id, experiment)
+                delivered = _Delivered.of(client, run_id)
+        return cls(client, uri, run_id, experiment, delivered)
 
     def metrics(self, values: Mapping[str, float], images: int) -> None:
         """Log one point of each named curve; returns at once.
@@ -153,11 +159,11 @@ class Run:
         for name, number in values.items():
             name, value = metric_name(name), float(number)
             if math.isfinite(value):
-                self._outbox.put(_Point(name, value, images, now))
+                self._put(Point(name, value, images, now))
             elif name not in self._not_finite:
                 self._not_finite.add(name)
                 log.warning("metric %s is %s at %d images", name, value, images)
-                self._outbox.put(_Tag(f"not_finite.{name}", f"{value} at {images} images"))
+                self._outbox.put(Tag(f"not_finite.{name}", f"{value} at {images} images"))
 
     def image(self, name: str, png: np.ndarray, images: int) -> None:
         """Log a picture, one of a series over the run; the UI shows the series with a slider over steps.
@@ -172,7 +178,7 @@ class Run:
         """
         if png.dtype != np.uint8 or not (png.ndim == 2 or (png.ndim == 3 and png.shape[2] in (1, 3, 4))):
             raise ValueError(f"a picture is (h, w) or (h, w, 3) uint8, received {png.shape} {png.dtype}")
-        self._outbox.put(_Picture(re.sub(r"[^a-zA-Z0-9_\-./ ]", "_", name), png.copy(), images, _now()))
+        self._put(Picture(re.sub(r"[^a-zA-Z0-9_\-./ ]", "_", name), png.copy(), images, _now()))
 
     def pictures(self, evaluation: Evaluation, images: int) -> None:
         """Log the pictures and tags of an evaluation; its metrics are points of curves like others."""
@@ -188,11 +194,24 @@ class Run:
             OSError: the file cannot be read.
         """
         path = Path(path)
-        self._outbox.put(_File(f"figures/{re.sub(r'[^a-zA-Z0-9_.-]', '_', name)}{path.suffix}", path.read_bytes()))
+        self._outbox.put(File(f"figures/{re.sub(r'[^a-zA-Z0-9_.-]', '_', name)}{path.suffix}", path.read_bytes()))
 
     def tag(self, name: str, value: str) -> None:
         """Set a tag of the run."""
-        self._outbox.put(_Tag(name, value))
+        self._outbox.put(Tag(name, value))
+
+    def _put(self, entry: Entry) -> None:
+        if not self._delivered.has(entry):
+            self._outbox.put(entry)
+
+    def unsent(self) -> list[Entry]:
+        """What MLflow has not taken yet; a checkpoint keeps it, for :meth:`send_again` after a restart."""
+        return self._outbox.waiting()
+
+    def send_again(self, entries: Sequence[Entry]) -> None:
+        """Send what an earlier start of the job logged and had not sent; what has arrived since then is left out."""
+        for entry in entries:
+            self._put(entry)
 
     def flush(self, timeout: float = 30.0) -> None:
         """Wait until all that was logged so far is stored.
@@ -203,7 +222,7 @@ class Run:
         self._report(self._outbox.flush(timeout))
 
     def close(self, status: Status = "FINISHED", timeout: float = 30.0) -> None:
-        """Send the rest and set the final status. A second call does nothing.
+        """Send the rest and set the final status. Once that has succeeded, a further call does nothing.
 
         Args:
             status: how the job ended.
@@ -214,13 +233,13 @@ class Run:
         """
         if self._closed:
             return
-        self._closed = True
         failure = self._outbox.close(timeout)
         if self._outbox.dropped:
             log.warning("tracking lost %d entries of run %s", self._outbox.dropped, self.run_id)
         self._report(failure)
         with reaching(self.uri, f"close run {self.run_id} as {status}"):
             self._client.set_terminated(self.run_id, status)
+        self._closed = True
 
     def _report(self, failure: BaseException | None) -> None:
         if failure is not None:
@@ -230,22 +249,22 @@ class Run:
                 cure="see that the MLflow server runs (`monge status`)",
             ) from failure
 
-    def _send(self, entries: list[_Entry]) -> None:
+    def _send(self, entries: list[Entry]) -> None:
         from mlflow.entities import Metric
 
-        points = [e for e in entries if isinstance(e, _Point)]
+        points = [e for e in entries if isinstance(e, Point)]
         if points:
             # The stores ignore a point that they already have, so a batch may be sent twice.
             self._client.log_batch(self.run_id, [Metric(p.name, p.value, p.milliseconds, p.images) for p in points])
         for entry in entries:
             match entry:
-                case _Picture(name, pixels, images, milliseconds):
+                case Picture(name, pixels, images, milliseconds):
                     self._client.log_image(
                         self.run_id, pixels, key=name, step=images, timestamp=milliseconds, synchronous=True
                     )
-                case _File(path, content):
+                case File(path, content):
                     self._client.log_stream(self.run_id, io.BytesIO(content), path)
-                case _Tag(name, value):
+                case Tag(name, value):
                     self._client.set_tag(self.run_id, name, value)
 
     def _sample_system(self) -> None:

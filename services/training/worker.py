@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray.train
@@ -24,6 +25,7 @@ from pipelines.errors import (
     DivergedError,
     NotConvergedError,
     ProblemError,
+    ServiceError,
     ShardError,
     SpecError,
     TooLargeError,
@@ -37,6 +39,8 @@ from pipelines.training.state import TrainState
 from pipelines.transport.planner import LocalPlanner, Planner
 from services.settings import Settings
 from services.storage.datasets import open_data
+from services.tracking.connection import is_passing
+from services.tracking.entries import Entry, read_entries, write_entries
 from services.tracking.registry import register
 from services.tracking.run import Run
 from services.training.config import WorkerConfig, staging_folder
@@ -44,6 +48,8 @@ from services.training.progress import report_progress, report_run, report_stage
 from services.training.references import reference_of
 from services.training.stopping import StopRequest
 from services.transport.client import RayPlanner
+
+Result = TypeVar("Result")
 
 FINAL = (
     SpecError,
@@ -55,6 +61,9 @@ FINAL = (
     NotConvergedError,
 )
 """What would happen again: steps are pure functions of the seed."""
+
+ARRIVAL, PAUSE = 30.0, 10.0
+"""Seconds that MLflow has for what is left at the end of a run, and seconds until it is tried again."""
 
 EXAMPLES = 2
 """Images in the input example of a registered classifier."""
@@ -86,9 +95,12 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings) -> dict[str,
     tracker = _Tracker(worker, spec) if rank() == 0 else None
     with agree("opening the data"):
         data = open_for(spec, worker.data, settings)
+    unsent: list[Entry] = []
     with agree("building the networks"), _checkpoint() as checkpoint:
         planner = planner_of(worker.job, spec, settings.plan_deadline)
         objective, state = start(spec, data, planner, device, checkpoint)
+        if tracker and checkpoint:
+            unsent = read_entries(checkpoint)
         reference = reference_of(spec, worker.mlflow_uri, worker.models, device)
     listener = _Listener(spec, tracker, staging_folder(settings, worker.job))
     if tracker:
@@ -97,18 +109,16 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings) -> dict[str,
             f"{device}" + (f", from image {state.images:,}" if state.images else ""),
             trains=True,
         )
+        tracker.run.send_again(unsent)
     with StopRequest(first=tracker is not None) as request:
         run(spec, data, objective, state, planner, listener, device, reference, asked_to_stop=lambda: request.asked)
     if state.images < spec.train.images:
         if tracker:
-            tracker.run.close("KILLED")
+            tracker.stop()
         return {"stopped": state.images}
-    with agree("registering the model"):
-        if tracker is None:
-            return {}
-        model = tracker.register(state, data) if spec.registers else None
-        tracker.run.close("FINISHED")
-    return {"model": model, "metrics": listener.latest}
+    if tracker is None:
+        return {}
+    return {"model": tracker.finish(state, data), "metrics": listener.latest}
 
 
 @contextmanager
@@ -185,7 +195,29 @@ class _Tracker:
     def say(self, text: str, *, trains: bool = False) -> None:
         report_stage(text, trains=trains)
 
-    def register(self, state: TrainState, data: ShardedDataset) -> str:
+    def finish(self, state: TrainState, data: ShardedDataset) -> str | None:
+        """Send the rest, register the model and close the run, as soon as MLflow takes them."""
+        self._until_taken(lambda: self.run.flush(ARRIVAL))
+        model = self._until_taken(lambda: self._register(state, data)) if self._spec.registers else None
+        self._until_taken(lambda: self.run.close("FINISHED"))
+        return model
+
+    def stop(self) -> None:
+        """Close the run of a job that goes on later; its checkpoint has what MLflow does not take now."""
+        with suppress(ServiceError):
+            self.run.close("KILLED", timeout=PAUSE)
+
+    def _until_taken(self, call: Callable[[], Result]) -> Result:
+        while True:
+            try:
+                return call()
+            except ServiceError as error:
+                if error.__cause__ is None or not is_passing(error.__cause__):
+                    raise
+                self.say(f"the training is over; waiting for MLflow: {error.args[0]}")
+                time.sleep(PAUSE)
+
+    def _register(self, state: TrainState, data: ShardedDataset) -> str:
         """Register the judged network; returns the model's name and version."""
         target = self._spec.registered
         self.say(f"registering {target.name}@{target.alias}")
@@ -229,6 +261,7 @@ class _Listener:
             if self._tracker:
                 self._staging.mkdir(parents=True, exist_ok=True)
                 folder = tempfile.mkdtemp(dir=self._staging)
+                write_entries(self._tracker.run.unsent(), Path(folder))
                 save_checkpoint(state, Path(folder))
                 checkpoint = Checkpoint.from_directory(folder)
         ray.train.report(

@@ -36,7 +36,7 @@ def running(jobs: JobService, **fields: Any) -> tuple[str, Any]:
 def test_a_job_is_started_followed_and_ended(jobs: JobService) -> None:
     job, driver = running(jobs)
     words = shlex.split(driver.command)
-    assert words[:2] == ["env", f"MONGE_HOME={jobs.folder}"]
+    assert words[:3] == ["exec", "env", f"MONGE_HOME={jobs.folder}"]
     assert words[2:-1] == ["python3", "-m", "services.jobs.driver", "--job", job, "--attempt", "1", "--spec"]
     assert json.loads(words[-1])["workers"]["count"] == 2
 

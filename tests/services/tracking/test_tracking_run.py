@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from pipelines.errors import ServiceError
+from pipelines.errors import CheckpointError, ServiceError
 from services.tracking import run as run_module
 from services.tracking.connection import connect
+from services.tracking.entries import read_entries, write_entries
 from services.tracking.run import Run, find_run, mark_killed
 from tests.services.tracking.stores import job_spec, open_run
 
@@ -163,7 +165,86 @@ def test_a_server_that_stays_away_makes_only_close_fail() -> None:
         run.metrics({"loss": 1.0}, images=images)
     with pytest.raises(ServiceError, match=r"127\.0\.0\.1:9"):
         run.close(timeout=0.5)
-    run.close()  # a second time is nothing
+    assert len(run.unsent()) == 100
+
+
+def test_closing_may_be_tried_again(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(uri)
+
+    def refuse(*args: object, **options: object) -> None:
+        raise ConnectionError("refused")
+
+    with monkeypatch.context() as away:
+        away.setattr(run._client, "set_terminated", refuse)
+        with pytest.raises(ServiceError, match="close run"):
+            run.close()
+    run.close()
+    assert connect(uri).get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_a_restarted_job_sends_what_had_not_arrived_and_nothing_twice(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+
+    def refuse(*args: object, **options: object) -> None:
+        raise ConnectionError("refused")
+
+    first = open_run(uri)
+    first.metrics({"loss": 4.0, "test_loss": 9.0}, images=10)
+    first.image("samples/real", picture, images=10)
+    first.flush()
+    with monkeypatch.context() as away:  # the server goes away, a checkpoint is written, the worker dies
+        for call in ("log_batch", "log_image", "set_tag", "log_stream"):
+            away.setattr(first._client, call, refuse)
+        first.metrics({"loss": 3.0}, images=20)
+        first.image("samples/real", picture, images=20)
+        first.tag("extractor", "a/1")
+        first.figure("curve", _png(tmp_path))
+        write_entries(first.unsent(), tmp_path)
+        assert {type(entry).__name__ for entry in first.unsent()} == {"Point", "Picture", "Tag", "File"}
+
+    kept = read_entries(tmp_path)
+    for _ in range(2):  # two restarts from the same checkpoint
+        again = open_run(uri)
+        again.send_again(kept)
+        again.metrics({"loss": 2.0}, images=30)
+        again.metrics({"test_loss": 8.0}, images=30)
+        again.image("samples/real", picture, images=30)
+        again.flush()
+    again.metrics({"loss": 1.0}, images=40)
+    again.close()
+
+    client = connect(uri)
+    points = {name: client.get_metric_history(again.run_id, name) for name in ("loss", "test_loss")}
+    assert [(point.step, point.value) for point in points["loss"]] == [(10, 4.0), (20, 3.0), (30, 2.0), (40, 1.0)]
+    assert [(point.step, point.value) for point in points["test_loss"]] == [(10, 9.0), (30, 8.0)]
+    images = [one.path for one in client.list_artifacts(again.run_id, "images") if one.path.endswith(".png")]
+    assert sorted(int(path.split("+")[2]) for path in images) == [10, 20, 30]
+    shown = client.download_artifacts(again.run_id, next(path for path in images if "+20+" in path), str(tmp_path))
+    assert np.array_equal(np.asarray(Image.open(shown)), picture)
+    assert client.get_run(again.run_id).data.tags["extractor"] == "a/1"
+    assert [one.path for one in client.list_artifacts(again.run_id, "figures")] == ["figures/curve.png"]
+    first.close()
+
+
+def test_a_damaged_file_of_entries_is_named(tmp_path: Path) -> None:
+    assert read_entries(tmp_path) == []
+    for content in (
+        "[",
+        '[{"kind": "point"}]',
+        '[{"kind": "spell"}]',
+        '[{"kind": "picture", "content": "AA=="}]',
+        "[1]",
+    ):
+        (tmp_path / "unsent.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"unsent\.json"):
+            read_entries(tmp_path)
+
+
+def _png(folder: Path) -> Path:
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(folder / "curve.png")
+    return folder / "curve.png"
 
 
 def test_opening_without_a_server_says_so() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -10,12 +11,16 @@ from typing import Any, Self
 import pytest
 import ray.train
 import torch
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
+from ray.train import Checkpoint
 from runs import job, stripes
 
 from pipelines.data.loader import ShardedDataset
+from pipelines.errors import ServiceError
 from pipelines.evaluation.result import Evaluation
 from pipelines.models.bundle import Bundle
 from services.settings import Settings
+from services.tracking.entries import Entry, Point
 from services.training import worker
 from services.training.config import WorkerConfig
 from services.training.worker import train_worker
@@ -49,6 +54,10 @@ class Followed:
     reports: list[tuple[dict[str, Any], str, bool]] = field(default_factory=list)
     registered: list[int] = field(default_factory=list)
     status: list[str] = field(default_factory=list)
+    again: list[Entry] = field(default_factory=list)
+    away: int = 0
+    """Calls for which MLflow is away at the end."""
+    fault: Exception = field(default_factory=lambda: ConnectionError("refused"))
     stops: bool = False
     """Whether the run is asked to stop."""
     listens: bool = False
@@ -71,8 +80,23 @@ class Followed:
     def pictures(self, evaluation: Evaluation, images: int) -> None:
         assert evaluation.metrics
 
-    def close(self, status: str) -> None:
+    def unsent(self) -> list[Entry]:
+        return [Point(name, value, images, 0) for images, values in self.points for name, value in values.items()]
+
+    def send_again(self, entries: Sequence[Entry]) -> None:
+        self.again += entries
+
+    def flush(self, timeout: float) -> None:
+        self._reach()
+
+    def close(self, status: str, timeout: float = 0.0) -> None:
+        self._reach()
         self.status.append(status)
+
+    def _reach(self) -> None:
+        if self.away:
+            self.away -= 1
+            raise ServiceError("MLflow is away") from self.fault
 
     def report(self, metrics: dict[str, Any], *, checkpoint: Any, checkpoint_dir_name: str, **_: Any) -> None:
         self.reports.append((metrics, checkpoint_dir_name, checkpoint is not None))
@@ -80,6 +104,7 @@ class Followed:
 
     def register(self, run: Any, folder: str, name: str, alias: str, *, images: int, **_: Any) -> str:
         assert run is self
+        self._reach()
         assert Bundle.load(Path(folder)).classes == ("0", "1")
         self.registered.append(images)
         return f"{name}/1"
@@ -108,6 +133,38 @@ def config_of(tmp_path: Path, data: ShardedDataset, **train: Any) -> dict[str, A
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
     return stripes(tmp_path_factory.mktemp("stripes"), side=16)
+
+
+def test_the_end_of_a_job_waits_for_mlflow_and_registers_once(
+    tmp_path: Path, data: ShardedDataset, followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(worker.time, "sleep", pauses.append)
+    followed.away = 3
+    assert train_worker(config_of(tmp_path, data))["model"] == "a-lenet/1"
+    assert (followed.status, followed.registered, len(pauses)) == (["FINISHED"], [96], 3)
+
+
+def test_what_mlflow_refuses_is_not_waited_for(tmp_path: Path, data: ShardedDataset, followed: Followed) -> None:
+    followed.away, followed.fault = 1, MlflowException("no such name", error_code=INVALID_PARAMETER_VALUE)
+    with pytest.raises(ServiceError, match="MLflow is away"):
+        train_worker(config_of(tmp_path, data))
+
+
+def test_a_checkpoint_keeps_what_had_not_been_sent(
+    tmp_path: Path, data: ShardedDataset, followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_worker(config_of(tmp_path, data))
+    kept = Checkpoint.from_directory(followed.kept / "images-000000000064")
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: kept)
+    shutil.rmtree(followed.kept / "images-000000000096")
+    train_worker(config_of(tmp_path, data))
+    assert {entry.images for entry in followed.again if isinstance(entry, Point)} == {32, 64}
+
+
+def test_a_stopped_worker_does_not_wait_for_mlflow(tmp_path: Path, data: ShardedDataset, followed: Followed) -> None:
+    followed.stops, followed.away = True, 1
+    assert train_worker(config_of(tmp_path, data)) == {"stopped": 16}
 
 
 def test_a_worker_that_is_asked_to_stop_registers_nothing(
