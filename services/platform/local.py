@@ -75,6 +75,8 @@ class Health:
 def up(home: Path, say: Callable[[str], None], cpus: int | None = None) -> Platform:
     """Start what does not run yet, and wait until all of it answers.
 
+    What had joined a cluster that is gone is started again with the new one.
+
     Args:
         home: the folder of everything that Monge writes.
         say: told of each stage.
@@ -86,11 +88,15 @@ def up(home: Path, say: Callable[[str], None], cpus: int | None = None) -> Platf
     home = home.absolute()
     make_token(home)
     with alone(home / "platform.lock", f"another `monge up` works in {home}"):
-        platform = Platform.read(home)
+        platform, fresh = Platform.read(home), set()
         for service in SERVICES:
             started = platform.processes.get(service.name)
             if started and started.process():
-                continue
+                if service.after not in fresh:
+                    continue
+                say(f"ending {service.name}, which knows another {service.after}")
+                end(started)
+            fresh.add(service.name)
             for before in SERVICES:
                 if before.name == service.after:
                     _await(home, platform, before, say, cpus)

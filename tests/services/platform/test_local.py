@@ -6,7 +6,7 @@ import json
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -86,6 +86,35 @@ def test_a_service_that_always_ends_is_given_up(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ServiceError, match=r"flaky did not start; the end of .*\n(its port is taken\n?){3}"):
         up_with(monkeypatch, tmp_path, deaths=9)
     assert len((tmp_path / "tries").read_text()) == local.STARTS
+
+
+def test_what_had_joined_a_service_that_died_is_started_again_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(setting: str) -> Callable[[Machine], tuple[list[str], dict[str, str]]]:
+        server = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1"]
+        return lambda machine: ([*server, machine.port(setting)], {})
+
+    named = {"head": "ray_dashboard", "joined": "transport_url", "other": "endpoint_url"}
+    services = [
+        Service(name, {url: 0}, url, "/", 30, command(url), after="head" if name == "joined" else None)
+        for name, url in named.items()
+    ]
+    monkeypatch.setattr(local, "SERVICES", tuple(services))
+    said: list[str] = []
+    before = local.up(tmp_path, said.append).processes
+    try:
+        head = before["head"].process()
+        assert head is not None
+        head.kill()
+        head.wait(30)
+        after = local.up(tmp_path, said.append).processes
+        assert {name for name in named if after[name] != before[name]} == {"head", "joined"}
+        assert before["joined"].process() is None
+        assert said.count("ending joined, which knows another head") == 1
+        assert local.up(tmp_path, said.append).processes == after
+    finally:
+        local.down(tmp_path, said.append)
 
 
 def ports(home: Path, name: str, said: list[str]) -> dict[str, int]:
