@@ -45,9 +45,19 @@ def save_checkpoint(state: TrainState, folder: Path) -> None:
         "scalars": scalars,
         "sha256": hashlib.sha256(blob).hexdigest(),
     }
+    numbers["numbers_sha256"] = _hash(numbers)
     temporary = folder / f"{NUMBERS}.part"
     temporary.write_text(json.dumps(numbers, indent=2) + "\n")
     temporary.replace(folder / NUMBERS)
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Read a saved state and compare it with its hashes, whatever job it is of.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    _read(folder)
 
 
 def load_checkpoint(state: TrainState, folder: Path) -> None:
@@ -56,17 +66,13 @@ def load_checkpoint(state: TrainState, folder: Path) -> None:
     Raises:
         CheckpointError: a file is missing or damaged, or it is a checkpoint of another spec.
     """
+    numbers, tensors = _read(folder)
+    if numbers["fingerprint"] != state.fingerprint:
+        raise CheckpointError(
+            f"{folder}: of spec {numbers['fingerprint'][:12]}, while the job is of {state.fingerprint[:12]}",
+            cure="resume with the spec that the run was started with, or submit a new job",
+        )
     try:
-        numbers = json.loads((folder / NUMBERS).read_text())
-        blob = (folder / TENSORS).read_bytes()
-        if hashlib.sha256(blob).hexdigest() != numbers["sha256"]:
-            raise CheckpointError(f"{folder}: the tensors do not match their hash", cure="resume from an older one")
-        if numbers["fingerprint"] != state.fingerprint:
-            raise CheckpointError(
-                f"{folder}: of spec {numbers['fingerprint'][:12]}, while the job is of {state.fingerprint[:12]}",
-                cure="resume with the spec that the run was started with, or submit a new job",
-            )
-        tensors = load(blob)
         for name, network in state.networks.items():
             network.load_state_dict(_under(f"networks/{name}", tensors))
         if state.average is not None:
@@ -77,9 +83,30 @@ def load_checkpoint(state: TrainState, folder: Path) -> None:
                 index, slot = path.split("/")
                 slots.setdefault(int(index), {})[slot] = value
             optimizer.load_state_dict(optimizer.state_dict() | {"state": slots})
-        state.step, state.images = int(numbers["step"]), int(numbers["images"])
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        state.step, state.images = numbers["step"], numbers["images"]
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: not a checkpoint of this job: {error}") from error
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The numbers and the tensors of a checkpoint that is whole."""
+    try:
+        numbers = json.loads((folder / NUMBERS).read_text())
+        blob = (folder / TENSORS).read_bytes()
+        if hashlib.sha256(blob).hexdigest() != numbers["sha256"]:
+            raise CheckpointError(f"{folder}: the tensors do not match their hash", cure="resume from an older one")
+        # Checkpoints of older versions have no hash of their numbers.
+        if (expected := numbers.pop("numbers_sha256", None)) is not None and _hash(numbers) != expected:
+            raise CheckpointError(f"{folder}: the numbers do not match their hash", cure="resume from an older one")
+        numbers |= {name: int(numbers[name]) for name in ("step", "images")}
+        numbers |= {"fingerprint": str(numbers["fingerprint"]), "scalars": dict(numbers["scalars"])}
+        return numbers, load(blob)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: damaged: {type(error).__name__}: {error}") from error
+
+
+def _hash(numbers: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
 
 
 def _prefixed(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -72,7 +72,7 @@ def _run(job: str, spec: JobSpec, settings: Settings) -> dict[str, Any]:
 
     outcome = fit(job, spec, data, settings)
     if (images := outcome.get("stopped")) is not None:
-        report_stage(f"stopped at image {images:,}, with a checkpoint")
+        report_stage(f"stopped at image {images:,}, {'with' if outcome['saved'] else 'without'} a checkpoint")
         if _stopped.is_set():
             raise SystemExit(128 + signal.SIGTERM)
         raise ServiceError("a node of the job's workers is to be taken away")

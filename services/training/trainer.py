@@ -47,7 +47,8 @@ def fit(job: str, spec: JobSpec, data: str, settings: Settings) -> dict[str, Any
 
     Returns:
         ``{"model": name/version, "metrics": {…}}``; the model is None where the job registers none. Or ``{"stopped":
-        images}`` where the workers were asked to stop: the latest checkpoint is of that many images.
+        images, "saved": …}`` where the workers were asked to stop: if it was saved, the latest checkpoint is of that
+        many images.
 
     Raises:
         TrainingError: training failed, or its workers failed more often than the spec allows.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +44,7 @@ from services.tracking.connection import is_passing
 from services.tracking.entries import Entry, read_entries, write_entries
 from services.tracking.registry import register
 from services.tracking.run import Run
+from services.training.checkpoints import Resumption, resumption
 from services.training.config import WorkerConfig, staging_folder
 from services.training.progress import report_progress, report_run, report_stage
 from services.training.references import reference_of
@@ -68,6 +70,8 @@ ARRIVAL, PAUSE = 30.0, 10.0
 EXAMPLES = 2
 """Images in the input example of a registered classifier."""
 
+log = logging.getLogger(__name__)
+
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Train on this worker until the job is done; every rank calls it.
@@ -76,10 +80,11 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         config: the fields of a :class:`WorkerConfig`.
 
     Returns:
-        ``{"model": …}`` of the registered model, None where the job registers none; ``{"stopped": images}`` where the
-        run was asked to stop before its end; or ``{"error", "cure"}`` for what no restart would mend. All other errors
-        are raised, and Ray Train restarts the workers from the latest checkpoint. Either way every rank ends with the
-        same error: see :func:`pipelines.distributed.agree`.
+        ``{"model": …}`` of the registered model, None where the job registers none; ``{"stopped": images, "saved": …}``
+        where the run was asked to stop before its end, and whether a checkpoint could be written then; or ``{"error",
+        "cure"}`` for what no restart would mend. All other errors are raised, and Ray Train restarts the workers from
+        the latest checkpoint. Either way every rank ends with the same error: see
+        :func:`pipelines.distributed.agree`.
     """
     worker = WorkerConfig(**config)
     configure_process()
@@ -96,13 +101,13 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings) -> dict[str,
     with agree("opening the data"):
         data = open_for(spec, worker.data, settings)
     unsent: list[Entry] = []
-    with agree("building the networks"), _checkpoint() as checkpoint:
+    with agree("building the networks"), resumption() as resumed:
         planner = planner_of(worker.job, spec, settings.plan_deadline)
-        objective, state = start(spec, data, planner, device, checkpoint)
-        if tracker and checkpoint:
-            unsent = read_entries(checkpoint)
+        objective, state = start(spec, data, planner, device, resumed.folder)
+        if tracker and resumed.folder:
+            unsent = _unsent(resumed.folder)
         reference = reference_of(spec, worker.mlflow_uri, worker.models, device)
-    listener = _Listener(spec, tracker, staging_folder(settings, worker.job))
+    listener = _Listener(spec, tracker, staging_folder(settings, worker.job), resumed)
     if tracker:
         tracker.say(
             f"training {_parameters(state):,} parameters on {len(data.train):,} images, {world_size()} workers, "
@@ -115,20 +120,18 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings) -> dict[str,
     if state.images < spec.train.images:
         if tracker:
             tracker.stop()
-        return {"stopped": state.images}
+        return {"stopped": state.images, "saved": listener.saved}
     if tracker is None:
         return {}
     return {"model": tracker.finish(state, data), "metrics": listener.latest}
 
 
-@contextmanager
-def _checkpoint() -> Iterator[Path | None]:
-    """The folder of the latest checkpoint of this job, None at its first start."""
-    if (checkpoint := ray.train.get_checkpoint()) is None:
-        yield None
-        return
-    with checkpoint.as_directory() as folder:
-        yield Path(folder)
+def _unsent(folder: Path) -> list[Entry]:
+    try:
+        return read_entries(folder)
+    except CheckpointError as error:  # the training itself is whole
+        report_stage(f"what MLflow had not taken when the job stopped is lost: {error.args[0]}")
+        return []
 
 
 def configure_process() -> None:
@@ -235,10 +238,13 @@ class _Tracker:
 class _Listener:
     """Hears of the run on every rank; logs on rank 0, and hands checkpoints to Ray Train on all."""
 
-    def __init__(self, spec: JobSpec, tracker: _Tracker | None, staging: Path) -> None:
+    def __init__(self, spec: JobSpec, tracker: _Tracker | None, staging: Path, resumed: Resumption) -> None:
         self._spec = spec
         self._tracker = tracker
         self._staging = staging
+        self._resumed = resumed
+        self.saved = False
+        """Whether the latest checkpoint could be written; rank 0 alone knows."""
         self.latest: dict[str, float] = {}
 
     def metrics(self, values: dict[str, float], images: int) -> None:
@@ -256,18 +262,34 @@ class _Listener:
 
     def checkpoint(self, state: TrainState) -> None:
         """See :class:`pipelines.training.loop.Listener`; every rank comes here, since Ray Train waits for all."""
-        checkpoint = None
         with agree("saving a checkpoint"):
-            if self._tracker:
-                self._staging.mkdir(parents=True, exist_ok=True)
-                folder = tempfile.mkdtemp(dir=self._staging)
-                write_entries(self._tracker.run.unsent(), Path(folder))
-                save_checkpoint(state, Path(folder))
-                checkpoint = Checkpoint.from_directory(folder)
+            checkpoint = self._written(state, self._tracker.run.unsent()) if self._tracker else None
         ray.train.report(
             {"images": state.images, **self.latest},
             checkpoint=checkpoint,
-            checkpoint_dir_name=f"images-{state.images:012d}",
+            checkpoint_dir_name=self._resumed.name(state.images),
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
         )
+
+    def _written(self, state: TrainState, unsent: list[Entry]) -> Checkpoint | None:
+        """A checkpoint in a folder of its own. None where it cannot be written: training goes on all the same, since a
+        restart would only lose what was computed since the one before."""
+        folder = None
+        try:
+            self._staging.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.mkdtemp(dir=self._staging)
+            write_entries(unsent, Path(folder))
+            save_checkpoint(state, Path(folder))
+        except OSError as error:
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+            self.saved = False
+            log.warning("cannot write a checkpoint to %s", self._staging, exc_info=error)
+            report_stage(
+                f"the checkpoint at image {state.images:,} could not be written, what was kept before stays: {error}",
+                trains=True,
+            )
+            return None
+        self.saved = True
+        return Checkpoint.from_directory(folder)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,10 +22,12 @@ from pipelines.data.loader import ShardedDataset
 from pipelines.errors import ServiceError
 from pipelines.evaluation.result import Evaluation
 from pipelines.models.bundle import Bundle
+from pipelines.training.checkpoint import NUMBERS, TENSORS, save_checkpoint
+from pipelines.training.state import TrainState
 from services.settings import Settings
 from services.tracking.entries import Entry, Point
 from services.training import worker
-from services.training.config import WorkerConfig
+from services.training.config import WorkerConfig, staging_folder
 from services.training.worker import train_worker
 
 
@@ -100,7 +105,8 @@ class Followed:
 
     def report(self, metrics: dict[str, Any], *, checkpoint: Any, checkpoint_dir_name: str, **_: Any) -> None:
         self.reports.append((metrics, checkpoint_dir_name, checkpoint is not None))
-        shutil.copytree(checkpoint.path, self.kept / checkpoint_dir_name)
+        if checkpoint is not None:
+            shutil.copytree(checkpoint.path, self.kept / checkpoint_dir_name)
 
     def register(self, run: Any, folder: str, name: str, alias: str, *, images: int, **_: Any) -> str:
         assert run is self
@@ -164,14 +170,14 @@ def test_a_checkpoint_keeps_what_had_not_been_sent(
 
 def test_a_stopped_worker_does_not_wait_for_mlflow(tmp_path: Path, data: ShardedDataset, followed: Followed) -> None:
     followed.stops, followed.away = True, 1
-    assert train_worker(config_of(tmp_path, data)) == {"stopped": 16}
+    assert train_worker(config_of(tmp_path, data)) == {"stopped": 16, "saved": True}
 
 
 def test_a_worker_that_is_asked_to_stop_registers_nothing(
     tmp_path: Path, data: ShardedDataset, followed: Followed
 ) -> None:
     followed.stops = True
-    assert train_worker(config_of(tmp_path, data)) == {"stopped": 16}
+    assert train_worker(config_of(tmp_path, data)) == {"stopped": 16, "saved": True}
     assert [name for _, name, _ in followed.reports] == ["images-000000000016"]
     assert (followed.status, followed.registered, followed.listens) == (["KILLED"], [], False)
 
@@ -192,15 +198,58 @@ def test_a_worker_goes_on_from_a_checkpoint_with_the_same_bits(
 ) -> None:
     train_worker(config_of(tmp_path, data))
     again = Followed(tmp_path / "again")
-    monkeypatch.setattr(worker.Run, "open", lambda *_: again)
-    monkeypatch.setattr(worker, "register", again.register)
-    monkeypatch.setattr(ray.train, "report", again.report)
-    checkpoint = ray.train.Checkpoint.from_directory(str(followed.kept / "images-000000000064"))
-    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: checkpoint)
+    resume(again, followed.kept / "images-000000000064", monkeypatch)
     train_worker(config_of(tmp_path, data))
     assert [report["images"] for report, _, _ in again.reports] == [96]
     last = "images-000000000096/state.safetensors"
     assert (again.kept / last).read_bytes() == (followed.kept / last).read_bytes()
+
+
+def resume(again: Followed, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace MLflow and Ray Train once more, for a start from a checkpoint."""
+    monkeypatch.setattr(worker.Run, "open", lambda *_: again)
+    monkeypatch.setattr(worker, "register", again.register)
+    monkeypatch.setattr(ray.train, "report", again.report)
+    checkpoint = ray.train.Checkpoint.from_directory(str(folder))
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: checkpoint)
+
+
+def test_a_worker_passes_over_a_damaged_checkpoint_and_ends_with_the_same_bits(
+    tmp_path: Path,
+    data: ShardedDataset,
+    followed: Followed,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train_worker(config_of(tmp_path, data))
+    names = [name for _, name, _ in followed.reports]
+    (followed.kept / "checkpoint_manager_snapshot.json").write_text(json.dumps(names[:2]))
+    os.truncate(followed.kept / names[1] / TENSORS, 200)
+    again = Followed(tmp_path / "again")
+    resume(again, followed.kept / names[1], monkeypatch)
+    assert train_worker(config_of(tmp_path, data))["model"] == "a-lenet/1"
+    assert [name for _, name, _ in again.reports] == [f"{names[1]}-2", names[2]]
+    assert (again.kept / names[2] / TENSORS).read_bytes() == (followed.kept / names[2] / TENSORS).read_bytes()
+    assert f"checkpoint {names[1]} is damaged, training goes on from {names[0]} instead" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_spec_ends_the_job_though_an_older_one_fits(
+    tmp_path: Path, data: ShardedDataset, followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_worker(config_of(tmp_path, data))
+    other = Followed(tmp_path / "other")
+    monkeypatch.setattr(worker.Run, "open", lambda *_: other)
+    monkeypatch.setattr(worker, "register", other.register)
+    monkeypatch.setattr(ray.train, "report", other.report)
+    train_worker(config_of(tmp_path, data, ema_half_life=40))
+    newest = "images-000000000064"
+    shutil.rmtree(followed.kept / newest)
+    shutil.copytree(other.kept / newest, followed.kept / newest)
+    again = Followed(tmp_path / "again")
+    resume(again, followed.kept / newest, monkeypatch)
+    outcome = train_worker(config_of(tmp_path, data))
+    assert f"{newest}: of spec " in outcome["error"]
+    assert again.reports == []
 
 
 def test_what_would_happen_again_is_returned_and_all_else_raised(
@@ -214,9 +263,62 @@ def test_what_would_happen_again_is_returned_and_all_else_raised(
     assert train_worker(config_of(tmp_path / "away", data) | {"data": str(tmp_path / "nowhere")})["error"]
     assert followed.registered == []
 
-    def full(*_: object) -> None:
-        raise OSError("disk full")
+    def broken(*_: object) -> None:
+        raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(worker, "save_checkpoint", full)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(worker, "save_checkpoint", broken)
+    with pytest.raises(RuntimeError, match="the device is gone"):
         train_worker(config_of(tmp_path, data))
+
+
+def full_at(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that takes half of the checkpoint after so many images."""
+
+    def save(state: TrainState, folder: Path) -> None:
+        save_checkpoint(state, folder)
+        if state.images == images:
+            (folder / NUMBERS).unlink()
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(worker, "save_checkpoint", save)
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(
+    tmp_path: Path,
+    data: ShardedDataset,
+    followed: Followed,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    full_at(64, monkeypatch)
+    assert train_worker(config_of(tmp_path, data))["model"] == "a-lenet/1"
+    assert [(report["images"], held) for report, _, held in followed.reports] == [(32, True), (64, False), (96, True)]
+    assert all("loss" in report for report, _, _ in followed.reports)
+    for lines in (capsys.readouterr().out, caplog.text):
+        assert "no space left on device" in lines
+    assert all((folder / NUMBERS).exists() for folder in staging_folder(Settings(home=tmp_path), "job-1").iterdir())
+
+
+def test_a_run_whose_last_checkpoint_cannot_be_written_ends_as_others(
+    tmp_path: Path,
+    data: ShardedDataset,
+    followed: Followed,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    full_at(96, monkeypatch)
+    assert train_worker(config_of(tmp_path, data))["model"] == "a-lenet/1"
+    assert "the checkpoint at image 96 could not be written" in capsys.readouterr().out
+
+
+def test_a_run_that_cannot_save_when_it_is_to_stop_says_so(
+    tmp_path: Path, data: ShardedDataset, followed: Followed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    staging = staging_folder(Settings(home=tmp_path), "job-1")
+    staging.parent.mkdir(parents=True)
+    staging.write_text("no folder can be made here")
+    followed.stops = True
+    assert train_worker(config_of(tmp_path, data)) == {"stopped": 16, "saved": False}
+    assert [(report["images"], held) for report, _, held in followed.reports] == [(16, False)]
+    assert "the checkpoint at image 16 could not be written" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from pipelines.data.loader import ShardedDataset
 from pipelines.errors import CheckpointError
 from pipelines.spec import JobSpec
 from pipelines.training import checkpoint
-from pipelines.training.checkpoint import NUMBERS, TENSORS, load_checkpoint, save_checkpoint
+from pipelines.training.checkpoint import NUMBERS, TENSORS, load_checkpoint, save_checkpoint, verify_checkpoint
 from pipelines.training.state import TrainState
 
 SLOTS = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
@@ -72,7 +72,9 @@ def fresh(data: ShardedDataset) -> TrainState:
 
 
 def rewrite(folder: Path, **changes: Any) -> None:
+    """Other numbers, without the hash of their own that checkpoints of older versions lack."""
     numbers = json.loads((folder / NUMBERS).read_text())
+    del numbers["numbers_sha256"]
     (folder / NUMBERS).write_text(json.dumps(numbers | changes))
 
 
@@ -80,6 +82,12 @@ def put_tensors(folder: Path, blob: bytes) -> None:
     """Other tensors, with the hash that belongs to them."""
     (folder / TENSORS).write_bytes(blob)
     rewrite(folder, sha256=hashlib.sha256(blob).hexdigest())
+
+
+def change_a_digit(folder: Path) -> None:
+    text = (folder / NUMBERS).read_text()
+    assert '"images": 32' in text
+    (folder / NUMBERS).write_text(text.replace('"images": 32', '"images": 33'))
 
 
 def flip_a_bit(folder: Path) -> None:
@@ -97,6 +105,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "numbers that are a list": lambda folder: (folder / NUMBERS).write_text("[]"),
     "numbers without a step": lambda folder: rewrite(folder, step=None),
     "numbers with a slot of no optimizer": lambda folder: rewrite(folder, scalars={"optimizers/classifier/x": 1}),
+    "one digit of the numbers": change_a_digit,
     "tensors cut short": lambda folder: os.truncate(folder / TENSORS, 200),
     "one bit of the tensors": flip_a_bit,
     "no tensors with their hash": lambda folder: put_tensors(folder, b""),
@@ -110,6 +119,26 @@ def test_a_damaged_checkpoint_is_refused(saved: Path, fresh: TrainState, name: s
     DAMAGE[name](saved)
     with pytest.raises(CheckpointError, match=str(saved)):
         load_checkpoint(fresh, saved)
+
+
+UNREADABLE = [
+    name for name in DAMAGE if name not in ("numbers with a slot of no optimizer", "other tensors with their hash")
+]
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_damage_is_found_without_a_state(saved: Path, name: str) -> None:
+    verify_checkpoint(saved)
+    DAMAGE[name](saved)
+    with pytest.raises(CheckpointError, match=str(saved)):
+        verify_checkpoint(saved)
+
+
+def test_a_checkpoint_without_a_hash_of_its_numbers_is_taken(saved: Path, fresh: TrainState) -> None:
+    rewrite(saved)
+    verify_checkpoint(saved)
+    load_checkpoint(fresh, saved)
+    assert fresh.images == 32
 
 
 def test_a_checkpoint_of_another_spec_is_refused(saved: Path, data: ShardedDataset) -> None:
