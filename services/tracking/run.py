@@ -7,99 +7,92 @@ thread sends it, and keeps it while the server is away. Steps are images seen.
 from __future__ import annotations
 
 import io
-import json
 import logging
 import math
 import re
-import subprocess
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-import pipelines
 from pipelines.errors import ServiceError
 from pipelines.evaluation.result import Evaluation
 from pipelines.spec import JobSpec
 from services.tracking.connection import brief, connect, is_passing, metric_name, reaching
 from services.tracking.entries import Entry, File, Picture, Point, Tag
+from services.tracking.opening import EXPERIMENT, LONGEST_PARAM, Opened, find, open_run
 from services.tracking.outbox import Outbox
 
 if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
     from mlflow.tracking import MlflowClient
 
-EXPERIMENT = "monge"
-JOB_TAG = "monge.job"
 STATE_TAG, REASON_TAG = "monge.state", "monge.reason"
-FINGERPRINT_TAG = "monge.fingerprint"
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-_LONGEST_PARAM = 6_000
-_PARAMS_A_CALL = 100
 _SYSTEM_METRICS_EVERY = 10.0
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class _Delivered:
-    """What earlier starts of a job have logged already: a step that is made again is not logged again.
-
-    Attributes:
-        images: of the last point of each curve.
-        pictures: name and images of each.
-    """
-
-    images: dict[str, int] = field(default_factory=dict)
-    pictures: set[tuple[str, int]] = field(default_factory=set)
-
-    @classmethod
-    def of(cls, client: MlflowClient, run_id: str) -> _Delivered:
-        found = cls()
-        for name in client.get_run(run_id).data.metrics:
-            found.images[name] = max(point.step for point in client.get_metric_history(run_id, name))
-        for artifact in client.list_artifacts(run_id, "images"):
-            if named := re.fullmatch(r"images/(.+)\+step\+(\d+)\+timestamp\+.*\.png", artifact.path):
-                found.pictures.add((named[1].replace("~", "/"), int(named[2])))
-        return found
-
-    def has(self, entry: Entry) -> bool:
-        match entry:
-            case Point(name, _, images, _):
-                return images <= self.images.get(name, -1)
-            case Picture(name, _, images, _):
-                return (name, images) in self.pictures
-        return False
-
-
 class Run:
-    """The MLflow run of a job. Made by :meth:`open`; methods may be called from any thread.
+    """The MLflow run of a job. Made by :meth:`open` or :meth:`later`; methods may be called from any thread.
 
     Attributes:
         uri: of the tracking server or store.
-        run_id: MLflow's id of the run.
-        experiment_id: MLflow's id of the experiment that it belongs to.
     """
 
-    def __init__(
-        self, client: MlflowClient, uri: str, run_id: str, experiment_id: str, delivered: _Delivered | None = None
-    ) -> None:
-        self.uri, self.run_id, self.experiment_id = uri, run_id, experiment_id
-        self._client = client
-        self._delivered = delivered or _Delivered()
+    def __init__(self, uri: str, opening: Callable[[], Opened], on_open: Callable[[Run], None]) -> None:
+        self.uri = uri
+        self._opening, self._on_open = opening, on_open
+        self._opened: Opened | None = None
+        self._refused: ServiceError | None = None
+        self._guard = threading.Lock()
         self._images = 0
         self._not_finite: set[str] = set()
         self._closed = False
-        self._monitor = _system_monitor(uri, run_id)
-        self._next_sample = time.monotonic() + _SYSTEM_METRICS_EVERY
+        self._monitor: SystemMetricsMonitor | None = None
+        self._next_sample = 0.0
         self._outbox: Outbox[Entry] = Outbox(
-            self._send, is_passing, joins=lambda entry: isinstance(entry, Point), tick=self._sample_system
+            self._send, _may_pass, joins=lambda entry: isinstance(entry, Point), tick=self._sample_system
         )
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run.
+
+        Raises:
+            ServiceError: it is not open yet, and MLflow cannot be reached.
+        """
+        return self._open().run_id
+
+    @property
+    def experiment_id(self) -> str:
+        """MLflow's id of the experiment that the run belongs to; raises as :attr:`run_id`."""
+        return self._open().experiment_id
+
+    def _open(self) -> Opened:
+        with self._guard:
+            if self._opened is None:
+                try:
+                    self._opened = self._opening()
+                except ServiceError as error:
+                    self._refused = None if _may_pass(error) else error
+                    raise
+                self._monitor = _system_monitor(self.uri, self._opened.run_id)
+                self._next_sample = time.monotonic() + _SYSTEM_METRICS_EVERY
+                opened = True
+            else:
+                opened = False
+        if opened:
+            self._on_open(self)
+        assert self._opened is not None
+        return self._opened
 
     @classmethod
     def open(
@@ -127,22 +120,20 @@ class Run:
         Raises:
             ServiceError: MLflow cannot be reached, the run is gone, or it belongs to another spec.
         """
-        client = connect(uri)
-        with reaching(uri, f"open the run of job {job!r}"):
-            experiment, delivered = _experiment(client), None
-            run_id = run_id or _find(client, experiment, job)
-            if run_id is None:
-                run_id = _create(client, experiment, job, spec, parent, name)
-            else:
-                fingerprint = client.get_run(run_id).data.tags.get(FINGERPRINT_TAG)
-                if fingerprint != spec.fingerprint():
-                    raise ServiceError(
-                        f"run {run_id} of job {job!r} has fingerprint {fingerprint}, the spec {spec.fingerprint()}",
-                        cure="submit a changed spec as a new job",
-                    )
-                client.update_run(run_id, status="RUNNING")
-                delivered = _Delivered.of(client, run_id)
-        return cls(client, uri, run_id, experiment, delivered)
+        opened = open_run(uri, job, spec, run_id, parent, name)
+        run = cls(uri, lambda: opened, lambda _: None)
+        run._open()
+        return run
+
+    @classmethod
+    def later(cls, uri: str, job: str, spec: JobSpec, on_open: Callable[[Run], None] = lambda _: None) -> Run:
+        """As :meth:`open`, in the background and as soon as MLflow can be reached; what is logged before is kept.
+
+        Args:
+            uri, job, spec: as :meth:`open` takes them.
+            on_open: called on the background thread once it is open.
+        """
+        return cls(uri, lambda: open_run(uri, job, spec), on_open)
 
     def metrics(self, values: Mapping[str, float], images: int) -> None:
         """Log one point of each named curve; returns at once.
@@ -153,13 +144,18 @@ class Run:
         Args:
             values: name to value; characters that MLflow does not take in a name become ``_``.
             images: images seen so far.
+
+        Raises:
+            ServiceError: MLflow refuses to open the run, which is gone or belongs to another spec.
         """
+        if self._refused is not None:
+            raise self._refused
         self._images = max(self._images, images)
         now = _now()
         for name, number in values.items():
             name, value = metric_name(name), float(number)
             if math.isfinite(value):
-                self._put(Point(name, value, images, now))
+                self._outbox.put(Point(name, value, images, now))
             elif name not in self._not_finite:
                 self._not_finite.add(name)
                 log.warning("metric %s is %s at %d images", name, value, images)
@@ -178,7 +174,7 @@ class Run:
         """
         if png.dtype != np.uint8 or not (png.ndim == 2 or (png.ndim == 3 and png.shape[2] in (1, 3, 4))):
             raise ValueError(f"a picture is (h, w) or (h, w, 3) uint8, received {png.shape} {png.dtype}")
-        self._put(Picture(re.sub(r"[^a-zA-Z0-9_\-./ ]", "_", name), png.copy(), images, _now()))
+        self._outbox.put(Picture(re.sub(r"[^a-zA-Z0-9_\-./ ]", "_", name), png.copy(), images, _now()))
 
     def pictures(self, evaluation: Evaluation, images: int) -> None:
         """Log the pictures and tags of an evaluation; its metrics are points of curves like others."""
@@ -200,10 +196,6 @@ class Run:
         """Set a tag of the run."""
         self._outbox.put(Tag(name, value))
 
-    def _put(self, entry: Entry) -> None:
-        if not self._delivered.has(entry):
-            self._outbox.put(entry)
-
     def unsent(self) -> list[Entry]:
         """What MLflow has not taken yet; a checkpoint keeps it, for :meth:`send_again` after a restart."""
         return self._outbox.waiting()
@@ -211,7 +203,7 @@ class Run:
     def send_again(self, entries: Sequence[Entry]) -> None:
         """Send what an earlier start of the job logged and had not sent; what has arrived since then is left out."""
         for entry in entries:
-            self._put(entry)
+            self._outbox.put(entry)
 
     def flush(self, timeout: float = 30.0) -> None:
         """Wait until all that was logged so far is stored.
@@ -220,6 +212,7 @@ class Run:
             ServiceError: it is not, after ``timeout`` seconds; it is still kept and tried again.
         """
         self._report(self._outbox.flush(timeout))
+        self._open()
 
     def close(self, status: Status = "FINISHED", timeout: float = 30.0) -> None:
         """Send the rest and set the final status. Once that has succeeded, a further call does nothing.
@@ -235,39 +228,41 @@ class Run:
             return
         failure = self._outbox.close(timeout)
         if self._outbox.dropped:
-            log.warning("tracking lost %d entries of run %s", self._outbox.dropped, self.run_id)
+            log.warning("tracking lost %d entries", self._outbox.dropped)
         self._report(failure)
-        with reaching(self.uri, f"close run {self.run_id} as {status}"):
-            self._client.set_terminated(self.run_id, status)
+        opened = self._open()
+        with reaching(self.uri, f"close run {opened.run_id} as {status}"):
+            opened.client.set_terminated(opened.run_id, status)
         self._closed = True
 
     def _report(self, failure: BaseException | None) -> None:
         if failure is not None:
             raise ServiceError(
-                f"MLflow at {self.uri} has not taken {len(self._outbox)} entries of run {self.run_id}: "
-                f"{brief(failure)}",
+                f"MLflow at {self.uri} has not taken {len(self._outbox)} entries: {brief(failure)}",
                 cure="see that the MLflow server runs (`monge status`)",
             ) from failure
 
     def _send(self, entries: list[Entry]) -> None:
         from mlflow.entities import Metric
 
+        opened = self._open()
+        client, run_id = opened.client, opened.run_id
+        entries = [entry for entry in entries if not opened.delivered.has(entry)]
         points = [e for e in entries if isinstance(e, Point)]
         if points:
             # The stores ignore a point that they already have, so a batch may be sent twice.
-            self._client.log_batch(self.run_id, [Metric(p.name, p.value, p.milliseconds, p.images) for p in points])
+            client.log_batch(run_id, [Metric(p.name, p.value, p.milliseconds, p.images) for p in points])
         for entry in entries:
             match entry:
                 case Picture(name, pixels, images, milliseconds):
-                    self._client.log_image(
-                        self.run_id, pixels, key=name, step=images, timestamp=milliseconds, synchronous=True
-                    )
+                    client.log_image(run_id, pixels, key=name, step=images, timestamp=milliseconds, synchronous=True)
                 case File(path, content):
-                    self._client.log_stream(self.run_id, io.BytesIO(content), path)
+                    client.log_stream(run_id, io.BytesIO(content), path)
                 case Tag(name, value):
-                    self._client.set_tag(self.run_id, name, value)
+                    client.set_tag(run_id, name, value)
 
     def _sample_system(self) -> None:
+        self._open()  # soon after the start: others ask for the run
         if self._monitor is None or time.monotonic() < self._next_sample:
             return
         self._next_sample = time.monotonic() + _SYSTEM_METRICS_EVERY
@@ -287,7 +282,7 @@ def find_run(uri: str, job: str) -> str | None:
     client = connect(uri)
     with reaching(uri, f"look for the run of job {job!r}"):
         experiment = client.get_experiment_by_name(EXPERIMENT)
-        return _find(client, experiment.experiment_id, job) if experiment is not None else None
+        return find(client, experiment.experiment_id, job) if experiment is not None else None
 
 
 @dataclass(frozen=True)
@@ -341,7 +336,7 @@ def mark(uri: str, run_id: str, state: str, reason: str) -> None:
     client = connect(uri)
     with reaching(uri, f"mark run {run_id} as {state}"):
         client.set_tag(run_id, STATE_TAG, state)
-        client.set_tag(run_id, REASON_TAG, reason[:_LONGEST_PARAM])
+        client.set_tag(run_id, REASON_TAG, reason[:LONGEST_PARAM])
         status = {"failed": "FAILED", "cancelled": "KILLED"}.get(state)
         if status is not None:
             _end(client, run_id, status)
@@ -363,73 +358,11 @@ def _end(client: MlflowClient, run_id: str, status: str) -> None:
         client.set_terminated(run_id, status)
 
 
-def _experiment(client: MlflowClient) -> str:
-    from mlflow.exceptions import MlflowException
-
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        try:
-            return str(client.create_experiment(EXPERIMENT))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            experiment = client.get_experiment_by_name(EXPERIMENT)  # another job was quicker
-            assert experiment is not None
-    if experiment.lifecycle_stage == "deleted":
-        client.restore_experiment(experiment.experiment_id)
-    return str(experiment.experiment_id)
-
-
-def _find(client: MlflowClient, experiment: str, job: str) -> str | None:
-    runs = client.search_runs([experiment], f"tags.`{JOB_TAG}` = '{job}'", max_results=1)
-    return str(runs[0].info.run_id) if runs else None
-
-
-def _create(
-    client: MlflowClient, experiment: str, job: str, spec: JobSpec, parent: str | None, name: str | None
-) -> str:
-    from mlflow.entities import Param
-
-    tags = {
-        JOB_TAG: job,
-        FINGERPRINT_TAG: spec.fingerprint(),
-        "mlflow.source.name": "monge",
-        "mlflow.source.type": "JOB",
-    }
-    if parent is not None:
-        tags["mlflow.parentRunId"] = parent
-    if commit := _git_commit():
-        tags["mlflow.source.git.commit"] = commit
-    run_id = str(client.create_run(experiment, run_name=name or spec.name, tags=tags).info.run_id)
-    params = [Param(name, _shortened(value)) for name, value in _flattened(spec.model_dump(mode="json"))]
-    for start in range(0, len(params), _PARAMS_A_CALL):
-        client.log_batch(run_id, params=params[start : start + _PARAMS_A_CALL])
-    client.log_text(run_id, spec.to_yaml(), "spec.yaml")
-    return run_id
-
-
-def _flattened(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _flattened(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
-
-
-def _shortened(value: str) -> str:
-    # The whole value is in spec.yaml.
-    return value if len(value) <= _LONGEST_PARAM else value[: _LONGEST_PARAM - 1] + "…"
-
-
-def _git_commit() -> str | None:
-    folder = Path(pipelines.__file__).parent
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None  # an installed package, not a checkout
-    return answer.stdout.strip()
+def _may_pass(error: BaseException) -> bool:
+    """Whether MLflow may take the same later: an error of its own, or of :func:`reaching`, which knows the cause."""
+    if isinstance(error, ServiceError):
+        return error.__cause__ is not None and is_passing(error.__cause__)
+    return is_passing(error)
 
 
 def _system_monitor(uri: str, run_id: str) -> SystemMetricsMonitor | None:

@@ -8,7 +8,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -178,22 +177,14 @@ def _parameters(state: TrainState) -> int:
     return sum(weights.numel() for weights in state.networks[state.served].parameters())
 
 
-def _opened(uri: str, job: str, spec: JobSpec) -> Run:
-    run = Run.open(uri, job, spec)
-    report_run(run.run_id, run.experiment_id)
-    return run
-
-
 class _Tracker:
-    """Rank 0's hold on MLflow, which takes seconds to import: that happens while the network is built."""
+    """Rank 0's hold on MLflow, which takes seconds to import, and may be away: the training waits for neither."""
 
     def __init__(self, worker: WorkerConfig, spec: JobSpec) -> None:
         self._spec = spec
-        self._opened = ThreadPoolExecutor(1).submit(_opened, worker.mlflow_uri, worker.job, spec)
-
-    @property
-    def run(self) -> Run:
-        return self._opened.result()
+        self.run = Run.later(
+            worker.mlflow_uri, worker.job, spec, on_open=lambda run: report_run(run.run_id, run.experiment_id)
+        )
 
     def say(self, text: str, *, trains: bool = False) -> None:
         report_stage(text, trains=trains)

@@ -10,6 +10,7 @@ from pipelines.errors import CheckpointError, ServiceError
 from services.tracking import run as run_module
 from services.tracking.connection import connect
 from services.tracking.entries import read_entries, write_entries
+from services.tracking.opening import Opened
 from services.tracking.run import Run, find_run, mark_killed
 from tests.services.tracking.stores import job_spec, open_run
 
@@ -143,7 +144,7 @@ def test_system_metrics_are_sampled(uri: str, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_server_that_goes_away_does_not_stop_training(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = open_run(uri)
-    client = run._client
+    client = run._open().client
 
     def refuse(*args: object, **options: object) -> None:
         raise ConnectionError("refused")
@@ -160,12 +161,46 @@ def test_a_server_that_goes_away_does_not_stop_training(uri: str, monkeypatch: p
 
 def test_a_server_that_stays_away_makes_only_close_fail() -> None:
     client = connect("http://127.0.0.1:9")  # the discard port, on which nothing listens
-    run = Run(client, "http://127.0.0.1:9", "f00d", "1")
+    run = Run("http://127.0.0.1:9", lambda: Opened(client, "f00d", "1"), lambda _: None)
     for images in range(100):
         run.metrics({"loss": 1.0}, images=images)
     with pytest.raises(ServiceError, match=r"127\.0\.0\.1:9"):
         run.close(timeout=0.5)
     assert len(run.unsent()) == 100
+
+
+def test_a_run_is_opened_when_mlflow_is_there_and_keeps_what_was_logged_before(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def refuse(*args: object) -> None:
+        raise ServiceError("MLflow is away") from ConnectionError("refused")
+
+    with monkeypatch.context() as away:
+        away.setattr(run_module, "open_run", refuse)
+        run = Run.later(uri, "job-1", job_spec(), on_open=lambda one: told.append(one.run_id))
+        run.metrics({"loss": 1.0}, images=10)
+        with pytest.raises(ServiceError, match="1 entries"):
+            run.flush(timeout=0.6)
+        with pytest.raises(ServiceError, match="away"):
+            run.close(timeout=0.1)
+        with pytest.raises(ServiceError, match="away"):
+            _ = run.run_id
+    run = Run.later(uri, "job-1", job_spec(), on_open=lambda one: told.append(one.run_id))
+    run.metrics({"loss": 0.5}, images=20)
+    run.close()
+    assert told == [run.run_id] == [find_run(uri, "job-1")]
+    assert [p.step for p in connect(uri).get_metric_history(run.run_id, "loss")] == [20]
+
+
+def test_a_run_of_another_spec_is_refused_at_the_next_point(uri: str) -> None:
+    open_run(uri).close()
+    run = Run.later(uri, "job-1", job_spec(seed=1))
+    with pytest.raises(ServiceError, match="fingerprint"):
+        run.flush(30)
+    with pytest.raises(ServiceError, match="fingerprint"):
+        run.metrics({"loss": 0.5}, images=20)
 
 
 def test_closing_may_be_tried_again(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +210,7 @@ def test_closing_may_be_tried_again(uri: str, monkeypatch: pytest.MonkeyPatch) -
         raise ConnectionError("refused")
 
     with monkeypatch.context() as away:
-        away.setattr(run._client, "set_terminated", refuse)
+        away.setattr(run._open().client, "set_terminated", refuse)
         with pytest.raises(ServiceError, match="close run"):
             run.close()
     run.close()
@@ -196,7 +231,7 @@ def test_a_restarted_job_sends_what_had_not_arrived_and_nothing_twice(
     first.flush()
     with monkeypatch.context() as away:  # the server goes away, a checkpoint is written, the worker dies
         for call in ("log_batch", "log_image", "set_tag", "log_stream"):
-            away.setattr(first._client, call, refuse)
+            away.setattr(first._open().client, call, refuse)
         first.metrics({"loss": 3.0}, images=20)
         first.image("samples/real", picture, images=20)
         first.tag("extractor", "a/1")

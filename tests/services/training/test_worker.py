@@ -120,7 +120,7 @@ class Followed:
 def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Followed:
     """MLflow and Ray Train replaced, in a process that is the only rank."""
     found = Followed(tmp_path / "kept")
-    monkeypatch.setattr(worker.Run, "open", lambda *_: found)
+    monkeypatch.setattr(worker.Run, "later", lambda *_, on_open: on_open(found) or found)
     monkeypatch.setattr(worker, "register", found.register)
     monkeypatch.setattr(worker, "StopRequest", lambda first: found)
     monkeypatch.setattr(worker, "get_device", lambda: torch.device("cpu"))
@@ -207,7 +207,7 @@ def test_a_worker_goes_on_from_a_checkpoint_with_the_same_bits(
 
 def resume(again: Followed, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace MLflow and Ray Train once more, for a start from a checkpoint."""
-    monkeypatch.setattr(worker.Run, "open", lambda *_: again)
+    monkeypatch.setattr(worker.Run, "later", lambda *_, on_open: again)
     monkeypatch.setattr(worker, "register", again.register)
     monkeypatch.setattr(ray.train, "report", again.report)
     checkpoint = ray.train.Checkpoint.from_directory(str(folder))
@@ -238,7 +238,7 @@ def test_a_checkpoint_of_another_spec_ends_the_job_though_an_older_one_fits(
 ) -> None:
     train_worker(config_of(tmp_path, data))
     other = Followed(tmp_path / "other")
-    monkeypatch.setattr(worker.Run, "open", lambda *_: other)
+    monkeypatch.setattr(worker.Run, "later", lambda *_, on_open: other)
     monkeypatch.setattr(worker, "register", other.register)
     monkeypatch.setattr(ray.train, "report", other.report)
     train_worker(config_of(tmp_path, data, ema_half_life=40))
