@@ -22,10 +22,11 @@ from services.jobs.store import Store, Untracked
 from services.training.progress import read_event
 
 INTERVAL = 0.5
-"""Seconds between two looks at the cluster while nobody asks for one."""
+"""Seconds that the next look at the cluster is waited for while nobody asks for one, after a pause."""
 
 IDLE = 4.0
-"""Times as long as a look took does the next one wait at least: answers of the API go first."""
+"""A pause after a look, in which answers of the API go first: so many times as long as the look took, and no longer
+than ``INTERVAL``."""
 
 LOG_PATIENCE = 10.0
 """Seconds after the end of an attempt in which the rest of its log has to arrive."""
@@ -126,7 +127,7 @@ class Controller:
         """When a look was last completed, by the monotonic clock."""
 
     async def run(self, stop: asyncio.Event, poked: asyncio.Event) -> None:
-        """Look and act until ``stop`` is set; at once where ``poked`` is."""
+        """Look and act until ``stop`` is set; soon where ``poked`` is."""
         while not stop.is_set():
             poked.clear()
             started = time.monotonic()
@@ -313,7 +314,7 @@ class Controlling:
         self._thread.start()
 
     def poke(self) -> None:
-        """Let it look at once: something was asked for."""
+        """Let it look soon: something was asked for."""
         self._call(self._poked.set)
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from pipelines.spec import JobSpec, parse_spec
 from services.cluster import join_cluster
 from services.settings import Settings, load_settings
 from services.training.placement import placement_of
-from services.training.progress import report_done, report_error, report_stage
+from services.training.progress import report_done, report_error, report_run, report_stage
 
 LAST_STEP = 45.0
 """Seconds that workers have for a step and a checkpoint once the job was told to stop."""
@@ -47,6 +47,7 @@ def run_job(job: str, spec: JobSpec, settings: Settings) -> dict[str, Any]:
     try:
         return _run(job, spec, settings)
     except (KeyboardInterrupt, SystemExit):
+        signal.setitimer(signal.ITIMER_REAL, 0)
         _close(uri, job, spec, "KILLED")
         raise
     except MongeError:
@@ -71,6 +72,7 @@ def _run(job: str, spec: JobSpec, settings: Settings) -> dict[str, Any]:
     from services.training.trainer import fit
 
     outcome = fit(job, spec, data, settings)
+    signal.setitimer(signal.ITIMER_REAL, 0)
     if (images := outcome.get("stopped")) is not None:
         report_stage(f"stopped at image {images:,}, {'with' if outcome['saved'] else 'without'} a checkpoint")
         if _stopped.is_set():
@@ -105,7 +107,9 @@ def _close(uri: str, job: str, spec: JobSpec, status: str) -> None:
 
     with contextlib.suppress(ServiceError):
         if status == "FAILED":
-            Run.open(uri, job, spec).close("FAILED")
+            run = Run.open(uri, job, spec)
+            report_run(run.run_id, run.experiment_id)  # its workers may have failed before it was open
+            run.close("FAILED")
         elif run_id := find_run(uri, job):
             mark_killed(uri, run_id)
 

@@ -25,6 +25,8 @@ from services.locks import alone
 from services.settings import LOOPBACK, Settings, load_settings
 from services.tokens import Role
 
+log = logging.getLogger(__name__)
+
 KEEP_ALIVE = 30
 """Seconds for which an idle connection is kept: longer than clients do, who would else send into a closing one."""
 
@@ -116,6 +118,13 @@ def _resolve(uri: str, model: str) -> object:
 
 
 def _track(uri: str, told: Untracked) -> None:
+    from services.tracking.connection import is_passing
     from services.tracking.run import mark
 
-    mark(uri, told.run_id, told.state.value, told.reason)
+    try:
+        mark(uri, told.run_id, told.state.value, told.reason)
+    except ServiceError as error:
+        if is_passing(error):
+            raise
+        # As of a run that was deleted: others are not to wait behind it.
+        log.warning("MLflow does not take where %s stands: %s", told.job, error.args[0])

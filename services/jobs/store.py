@@ -54,6 +54,9 @@ _SEEN = (
     *("first_started", "attempts", "setbacks", "not_before"),
 )
 
+FRESH = 30.0
+"""Seconds for which a token is remembered: another service with the same store may have revoked it."""
+
 _DRAINING = "draining"
 
 # Lists of what is looked for, not of what is left out: an index finds these.
@@ -506,17 +509,18 @@ class _KnownTokens:
     """Tokens by the digests of their secrets: each request has one, and revoking is rare."""
 
     def __init__(self) -> None:
-        self._tokens: dict[str, Token] = {}
+        self._tokens: dict[str, tuple[Token, float]] = {}
         self._guard = threading.Lock()
         self.generation = 0
 
     def find(self, digest: str) -> Token | None:
-        return self._tokens.get(digest)
+        token, until = self._tokens.get(digest, (None, 0.0))
+        return token if time.monotonic() < until else None
 
     def remember(self, digest: str, token: Token, generation: int) -> None:
         with self._guard:
             if generation == self.generation:  # else it was read before another was revoked, or itself
-                self._tokens[digest] = token
+                self._tokens[digest] = token, time.monotonic() + FRESH
 
     def forget(self) -> None:
         with self._guard:

@@ -88,15 +88,15 @@ def up(home: Path, say: Callable[[str], None], cpus: int | None = None) -> Platf
     home = home.absolute()
     make_token(home)
     with alone(home / "platform.lock", f"another `monge up` works in {home}"):
-        platform, fresh = Platform.read(home), set()
+        platform = Platform.read(home)
         for service in SERVICES:
             started = platform.processes.get(service.name)
             if started and started.process():
-                if service.after not in fresh:
+                joined = platform.processes.get(service.after or "")
+                if joined is None or joined.born <= started.born:
                     continue
                 say(f"ending {service.name}, which knows another {service.after}")
                 end(started)
-            fresh.add(service.name)
             for before in SERVICES:
                 if before.name == service.after:
                     _await(home, platform, before, say, cpus)

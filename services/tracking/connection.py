@@ -74,7 +74,17 @@ def status_code(error: BaseException) -> int:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether the same call may succeed later: the server is away or overloaded, not the request wrong."""
+    """Whether the same call may succeed later: the server is away or overloaded, not the request wrong.
+
+    Args:
+        error: of MLflow, of the way to it, or of :func:`reaching`, which knows its cause.
+    """
+    from requests import RequestException
+
+    if isinstance(error, ServiceError):
+        return error.__cause__ is not None and is_passing(error.__cause__)
+    if isinstance(error, OSError) and not isinstance(error, RequestException | ConnectionError | TimeoutError):
+        return False  # of this machine's disk
     return status_code(error) >= 500 or status_code(error) in (408, 429)
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 EXPERIMENT = "monge"
 JOB_TAG = "monge.job"
 FINGERPRINT_TAG = "monge.fingerprint"
+DESCRIBED_TAG = "monge.described"
+"""Of a run that has all its parameters."""
 
 LONGEST_PARAM = 6_000
 """Characters of a parameter or a tag at most."""
@@ -94,12 +96,15 @@ def open_run(
         run_id = run_id or find(client, experiment, job)
         if run_id is None:
             return Opened(client, _create(client, experiment, job, spec, parent, name), experiment)
-        fingerprint = client.get_run(run_id).data.tags.get(FINGERPRINT_TAG)
+        tags = client.get_run(run_id).data.tags
+        fingerprint = tags.get(FINGERPRINT_TAG)
         if fingerprint != spec.fingerprint():
             raise ServiceError(
                 f"run {run_id} of job {job!r} has fingerprint {fingerprint}, the spec {spec.fingerprint()}",
                 cure="submit a changed spec as a new job",
             )
+        if DESCRIBED_TAG not in tags:  # whoever made it was cut off
+            _describe(client, run_id, spec)
         client.update_run(run_id, status="RUNNING")
         return Opened(client, run_id, experiment, Delivered.of(client, run_id))
 
@@ -130,8 +135,6 @@ def _experiment(client: MlflowClient) -> str:
 def _create(
     client: MlflowClient, experiment: str, job: str, spec: JobSpec, parent: str | None, name: str | None
 ) -> str:
-    from mlflow.entities import Param
-
     tags = {
         JOB_TAG: job,
         FINGERPRINT_TAG: spec.fingerprint(),
@@ -143,11 +146,18 @@ def _create(
     if commit := _git_commit():
         tags["mlflow.source.git.commit"] = commit
     run_id = str(client.create_run(experiment, run_name=name or spec.name, tags=tags).info.run_id)
+    _describe(client, run_id, spec)
+    return run_id
+
+
+def _describe(client: MlflowClient, run_id: str, spec: JobSpec) -> None:
+    from mlflow.entities import Param
+
     params = [Param(name, _shortened(value)) for name, value in _flattened(spec.model_dump(mode="json"))]
     for start in range(0, len(params), _PARAMS_A_CALL):
         client.log_batch(run_id, params=params[start : start + _PARAMS_A_CALL])
     client.log_text(run_id, spec.to_yaml(), "spec.yaml")
-    return run_id
+    client.set_tag(run_id, DESCRIBED_TAG, "yes")
 
 
 def _flattened(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -81,13 +81,15 @@ class Outbox(Generic[Item]):
             return None
 
     def close(self, timeout: float) -> BaseException | None:
-        """Flush, then end the thread. See :meth:`flush`."""
+        """Flush, then end the thread; where something is left, the thread goes on. See :meth:`flush`."""
         failure = self.flush(timeout)
+        if failure is not None:
+            return failure
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(timeout=5)
-        return failure
+        return None
 
     def waiting(self) -> list[Item]:
         """Items not yet sent, in order; the first ones may be on their way."""

@@ -59,7 +59,7 @@ class Run:
         self._monitor: SystemMetricsMonitor | None = None
         self._next_sample = 0.0
         self._outbox: Outbox[Entry] = Outbox(
-            self._send, _may_pass, joins=lambda entry: isinstance(entry, Point), tick=self._sample_system
+            self._send, is_passing, joins=lambda entry: isinstance(entry, Point), tick=self._sample_system
         )
 
     @property
@@ -78,21 +78,18 @@ class Run:
 
     def _open(self) -> Opened:
         with self._guard:
-            if self._opened is None:
-                try:
-                    self._opened = self._opening()
-                except ServiceError as error:
-                    self._refused = None if _may_pass(error) else error
-                    raise
-                self._monitor = _system_monitor(self.uri, self._opened.run_id)
-                self._next_sample = time.monotonic() + _SYSTEM_METRICS_EVERY
-                opened = True
-            else:
-                opened = False
-        if opened:
-            self._on_open(self)
-        assert self._opened is not None
-        return self._opened
+            if self._opened is not None:
+                return self._opened
+            try:
+                opened = self._opening()
+            except ServiceError as error:
+                self._refused = None if is_passing(error) else error
+                raise
+            self._monitor = _system_monitor(self.uri, opened.run_id)
+            self._next_sample = time.monotonic() + _SYSTEM_METRICS_EVERY
+            self._opened, self._refused = opened, None
+        self._on_open(self)
+        return opened
 
     @classmethod
     def open(
@@ -356,13 +353,6 @@ def mark_killed(uri: str, run_id: str) -> None:
 def _end(client: MlflowClient, run_id: str, status: str) -> None:
     if client.get_run(run_id).info.status in ("RUNNING", "SCHEDULED"):
         client.set_terminated(run_id, status)
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether MLflow may take the same later: an error of its own, or of :func:`reaching`, which knows the cause."""
-    if isinstance(error, ServiceError):
-        return error.__cause__ is not None and is_passing(error.__cause__)
-    return is_passing(error)
 
 
 def _system_monitor(uri: str, run_id: str) -> SystemMetricsMonitor | None:

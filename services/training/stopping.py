@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 
 import ray
 from ray._private.state import state as cluster
@@ -50,16 +51,17 @@ class StopRequest:
         self._thread = threading.Thread(target=self._poll, name="stop request", daemon=True)
 
     def __enter__(self) -> StopRequest:
-        if self._first:
+        if self._first and _read() != ASKED:  # which may be meant for workers that died meanwhile
             _write(LISTENS)
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over.set()
         self._thread.join(timeout=5 * POLLING)
-        if self._first:
-            _write(b"")
+        with suppress(Exception):  # the head may be away; what ended the training matters more
+            if self._first and (kind is None or _read() != ASKED):
+                _write(b"")
 
     def _poll(self) -> None:
         while not self.asked and not self._over.wait(POLLING):

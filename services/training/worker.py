@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,12 +90,35 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     configure_process()
     try:
         with agree("running the job"):
-            return _train(worker, JobSpec.model_validate(worker.spec), Settings(**worker.settings))
+            trained = _train(worker, JobSpec.model_validate(worker.spec), Settings(**worker.settings))
+        # Of rank 0 alone, and for as long as MLflow is away: no rank waits for it.
+        return trained.ended()
     except FINAL as error:
         return {"error": error.args[0], "cure": error.cure}
 
 
-def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings) -> dict[str, Any]:
+@dataclass
+class _Trained:
+    """A run on this rank once its last step is done, or the one after which it was asked to stop."""
+
+    spec: JobSpec
+    state: TrainState
+    data: ShardedDataset
+    tracker: _Tracker | None
+    listener: _Listener
+
+    def ended(self) -> dict[str, Any]:
+        """Tell MLflow; what :func:`train_worker` returns."""
+        if self.state.images < self.spec.train.images:
+            if self.tracker:
+                self.tracker.stop()
+            return {"stopped": self.state.images, "saved": self.listener.saved}
+        if self.tracker is None:
+            return {}
+        return {"model": self.tracker.finish(self.state, self.data), "metrics": self.listener.latest}
+
+
+def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings) -> _Trained:
     device = get_device()
     tracker = _Tracker(worker, spec) if rank() == 0 else None
     with agree("opening the data"):
@@ -116,13 +140,7 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings) -> dict[str,
         tracker.run.send_again(unsent)
     with StopRequest(first=tracker is not None) as request:
         run(spec, data, objective, state, planner, listener, device, reference, asked_to_stop=lambda: request.asked)
-    if state.images < spec.train.images:
-        if tracker:
-            tracker.stop()
-        return {"stopped": state.images, "saved": listener.saved}
-    if tracker is None:
-        return {}
-    return {"model": tracker.finish(state, data), "metrics": listener.latest}
+    return _Trained(spec, state, data, tracker, listener)
 
 
 def _unsent(folder: Path) -> list[Entry]:
@@ -206,7 +224,7 @@ class _Tracker:
             try:
                 return call()
             except ServiceError as error:
-                if error.__cause__ is None or not is_passing(error.__cause__):
+                if not is_passing(error):
                     raise
                 self.say(f"the training is over; waiting for MLflow: {error.args[0]}")
                 time.sleep(PAUSE)

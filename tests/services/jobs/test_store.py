@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from services.jobs.policy import Move, turn
 from services.jobs.rows import token_of
 from services.jobs.server import make_owner
 from services.jobs.states import State
-from services.jobs.store import Store
+from services.jobs.store import FRESH, Store
 from services.jobs.tables import Base, TokenRow
 from services.settings import Settings
 from services.tokens import Role, Token
@@ -84,24 +85,25 @@ def test_migrations_make_the_tables_and_keep_what_is_there(url: str) -> None:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
 
 
-def test_migrations_bring_a_filled_store_of_the_first_version_up_to_date(url: str) -> None:
+@pytest.mark.parametrize("told", [False, True])
+def test_migrations_bring_a_filled_store_of_the_first_version_up_to_date(url: str, told: bool) -> None:
     store = Store(url)
     token = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT))
     job, _ = store.submit(job_spec(), SUBMISSION, token, None)
     store.start(job.id, Placement(1, gpu=False), "it starts")
     run = {"event": "run", "run_id": "f00d", "experiment_id": "1"}
     store.report(job.id, 1, 10, [run])
-    (told,) = store.untracked()
-    store.tracked(told)
     store.close()
     engine = open_database(url)
     with engine.begin() as connection:
         command.downgrade(migrations(connection), "0001")
         assert "tracked" in {column["name"] for column in sa.inspect(connection).get_columns("jobs")}
+        if told:
+            connection.execute(sa.text("UPDATE jobs SET tracked = state || ': ' || reason"))
     engine.dispose()
     again = Store(url)
     assert again.job(job.id).attempts == 1
-    assert [one.run_id for one in again.untracked()] == ["f00d"]
+    assert [one.run_id for one in again.untracked()] == ([] if told else ["f00d"])
     again.close()
     with sa.create_engine(url).connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
@@ -135,6 +137,19 @@ def test_a_token_is_remembered_until_one_is_revoked(url: str) -> None:
     store.revoke("ada")
     assert store.authenticated(secret) is store.authenticate(secret) is None
     store.close()
+
+
+def test_a_remembered_token_is_looked_up_again_after_a_while(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, elsewhere = Store(url), Store(url)
+    secret = here.create_token(TokenRequest(name="ada", role=Role.SUBMIT)).secret
+    assert here.authenticate(secret) is not None
+    elsewhere.revoke("ada")
+    assert here.authenticated(secret) is not None
+    later = time.monotonic() + FRESH
+    monkeypatch.setattr("services.jobs.store.time.monotonic", lambda: later)
+    assert here.authenticated(secret) is here.authenticate(secret) is None
+    here.close()
+    elsewhere.close()
 
 
 def test_a_token_that_is_revoked_while_it_is_looked_up_is_not_remembered(

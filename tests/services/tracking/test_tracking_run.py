@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import CheckpointError, ServiceError
+from services.tracking import opening
 from services.tracking import run as run_module
-from services.tracking.connection import connect
+from services.tracking.connection import connect, is_passing
 from services.tracking.entries import read_entries, write_entries
 from services.tracking.opening import Opened
 from services.tracking.run import Run, find_run, mark_killed
@@ -201,6 +202,46 @@ def test_a_run_of_another_spec_is_refused_at_the_next_point(uri: str) -> None:
         run.flush(30)
     with pytest.raises(ServiceError, match="fingerprint"):
         run.metrics({"loss": 0.5}, images=20)
+
+
+def test_a_run_that_was_made_by_half_gets_the_rest(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_off(*args: object) -> None:
+        raise ConnectionError("refused")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(opening, "_describe", cut_off)
+        with pytest.raises(ServiceError, match="open the run"):
+            open_run(uri)
+    run = open_run(uri)
+    stored = connect(uri).get_run(run.run_id)
+    assert stored.data.params["train.images"] == "100"
+    spec = connect(uri).download_artifacts(run.run_id, "spec.yaml", str(tmp_path))
+    assert Path(spec).read_text() == job_spec().to_yaml()
+    run.close()
+
+
+def test_what_is_left_when_closing_fails_is_sent_later(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(uri)
+
+    def refuse(*args: object, **options: object) -> None:
+        raise ConnectionError("refused")
+
+    with monkeypatch.context() as away:
+        away.setattr(run._open().client, "log_batch", refuse)
+        run.metrics({"loss": 1.0}, images=10)
+        with pytest.raises(ServiceError, match="1 entries"):
+            run.close(timeout=0.6)
+    run.close()
+    assert [p.step for p in connect(uri).get_metric_history(run.run_id, "loss")] == [10]
+
+
+def test_a_fault_of_this_machine_does_not_pass() -> None:
+    assert is_passing(ConnectionError("refused"))
+    assert not is_passing(OSError("no space left on device"))
+    assert not is_passing(ServiceError("belongs to another spec"))
+    wrapped = ServiceError("MLflow is away")
+    wrapped.__cause__ = TimeoutError()
+    assert is_passing(wrapped)
 
 
 def test_closing_may_be_tried_again(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

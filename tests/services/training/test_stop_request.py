@@ -28,8 +28,8 @@ class Worker:
     def asked(self):
         return self.request.asked
 
-    def leave(self):
-        self.request.__exit__()
+    def leave(self, kind=None):
+        self.request.__exit__(kind, None, None)
 
 
 assert not ask_to_stop(), "nobody trains"
@@ -42,6 +42,10 @@ ray.get([first.leave.remote(), other.leave.remote()])
 assert not ask_to_stop(), "they train no more"
 ray.get([first.enter.remote(True), other.enter.remote(False)])
 assert not ray.get(first.asked.remote()), "a request is over with the training that it was for"
+assert ask_to_stop()
+ray.get([first.leave.remote(OSError), other.leave.remote(OSError)])
+ray.get([first.enter.remote(True), other.enter.remote(False)])
+assert wait_until(lambda: ray.get(first.asked.remote()), 60), "a request outlives workers that fail before they heed it"
 print("driver heard", flush=True)
 
 context = ray.get_runtime_context()

@@ -6,7 +6,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +20,7 @@ from ray.train import Checkpoint
 from runs import job, stripes
 
 from pipelines.data.loader import ShardedDataset
+from pipelines.distributed import agree
 from pipelines.errors import ServiceError
 from pipelines.evaluation.result import Evaluation
 from pipelines.models.bundle import Bundle
@@ -60,6 +62,7 @@ class Followed:
     registered: list[int] = field(default_factory=list)
     status: list[str] = field(default_factory=list)
     again: list[Entry] = field(default_factory=list)
+    agreeing: int = 0
     away: int = 0
     """Calls for which MLflow is away at the end."""
     fault: Exception = field(default_factory=lambda: ConnectionError("refused"))
@@ -85,6 +88,15 @@ class Followed:
     def pictures(self, evaluation: Evaluation, images: int) -> None:
         assert evaluation.metrics
 
+    @contextmanager
+    def agree(self, place: str) -> Iterator[None]:
+        self.agreeing += 1
+        try:
+            with agree(place):
+                yield
+        finally:
+            self.agreeing -= 1
+
     def unsent(self) -> list[Entry]:
         return [Point(name, value, images, 0) for images, values in self.points for name, value in values.items()]
 
@@ -99,6 +111,7 @@ class Followed:
         self.status.append(status)
 
     def _reach(self) -> None:
+        assert self.agreeing == 0, "other ranks would wait for MLflow"
         if self.away:
             self.away -= 1
             raise ServiceError("MLflow is away") from self.fault
@@ -123,6 +136,7 @@ def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Followed:
     monkeypatch.setattr(worker.Run, "later", lambda *_, on_open: on_open(found) or found)
     monkeypatch.setattr(worker, "register", found.register)
     monkeypatch.setattr(worker, "StopRequest", lambda first: found)
+    monkeypatch.setattr(worker, "agree", found.agree)
     monkeypatch.setattr(worker, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(worker, "configure_process", lambda: None)
     monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)

@@ -12,6 +12,8 @@ down_revision = "0001"
 def upgrade() -> None:
     """Mark the jobs of which MLflow is to be told, in place of comparing each row with what MLflow was told."""
     op.add_column("jobs", sa.Column("untracked", sa.Boolean(), nullable=False, server_default=sa.true()))
+    told = sa.text("UPDATE jobs SET untracked = :no WHERE tracked = state || ': ' || reason")
+    op.execute(told.bindparams(sa.bindparam("no", False, type_=sa.Boolean)))
     op.drop_column("jobs", "tracked")
     op.drop_index("jobs_by_owner", "jobs")
     op.create_index("jobs_by_owner", "jobs", ["owner", "state"])
