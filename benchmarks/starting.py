@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -21,7 +22,7 @@ import psutil
 from benchmarks.report import Row, table, write_json
 from services.jobs.client import Jobs
 from services.jobs.states import State
-from services.platform.local import Platform
+from services.platform import local
 from services.platform.processes import free_port, wait_until
 from services.settings import Settings
 
@@ -87,10 +88,11 @@ class Usage:
 
 def start_of_a_job(home: Path) -> dict[str, float]:
     """Seconds of processors until its workers train, by stage; the job is cancelled then."""
-    usage = Usage(lambda: _family([os.getpid(), *(one.pid for one in Platform.read(home).processes.values())]))
+    usage = Usage(lambda: _processes(home))
     with Jobs(Settings(home=home)) as jobs:
         known = {job.id for job in jobs.find()}
-        submitting = _monge(home, "submit", str(CONFIG), *CHANGES)
+        command = [sys.executable, "-m", "services.cli", "submit", str(CONFIG), *CHANGES]
+        submitting = subprocess.Popen(command, env={**os.environ, "MONGE_HOME": str(home)}, stdout=subprocess.DEVNULL)
 
         def trains() -> bool:
             usage.look()
@@ -124,15 +126,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary) / "home"
         try:
-            if _monge(home, "up").wait():
-                sys.exit("the platform did not start")
+            local.up(home, _unsaid)
             start_of_a_job(home)  # makes the shards, and Ray's first processes
             ours, bare = [], []
             for _ in range(repeats):
                 ours.append(start_of_a_job(home))
                 bare.append(bare_start())
         finally:
-            _monge(home, "down").wait()
+            local.down(home, _unsaid)
     peer = statistics.median(bare)
     rows = [_row("from monge submit to the first step", [sum(used.values()) for used in ours], peer, BAR)]
     for stage in sorted({stage for used in ours for stage in used}):
@@ -146,20 +147,18 @@ def _row(name: str, seconds: Sequence[float], peer: float, bar: float) -> Row:
     return Row(name, statistics.median(seconds), peer, "bare gloo, 2 processes", "s", bar)
 
 
-def _family(pids: Sequence[int]) -> list[psutil.Process]:
-    found = []
-    for pid in pids:
-        try:
-            process = psutil.Process(pid)
-            found += process.children(recursive=True) if pid == os.getpid() else [process, *process.children(True)]
-        except psutil.NoSuchProcess:
-            continue
+def _processes(home: Path) -> list[psutil.Process]:
+    """The children of this process, and the platform with its own."""
+    found = psutil.Process().children(recursive=True)
+    for started in local.Platform.read(home).processes.values():
+        with suppress(psutil.NoSuchProcess):
+            if (process := started.process()) is not None:
+                found += [process, *process.children(recursive=True)]
     return found
 
 
-def _monge(home: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "services.cli", *arguments]
-    return subprocess.Popen(command, env={**os.environ, "MONGE_HOME": str(home)}, stdout=subprocess.DEVNULL)
+def _unsaid(_: str) -> None:
+    pass
 
 
 if __name__ == "__main__":

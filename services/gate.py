@@ -18,10 +18,7 @@ from pipelines.errors import BusyError, ForbiddenError, MongeError, ServiceError
 from services.error_documents import read_error
 from services.http import answer, is_loopback, request_id
 from services.settings import Settings
-from services.tokens import Role, Token, authorization
-
-FRESH = 30.0
-"""Seconds for which a token counts as it was checked; one that is revoked is refused after that."""
+from services.tokens import FRESH, Role, Token, authorization
 
 KEPT = 600.0
 """Seconds for which a known token goes on being accepted while the job service is away."""

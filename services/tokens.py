@@ -7,6 +7,9 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
+FRESH = 30.0
+"""Seconds for which a token counts as it was checked; one that is revoked elsewhere is refused after that."""
+
 
 class Role(StrEnum):
     """What a token allows, each what the ones before it do, but for the last."""

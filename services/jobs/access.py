@@ -15,9 +15,9 @@ def _needs(role: Role | None) -> Any:
     async def admitted(request: Request) -> Token:
         state, secret = request.app.state, bearer(request)
         access: Access = state.access
-        token: Token | None = state.authenticated(secret) if secret else None
-        if secret and token is None:
-            token = await asyncio.to_thread(state.authenticate, secret)
+        token: Token | None = None
+        if secret:
+            token = state.authenticated(secret) or await asyncio.to_thread(state.authenticate, secret)
         return access.admit(request, token, role)
 
     return Depends(admitted)

@@ -128,12 +128,12 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 def _stop_workers() -> None:
     """Let workers that train save a checkpoint; what else goes on is ended at once."""
-    seconds = 0.0
+    asked = False
     with contextlib.suppress(Exception):  # there is no cluster, or not yet
         from services.training.stopping import ask_to_stop
 
-        seconds = LAST_STEP if ask_to_stop() else 0.0
-    signal.setitimer(signal.ITIMER_REAL, seconds or 1e-3)
+        asked = ask_to_stop()
+    signal.setitimer(signal.ITIMER_REAL, LAST_STEP if asked else 1e-3)  # 0 would be never
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:

@@ -43,7 +43,7 @@ from services.jobs.rows import (
 )
 from services.jobs.states import State
 from services.jobs.tables import AttemptRow, EventRow, JobRow, SettingRow, TokenRow
-from services.tokens import Token
+from services.tokens import FRESH, Token
 from services.training.placement import Placement
 
 QUEUE_SEEN = 200
@@ -53,9 +53,6 @@ _SEEN = (
     *("id", "number", "workers", "state", "submitted", "reason", "priority", "cancelled_by", "timeout"),
     *("first_started", "attempts", "setbacks", "not_before"),
 )
-
-FRESH = 30.0
-"""Seconds for which a token is remembered: another service with the same store may have revoked it."""
 
 _DRAINING = "draining"
 

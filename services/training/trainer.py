@@ -21,7 +21,6 @@ from services.training.references import pinned
 
 CHECKPOINTS_KEPT = 2
 
-
 UNNEEDED = frozenset({"DatasetsCallback", "PlacementGroupCleanerCallback"})
 """Callbacks of Ray Train that start a process each, which takes 1.5 s of a processor: our data is not Ray Data's, and
 the workers' placement group ends with the driver."""

@@ -123,12 +123,11 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings) -> _Trained:
     tracker = _Tracker(worker, spec) if rank() == 0 else None
     with agree("opening the data"):
         data = open_for(spec, worker.data, settings)
-    unsent: list[Entry] = []
     with agree("building the networks"), resumption() as resumed:
         planner = planner_of(worker.job, spec, settings.plan_deadline)
         objective, state = start(spec, data, planner, device, resumed.folder)
         if tracker and resumed.folder:
-            unsent = _unsent(resumed.folder)
+            tracker.run.send_again(_unsent(resumed.folder))
         reference = reference_of(spec, worker.mlflow_uri, worker.models, device)
     listener = _Listener(spec, tracker, staging_folder(settings, worker.job), resumed)
     if tracker:
@@ -137,7 +136,6 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings) -> _Trained:
             f"{device}" + (f", from image {state.images:,}" if state.images else ""),
             trains=True,
         )
-        tracker.run.send_again(unsent)
     with StopRequest(first=tracker is not None) as request:
         run(spec, data, objective, state, planner, listener, device, reference, asked_to_stop=lambda: request.asked)
     return _Trained(spec, state, data, tracker, listener)

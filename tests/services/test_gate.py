@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,27 +10,26 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 
 from pipelines.errors import BusyError, ServiceError, UnauthenticatedError
 from pipelines.transport.solve import solve
 from services import gate as gate_module
 from services.error_documents import write_error
-from services.gate import CACHED, FRESH, KEPT, PAUSE, RemoteTokens, tokens_for
+from services.gate import CACHED, KEPT, PAUSE, RemoteTokens, tokens_for
 from services.jobs.api import build_app as build_jobs_app
 from services.jobs.store import Store
 from services.serving import server as endpoint_server
 from services.serving.app import create_app
 from services.serving.client import EndpointClient
 from services.settings import Settings
-from services.tokens import Role
+from services.tokens import FRESH, Role
 from services.transport import server as transport_server
 from services.transport.app import build_app
 from services.transport.backend import LocalBackend
 from services.transport.client import HttpPlanner
 from services.transport.engine import Engine
 from tests.services.jobs.standin import JobService
-from tests.services.transport.support import labelled, run
+from tests.services.transport.support import labelled, run, served
 
 PROBLEM = {"x": [[0.0], [1.0]], "y": [[1.1], [0.2]]}
 
@@ -241,14 +238,8 @@ def test_a_server_beyond_loopback_needs_a_job_service(tmp_path: Path, monkeypatc
 @pytest.fixture
 def url() -> Iterator[str]:
     """A transport service that asks for the token `good`."""
-    app = build_app(LocalBackend(Engine()), loopback=False, tokens=Judge("good").tokens)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(20)
+    with served(build_app(LocalBackend(Engine()), loopback=False, tokens=Judge("good").tokens)) as address:
+        yield address
 
 
 def test_the_planner_sends_its_secret(url: str) -> None:

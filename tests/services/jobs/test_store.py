@@ -23,10 +23,10 @@ from services.jobs.policy import Move, turn
 from services.jobs.rows import token_of
 from services.jobs.server import make_owner
 from services.jobs.states import State
-from services.jobs.store import FRESH, Store
+from services.jobs.store import Store
 from services.jobs.tables import Base, TokenRow
 from services.settings import Settings
-from services.tokens import Role, Token
+from services.tokens import FRESH, Role, Token
 from services.training.placement import Placement
 from tests.services.jobs.standin import job_spec, spec_document
 

@@ -16,6 +16,11 @@ from services.tracking.run import Run, find_run, mark_killed
 from tests.services.tracking.stores import job_spec, open_run
 
 
+def refuse(*args: object, **options: object) -> None:
+    """A call of MLflow while the server is away."""
+    raise ConnectionError("refused")
+
+
 def test_a_run_carries_the_spec_as_parameters_tags_and_file(uri: str, tmp_path: Path) -> None:
     spec = job_spec()
     run = Run.open(uri, "job-1", spec)
@@ -146,10 +151,6 @@ def test_system_metrics_are_sampled(uri: str, monkeypatch: pytest.MonkeyPatch) -
 def test_a_server_that_goes_away_does_not_stop_training(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = open_run(uri)
     client = run._open().client
-
-    def refuse(*args: object, **options: object) -> None:
-        raise ConnectionError("refused")
-
     with monkeypatch.context() as away:
         away.setattr(client, "log_batch", refuse)
         run.metrics({"loss": 1.0}, images=10)
@@ -222,10 +223,6 @@ def test_a_run_that_was_made_by_half_gets_the_rest(uri: str, tmp_path: Path, mon
 
 def test_what_is_left_when_closing_fails_is_sent_later(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = open_run(uri)
-
-    def refuse(*args: object, **options: object) -> None:
-        raise ConnectionError("refused")
-
     with monkeypatch.context() as away:
         away.setattr(run._open().client, "log_batch", refuse)
         run.metrics({"loss": 1.0}, images=10)
@@ -246,10 +243,6 @@ def test_a_fault_of_this_machine_does_not_pass() -> None:
 
 def test_closing_may_be_tried_again(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = open_run(uri)
-
-    def refuse(*args: object, **options: object) -> None:
-        raise ConnectionError("refused")
-
     with monkeypatch.context() as away:
         away.setattr(run._open().client, "set_terminated", refuse)
         with pytest.raises(ServiceError, match="close run"):
@@ -262,9 +255,6 @@ def test_a_restarted_job_sends_what_had_not_arrived_and_nothing_twice(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-
-    def refuse(*args: object, **options: object) -> None:
-        raise ConnectionError("refused")
 
     first = open_run(uri)
     first.metrics({"loss": 4.0, "test_loss": 9.0}, images=10)

@@ -1,11 +1,15 @@
-"""A solver that a test can hold still, and a way to run coroutines that cannot hang."""
+"""A solver that a test can hold still, a server in a thread, and a way to run coroutines that cannot hang."""
 
 import asyncio
+import socket
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import uvicorn
+from fastapi import FastAPI
 
 from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
@@ -13,6 +17,18 @@ from pipelines.transport.solve import choose, solve
 
 ASSIGNMENT, _ = choose(TransportProblem.between(np.zeros((2, 1)), np.zeros((2, 1))))
 """The solver of uniform problems: native where it was built."""
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """The URL of an app on a port of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(20)
 
 
 class GatedSolver:

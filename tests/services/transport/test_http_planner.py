@@ -10,7 +10,6 @@ import httpx
 import numpy as np
 import pytest
 import torch
-import uvicorn
 
 from pipelines.errors import (
     BusyError,
@@ -30,18 +29,13 @@ from services.transport.app import build_app
 from services.transport.backend import LocalBackend
 from services.transport.client import HttpPlanner
 from services.transport.engine import Engine
-from tests.services.transport.support import labelled
+from tests.services.transport.support import labelled, served
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(build_app(LocalBackend(Engine())), log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(20)
+    with served(build_app(LocalBackend(Engine()))) as address:
+        yield address
 
 
 def test_plans_of_every_kind_cross_http(url: str) -> None:
