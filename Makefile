@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast results lint format schema clean
+.PHONY: help demo test test-fast test-faults results lint format schema clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -26,6 +26,9 @@ test: $(INSTALLED) ## every test
 
 test-fast: $(INSTALLED) ## the tests that take less than a few seconds each
 	@$(BIN)/python -m pytest -m 'not slow'
+
+test-faults: $(INSTALLED) ## kill, stop and cut off the processes of a platform, for half an hour
+	@$(BIN)/python -m pytest -m faults
 
 results: $(INSTALLED) ## the figures of README.md's table, in hours; ARGS="--only perceptron" for one row
 	@$(BIN)/python -m benchmarks.measured $(ARGS)

@@ -20,7 +20,8 @@
     ├── TrainingError
     │   ├── CheckpointError         a checkpoint is missing, damaged or of another spec
     │   ├── DivergedError           a loss, a weight or a sample is no longer finite
-    │   └── RankError               another rank failed, was lost or did not come in time
+    │   ├── RankError               another rank failed, was lost or did not come in time
+    │   └── SupersededError         a later attempt at the job has begun
     └── ServiceError                a process of the platform is absent or answers wrongly
         ├── UnauthenticatedError    a request has no valid token (HTTP 401)
         ├── ForbiddenError          a request may not do that, or comes from a foreign page (HTTP 403)
@@ -132,6 +133,10 @@ class DivergedError(TrainingError):
 
 class RankError(TrainingError):
     """Another rank failed, was lost or did not come in time."""
+
+
+class SupersededError(TrainingError):
+    """A later attempt at the job has begun: this one may write no more."""
 
 
 class ServiceError(MongeError):

@@ -40,8 +40,12 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "RAY_JOB_STOP_WAIT_TIME_S": "60",
         # A process for each job, 1.5 s of a processor: the workers themselves look whether their node leaves.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-        # On a cluster that scales up, machines have to boot before workers start.
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+        # Seconds until the log says that there is no room for a job's workers: they fitted when they were placed.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+        # Seconds until a worker whose process answers no more is taken for dead.
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "300",
+        # Seconds that a worker which hangs has to leave its process group, before it is killed and all start again.
+        "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
     }
     if settings.ray_address is None:
         wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str((settings.home / TOKEN).absolute())}

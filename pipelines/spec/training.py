@@ -91,4 +91,8 @@ class WorkersSpec(Section):
 
     count: int = Field(default=2, ge=1, le=4096, description="distributed workers")
     device: Literal["auto", "cpu", "gpu"] = Field(default="auto", description="auto: GPUs when the cluster has enough")
-    max_failures: int = Field(default=3, ge=0, description="worker failures after which the job gives up")
+    max_failures: int = Field(
+        default=3,
+        ge=0,
+        description="times that workers are started again before their error ends the job; after lost workers, the attempt",
+    )

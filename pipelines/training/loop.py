@@ -19,6 +19,7 @@ from pipelines.randomness import seed_step
 from pipelines.spec import JobSpec
 from pipelines.training.meters import Meters
 from pipelines.training.optimizer import learning_rate
+from pipelines.training.position import Position
 from pipelines.training.state import TrainState
 from pipelines.training.stopping import Stopping
 
@@ -49,6 +50,7 @@ def train(
     listener: Listener,
     device: torch.device,
     asked_to_stop: Callable[[], bool] | None = None,
+    position: Position | None = None,
 ) -> None:
     """Train until ``spec.train.images`` images were seen; resumes where ``state`` stands.
 
@@ -62,10 +64,12 @@ def train(
         device: where the networks are.
         asked_to_stop: whether this rank was asked to stop before that. All ranks then stop after the same step, with a
             checkpoint.
+        position: moved along, for who watches from another thread.
 
     Raises:
         DivergedError: a loss or a weight is no longer finite; on every rank.
     """
+    position = position or Position()
     meters = Meters(device)
     stopping = None if asked_to_stop is None else Stopping(asked_to_stop)
     layout = torch.channels_last if spec.train.channels_last else torch.contiguous_format
@@ -84,6 +88,7 @@ def train(
         )
         for phase in objective.phases:
             if state.step % phase.every == 0:
+                position.step, position.doing = state.step, f"in phase {phase.name}"
                 _move(spec, phase, step, state, meters)
         before = state.images
         state.advance(spec.train.batch, spec.train.ema_half_life)
@@ -99,13 +104,16 @@ def train(
             # The losses told of the weights before the step; these are the ones after it.
             state.require_finite()
         if evaluates:
+            position.doing = "evaluating"
             with agree("evaluating"):
                 evaluation = evaluate(state.judged)
             listener.evaluation(evaluation, state.images)
         if saves:
+            position.doing = "saving a checkpoint"
             listener.checkpoint(state)
         if stops:
             break
+        position.step, position.doing = state.step, "waiting for images"
 
 
 def _move(spec: JobSpec, phase: Phase, step: Step, state: TrainState, meters: Meters) -> None:

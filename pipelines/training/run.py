@@ -18,6 +18,7 @@ from pipelines.spec import JobSpec
 from pipelines.training.checkpoint import load_checkpoint
 from pipelines.training.choosing import evaluation_of
 from pipelines.training.loop import Listener, train
+from pipelines.training.position import Position
 from pipelines.training.state import TrainState
 from pipelines.transport.planner import Planner
 
@@ -57,6 +58,7 @@ def run(
     device: torch.device,
     reference: FeatureExtractor | None = None,
     asked_to_stop: Callable[[], bool] | None = None,
+    position: Position | None = None,
 ) -> None:
     """Train until ``spec.train.images`` images were seen, with evaluations; every rank calls it.
 
@@ -68,7 +70,7 @@ def run(
         listener: receives curves, evaluations and checkpoints.
         device: where the networks are.
         reference: whose features judge a generator.
-        asked_to_stop: as :func:`pipelines.training.loop.train` takes it.
+        asked_to_stop, position: as :func:`pipelines.training.loop.train` takes them.
 
     Raises:
         MongeError: on every rank the same, whichever rank it happened to; see :func:`pipelines.distributed.agree`.
@@ -79,4 +81,4 @@ def run(
         Loader(data.train, spec.train.batch, spec.seed, rank(), world_size(), start_step=state.step) as batches,
         agree("training"),
     ):
-        train(spec, objective, state, batches, evaluate, listener, device, asked_to_stop)
+        train(spec, objective, state, batches, evaluate, listener, device, asked_to_stop, position)

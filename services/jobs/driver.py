@@ -20,6 +20,8 @@ from pipelines.errors import ModelNotFoundError, MongeError, ObjectNotFoundError
 from pipelines.spec import JobSpec, parse_spec
 from services.cluster import join_cluster
 from services.settings import Settings, load_settings
+from services.training.config import jobs_folder
+from services.training.fencing import Fence
 from services.training.placement import placement_of
 from services.training.progress import report_done, report_error, report_run, report_stage
 
@@ -27,35 +29,41 @@ LAST_STEP = 45.0
 """Seconds that workers have for a step and a checkpoint once the job was told to stop."""
 
 
-def run_job(job: str, spec: JobSpec, settings: Settings) -> dict[str, Any]:
+def run_job(job: str, spec: JobSpec, settings: Settings, attempt: int = 1) -> dict[str, Any]:
     """Run a job from its images to its registered model, on the cluster that this process belongs to.
 
     Args:
         job: its id.
         spec: what to do.
         settings: where everything is.
+        attempt: which attempt at the job it is.
 
     Returns:
         ``{"model": name/version, "metrics": {…}}``; the model is None where the job registers none.
 
     Raises:
+        SupersededError: a later attempt has begun.
         MongeError: the job failed; its MLflow run is then FAILED, and KILLED where this process was told to stop.
     """
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGALRM, _leave)
     uri = settings.address("mlflow_uri")
+    fence = Fence(jobs_folder(settings), job, attempt)
+    fence.claim()
     try:
-        return _run(job, spec, settings)
+        return _run(job, spec, settings, attempt)
     except (KeyboardInterrupt, SystemExit):
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _close(uri, job, spec, "KILLED")
+        if fence.holds():
+            _close(uri, job, spec, "KILLED")
         raise
     except MongeError:
-        _close(uri, job, spec, "FAILED")
+        if fence.holds():
+            _close(uri, job, spec, "FAILED")
         raise
 
 
-def _run(job: str, spec: JobSpec, settings: Settings) -> dict[str, Any]:
+def _run(job: str, spec: JobSpec, settings: Settings, attempt: int) -> dict[str, Any]:
     # Ray Train and torch take seconds to import; that happens while the data is sharded.
     importing = threading.Thread(target=_import_trainer, daemon=True)
     importing.start()
@@ -71,7 +79,7 @@ def _run(job: str, spec: JobSpec, settings: Settings) -> dict[str, Any]:
     importing.join()
     from services.training.trainer import fit
 
-    outcome = fit(job, spec, data, settings)
+    outcome = fit(job, spec, data, settings, attempt)
     signal.setitimer(signal.ITIMER_REAL, 0)
     if (images := outcome.get("stopped")) is not None:
         report_stage(f"stopped at image {images:,}, {'with' if outcome['saved'] else 'without'} a checkpoint")
@@ -158,7 +166,7 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     try:
-        run_job(arguments.job, parse_spec(json.loads(arguments.spec)), load_settings())
+        run_job(arguments.job, parse_spec(json.loads(arguments.spec)), load_settings(), arguments.attempt)
     except MongeError as error:
         report_error(error, final=not is_passing(error))
         return 1

@@ -50,7 +50,7 @@ class Attempt:
         status: of it; None while the cluster has not said.
         stage: what it does, in its own words.
         trains: whether its workers have begun to train.
-        progressed: whether it has made a step since it started.
+        progressed: whether it has seen more images than it began with, and than all attempts before it.
         error: what it said before it failed, of a kind that another attempt would meet again.
         stopping: whether this service has asked for its end.
         message: what it said before it failed, of a kind that may pass, or what Ray says of its end.
@@ -289,7 +289,7 @@ def _ended(job: Job, attempt: Attempt, status: Status, now: float) -> EndAttempt
         why = f"its driver died: {attempt.message}" if attempt.message else "its driver died"
     setbacks = 0 if attempt.progressed else job.setbacks + 1
     if setbacks > SETBACKS:
-        reason = f"{setbacks} attempts in a row ended before they had made a step; of the last one {why}"
+        reason = f"{setbacks} attempts in a row came no further than those before; of the last one {why}"
         return EndAttempt(job.id, "lost", State.FAILED, reason)
     return _lost(job, attempt, why, setbacks, now)
 

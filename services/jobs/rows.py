@@ -82,8 +82,14 @@ def attempt_of(row: AttemptRow) -> Attempt:
     )
 
 
-def open_attempt_of(row: AttemptRow) -> policy.Attempt:
-    """The attempt that has not ended, as the policy sees it; what the cluster shows of it comes later."""
+def open_attempt_of(row: AttemptRow, reached: int | None) -> policy.Attempt:
+    """The attempt that has not ended, as the policy sees it; what the cluster shows of it comes later.
+
+    Args:
+        row: of the attempt.
+        reached: images that the attempts before it had seen.
+    """
+    beyond = row.first_images if reached is None else reached
     return policy.Attempt(
         number=row.number,
         placement=Placement(row.workers, row.gpu),
@@ -91,7 +97,7 @@ def open_attempt_of(row: AttemptRow) -> policy.Attempt:
         sent=row.sent,
         stage=row.stage,
         trains=row.trains,
-        progressed=row.images is not None and row.images > (row.first_images or 0),
+        progressed=row.images is not None and row.images > (beyond or 0),
         error=row.error,
         stopping=row.stopping,
         message=row.message or "",

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -294,13 +294,13 @@ class Store:
             open_attempts = session.scalars(
                 select(AttemptRow).join(JobRow).where(JobRow.state.in_(_UNFINISHED), AttemptRow.ended.is_(None))
             )
-            attempts = {attempt.job: open_attempt_of(attempt) for attempt in open_attempts}
+            attempts = _seen_by_the_policy(session, open_attempts.all())
         return [unfinished_of(row, attempts.get(row.id)) for row in rows]
 
     def open_attempt(self, job: str) -> policy.Attempt:
         """The attempt at a job that has not ended, as the policy sees it."""
         with self._read() as session:
-            return open_attempt_of(_open_row(session, job))
+            return _seen_by_the_policy(session, [_open_row(session, job)])[job]
 
     def move(self, moves: Sequence[policy.Move]) -> None:
         """Give jobs other states or reasons."""
@@ -543,6 +543,15 @@ def _by_key(session: Session, owner: str, key: str | None) -> JobRow | None:
     if key is None:
         return None
     return session.scalars(select(JobRow).where(JobRow.owner == owner, JobRow.idempotency_key == key)).one_or_none()
+
+
+def _seen_by_the_policy(session: Session, rows: Sequence[AttemptRow]) -> dict[str, policy.Attempt]:
+    """Attempts that have not ended, by their jobs; whether they progressed depends on the attempts before."""
+    again = [row.job for row in rows if row.number > 1]
+    before = AttemptRow.job.in_(again), AttemptRow.ended.is_not(None)
+    furthest = select(AttemptRow.job, func.max(AttemptRow.images)).where(*before).group_by(AttemptRow.job)
+    reached = dict(session.execute(furthest).tuples().all())
+    return {row.job: open_attempt_of(row, reached.get(row.job)) for row in rows}
 
 
 def _open_row(session: Session, job: str) -> AttemptRow:

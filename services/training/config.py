@@ -24,6 +24,7 @@ class WorkerConfig:
         settings: of the driver, for a process elsewhere.
         mlflow_uri: where rank 0 logs.
         models: folder of downloaded models.
+        attempt: number of the attempt at the job; 0 for a trial, which has none.
     """
 
     job: str
@@ -32,6 +33,7 @@ class WorkerConfig:
     settings: dict[str, Any]
     mlflow_uri: str
     models: str
+    attempt: int = 0
 
     @classmethod
     def of(cls, job: str, spec: JobSpec, data: str, settings: Settings, **more: Any) -> Self:
@@ -51,6 +53,11 @@ class WorkerConfig:
         return asdict(self)
 
 
+def jobs_folder(settings: Settings) -> Path:
+    """Where jobs keep their checkpoints, each in a folder of its own."""
+    return (settings.home / "jobs").absolute()
+
+
 def models_folder(settings: Settings) -> Path:
     """Where downloaded models lie."""
     return (settings.home / "models").absolute()
@@ -58,7 +65,7 @@ def models_folder(settings: Settings) -> Path:
 
 def staging_folder(settings: Settings, job: str) -> Path:
     """Where checkpoints of a job lie until Ray Train has taken them."""
-    return (settings.home / "jobs" / ".staging" / job).absolute()
+    return jobs_folder(settings) / ".staging" / job
 
 
 def on_worker(config: dict[str, Any]) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from pipelines.errors import MongeError, RankError, TrainingError
+from pipelines.errors import MongeError, RankError, ServiceError, TrainingError
 from pipelines.spec import JobSpec
 from services.settings import Settings
 from services.training.backend import NodeTorchConfig
-from services.training.config import WorkerConfig, models_folder, on_worker, staging_folder
+from services.training.config import WorkerConfig, jobs_folder, models_folder, on_worker, staging_folder
 from services.training.placement import placement_of
 from services.training.references import pinned
+from services.training.supervision import Supervision, cause_of, is_loss, reasons
 
 CHECKPOINTS_KEPT = 2
 
@@ -27,15 +28,17 @@ the workers' placement group ends with the driver."""
 
 
 class _Trainer(TorchTrainer):
-    """Ray Train's trainer without what a job of ours has no use for."""
+    """Ray Train's trainer without what a job of ours has no use for, and with our supervision of its workers."""
 
     def _create_default_callbacks(self) -> list[Any]:
         # Not public: under another name in another version of Ray, all callbacks stay.
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # Ray's annotations know another class
-        return [one for one in callbacks if type(one).__name__ not in UNNEEDED]
+        needed = [one for one in callbacks if type(one).__name__ not in UNNEEDED]
+        failures = self.run_config.failure_config
+        return [*needed, Supervision(failures.max_failures if failures else 0)]
 
 
-def fit(job: str, spec: JobSpec, data: str, settings: Settings) -> dict[str, Any]:
+def fit(job: str, spec: JobSpec, data: str, settings: Settings, attempt: int = 0) -> dict[str, Any]:
     """Train on the cluster that this process has joined.
 
     Args:
@@ -43,6 +46,7 @@ def fit(job: str, spec: JobSpec, data: str, settings: Settings) -> dict[str, Any
         spec: what to do.
         data: folder of the sharded data set, which every worker can read, or its address in S3.
         settings: where everything is.
+        attempt: number of the attempt at the job.
 
     Returns:
         ``{"model": name/version, "metrics": {…}}``; the model is None where the job registers none. Or ``{"stopped":
@@ -50,18 +54,18 @@ def fit(job: str, spec: JobSpec, data: str, settings: Settings) -> dict[str, Any
         many images.
 
     Raises:
-        TrainingError: training failed, or its workers failed more often than the spec allows.
-        ServiceError: the cluster has too few CPUs or GPUs, or MLflow cannot be reached.
+        TrainingError: training failed, or the workers raised errors more often than the spec allows.
+        ServiceError: the cluster has too few CPUs or GPUs, workers were lost more often than the spec allows or could
+            not be started, or MLflow cannot be reached.
         ModelNotFoundError: there is no such reference to judge by.
         SourceError, SpecError: an ImageNet network to judge by cannot be had.
     """
-    storage = (settings.home / "jobs").absolute()
     spec = pinned(spec, settings.address("mlflow_uri"), models_folder(settings))
     placement = placement_of(spec.workers, ray.cluster_resources())
     # Ray annotates neither functions that return something nor the value that it hands back.
     trainer: Any = _Trainer(
         cast(Any, on_worker),
-        train_loop_config=WorkerConfig.of(job, spec, data, settings).carried(),
+        train_loop_config=WorkerConfig.of(job, spec, data, settings, attempt=attempt).carried(),
         # Most of what passes between ranks lies on their devices, sizes and metrics on their CPUs.
         torch_config=NodeTorchConfig(
             backend="cpu:gloo,cuda:nccl" if placement.gpu else "gloo", timeout_s=math.ceil(settings.rank_deadline)
@@ -69,7 +73,7 @@ def fit(job: str, spec: JobSpec, data: str, settings: Settings) -> dict[str, Any
         scaling_config=ScalingConfig(num_workers=placement.workers, use_gpu=placement.gpu),
         run_config=RunConfig(
             name=job,
-            storage_path=str(storage),
+            storage_path=str(jobs_folder(settings)),
             failure_config=FailureConfig(max_failures=spec.workers.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
         ),
@@ -87,21 +91,13 @@ def fit(job: str, spec: JobSpec, data: str, settings: Settings) -> dict[str, Any
     return outcome
 
 
-def _failure(job: str, error: TrainingFailedError) -> TrainingError:
+def _failure(job: str, error: TrainingFailedError) -> MongeError:
     """What a worker raised, without Ray's wrapping."""
-    causes = [_innermost(failure) for failure in (getattr(error, "worker_failures", None) or {}).values()]
+    failures = getattr(error, "worker_failures", None) or {0: error}
     # Of a rank that failed and those that heard of it, the first knows more.
-    causes.sort(key=lambda cause: isinstance(cause, RankError))
-    cause = causes[0] if causes else _innermost(error)
-    message = cause.args[0] if isinstance(cause, MongeError) else str(cause)
-    cure = getattr(cause, "cure", None)
-    return TrainingError(
-        f"the workers of {job} failed: {type(cause).__name__}: {message}", cure=cure or f"read `monge logs {job}`"
-    )
-
-
-def _innermost(error: BaseException) -> BaseException:
-    for name in ("controller_failure", "cause", "__cause__"):
-        if isinstance(inner := getattr(error, name, None), BaseException):
-            return _innermost(inner)
-    return error
+    causes = sorted(map(cause_of, failures.values()), key=lambda cause: isinstance(cause, RankError))
+    why = "; ".join(reasons(error))
+    if is_loss(error):
+        return causes[0] if isinstance(causes[0], ServiceError) else ServiceError(f"the workers were lost: {why}")
+    cure = getattr(causes[0], "cure", None) or f"read `monge logs {job}`"
+    return TrainingError(f"the workers of {job} failed: {why}", cure=cure)

@@ -24,17 +24,21 @@ from pipelines.distributed import agree, rank, world_size
 from pipelines.errors import (
     CheckpointError,
     DivergedError,
+    ModelNotFoundError,
     NotConvergedError,
+    ObjectNotFoundError,
     ProblemError,
     ServiceError,
     ShardError,
     SpecError,
+    SupersededError,
     TooLargeError,
 )
 from pipelines.evaluation.result import Evaluation
 from pipelines.models.bundle import Bundle
 from pipelines.spec import JobSpec
 from pipelines.training.checkpoint import save_checkpoint
+from pipelines.training.position import Position
 from pipelines.training.run import run, start
 from pipelines.training.state import TrainState
 from pipelines.transport.planner import LocalPlanner, Planner
@@ -45,10 +49,12 @@ from services.tracking.entries import Entry, read_entries, write_entries
 from services.tracking.registry import register
 from services.tracking.run import Run
 from services.training.checkpoints import Resumption, resumption
-from services.training.config import WorkerConfig, staging_folder
+from services.training.config import WorkerConfig, jobs_folder, staging_folder
+from services.training.fencing import Fence
 from services.training.progress import report_progress, report_run, report_stage
 from services.training.references import reference_of
 from services.training.stopping import StopRequest
+from services.training.watch import Watch
 from services.transport.client import RayPlanner
 
 Result = TypeVar("Result")
@@ -61,8 +67,14 @@ FINAL = (
     ProblemError,
     TooLargeError,
     NotConvergedError,
+    ModelNotFoundError,
+    ObjectNotFoundError,
+    SupersededError,
 )
 """What would happen again: steps are pure functions of the seed."""
+
+SPARE = 60.0
+"""Seconds after the ranks' own deadline, which names the rank that is late, until one is taken to hang."""
 
 ARRIVAL, PAUSE = 30.0, 10.0
 """Seconds that MLflow has for what is left at the end of a run, and seconds until it is tried again."""
@@ -88,9 +100,10 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """
     worker = WorkerConfig(**config)
     configure_process()
+    settings, position = Settings(**worker.settings), Position()
     try:
-        with agree("running the job"):
-            trained = _train(worker, JobSpec.model_validate(worker.spec), Settings(**worker.settings))
+        with Watch(position, rank(), settings.rank_deadline + SPARE), agree("running the job"):
+            trained = _train(worker, JobSpec.model_validate(worker.spec), settings, position)
         # Of rank 0 alone, and for as long as MLflow is away: no rank waits for it.
         return trained.ended()
     except FINAL as error:
@@ -118,11 +131,14 @@ class _Trained:
         return {"model": self.tracker.finish(self.state, self.data), "metrics": self.listener.latest}
 
 
-def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings) -> _Trained:
+def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings, position: Position) -> _Trained:
     device = get_device()
-    tracker = _Tracker(worker, spec) if rank() == 0 else None
+    fence = Fence(jobs_folder(settings), worker.job, worker.attempt)
+    tracker = _Tracker(worker, spec, fence) if rank() == 0 else None
+    position.doing = "opening the data"
     with agree("opening the data"):
         data = open_for(spec, worker.data, settings)
+    position.doing = "building the networks"
     with agree("building the networks"), resumption() as resumed:
         planner = planner_of(worker.job, spec, settings.plan_deadline)
         objective, state = start(spec, data, planner, device, resumed.folder)
@@ -137,7 +153,8 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings) -> _Trained:
             trains=True,
         )
     with StopRequest(first=tracker is not None) as request:
-        run(spec, data, objective, state, planner, listener, device, reference, asked_to_stop=lambda: request.asked)
+        asked = lambda: request.asked  # noqa: E731
+        run(spec, data, objective, state, planner, listener, device, reference, asked, position)
     return _Trained(spec, state, data, tracker, listener)
 
 
@@ -194,10 +211,14 @@ def _parameters(state: TrainState) -> int:
 
 
 class _Tracker:
-    """Rank 0's hold on MLflow, which takes seconds to import, and may be away: the training waits for neither."""
+    """Rank 0's hold on MLflow, which takes seconds to import, and may be away: the training waits for neither.
 
-    def __init__(self, worker: WorkerConfig, spec: JobSpec) -> None:
-        self._spec = spec
+    What it writes is written by the latest attempt at the job alone.
+    """
+
+    def __init__(self, worker: WorkerConfig, spec: JobSpec, fence: Fence) -> None:
+        fence.require()
+        self._spec, self.fence = spec, fence
         self.run = Run.later(
             worker.mlflow_uri, worker.job, spec, on_open=lambda run: report_run(run.run_id, run.experiment_id)
         )
@@ -219,6 +240,7 @@ class _Tracker:
 
     def _until_taken(self, call: Callable[[], Result]) -> Result:
         while True:
+            self.fence.require()
             try:
                 return call()
             except ServiceError as error:
@@ -258,6 +280,7 @@ class _Listener:
         """See :class:`pipelines.training.loop.Listener`."""
         self.latest |= values
         if self._tracker:
+            self._tracker.fence.require()
             self._tracker.run.metrics(values, images)
             report_progress(images, self._spec.train.images, values)
 
@@ -282,6 +305,8 @@ class _Listener:
     def _written(self, state: TrainState, unsent: list[Entry]) -> Checkpoint | None:
         """A checkpoint in a folder of its own. None where it cannot be written: training goes on all the same, since a
         restart would only lose what was computed since the one before."""
+        assert self._tracker
+        self._tracker.fence.require()
         folder = None
         try:
             self._staging.mkdir(parents=True, exist_ok=True)

@@ -277,7 +277,7 @@ def test_image_has_the_environment_of_monge_up(monkeypatch: pytest.MonkeyPatch) 
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
         "MONGE_HOME": "/data",
     }
-    found = dict(re.findall(r"((?:RAY|MLFLOW|MONGE)_\w+)=(\S+)", " ".join(_instructions("ENV"))))
+    found = dict(re.findall(r"((?:RAY|TORCH|MLFLOW|MONGE)_\w+)=(\S+)", " ".join(_instructions("ENV"))))
     assert found == expected
 
 

@@ -217,7 +217,7 @@ ATTEMPTS: dict[str, tuple[Job, Action | None]] = {
     "died too often": (
         tried(1, status=Status.UNKNOWN, trains=True, of_job={"setbacks": SETBACKS}),
         EndAttempt(
-            "j1", "lost", State.FAILED, f"6 attempts in a row ended before they had made a step; of the last one {GONE}"
+            "j1", "lost", State.FAILED, f"6 attempts in a row came no further than those before; of the last one {GONE}"
         ),
     ),
     "died after progress": (

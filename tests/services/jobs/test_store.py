@@ -19,7 +19,7 @@ from alembic.migration import MigrationContext
 from pipelines.errors import ConflictError, JobNotFoundError, ServiceError
 from services.jobs.database import migrations, open_database
 from services.jobs.documents import Submission, TokenRequest
-from services.jobs.policy import Move, turn
+from services.jobs.policy import EndAttempt, Move, turn
 from services.jobs.rows import token_of
 from services.jobs.server import make_owner
 from services.jobs.states import State
@@ -125,6 +125,32 @@ def test_mlflow_is_told_again_of_a_job_that_moved_while_it_was_told(url: str) ->
     assert store.untracked() == []
     store.move([Move(job.id, State.RUNNING, "it trains")])
     assert store.untracked() == []
+    store.close()
+
+
+def test_an_attempt_progresses_once_it_is_further_than_all_before_it(url: str) -> None:
+    store = Store(url)
+    token = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT))
+    job, _ = store.submit(job_spec(), SUBMISSION, token, None)
+
+    def sees(number: int, *images: int) -> bool:
+        for seen in images:
+            event = {"event": "progress", "images": seen, "total": 1000, "metrics": {}}
+            store.report(job.id, number, seen, [event])
+        (found,) = (one.attempt for one in store.unfinished())
+        assert found == store.open_attempt(job.id)
+        return found is not None and found.progressed
+
+    store.start(job.id, Placement(1, gpu=False), "first")
+    assert not sees(1, 100)
+    assert sees(1, 500)
+    store.end_attempt(EndAttempt(job.id, "lost", State.RECOVERING, "gone"), "")
+    store.start(job.id, Placement(1, gpu=False), "second")
+    assert not sees(2, 300, 400)
+    store.end_attempt(EndAttempt(job.id, "lost", State.RECOVERING, "gone"), "")
+    store.start(job.id, Placement(1, gpu=False), "third")
+    assert not sees(3, 300, 500)
+    assert sees(3, 600)
     store.close()
 
 

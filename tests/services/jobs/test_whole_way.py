@@ -9,17 +9,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import boto3
-import numpy as np
 import psutil
 import pytest
 from mlflow.entities import Run
 from moto.server import ThreadedMotoServer
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from services.jobs.client import Jobs
 from services.jobs.policy import DRAINING
@@ -30,14 +29,25 @@ from services.settings import Settings
 from services.tracking.connection import connect
 from services.tracking.run import EXPERIMENT, find_run, read_run
 from services.tuning.sweep import GRID_TAG
+from tests.services.jobs.living import (
+    ROOT,
+    Monge,
+    adversary,
+    bits,
+    checkpointed,
+    classifier,
+    curves,
+    draw_shapes,
+    family,
+    kill,
+    platform,
+    submitted,
+    title,
+    went_on,
+    workers,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-ROOT = Path(__file__).parents[3]
-COUNT = 60
-SIDE = 20
-
-Monge = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -97,57 +107,17 @@ def another_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def monge(home: Path, s3: dict[str, str], another_cluster: None) -> Iterator[Monge]:
-    """The command on a platform of its own, ended afterwards."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MONGE_"))}
-    environment = {**inherited, **s3, "MONGE_HOME": str(home), "COLUMNS": "200", "NO_COLOR": "1"}
-    environment["PYTHONPATH"] = str(ROOT)
-
-    def run(*arguments: str, fails: bool = False, cwd: Path = ROOT, **settings: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "services.cli", *arguments],
-            cwd=cwd, env=environment | settings, capture_output=True, text=True, timeout=400,
-        )  # fmt: skip
-        assert (done.returncode != 0) == fails, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    run("up", "--cpus", "2")
-    yield run
-    run("down")
-    assert not (home / "platform.json").exists()
+    with platform(home, s3) as run:
+        yield run
 
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Discs and squares of many sizes as colour PNGs, and one file that only calls itself an image."""
-    folder = tmp_path_factory.mktemp("shapes")
-    random = np.random.default_rng(0)
-    for name in ("disc", "square"):
-        (folder / name).mkdir()
-        for index in range(COUNT):
-            picture = Image.new("RGB", (SIDE + 4, SIDE), "navy")
-            left, top = random.integers(1, 9, 2).tolist()
-            size = int(random.integers(7, 11))
-            draw = ImageDraw.Draw(picture)
-            shape = draw.ellipse if name == "disc" else draw.rectangle
-            shape((left, top, left + size, top + size), fill="white")
-            picture.save(folder / name / f"{index}.png")
-    (folder / "disc" / "not-an-image.png").write_text("words")
-    return folder
-
-
-def _submitted(output: str) -> str:
-    match = re.search(r"submitted (\S+)", output)
-    assert match, output
-    return match.group(1)
-
-
-def _spec(name: str, source: Path | str, images: int, *more: str) -> list[str]:
-    fields = [f"name={name}", f"data.source={source}", f"train.images={images}", *more]
-    return ["submit", "configs/lenet.yaml", *(word for field in fields for word in ("--set", field))]
+    return draw_shapes(tmp_path_factory.mktemp("shapes"))
 
 
 def test_a_folder_of_ones_own_images_reaches_the_endpoint(monge: Monge, home: Path, shapes: Path) -> None:
-    output = monge(*_spec("shapes", shapes, 12_000), "--follow")
+    output = monge(*classifier("shapes", shapes, 12_000), "--follow")
     assert "set aside 1 image, listed in" in output
     assert "registering shapes@live" in output
 
@@ -157,10 +127,10 @@ def test_a_folder_of_ones_own_images_reaches_the_endpoint(monge: Monge, home: Pa
         assert len(re.findall(rf"│ {name} +│", answer)) >= 9, answer
 
     uri = Settings(home=home).address("mlflow_uri")
-    record = read_run(uri, _submitted(output), ["loss"])
+    record = read_run(uri, submitted(output), ["loss"])
     assert record.latest["test_accuracy"] >= 0.9
     assert record.series["loss"][-1] < record.series["loss"][0]
-    run_id = find_run(uri, _submitted(output))
+    run_id = find_run(uri, submitted(output))
     assert run_id is not None
     run = connect(uri).get_run(run_id)
     assert run.info.status == "FINISHED"
@@ -173,7 +143,7 @@ def test_shards_in_s3_are_trained_on_where_they_lie(monge: Monge, home: Path, sh
     output = monge("shard", str(shapes), address, "--size", "28", "--workers", "2")
     assert re.search(r"121/121 .* images/s", output)
     assert "1 set aside" in output
-    output = monge(*_spec("shapes-in-s3", address, 2_000, "data.size=28", "workers.count=2"), "--follow")
+    output = monge(*classifier("shapes-in-s3", address, 2_000, "data.size=28", "workers.count=2"), "--follow")
     assert f"reading shards of {address}" in output
     assert "registering shapes-in-s3@live" in output
     assert "hidden-key" not in output
@@ -183,7 +153,7 @@ def test_shards_in_s3_are_trained_on_where_they_lie(monge: Monge, home: Path, sh
 
 def test_an_adversary_s_generator_is_judged_by_a_registered_classifier(monge: Monge, home: Path, shapes: Path) -> None:
     if "shapes" not in monge("models"):
-        monge(*_spec("shapes", shapes, 12_000), "--follow")
+        monge(*classifier("shapes", shapes, 12_000), "--follow")
     fields = [
         "name=forger", f"data.source={shapes}", "train.images=2048", "train.batch=64", "train.evaluate_every=10000",
         "model.width=4", "objective.critic.width=4", "evaluation.reference=shapes", "evaluation.samples=100",
@@ -192,12 +162,12 @@ def test_an_adversary_s_generator_is_judged_by_a_registered_classifier(monge: Mo
     output = monge("submit", "configs/learned-transport.yaml", *arguments, "--follow")
 
     uri = Settings(home=home).address("mlflow_uri")
-    record = read_run(uri, _submitted(output), ["energy_distance", "plan_wait_ms"])
+    record = read_run(uri, submitted(output), ["energy_distance", "plan_wait_ms"])
     assert {"test_fid", "test_fid_real", "test_coverage", "test_transport_cost"} <= record.latest.keys()
     assert record.latest["test_fid"] > record.latest["test_fid_real"] > 0
     assert record.tags["feature_extractor"].startswith("shapes/1 sha256:")
     assert min(record.series["plan_wait_ms"]) > 0
-    run_id = find_run(uri, _submitted(output))
+    run_id = find_run(uri, submitted(output))
     assert run_id is not None
     assert any("neighbours" in artifact.path for artifact in connect(uri).list_artifacts(run_id, "images"))
 
@@ -208,12 +178,14 @@ def test_an_adversary_s_generator_is_judged_by_a_registered_classifier(monge: Mo
 def test_a_drained_job_goes_on_where_it_stopped_and_a_cancelled_one_is_marked(
     monge: Monge, home: Path, shapes: Path
 ) -> None:
-    job = _submitted(monge(*_spec("endless", shapes, 10**9, "workers.count=2", "train.checkpoint_every=1000000000")))
+    job = submitted(
+        monge(*classifier("endless", shapes, 10**9, "workers.count=2", "train.checkpoint_every=1000000000"))
+    )
     with Jobs(Settings(home=home)) as jobs:
         assert wait_until(lambda: jobs.get(job).progress is not None, timeout=180)
         monge("drain")
         assert wait_until(lambda: jobs.get(job).reason.endswith(DRAINING), timeout=60)
-        assert wait_until(lambda: not _workers(home), timeout=30)
+        assert wait_until(lambda: not workers(home), timeout=30)
         monge("drain", "--end")
         assert wait_until(lambda: jobs.get(job).state is State.RUNNING, timeout=180)
     log = monge("logs", job)
@@ -226,53 +198,13 @@ def test_a_drained_job_goes_on_where_it_stopped_and_a_cancelled_one_is_marked(
     run_id = find_run(uri, job)
     assert run_id is not None
     assert connect(uri).get_run(run_id).info.status == "KILLED"
-    assert wait_until(lambda: not _workers(home), timeout=30)
-
-
-def _adversary(name: str, source: Path) -> list[str]:
-    """The arguments of ``submit`` for a generator and its critic on two workers."""
-    fields = [
-        f"name={name}", f"data.source={source}", "train.images=24000", "train.batch=64", "train.precision=float32",
-        "train.channels_last=false", "train.checkpoint_every=2048", "train.log_every=512",
-        "train.evaluate_every=9000", "model.width=4", "objective.critic.width=4", "evaluation.samples=100",
-        "workers.count=2",
-    ]  # fmt: skip
-    return ["configs/gan.yaml", *(word for field in fields for word in ("--set", field))]
+    assert wait_until(lambda: not workers(home), timeout=30)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(monge: Monge, shapes: Path) -> str:
     """A job that nothing happens to."""
-    return _submitted(monge("submit", *_adversary("whole", shapes), "--follow"))
-
-
-def _checkpointed(home: Path, job: str) -> bool:
-    # Seen on the disk: the command takes so long to start that all could be over when it has said how far training is.
-    kept = home / "jobs" / job / "checkpoint_manager_snapshot.json"
-    return kept.is_file() and '"images-' in kept.read_text()
-
-
-def _bits(home: Path, job: str) -> str:
-    """The hash of all tensors of a job's last checkpoint: networks, their average, optimizers."""
-    last = max((home / "jobs" / job).glob("images-*"))
-    return f"{last.name} {json.loads((last / 'state.json').read_text())['sha256']}"
-
-
-def _curves(home: Path, job: str) -> dict[str, list[tuple[int, float]]]:
-    """All points of a job's curves but those of times."""
-    uri = Settings(home=home).address("mlflow_uri")
-    client, run_id = connect(uri), find_run(uri, job)
-    assert run_id is not None
-    names = [name for name in client.get_run(run_id).data.metrics if not name.startswith(("system/", "plan_"))]
-    names.remove("images_per_second")
-    return {name: [(one.step, one.value) for one in client.get_metric_history(run_id, name)] for name in names}
-
-
-def _went_on(jobs: Jobs, job: str, times: int, beyond: int = 0) -> bool:
-    """Whether a job has gone on from a checkpoint so many times, and is beyond so many images."""
-    progress = jobs.get(job).progress
-    resumed = sum("from image" in event.text for event in jobs.events(job))
-    return resumed == times and progress is not None and progress.images > beyond
+    return submitted(monge("submit", *adversary("whole", shapes), "--follow"))
 
 
 def test_an_adversarial_job_survives_the_death_of_worker_driver_services_and_cluster(
@@ -282,45 +214,45 @@ def test_an_adversarial_job_survives_the_death_of_worker_driver_services_and_clu
     secret = monge("token", "create", "ada", "--role", "submit").strip()
     elsewhere = {"MONGE_HOME": str(tmp_path), "MONGE_TOKEN": secret}
     elsewhere["MONGE_JOBS_URL"] = Settings(home=home).address("jobs_url")
-    spec, *fields = _adversary("driver", shapes)
-    first = _submitted(monge("submit", str(ROOT / spec), *fields, cwd=tmp_path, **elsewhere))
-    spec, *fields = _spec("next", shapes, 2_000, "workers.count=2")[1:]
-    second = _submitted(monge("submit", str(ROOT / spec), *fields, cwd=tmp_path, **elsewhere))
+    config, *fields = adversary("driver", shapes)
+    first = submitted(monge("submit", str(ROOT / config), *fields, cwd=tmp_path, **elsewhere))
+    config, *fields = classifier("next", shapes, 2_000, "workers.count=2")[1:]
+    second = submitted(monge("submit", str(ROOT / config), *fields, cwd=tmp_path, **elsewhere))
     listed = next(line for line in monge("jobs", cwd=tmp_path, **elsewhere).splitlines() if second in line)
     assert "queued" in listed
     assert "2 CPUs asked for, 0 free, held by driver-" in monge("jobs", second, cwd=tmp_path, **elsewhere)
 
     with Jobs(Settings(home=home)) as jobs:
-        assert wait_until(lambda: _checkpointed(home, first), timeout=180, interval=0.05)
-        _workers(home)[0].kill()
-        assert wait_until(lambda: _went_on(jobs, first, 1, beyond=3_000), timeout=120)
+        assert wait_until(lambda: checkpointed(home, first), timeout=180, interval=0.05)
+        workers(home)[0].kill()
+        assert wait_until(lambda: went_on(jobs, first, 1, beyond=3_000), timeout=120)
         assert jobs.get(first).attempts == 1
         service = Platform.read(home).processes["jobs"].process()
         assert service is not None
         service.kill()
-    (driver,) = [one for one in _family(home) if " -m services.jobs.driver " in _title(one)[: len(sys.executable) + 30]]
+    (driver,) = [one for one in family(home) if " -m services.jobs.driver " in title(one)[: len(sys.executable) + 30]]
     driver.kill()
     monge("up", "--cpus", "2")
 
     with Jobs(Settings(home=home)) as jobs:
-        assert wait_until(lambda: _went_on(jobs, first, 2), timeout=180)
+        assert wait_until(lambda: went_on(jobs, first, 2), timeout=180)
         assert jobs.get(first).attempts == 2
         mlflow, head = (Platform.read(home).processes[name].process() for name in ("mlflow", "ray"))
         assert mlflow is not None
         assert head is not None
-        _kill(mlflow)
-        assert wait_until(lambda: _went_on(jobs, first, 2, beyond=9_500), timeout=180)
-        _kill(head)
+        kill(mlflow)
+        assert wait_until(lambda: went_on(jobs, first, 2, beyond=9_500), timeout=180)
+        kill(head)
     monge("up", "--cpus", "2")
 
     with Jobs(Settings(home=home)) as jobs:
         assert jobs.wait(first, timeout=240).state is State.SUCCEEDED
         assert jobs.wait(second, timeout=120).state is State.SUCCEEDED
         assert jobs.get(first).attempts == 3
-        assert _went_on(jobs, first, 3)
+        assert went_on(jobs, first, 3)
         run_id = jobs.get(first).run_id
-    assert _bits(home, first) == _bits(home, uninterrupted)
-    assert _curves(home, first) == _curves(home, uninterrupted)
+    assert bits(home, first) == bits(home, uninterrupted)
+    assert curves(home, first) == curves(home, uninterrupted)
     client = connect(Settings(home=home).address("mlflow_uri"))
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
@@ -333,7 +265,7 @@ def test_an_adversarial_job_survives_the_death_of_worker_driver_services_and_clu
 
 
 def test_a_failing_job_says_why(monge: Monge, home: Path, shapes: Path) -> None:
-    output = monge(*_spec("diverges", shapes, 4_000, "optimizer.learning_rate=1e30"), "--follow", fails=True)
+    output = monge(*classifier("diverges", shapes, 4_000, "optimizer.learning_rate=1e30"), "--follow", fails=True)
     assert "loss is nan" in output
     assert "learning_rate" in output
     assert "Traceback" not in output
@@ -344,7 +276,7 @@ def test_a_damaged_shard_ends_the_job_on_every_rank(monge: Monge, home: Path, sh
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     try:
-        output = monge(*_spec("damaged", shapes, 200, "train.batch=20"), "--follow", fails=True)
+        output = monge(*classifier("damaged", shapes, 200, "train.batch=20"), "--follow", fails=True)
     finally:
         shard.write_bytes(whole)
     assert f"{shard.name}: its sha256 is not the manifest's" in output
@@ -352,7 +284,7 @@ def test_a_damaged_shard_ends_the_job_on_every_rank(monge: Monge, home: Path, sh
 
 
 def test_too_many_workers_are_refused_before_anything_is_read(monge: Monge, shapes: Path) -> None:
-    output = monge(*_spec("crowd", shapes, 200, "workers.count=64"), "--follow", fails=True)
+    output = monge(*classifier("crowd", shapes, 200, "workers.count=64"), "--follow", fails=True)
     assert "workers.count: 64 CPUs asked for, the cluster has" in output
     assert output.count("cure:") == 1
     assert "sharding" not in output
@@ -374,7 +306,7 @@ def _runs_of_the_last_sweep(home: Path) -> tuple[Run, list[Run]]:
 
 
 def test_a_sweep_compares_its_runs_and_reports_those_that_fail(monge: Monge, home: Path, shapes: Path) -> None:
-    fields = _spec("swept", shapes, 2_000)[1:]
+    fields = classifier("swept", shapes, 2_000)[1:]
     output = monge("sweep", *fields, *_swept(home, "optimizer.learning_rate=[0.002, 1e30]", "seed=[0, 1]"))
 
     assert re.search(r"│ 0\.002 +│ 2 +│ \d", output), output
@@ -393,7 +325,7 @@ def test_a_sweep_compares_its_runs_and_reports_those_that_fail(monge: Monge, hom
 
 
 def test_an_interrupted_sweep_leaves_nothing_behind(monge: Monge, home: Path, shapes: Path) -> None:
-    fields = _spec("endless-sweep", shapes, 10**9)[1:]
+    fields = classifier("endless-sweep", shapes, 10**9)[1:]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MONGE_"))}
     process = subprocess.Popen(
         [sys.executable, "-m", "services.cli", "sweep", *fields, *_swept(home, "seed=[0, 1, 2]")],
@@ -421,7 +353,7 @@ def test_an_interrupted_sweep_leaves_nothing_behind(monge: Monge, home: Path, sh
     parent, runs = _runs_of_the_last_sweep(home)
     assert {run.info.status for run in (parent, *runs)} == {"KILLED"}
     assert not list((home / "sweeps").iterdir())
-    assert wait_until(lambda: not _workers(home, "run_trial"), 30)
+    assert wait_until(lambda: not workers(home, "run_trial"), 30)
 
 
 def test_status_and_a_second_up(monge: Monge, home: Path) -> None:
@@ -451,29 +383,3 @@ def test_jobs_are_remembered_over_down_and_up(monge: Monge) -> None:
     monge("down")
     monge("up", "--cpus", "2")
     assert {command: monge(*command.split()) for command in before} == before
-
-
-def _family(home: Path) -> list[psutil.Process]:
-    """All processes of this home's cluster."""
-    ray = Platform.read(home).processes["ray"].process()
-    assert ray is not None
-    return ray.children(recursive=True)
-
-
-def _kill(process: psutil.Process) -> None:
-    """End a process and all that it has started, as a machine that fails does."""
-    for one in [process, *process.children(recursive=True)]:
-        with suppress(psutil.NoSuchProcess):
-            one.kill()
-
-
-def _workers(home: Path, kind: str = "RayTrainWorker") -> list[psutil.Process]:
-    """The Ray Train workers of this home's cluster, or its actors of another kind."""
-    return [child for child in _family(home) if kind in child.name() + _title(child)]
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return ""

@@ -24,6 +24,7 @@ from pipelines.distributed import agree
 from pipelines.training.state import TrainState
 from services.training import worker
 from services.training.checkpoints import resumption
+from services.training.fencing import Fence
 
 
 def run_ranks(data: str, latest: Path, folder: Path) -> list[dict[str, Any]]:
@@ -63,7 +64,8 @@ def _rank(index: int, data: str, latest: Path, folder: Path) -> None:
         with agree("running the job"):
             with resumption() as resumed:
                 taken = resumed.folder
-            tracker = cast(Any, SimpleNamespace(run=SimpleNamespace(unsent=list))) if index == 0 else None
+            run, fence = SimpleNamespace(unsent=list), Fence(folder, "job-1", 1)
+            tracker = cast(Any, SimpleNamespace(run=run, fence=fence)) if index == 0 else None
             listener = worker._Listener(spec, tracker, folder / "staging", resumed)
             for images in (16, 32):
                 state.images = images

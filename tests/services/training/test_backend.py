@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from pipelines.errors import RankError, StorageError
+from pipelines.errors import RankError, StorageError, TrainingError
 from services.training import backend
 from services.training.backend import interface_of, use_node_interface
 from services.training.trainer import _failure
@@ -52,6 +52,8 @@ def test_gloo_and_nccl_take_the_interface_that_ray_knows(
 def test_the_rank_that_failed_is_heard_before_those_that_heard_of_it() -> None:
     failures = {0: RankError("rank 1 failed"), 1: StorageError("no answer", cure="look at the bucket")}
     told = _failure("job-1", WorkerGroupError("two workers", failures))
-    assert str(told) == "the workers of job-1 failed: StorageError: no answer\n  cure: look at the bucket"
+    assert isinstance(told, StorageError)
+    assert str(told) == "no answer\n  cure: look at the bucket"
     told = _failure("job-1", WorkerGroupError("one worker", {0: OSError("disk full")}))
-    assert str(told) == "the workers of job-1 failed: OSError: disk full\n  cure: read `monge logs job-1`"
+    assert isinstance(told, TrainingError)
+    assert str(told) == "the workers of job-1 failed: rank 0: OSError: disk full\n  cure: read `monge logs job-1`"

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from runs import job
 
-from pipelines.errors import RankError, ServiceError, TrainingError
+from pipelines.errors import RankError, RendezvousError, ServiceError, TrainingError
 from services.settings import Settings
 from services.training import trainer
 from services.training.config import staging_folder
@@ -75,6 +77,7 @@ def test_callbacks_that_start_a_process_for_nothing_are_left_out() -> None:
         for kind in (trainer._Trainer, TorchTrainer)
     )
     assert all_of_them - ours == trainer.UNNEEDED
+    assert ours - all_of_them == {"Supervision"}
 
 
 def test_an_error_that_workers_return_ends_the_job(fitted: Any) -> None:
@@ -83,9 +86,27 @@ def test_an_error_that_workers_return_ends_the_job(fitted: Any) -> None:
     assert raised.value.cure == "lower it"
 
 
-def test_workers_that_failed_too_often_end_the_job(fitted: Any) -> None:
-    lost = WorkerGroupError("both", {0: RankError("rank 1 was lost"), 1: OSError("disk full")})
-    with pytest.raises(TrainingError, match="the workers of job-1 failed: OSError: disk full"):
+def test_errors_of_the_job_end_it(fitted: Any) -> None:
+    failed = WorkerGroupError("both", {0: RankError("rank 1 was lost"), 1: OSError("disk full")})
+    with pytest.raises(TrainingError) as raised:
+        fitted(failed, CPU=2)
+    assert raised.value.args[0] == (
+        "the workers of job-1 failed: rank 1: OSError: disk full; rank 0: RankError: rank 1 was lost"
+    )
+    assert raised.value.cure == "read `monge logs job-1`"
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [
+        (WorkerGroupError("both", {0: RankError("rank 1 was lost"), 1: RayActorError()}), "rank 1: The actor"),
+        (ControllerError(WorkerGroupStartupFailedError("a worker died")), "WorkerGroupStartupFailedError: a worker"),
+        (ControllerError(ServiceError("2 CPUs are needed")), "2 CPUs are needed"),
+        (WorkerGroupError("one", {0: RendezvousError("rank 1 is missing")}), "RendezvousError: rank 1 is missing"),
+    ],
+)
+def test_workers_that_are_lost_leave_the_job_to_another_attempt(fitted: Any, lost: Exception, told: str) -> None:
+    with pytest.raises(ServiceError, match=told):
         fitted(lost, CPU=2)
 
 

@@ -1,0 +1,120 @@
+"""What Ray Train's controller says and decides when the workers of a job fail: in the job's log, in words.
+
+Nothing here imports torch: it runs in the controller's process.
+"""
+
+from __future__ import annotations
+
+import ray
+from ray.exceptions import RayActorError
+from ray.train import ScalingConfig
+from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import (
+    ReschedulingState,
+    RestartingState,
+    TrainControllerState,
+)
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
+
+from pipelines.errors import BusyError, MongeError, RankError, RendezvousError, ServiceError
+from services.training.progress import report_stage
+from services.training.watch import positions
+
+LONGEST = 300
+"""Characters that are told of an error that is not ours."""
+
+
+class Supervision(ControllerCallback):
+    """Reports why workers are started again, and gives up where Ray Train would try for ever.
+
+    Args:
+        max_failures: times that workers may fail to start.
+    """
+
+    def __init__(self, max_failures: int) -> None:
+        self._max_failures = max_failures
+        self._failed_starts = 0
+
+    def on_controller_start_worker_group(self, *, scaling_config: ScalingConfig, num_workers: int) -> None:
+        """Start workers only where they fit into the cluster: the job service waits for nodes, and says so.
+
+        Raises:
+            ServiceError: the cluster has become too small.
+        """
+        kind = "GPU" if scaling_config.use_gpu else "CPU"
+        have = int(ray.cluster_resources().get(kind, 0))
+        if have < num_workers:
+            raise ServiceError(f"{num_workers} {kind}s are needed, {have} are left in the cluster")
+
+    def after_controller_state_update(
+        self, previous_state: TrainControllerState, current_state: TrainControllerState
+    ) -> None:
+        """Say what happened to the workers.
+
+        Raises:
+            ServiceError: they could not be started more often than ``workers.max_failures`` allows.
+        """
+        if isinstance(current_state, RestartingState):
+            why = "; ".join(reasons(current_state.training_failed_error))
+            report_stage(f"{why}; the workers start again from the latest checkpoint")
+            print("\n".join(positions()), flush=True)
+        elif isinstance(current_state, ReschedulingState):
+            self._not_started(current_state.training_failed_error)
+
+    def _not_started(self, error: TrainingFailedError) -> None:
+        if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+            report_stage("the cluster has no room for the workers now: waiting for it")
+            return
+        self._failed_starts += 1
+        (why,) = reasons(error)
+        if self._failed_starts > self._max_failures:
+            raise ServiceError(f"the workers could not be started {self._failed_starts} times: {why}")
+        report_stage(f"the workers could not be started, and are again: {why}")
+
+
+def reasons(error: TrainingFailedError) -> list[str]:
+    """Why training failed, in a few words for each worker that did; what follows from another failure comes last."""
+    failures = getattr(error, "worker_failures", None)
+    if not failures:
+        return [_told(cause_of(error))]
+    causes = {rank: cause_of(failure) for rank, failure in failures.items()}
+    order = sorted(causes, key=lambda rank: (isinstance(causes[rank], RankError), rank))
+    return [f"rank {rank}: {_told(causes[rank])}" for rank in order]
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The error within the wrappings of Ray."""
+    if isinstance(error, MongeError):
+        return error
+    for name in ("controller_failure", "health_check_failure", "cause", "__cause__"):
+        if isinstance(inner := getattr(error, name, None), BaseException):
+            return cause_of(inner)
+    return error
+
+
+def is_loss(error: TrainingFailedError) -> bool:
+    """Whether what failed is a process, a machine or a service, and not the job itself."""
+    failures = getattr(error, "worker_failures", None)
+    if not failures:
+        return isinstance(error, ControllerError)
+    lost = RayActorError, RayTrainError, RankError, ServiceError, RendezvousError, BusyError
+    return all(isinstance(cause_of(failure), lost) for failure in failures.values())
+
+
+def _told(cause: BaseException) -> str:
+    if isinstance(cause, RayActorError):
+        return _death(str(cause))
+    text = str(cause.args[0]) if isinstance(cause, MongeError) else str(cause)
+    return f"{type(cause).__name__}: {_brief(text)}" if text else type(cause).__name__
+
+
+def _death(text: str) -> str:
+    """What Ray says of a dead worker, without the list of its ids."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("\t")]
+    return _brief(" ".join(lines[1:] or lines))
+
+
+def _brief(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"

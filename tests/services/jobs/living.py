@@ -1,0 +1,149 @@
+"""A platform of its own for tests: its command, its processes, and small jobs on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image, ImageDraw
+
+from services.jobs.client import Jobs
+from services.platform.local import Platform
+from services.settings import Settings
+from services.tracking.connection import connect
+from services.tracking.run import find_run
+
+ROOT = Path(__file__).parents[3]
+COUNT = 60
+SIDE = 20
+
+Monge = Callable[..., str]
+
+
+@contextmanager
+def platform(home: Path, environment: Mapping[str, str] | None = None) -> Iterator[Monge]:
+    """The command on a platform that is ended afterwards.
+
+    Args:
+        home: where it lives.
+        environment: of the command, and so of the platform, beyond this process's own.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MONGE_"))}
+    ours = {"MONGE_HOME": str(home), "COLUMNS": "200", "NO_COLOR": "1", "PYTHONPATH": str(ROOT)}
+    known = {**inherited, **ours, **(environment or {})}
+
+    def run(*arguments: str, fails: bool = False, cwd: Path = ROOT, **settings: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "services.cli", *arguments],
+            cwd=cwd, env=known | settings, capture_output=True, text=True, timeout=400,
+        )  # fmt: skip
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    run("up", "--cpus", "2")
+    yield run
+    run("down")
+    assert not (home / "platform.json").exists()
+
+
+def draw_shapes(folder: Path) -> Path:
+    """Discs and squares of many sizes as colour PNGs, and one file that only calls itself an image."""
+    random = np.random.default_rng(0)
+    for name in ("disc", "square"):
+        (folder / name).mkdir()
+        for index in range(COUNT):
+            picture = Image.new("RGB", (SIDE + 4, SIDE), "navy")
+            left, top = random.integers(1, 9, 2).tolist()
+            size = int(random.integers(7, 11))
+            draw = ImageDraw.Draw(picture)
+            shape = draw.ellipse if name == "disc" else draw.rectangle
+            shape((left, top, left + size, top + size), fill="white")
+            picture.save(folder / name / f"{index}.png")
+    (folder / "disc" / "not-an-image.png").write_text("words")
+    return folder
+
+
+def submitted(output: str) -> str:
+    match = re.search(r"submitted (\S+)", output)
+    assert match, output
+    return match.group(1)
+
+
+def classifier(name: str, source: Path | str, images: int, *more: str) -> list[str]:
+    fields = [f"name={name}", f"data.source={source}", f"train.images={images}", *more]
+    return ["submit", "configs/lenet.yaml", *(word for field in fields for word in ("--set", field))]
+
+
+def adversary(name: str, source: Path) -> list[str]:
+    """The arguments of ``submit`` for a generator and its critic on two workers."""
+    fields = [
+        f"name={name}", f"data.source={source}", "train.images=24000", "train.batch=64", "train.precision=float32",
+        "train.channels_last=false", "train.checkpoint_every=2048", "train.log_every=512",
+        "train.evaluate_every=9000", "model.width=4", "objective.critic.width=4", "evaluation.samples=100",
+        "workers.count=2",
+    ]  # fmt: skip
+    return ["configs/gan.yaml", *(word for field in fields for word in ("--set", field))]
+
+
+def checkpointed(home: Path, job: str) -> bool:
+    # Seen on the disk: the command takes so long to start that all could be over when it has said how far training is.
+    kept = home / "jobs" / job / "checkpoint_manager_snapshot.json"
+    return kept.is_file() and '"images-' in kept.read_text()
+
+
+def bits(home: Path, job: str) -> str:
+    """The hash of all tensors of a job's last checkpoint: networks, their average, optimizers."""
+    last = max((home / "jobs" / job).glob("images-*"))
+    return f"{last.name} {json.loads((last / 'state.json').read_text())['sha256']}"
+
+
+def curves(home: Path, job: str) -> dict[str, list[tuple[int, float]]]:
+    """All points of a job's curves but those of times."""
+    uri = Settings(home=home).address("mlflow_uri")
+    client, run_id = connect(uri), find_run(uri, job)
+    assert run_id is not None
+    names = [name for name in client.get_run(run_id).data.metrics if not name.startswith(("system/", "plan_"))]
+    names.remove("images_per_second")
+    return {name: [(one.step, one.value) for one in client.get_metric_history(run_id, name)] for name in names}
+
+
+def went_on(jobs: Jobs, job: str, times: int, beyond: int = 0) -> bool:
+    """Whether a job has gone on from a checkpoint so many times, and is beyond so many images."""
+    progress = jobs.get(job).progress
+    resumed = sum("from image" in event.text for event in jobs.events(job))
+    return resumed == times and progress is not None and progress.images > beyond
+
+
+def family(home: Path) -> list[psutil.Process]:
+    """All processes of this home's cluster."""
+    ray = Platform.read(home).processes["ray"].process()
+    assert ray is not None
+    return ray.children(recursive=True)
+
+
+def kill(process: psutil.Process) -> None:
+    """End a process and all that it has started, as a machine that fails does."""
+    for one in [process, *process.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+
+
+def workers(home: Path, kind: str = "RayTrainWorker") -> list[psutil.Process]:
+    """The Ray Train workers of this home's cluster, or its actors of another kind."""
+    return [child for child in family(home) if kind in title(child)]
+
+
+def title(process: psutil.Process) -> str:
+    """The name and the command line of a process, empty once it is gone."""
+    try:
+        return " ".join([*process.cmdline(), process.name()])
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""

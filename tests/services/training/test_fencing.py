@@ -1,0 +1,30 @@
+"""An attempt that was given up writes no more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import SupersededError
+from services.training.fencing import Fence
+
+
+def test_the_latest_attempt_alone_may_write(tmp_path: Path) -> None:
+    first, second = Fence(tmp_path, "job-1", 9), Fence(tmp_path, "job-1", 10)
+    first.require()
+    first.claim()
+    first.claim()  # its own workers start again
+    first.require()
+    second.claim()
+    second.require()
+    for denied in (first.require, first.claim):
+        with pytest.raises(SupersededError, match="attempt 9 was given up: attempt 10 has begun"):
+            denied()
+    assert not first.holds()
+    assert second.holds()
+    Fence(tmp_path, "job-2", 1).claim()
+
+
+def test_what_has_no_attempts_is_never_given_up(tmp_path: Path) -> None:
+    Fence(tmp_path, "trial-1", 0).require()
