@@ -94,5 +94,5 @@ class WorkersSpec(Section):
     max_failures: int = Field(
         default=3,
         ge=0,
-        description="times that workers are started again before their error ends the job; after lost workers, the attempt",
+        description="restarts of the workers until their next failure ends the attempt",
     )
