@@ -24,6 +24,7 @@ class WorkerConfig:
         settings: of the driver, for a process elsewhere.
         mlflow_uri: where rank 0 logs.
         models: folder of downloaded models.
+        origin: the job whose checkpoint this one starts with, as ``JOB@IMAGES``.
     """
 
     job: str
@@ -32,10 +33,11 @@ class WorkerConfig:
     settings: dict[str, Any]
     mlflow_uri: str
     models: str
+    origin: str | None = None
 
     @classmethod
     def of(cls, job: str, spec: JobSpec, data: str, settings: Settings, **more: Any) -> Self:
-        """The configuration by a driver's settings; ``more`` are fields of a subclass."""
+        """The configuration by a driver's settings; ``more`` are the origin and the fields of a subclass."""
         return cls(
             job=job,
             spec=spec.model_dump(mode="json"),
@@ -56,9 +58,14 @@ def models_folder(settings: Settings) -> Path:
     return (settings.home / "models").absolute()
 
 
+def jobs_folder(settings: Settings) -> Path:
+    """Where the checkpoints of all jobs lie, each job's in a folder of its id."""
+    return (settings.home / "jobs").absolute()
+
+
 def staging_folder(settings: Settings, job: str) -> Path:
     """Where checkpoints of a job lie until Ray Train has taken them."""
-    return (settings.home / "jobs" / ".staging" / job).absolute()
+    return jobs_folder(settings) / ".staging" / job
 
 
 def on_worker(config: dict[str, Any]) -> dict[str, Any]:

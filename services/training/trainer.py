@@ -15,7 +15,8 @@ from pipelines.errors import MongeError, RankError, TrainingError
 from pipelines.spec import JobSpec
 from services.settings import Settings
 from services.training.backend import NodeTorchConfig
-from services.training.config import WorkerConfig, models_folder, on_worker, staging_folder
+from services.training.config import WorkerConfig, jobs_folder, models_folder, on_worker, staging_folder
+from services.training.origin import Origin
 from services.training.placement import placement_of
 from services.training.references import pinned
 
@@ -35,7 +36,7 @@ class _Trainer(TorchTrainer):
         return [one for one in callbacks if type(one).__name__ not in UNNEEDED]
 
 
-def fit(job: str, spec: JobSpec, data: str, settings: Settings) -> dict[str, Any]:
+def fit(job: str, spec: JobSpec, data: str, settings: Settings, origin: Origin | None = None) -> dict[str, Any]:
     """Train on the cluster that this process has joined.
 
     Args:
@@ -43,6 +44,7 @@ def fit(job: str, spec: JobSpec, data: str, settings: Settings) -> dict[str, Any
         spec: what to do.
         data: folder of the sharded data set, which every worker can read, or its address in S3.
         settings: where everything is.
+        origin: the checkpoint of another job that training starts with while the job has none.
 
     Returns:
         ``{"model": name/version, "metrics": {…}}``; the model is None where the job registers none. Or ``{"stopped":
@@ -55,13 +57,14 @@ def fit(job: str, spec: JobSpec, data: str, settings: Settings) -> dict[str, Any
         ModelNotFoundError: there is no such reference to judge by.
         SourceError, SpecError: an ImageNet network to judge by cannot be had.
     """
-    storage = (settings.home / "jobs").absolute()
+    storage = jobs_folder(settings)
     spec = pinned(spec, settings.address("mlflow_uri"), models_folder(settings))
     placement = placement_of(spec.workers, ray.cluster_resources())
+    config = WorkerConfig.of(job, spec, data, settings, origin=None if origin is None else str(origin))
     # Ray annotates neither functions that return something nor the value that it hands back.
     trainer: Any = _Trainer(
         cast(Any, on_worker),
-        train_loop_config=WorkerConfig.of(job, spec, data, settings).carried(),
+        train_loop_config=config.carried(),
         # Most of what passes between ranks lies on their devices, sizes and metrics on their CPUs.
         torch_config=NodeTorchConfig(
             backend="cpu:gloo,cuda:nccl" if placement.gpu else "gloo", timeout_s=math.ceil(settings.rank_deadline)
