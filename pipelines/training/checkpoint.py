@@ -106,7 +106,7 @@ def _require_fit(state: TrainState, folder: Path, numbers: dict[str, Any], tenso
         raise CheckpointError(f"{folder}: holds the networks {held}, while the job trains {wanted}", cure=cure)
     for network, module in state.networks.items():
         there, here = _under(f"networks/{network}", tensors), module.state_dict()
-        for name in sorted(there.keys() | here.keys()):
+        for name in here | there:
             shapes = [f"({', '.join(map(str, t[name].shape))})" if name in t else "absent" for t in (there, here)]
             if shapes[0] != shapes[1]:
                 raise CheckpointError(
