@@ -54,7 +54,7 @@ def test_the_latest_is_found_or_the_last_of_so_many_images(jobs: Path, images: i
 
 def test_what_is_kept_is_listed(jobs: Path) -> None:
     with pytest.raises(
-        CheckpointError, match="a@96 is not kept; .* are those of 32, 64, 1234567890123 images"
+        CheckpointError, match=r"a@96 is not kept; .* are those of 32, 64, 1234567890123 images"
     ) as error:
         find_origin(jobs, Origin("a", 96))
     assert error.value.cure == "choose one of them, as in a@1234567890123"

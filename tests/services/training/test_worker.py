@@ -235,19 +235,22 @@ def resume(again: Followed, folder: Path | None, monkeypatch: pytest.MonkeyPatch
 def test_a_worker_begins_with_the_checkpoint_of_another_job(
     tmp_path: Path, data: ShardedDataset, followed: Followed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With more images of an unchanged spec, the bits are those of one longer run; restarts go by its own."""
+    """With more images at a constant rate, the bits are those of one longer run; a restart goes by its own."""
     followed.kept = tmp_path / "jobs" / "job-0"
-    train_worker(config_of(tmp_path, data))
-    more = config_of(tmp_path, data)
+    config, more = config_of(tmp_path, data), config_of(tmp_path, data)
+    config["spec"]["optimizer"]["schedule"] = more["spec"]["optimizer"]["schedule"] = "constant"
     more["spec"]["train"]["images"] = 160
+    train_worker(config)
     whole, again = Followed(tmp_path / "whole"), Followed(tmp_path / "again")
     resume(whole, None, monkeypatch)
     train_worker(more)
     resume(again, None, monkeypatch)
-    more["spec"]["optimizer"] |= {"schedule": "constant"}
     assert train_worker(more | {"origin": "job-0@64"})["model"] == "a-lenet/1"
     assert [report["images"] for report, _, _ in again.reports] == [96, 128, 160]
     assert (again.tags, again.again) == ({"monge.from": "job-0@64"}, [])
+    newest = "images-000000000160"
+    assert (again.kept / newest / TENSORS).read_bytes() == (whole.kept / newest / TENSORS).read_bytes()
+    assert (again.kept / newest / NUMBERS).read_bytes() == (whole.kept / newest / NUMBERS).read_bytes()
     last = Followed(tmp_path / "last")
     resume(last, again.kept / "images-000000000128", monkeypatch)
     shutil.rmtree(followed.kept)
