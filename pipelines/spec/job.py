@@ -8,6 +8,7 @@ import json
 import yaml
 from pydantic import Field, model_validator
 
+from pipelines.errors import SpecError
 from pipelines.spec.data import DataSpec
 from pipelines.spec.models import BigGanSpec, FlowUNetSpec, ModelSpec, ResNetSpec
 from pipelines.spec.objectives import (
@@ -158,6 +159,21 @@ class JobSpec(Section):
         """
         decisive = self.model_dump(mode="json", exclude={"workers", "name", "register_as", "evaluation"})
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+    def require_more(self, images: int) -> None:
+        """Refuse to go on from a checkpoint after which nothing is left to train.
+
+        Args:
+            images: that the checkpoint has seen.
+
+        Raises:
+            SpecError: they are all that the job would see.
+        """
+        if self.train.images <= images:
+            raise SpecError(
+                f"train.images: {self.train.images}, while the checkpoint to go on from has seen {images}",
+                cure=f"raise train.images above {images}",
+            )
 
     def to_yaml(self) -> str:
         """The resolved spec, defaults included."""

@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from pipelines.errors import CheckpointError
+from pipelines.spec import JobSpec
+from pipelines.training.optimizer import SLOTS
 from pipelines.training.state import TrainState
 
 TENSORS = "state.safetensors"
@@ -70,8 +72,57 @@ def load_checkpoint(state: TrainState, folder: Path) -> None:
     if numbers["fingerprint"] != state.fingerprint:
         raise CheckpointError(
             f"{folder}: of spec {numbers['fingerprint'][:12]}, while the job is of {state.fingerprint[:12]}",
-            cure="resume with the spec that the run was started with, or submit a new job",
+            cure="resume with the spec that the run was started with, or continue it by `monge submit SPEC --from JOB`",
         )
+    _put(state, folder, numbers, tensors)
+
+
+def load_origin(state: TrainState, folder: Path, spec: JobSpec) -> None:
+    """Put the saved state of another run into a freshly started one, in place: a run of ``spec`` that goes on from it.
+
+    The specs of both may differ in all that leaves the state's shapes: durations, rates, batch, seed, data. Without an
+    average in the checkpoint, the average begins at its weights.
+
+    Raises:
+        CheckpointError: a file is missing or damaged; networks, shapes of tensors or kinds of optimizers differ.
+        SpecError: the checkpoint has seen ``spec.train.images`` images already.
+    """
+    numbers, tensors = _read(folder)
+    _require_fit(state, folder, numbers, tensors)
+    spec.require_more(numbers["images"])
+    if not _under("average", tensors):
+        weights = _under(f"networks/{state.served}", tensors)
+        tensors |= {f"average/{name}": value for name, value in weights.items()}
+    _put(state, folder, numbers, tensors)
+    # The same where the batch is the same; with another one, the place in the data is that of the images seen.
+    state.step = state.images // spec.train.batch
+
+
+def _require_fit(state: TrainState, folder: Path, numbers: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    cure = "continue it with the model, the objective and the kind of optimizer that it was trained with"
+    saved = sorted({key.split("/")[1] for key in tensors if key.startswith("networks/")})
+    if saved != sorted(state.networks):
+        held, wanted = ", ".join(saved), ", ".join(sorted(state.networks))
+        raise CheckpointError(f"{folder}: holds the networks {held}, while the job trains {wanted}", cure=cure)
+    for network, module in state.networks.items():
+        there, here = _under(f"networks/{network}", tensors), module.state_dict()
+        for name in here | there:
+            shapes = [f"({', '.join(map(str, t[name].shape))})" if name in t else "absent" for t in (there, here)]
+            if shapes[0] != shapes[1]:
+                raise CheckpointError(
+                    f"{folder}: {name} of the {network} is {shapes[0]}, and {shapes[1]} in the job's spec", cure=cure
+                )
+    for phase, optimizer in state.optimizers.items():
+        slots = {path.split("/")[1] for path in _under(f"optimizers/{phase}", tensors | numbers["scalars"])}
+        if foreign := slots - SLOTS[type(optimizer)]:
+            raise CheckpointError(
+                f"{folder}: the optimizer of the {phase} keeps {', '.join(sorted(foreign))}, which the job's "
+                f"{type(optimizer).__name__} does not know",
+                cure=cure,
+            )
+
+
+def _put(state: TrainState, folder: Path, numbers: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     try:
         for name, network in state.networks.items():
             network.load_state_dict(_under(f"networks/{name}", tensors))

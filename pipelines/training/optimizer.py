@@ -12,6 +12,12 @@ from pipelines.spec import OptimizerSpec
 RISE = 0.2
 """Share of a run over which the rate of one cycle rises (Smith & Topin 2019)."""
 
+SLOTS: dict[type[torch.optim.Optimizer], frozenset[str]] = {
+    torch.optim.AdamW: frozenset({"step", "exp_avg", "exp_avg_sq"}),
+    torch.optim.SGD: frozenset({"momentum_buffer"}),
+}
+"""What each kind keeps of a weight from one step to the next."""
+
 
 def build_optimizer(spec: OptimizerSpec, module: nn.Module) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015; with decoupled decay, Loshchilov & Hutter 2019) or SGD with momentum."""

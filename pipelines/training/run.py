@@ -15,7 +15,7 @@ from pipelines.objectives.build import build_objective
 from pipelines.objectives.phase import Objective
 from pipelines.randomness import derived_seed
 from pipelines.spec import JobSpec
-from pipelines.training.checkpoint import load_checkpoint
+from pipelines.training.checkpoint import load_checkpoint, load_origin
 from pipelines.training.choosing import evaluation_of
 from pipelines.training.loop import Listener, train
 from pipelines.training.position import Position
@@ -24,7 +24,12 @@ from pipelines.transport.planner import Planner
 
 
 def start(
-    spec: JobSpec, data: ShardedDataset, planner: Planner, device: torch.device, checkpoint: Path | None = None
+    spec: JobSpec,
+    data: ShardedDataset,
+    planner: Planner,
+    device: torch.device,
+    checkpoint: Path | None = None,
+    origin: Path | None = None,
 ) -> tuple[Objective, TrainState]:
     """The objective of a run, and its state before the first step or as a checkpoint holds it.
 
@@ -33,11 +38,12 @@ def start(
         data: on what.
         planner: solves the objective's plans.
         device: where the networks are.
-        checkpoint: folder of a checkpoint to go on from.
+        checkpoint: folder of a checkpoint of this run to go on from.
+        origin: folder of a checkpoint of another run to go on from, where there is none of this one.
 
     Raises:
-        SpecError: the objective cannot train such a network.
-        CheckpointError: the checkpoint is damaged, or of another spec.
+        SpecError: the objective cannot train such a network, or the origin has seen all images that the run would see.
+        CheckpointError: the checkpoint is damaged, or of another spec; or the origin's state does not fit.
     """
     torch.manual_seed(derived_seed(spec.seed, 0, "initialisation"))
     network = build_model(spec.model, data.image, spec.outputs(len(data.classes))).to(device)
@@ -45,6 +51,8 @@ def start(
     state = TrainState.start(spec, objective)
     if checkpoint is not None:
         load_checkpoint(state, checkpoint)
+    elif origin is not None:
+        load_origin(state, origin, spec)
     return objective, state
 
 

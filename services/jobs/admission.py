@@ -17,10 +17,12 @@ from pipelines.errors import BusyError, ServiceError, SourceError, SpecError
 from pipelines.spec import JobSpec, apply_overrides, parse_spec
 from services.error_documents import read_error
 from services.jobs import policy
+from services.jobs.continuing import Find, require_origin
 from services.jobs.documents import Plan, Submission
 from services.jobs.paths import named_files
 from services.jobs.policy import Cluster
 from services.storage.objects import SCHEME, split_address
+from services.training.origin import Origin
 from services.training.placement import placement_of
 
 PLANS = 2
@@ -62,21 +64,28 @@ class Admission:
             raise SpecError(never, cure="ask for less, or submit it with `--wait` if nodes will come")
         return spec
 
-    def plan(self, asked: Submission, cluster: Cluster) -> Plan:
+    def origin(self, asked: Submission, spec: JobSpec, find: Find) -> Origin | None:
+        """The checkpoint that a job starts with, if it continues another one and may; see :func:`require_origin`."""
+        return None if asked.origin is None else require_origin(asked.origin, spec, find, self._home / "jobs")
+
+    def plan(self, asked: Submission, cluster: Cluster, find: Find) -> Plan:
         """What a job would work on, and on what.
 
         Raises:
-            MongeError: as :meth:`check`; its network cannot take such images, or there is one class alone.
+            MongeError: as :meth:`check` and :meth:`origin`; its network cannot take such images, or there is one class
+                alone.
             BusyError: others are planning.
         """
         spec = self.check(asked, cluster)
+        origin = self.origin(asked, spec, find)
         if not self._plans.acquire(timeout=PLAN_SECONDS):
             raise BusyError("other jobs are being looked at", cure="ask again in a minute", retry_after=30.0)
         try:
             lines = self._lines(spec)
         finally:
             self._plans.release()
-        return Plan(lines=[*lines, f"workers: {_workers(spec, cluster)}"])
+        continued = [] if origin is None else [f"from: {origin}"]
+        return Plan(lines=[*lines, *continued, f"workers: {_workers(spec, cluster)}"])
 
     def _lines(self, spec: JobSpec) -> list[str]:
         # A process of its own: it imports torch, and decodes what strangers may have written.

@@ -153,11 +153,12 @@ def build_app(service: Service, *, loopback: bool = True, close: Callable[[], No
         """Queue a job. The same `Idempotency-Key` of the same token gives the same job, and the status 200.
 
         The body is `{"spec": …, "priority": …, …}`, or with `Content-Type: application/yaml` a spec by itself; then
-        priority, timeout, wait and labels are in the query.
+        priority, timeout, wait, origin and labels are in the query.
         """
         token: Token = request.state.token  # that of the submission, which was admitted
         spec = service.admission.check(asked, service.seen()[0].cluster)
-        job, new = store.submit(spec, asked, token, idempotency_key)
+        origin = service.admission.origin(asked, spec, store.job)
+        job, new = store.submit(spec, asked, token, idempotency_key, origin)
         if new:
             service.changed(request, "submit", job=job.id)
         else:
@@ -167,7 +168,7 @@ def build_app(service: Service, *, loopback: bool = True, close: Callable[[], No
     @app.post("/v1/plans", summary="Look at a job before it is submitted", openapi_extra=_SUBMISSION)
     def plan(asked: Asked) -> Plan:
         """What a job would work on, on what, and when; the same faults are found as by submitting it, and more."""
-        return service.admission.plan(asked, service.seen()[0].cluster)
+        return service.admission.plan(asked, service.seen()[0].cluster, store.job)
 
     @app.get("/v1/jobs", response_model=JobPage, summary="List jobs, newest first")
     def jobs(
@@ -336,6 +337,7 @@ def read_submission(body: bytes, content_type: str, request: Request) -> Submiss
                 name: yaml.safe_load(query[name]) for name in ("priority", "timeout", "wait") if name in query
             }
             document["labels"] = dict(_assignment(one) for one in query.getlist("label"))
+            document["origin"] = query.get("origin")
             document["spec"] = body.decode()
         else:
             document = json.loads(body)

@@ -83,6 +83,7 @@ class Jobs:
         labels: Mapping[str, str] | None = None,
         wait: bool = False,
         key: str | None = None,
+        origin: str | None = None,
     ) -> Job:
         """Submit a job.
 
@@ -94,23 +95,29 @@ class Jobs:
             wait: accept it even if the cluster has too few nodes today.
             key: a second submission with the same key gives the same job, so that it may be sent again after a lost
                 answer.
+            origin: the job that it continues, ``JOB`` or ``JOB@IMAGES``.
 
         Raises:
             MongeError: what the service finds wrong.
         """
         asked = Submission(
-            spec=spec.model_dump(mode="json"), priority=priority, timeout=timeout, labels=dict(labels or {}), wait=wait
+            spec=spec.model_dump(mode="json"),
+            priority=priority,
+            timeout=timeout,
+            labels=dict(labels or {}),
+            wait=wait,
+            origin=origin,
         )
         headers = {"Idempotency-Key": key} if key else {}
         return self._ask(Job, "POST", "/v1/jobs", json=asked.model_dump(), headers=headers)
 
-    def plan(self, spec: JobSpec, *, wait: bool = False) -> Plan:
+    def plan(self, spec: JobSpec, *, wait: bool = False, origin: str | None = None) -> Plan:
         """What a job would work on, and on what.
 
         Raises:
             MongeError: what the service finds wrong.
         """
-        asked = Submission(spec=spec.model_dump(mode="json"), wait=wait)
+        asked = Submission(spec=spec.model_dump(mode="json"), wait=wait, origin=origin)
         return self._ask(Plan, "POST", "/v1/plans", json=asked.model_dump(), timeout=PLAN_SECONDS)
 
     def find(self, limit: int = 100, **filters: Any) -> list[Job]:

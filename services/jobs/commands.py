@@ -38,6 +38,14 @@ def submit(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a field, as in train.images=20000; may be repeated."),
     ] = None,
+    origin: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="JOB[@IMAGES]",
+            help="Start with the latest checkpoint of a job that is over, or with the one of so many images.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec and submit nothing.")] = False,
     ask: Annotated[bool, typer.Option("--ask", help="Show the plan and wait for a yes before submitting.")] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show the job until it ends.")] = False,
@@ -56,6 +64,9 @@ def submit(
 
     First its plan is shown: what was found of its data, the size of its network, and its workers. A missing folder, a
     misspelt name, too few nodes or images too small are told here, and nothing is submitted.
+
+    With --from the new job continues another one, as in `monge submit SPEC --from JOB --set train.images=200000`: more
+    images, another rate, batch or data, with the networks and the kind of optimizer that it had.
     """
     from pipelines.spec import load_spec
     from services.jobs.client import Jobs
@@ -67,12 +78,14 @@ def submit(
         return
     named = dict(_label(label) for label in labels or ())
     with Jobs(load_settings()) as jobs:
-        for line in jobs.plan(resolved, wait=wait).lines:
+        for line in jobs.plan(resolved, wait=wait, origin=origin).lines:
             say(line)
         if ask and not typer.confirm("  submit it?", default=True):
             raise typer.Exit(1)
         key = secrets.token_hex(16)
-        job = jobs.submit(resolved, priority=priority, timeout=timeout, labels=named, wait=wait, key=key).id
+        job = jobs.submit(
+            resolved, priority=priority, timeout=timeout, labels=named, wait=wait, key=key, origin=origin
+        ).id
         terminal.console.print(f"submitted [bold]{job}[/]", highlight=False)
         if follow:
             _follow(jobs, job)
@@ -147,7 +160,11 @@ def _tell(service: Jobs, job: str) -> None:
         rows += [
             ("", f"{name} {value:.5g}") for name, value in progress.metrics.items() if not name.startswith("system")
         ]
-    rows += [(name, value) for name, value in (("run", found.run_url), ("model", found.model)) if value]
+    rows += [
+        (name, value)
+        for name, value in (("run", found.run_url), ("model", found.model), ("from", found.origin))
+        if value
+    ]
     rows += [("label", f"{name}={value}") for name, value in found.labels.items()]
     for row in rows:
         table.add_row(*row)

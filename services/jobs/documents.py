@@ -37,6 +37,11 @@ class Submission(BaseModel):
         default={}, max_length=32, description="to find it again: `GET /v1/jobs?label=team=vision`"
     )
     wait: bool = Field(default=False, description="accept it even if the cluster has too few nodes today")
+    origin: str | None = Field(
+        default=None,
+        max_length=224,
+        description="continue this job that is over: `JOB`, from its latest checkpoint, or `JOB@IMAGES`",
+    )
 
 
 class Progress(Document):
@@ -72,6 +77,7 @@ class Job(Document):
         progress: of the latest attempt.
         run_id, run_url: of its MLflow run, once it has one.
         model: what it registered, as ``name/version``.
+        origin: the job that it continues, as ``JOB@IMAGES``; without the images where the service could not see them.
     """
 
     id: str
@@ -93,6 +99,7 @@ class Job(Document):
     run_id: str | None
     run_url: str | None
     model: str | None
+    origin: str | None = None
 
 
 class Attempt(Document):

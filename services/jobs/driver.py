@@ -22,6 +22,7 @@ from services.cluster import join_cluster
 from services.settings import Settings, load_settings
 from services.training.config import jobs_folder
 from services.training.fencing import Fence
+from services.training.origin import Origin, find_origin, kept
 from services.training.placement import placement_of
 from services.training.progress import report_done, report_error, report_run, report_stage
 
@@ -29,7 +30,9 @@ LAST_STEP = 45.0
 """Seconds that workers have for a step and a checkpoint once the job was told to stop."""
 
 
-def run_job(job: str, spec: JobSpec, settings: Settings, attempt: int = 1) -> dict[str, Any]:
+def run_job(
+    job: str, spec: JobSpec, settings: Settings, attempt: int = 1, origin: Origin | None = None
+) -> dict[str, Any]:
     """Run a job from its images to its registered model, on the cluster that this process belongs to.
 
     Args:
@@ -37,6 +40,7 @@ def run_job(job: str, spec: JobSpec, settings: Settings, attempt: int = 1) -> di
         spec: what to do.
         settings: where everything is.
         attempt: which attempt at the job it is.
+        origin: the checkpoint of another job that it starts with.
 
     Returns:
         ``{"model": name/version, "metrics": {…}}``; the model is None where the job registers none.
@@ -51,7 +55,7 @@ def run_job(job: str, spec: JobSpec, settings: Settings, attempt: int = 1) -> di
     fence = Fence(jobs_folder(settings), job, attempt)
     fence.claim()
     try:
-        return _run(job, spec, settings, attempt)
+        return _run(job, spec, settings, attempt, origin)
     except (KeyboardInterrupt, SystemExit):
         signal.setitimer(signal.ITIMER_REAL, 0)
         if fence.holds():
@@ -63,7 +67,8 @@ def run_job(job: str, spec: JobSpec, settings: Settings, attempt: int = 1) -> di
         raise
 
 
-def _run(job: str, spec: JobSpec, settings: Settings, attempt: int) -> dict[str, Any]:
+def _run(job: str, spec: JobSpec, settings: Settings, attempt: int, origin: Origin | None) -> dict[str, Any]:
+    origin = _origin(job, spec, settings, origin)
     # Ray Train and torch take seconds to import; that happens while the data is sharded.
     importing = threading.Thread(target=_import_trainer, daemon=True)
     importing.start()
@@ -79,7 +84,7 @@ def _run(job: str, spec: JobSpec, settings: Settings, attempt: int) -> dict[str,
     importing.join()
     from services.training.trainer import fit
 
-    outcome = fit(job, spec, data, settings, attempt)
+    outcome = fit(job, spec, data, settings, attempt, origin)
     signal.setitimer(signal.ITIMER_REAL, 0)
     if (images := outcome.get("stopped")) is not None:
         report_stage(f"stopped at image {images:,}, {'with' if outcome['saved'] else 'without'} a checkpoint")
@@ -88,6 +93,23 @@ def _run(job: str, spec: JobSpec, settings: Settings, attempt: int) -> dict[str,
         raise ServiceError("a node of the job's workers is to be taken away")
     report_done(outcome["model"])
     return outcome
+
+
+def _origin(job: str, spec: JobSpec, settings: Settings, origin: Origin | None) -> Origin | None:
+    """The origin, with its images as long as the job has no checkpoint of its own, which goes before it.
+
+    Raises:
+        CheckpointError: the origin's checkpoint is not kept.
+        SpecError: it has seen all images that the job would see.
+    """
+    jobs = jobs_folder(settings)
+    if origin is None or kept(jobs / job):
+        return origin
+    found, folder = find_origin(jobs, origin)
+    assert found.images is not None
+    spec.require_more(found.images)
+    report_stage(f"starting with {folder.name} of {found.job}")
+    return found
 
 
 def _shard(spec: JobSpec, settings: Settings) -> str:
@@ -163,10 +185,12 @@ def main() -> int:
     parser.add_argument("--job", required=True, help="id of the job")
     parser.add_argument("--attempt", type=int, default=1, help="which attempt it is")
     parser.add_argument("--spec", required=True, help="the resolved spec, as JSON")
+    parser.add_argument("--from", dest="origin", type=Origin.parse, help="JOB[@IMAGES] whose checkpoint it starts with")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     try:
-        run_job(arguments.job, parse_spec(json.loads(arguments.spec)), load_settings(), arguments.attempt)
+        spec = parse_spec(json.loads(arguments.spec))
+        run_job(arguments.job, spec, load_settings(), arguments.attempt, arguments.origin)
     except MongeError as error:
         report_error(error, final=not is_passing(error))
         return 1

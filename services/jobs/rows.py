@@ -68,6 +68,7 @@ def job_of(row: JobRow) -> Job:
         run_id=row.run_id,
         run_url=run,
         model=row.model,
+        origin=row.origin,
     )
 
 

@@ -44,6 +44,7 @@ from services.jobs.rows import (
 from services.jobs.states import State
 from services.jobs.tables import AttemptRow, EventRow, JobRow, SettingRow, TokenRow
 from services.tokens import FRESH, Token
+from services.training.origin import Origin
 from services.training.placement import Placement
 
 QUEUE_SEEN = 200
@@ -106,7 +107,9 @@ class Store:
 
     # Jobs
 
-    def submit(self, spec: JobSpec, submission: Submission, owner: Token, key: str | None) -> tuple[Job, bool]:
+    def submit(
+        self, spec: JobSpec, submission: Submission, owner: Token, key: str | None, origin: Origin | None = None
+    ) -> tuple[Job, bool]:
         """Remember a job, queued.
 
         Args:
@@ -114,6 +117,7 @@ class Store:
             submission: how it was asked for.
             owner: whose it is.
             key: the owner's second request with the same key gives the first one's job.
+            origin: the checkpoint of another job that it starts with.
 
         Returns:
             The job, and whether it is new.
@@ -122,12 +126,14 @@ class Store:
             ConflictError: the key was used for another request.
             BusyError: the owner has as many jobs that are not over as it may have.
         """
-        digest = _digest(submission.model_dump_json() + spec.fingerprint())
+        without = {"origin"} if submission.origin is None else set()  # as earlier versions digested a request
+        digest = _digest(submission.model_dump_json(exclude=without) + spec.fingerprint())
         try:
             with self._write() as session:
                 if (earlier := _by_key(session, owner.name, key)) is None:
                     self._require_room(session, owner)
                     row = self._new_job(spec, submission, owner.name, key, digest)
+                    row.origin = None if origin is None else str(origin)
                     session.add(row)
                     session.flush()
                     _note(session, row, self._now(), "state", f"submitted by {owner.name}", State.QUEUED)
@@ -345,11 +351,12 @@ class Store:
             row.setbacks, row.not_before = action.setbacks, action.not_before
             self._move(session, row, action.state, action.reason)
 
-    def spec(self, job: str) -> tuple[str, dict[str, str]]:
-        """The spec of a job as JSON, and what else the cluster is told of it."""
+    def spec(self, job: str) -> tuple[str, str | None, dict[str, str]]:
+        """The spec of a job as JSON, its origin, and what else the cluster is told of it."""
         with self._read() as session:
             row = _row(session, job)
-            return json.dumps(row.spec), {"job": row.id, "name": row.name, "kind": row.kind, "owner": row.owner}
+            metadata = {"job": row.id, "name": row.name, "kind": row.kind, "owner": row.owner}
+            return json.dumps(row.spec), row.origin, metadata
 
     def read_of(self, job: str, number: int) -> int:
         """Bytes of an attempt's log whose reports were taken in."""

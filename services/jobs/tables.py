@@ -53,6 +53,8 @@ class JobRow(Base):
     model: Mapped[str | None] = mapped_column(String(256))
     # Whether MLflow has yet to be told where the job stands.
     untracked: Mapped[bool] = mapped_column(default=False)
+    # JOB@IMAGES, or JOB where the service does not see the checkpoints.
+    origin: Mapped[str | None] = mapped_column(String(224))
 
 
 class AttemptRow(Base):

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 STATE_TAG, REASON_TAG = "monge.state", "monge.reason"
+ORIGIN_TAG = "monge.from"
+"""Of a run that goes on from a checkpoint of another job: ``JOB@IMAGES``."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 

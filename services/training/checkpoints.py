@@ -16,9 +16,9 @@ from ray.train import Checkpoint
 from pipelines.distributed import from_first_rank, rank
 from pipelines.errors import CheckpointError
 from pipelines.training.checkpoint import verify_checkpoint
+from services.training.origin import NAME, Origin, age, find_origin
 from services.training.progress import report_stage
 
-_NAME = re.compile(r"images-(\d{12,})(?:-(\d+))?")
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Where Ray Train writes which checkpoints it keeps."""
 
@@ -29,11 +29,13 @@ class Resumption:
 
     Attributes:
         folder: the checkpoint, None at the first start of a job.
+        origin: the checkpoint of another job that the first start begins with, if it does.
         taken: names of checkpoints that the run may not use for its own. Rank 0 alone knows them: Ray Train takes the
             name of a checkpoint from it.
     """
 
     folder: Path | None = None
+    origin: Path | None = None
     taken: frozenset[str] = frozenset()
 
     def name(self, images: int) -> str:
@@ -47,17 +49,21 @@ class Resumption:
 
 
 @contextmanager
-def resumption() -> Iterator[Resumption]:
+def resumption(jobs: Path | None = None, origin: Origin | None = None) -> Iterator[Resumption]:
     """The latest whole checkpoint of this job, the same on all ranks; every rank calls it.
 
     Rank 0 verifies the checkpoints, reports those that are damaged, and tells the others which one to take.
 
+    Args:
+        jobs: the folder of all jobs.
+        origin: which checkpoint of another job is taken where this one has none; no other one stands in for it.
+
     Raises:
-        CheckpointError: none is whole; the error is that of the latest.
+        CheckpointError: none is whole, and the error is that of the latest; or the origin's is missing or damaged.
     """
     latest = ray.train.get_checkpoint()
     if latest is None:
-        yield Resumption()
+        yield Resumption(origin=None if jobs is None or origin is None else _of_origin(jobs, origin))
         return
     with ExitStack() as stack:
         if rank() == 0:
@@ -67,15 +73,24 @@ def resumption() -> Iterator[Resumption]:
         else:
             name, taken = from_first_rank(""), frozenset()
             folder = stack.enter_context(_sibling(latest, name).as_directory())
-        yield Resumption(Path(folder), taken)
+        yield Resumption(Path(folder), taken=taken)
+
+
+def _of_origin(jobs: Path, origin: Origin) -> Path:
+    if rank() != 0:
+        return jobs / origin.job / from_first_rank("")
+    _, folder = find_origin(jobs, origin)
+    verify_checkpoint(folder)
+    from_first_rank(folder.name)
+    return folder
 
 
 def _whole(latest: Checkpoint, stack: ExitStack) -> tuple[str, str]:
     """The name of the latest whole checkpoint, and the folder where it lies until the stack is closed."""
     newest = posixpath.basename(latest.path)
-    older = [name for name in _names(latest) if _age(name) < _age(newest)]
+    older = [name for name in _names(latest) if age(name) < age(newest)]
     damaged: dict[str, CheckpointError] = {}
-    for name in (newest, *sorted(older, key=_age, reverse=True)):
+    for name in (newest, *sorted(older, key=age, reverse=True)):
         with ExitStack() as held:
             try:
                 folder = held.enter_context(_sibling(latest, name).as_directory())
@@ -107,20 +122,14 @@ def _counted(latest: Checkpoint) -> frozenset[str]:
     except FileNotFoundError:
         return frozenset()
     # Its format is not public; the names stand there in quotes.
-    return frozenset(name for name in re.findall(r'"([^"]*)"', text) if _NAME.fullmatch(name))
+    return frozenset(name for name in re.findall(r'"([^"]*)"', text) if NAME.fullmatch(name))
 
 
 def _names(latest: Checkpoint) -> list[str]:
     """The names of all folders of checkpoints beside the latest, and its own."""
     filesystem: FileSystem = latest.filesystem
     found: list[FileInfo] = filesystem.get_file_info(FileSelector(posixpath.dirname(latest.path), allow_not_found=True))
-    return [one.base_name for one in found if one.type == FileType.Directory and _NAME.fullmatch(one.base_name)]
-
-
-def _age(name: str) -> tuple[int, int]:
-    """The images of a checkpoint, and its number among those of as many; checkpoints are sorted by both."""
-    found = _NAME.fullmatch(name)
-    return (int(found[1]), int(found[2] or 1)) if found else (-1, 0)
+    return [one.base_name for one in found if one.type == FileType.Directory and NAME.fullmatch(one.base_name)]
 
 
 def _sibling(latest: Checkpoint, name: str) -> Checkpoint:

@@ -25,6 +25,7 @@ class WorkerConfig:
         mlflow_uri: where rank 0 logs.
         models: folder of downloaded models.
         attempt: number of the attempt at the job; 0 for a trial, which has none.
+        origin: the job whose checkpoint this one starts with, as ``JOB@IMAGES``.
     """
 
     job: str
@@ -34,10 +35,11 @@ class WorkerConfig:
     mlflow_uri: str
     models: str
     attempt: int = 0
+    origin: str | None = None
 
     @classmethod
     def of(cls, job: str, spec: JobSpec, data: str, settings: Settings, **more: Any) -> Self:
-        """The configuration by a driver's settings; ``more`` are fields of a subclass."""
+        """The configuration by a driver's settings; ``more`` are the origin and the fields of a subclass."""
         return cls(
             job=job,
             spec=spec.model_dump(mode="json"),
@@ -53,14 +55,14 @@ class WorkerConfig:
         return asdict(self)
 
 
-def jobs_folder(settings: Settings) -> Path:
-    """Where jobs keep their checkpoints, each in a folder of its own."""
-    return (settings.home / "jobs").absolute()
-
-
 def models_folder(settings: Settings) -> Path:
     """Where downloaded models lie."""
     return (settings.home / "models").absolute()
+
+
+def jobs_folder(settings: Settings) -> Path:
+    """Where the checkpoints of all jobs lie, each job's in a folder of its id."""
+    return (settings.home / "jobs").absolute()
 
 
 def staging_folder(settings: Settings, job: str) -> Path:

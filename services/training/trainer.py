@@ -16,6 +16,7 @@ from pipelines.spec import JobSpec
 from services.settings import Settings
 from services.training.backend import NodeTorchConfig
 from services.training.config import WorkerConfig, jobs_folder, models_folder, on_worker, staging_folder
+from services.training.origin import Origin
 from services.training.placement import placement_of
 from services.training.references import pinned
 from services.training.supervision import Supervision, cause_of, is_loss, reasons
@@ -38,7 +39,9 @@ class _Trainer(TorchTrainer):
         return [*needed, Supervision(failures.max_failures if failures else 0)]
 
 
-def fit(job: str, spec: JobSpec, data: str, settings: Settings, attempt: int = 0) -> dict[str, Any]:
+def fit(
+    job: str, spec: JobSpec, data: str, settings: Settings, attempt: int = 0, origin: Origin | None = None
+) -> dict[str, Any]:
     """Train on the cluster that this process has joined.
 
     Args:
@@ -47,6 +50,7 @@ def fit(job: str, spec: JobSpec, data: str, settings: Settings, attempt: int = 0
         data: folder of the sharded data set, which every worker can read, or its address in S3.
         settings: where everything is.
         attempt: number of the attempt at the job.
+        origin: the checkpoint of another job that training starts with while the job has none.
 
     Returns:
         ``{"model": name/version, "metrics": {…}}``; the model is None where the job registers none. Or ``{"stopped":
@@ -62,10 +66,12 @@ def fit(job: str, spec: JobSpec, data: str, settings: Settings, attempt: int = 0
     """
     spec = pinned(spec, settings.address("mlflow_uri"), models_folder(settings))
     placement = placement_of(spec.workers, ray.cluster_resources())
+    began = None if origin is None else str(origin)
+    config = WorkerConfig.of(job, spec, data, settings, attempt=attempt, origin=began)
     # Ray annotates neither functions that return something nor the value that it hands back.
     trainer: Any = _Trainer(
         cast(Any, on_worker),
-        train_loop_config=WorkerConfig.of(job, spec, data, settings, attempt=attempt).carried(),
+        train_loop_config=config.carried(),
         # Most of what passes between ranks lies on their devices, sizes and metrics on their CPUs.
         torch_config=NodeTorchConfig(
             backend="cpu:gloo,cuda:nccl" if placement.gpu else "gloo", timeout_s=math.ceil(settings.rank_deadline)

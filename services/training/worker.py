@@ -47,10 +47,11 @@ from services.storage.datasets import open_data
 from services.tracking.connection import is_passing
 from services.tracking.entries import Entry, read_entries, write_entries
 from services.tracking.registry import register
-from services.tracking.run import Run
+from services.tracking.run import ORIGIN_TAG, Run
 from services.training.checkpoints import Resumption, resumption
 from services.training.config import WorkerConfig, jobs_folder, staging_folder
 from services.training.fencing import Fence
+from services.training.origin import Origin
 from services.training.progress import report_progress, report_run, report_stage
 from services.training.references import reference_of
 from services.training.stopping import StopRequest
@@ -139,11 +140,14 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings, position: Po
     with agree("opening the data"):
         data = open_for(spec, worker.data, settings)
     position.doing = "building the networks"
-    with agree("building the networks"), resumption() as resumed:
+    origin = None if worker.origin is None else Origin.parse(worker.origin)
+    with agree("building the networks"), resumption(jobs_folder(settings), origin) as resumed:
         planner = planner_of(worker.job, spec, settings.plan_deadline)
-        objective, state = start(spec, data, planner, device, resumed.folder)
+        objective, state = start(spec, data, planner, device, resumed.folder, resumed.origin)
         if tracker and resumed.folder:
             tracker.run.send_again(_unsent(resumed.folder))
+        elif tracker and origin and resumed.origin:
+            tracker.run.tag(ORIGIN_TAG, str(origin.at(state.images)))
         reference = reference_of(spec, worker.mlflow_uri, worker.models, device)
     listener = _Listener(spec, tracker, staging_folder(settings, worker.job), resumed)
     if tracker:

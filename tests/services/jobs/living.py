@@ -82,15 +82,23 @@ def classifier(name: str, source: Path | str, images: int, *more: str) -> list[s
     return ["submit", "configs/lenet.yaml", *(word for field in fields for word in ("--set", field))]
 
 
-def adversary(name: str, source: Path) -> list[str]:
+def adversary(name: str, source: Path, *more: str) -> list[str]:
     """The arguments of ``submit`` for a generator and its critic on two workers."""
+    return _generator("gan", name, source, "objective.critic.width=4", *more)
+
+
+def transported(name: str, source: Path, *more: str) -> list[str]:
+    """The arguments of ``submit`` for a generator on two workers that needs a plan of the service at each step."""
+    return _generator("transport-generator", name, source, *more)
+
+
+def _generator(config: str, name: str, source: Path, *more: str) -> list[str]:
     fields = [
         f"name={name}", f"data.source={source}", "train.images=24000", "train.batch=64", "train.precision=float32",
         "train.channels_last=false", "train.checkpoint_every=2048", "train.log_every=512",
-        "train.evaluate_every=9000", "model.width=4", "objective.critic.width=4", "evaluation.samples=100",
-        "workers.count=2",
+        "train.evaluate_every=9000", "model.width=4", "evaluation.samples=100", "workers.count=2", *more,
     ]  # fmt: skip
-    return ["configs/gan.yaml", *(word for field in fields for word in ("--set", field))]
+    return [f"configs/{config}.yaml", *(word for field in fields for word in ("--set", field))]
 
 
 def checkpointed(home: Path, job: str) -> bool:

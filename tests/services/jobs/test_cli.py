@@ -142,7 +142,7 @@ class FakeJobs:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def plan(self, spec: JobSpec, wait: bool) -> Plan:
+    def plan(self, spec: JobSpec, wait: bool, origin: str | None) -> Plan:
         return Plan(lines=["data: what there is", f"workers: {spec.workers.count}"])
 
     def submit(self, spec: JobSpec, **_: object) -> Job:

@@ -6,6 +6,8 @@ Run by ``make test-faults``: each takes a minute or two.
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,18 +16,34 @@ import pytest
 
 from services.jobs.client import Jobs
 from services.jobs.states import State
+from services.platform.local import Platform
 from services.platform.processes import wait_until
 from services.settings import Settings
+from services.tracking.connection import connect
+from services.training.fencing import Fence
 from tests.services.jobs.living import (
     Monge,
     adversary,
     bits,
     checkpointed,
     draw_shapes,
+    family,
+    kill,
     platform,
     submitted,
+    title,
+    transported,
+    went_on,
     workers,
 )
+
+BALLOON = """
+import sys, time
+held = bytearray(int(sys.argv[1]))
+held[::4096] = b"x" * len(held[::4096])
+time.sleep(600)
+"""
+"""Takes so many bytes, and keeps them."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -90,8 +108,70 @@ def test_a_worker_that_is_stopped_is_found_and_all_start_again(
     assert re.search(r"rank \d: RankError: rank \d was lost or came too late", told)
     assert bits(home, job) == uninterrupted
     log = monge("logs", job)
-    print(log)
     seen = re.findall(r"rank (\d) was after step \d+, .*, seen (\d+) s ago", log)
     assert {rank for rank, _ in seen} == {"0", "1"}
     assert max(int(silent) for _, silent in seen) >= 30
     assert log.count("loop.py") >= 2
+
+
+def test_the_transport_service_may_die_under_a_job(monge: Monge, home: Path, shapes: Path) -> None:
+    """Each step needs a plan: workers wait for the actors, and go on, without another attempt."""
+    twin = submitted(monge("submit", *transported("planned", shapes), "--follow"))
+    job = submitted(monge("submit", *transported("unplanned", shapes)))
+    face = Platform.read(home).processes["transport"].process()
+    assert face is not None
+    kill(face)
+    for images in (3_000, 9_500):
+        with Jobs(Settings(home=home)) as jobs:
+            assert wait_until(lambda beyond=images: went_on(jobs, job, 0, beyond), timeout=180)
+        replicas = workers(home, "TransportActor")
+        assert replicas
+        for replica in replicas:
+            replica.kill()
+    _ends(home, job)
+    assert _attempts(home, job) == 1
+    assert bits(home, job) == bits(home, twin)
+    monge("up", "--cpus", "2")
+
+
+def test_an_attempt_that_was_given_up_changes_nothing(monge: Monge, home: Path, shapes: Path) -> None:
+    job = submitted(monge("submit", *adversary("fenced", shapes)))
+    assert wait_until(lambda: checkpointed(home, job), timeout=180, interval=0.05)
+    (driver,) = [one for one in family(home) if f"services.jobs.driver --job {job}" in title(one)]
+    driver.suspend()  # it has lost its network, and the cluster gives it up
+    controllers, dead = workers(home, "TrainController"), workers(home)
+    Fence(home / "jobs", job, 2).claim()
+    with Jobs(Settings(home=home)) as jobs:
+        assert wait_until(lambda: not any(one.is_running() for one in dead), timeout=120)
+        before = sorted(path.name for path in (home / "jobs" / job).glob("images-*"))
+        driver.resume()
+        psutil.wait_procs([driver, *controllers], timeout=60)
+        assert sorted(path.name for path in (home / "jobs" / job).glob("images-*")) == before
+        assert "attempt 1 was given up: attempt 2 has begun" in monge("logs", job)
+        run_id = jobs.get(job).run_id
+    assert run_id is not None
+    assert connect(Settings(home=home).address("mlflow_uri")).get_run(run_id).info.status == "RUNNING"
+
+
+def test_workers_that_are_killed_for_memory_are_started_again(
+    tmp_path_factory: pytest.TempPathFactory, shapes: Path, uninterrupted: str, monge: Monge, home: Path
+) -> None:
+    memory = psutil.virtual_memory()
+    limit = (memory.total - memory.available + (6 << 30)) / memory.total
+    if limit > 0.9:
+        pytest.skip("the machine has less than 8 GiB to spare")
+    monge("down")
+    with platform(other := tmp_path_factory.mktemp("tight"), {"RAY_memory_usage_threshold": f"{limit:.3f}"}) as run:
+        job = submitted(run("submit", *adversary("hungry", shapes)))
+        assert wait_until(lambda: checkpointed(other, job), timeout=180, interval=0.05)
+        dead = workers(other)
+        with subprocess.Popen([sys.executable, "-c", BALLOON, str(7 << 30)]) as balloon:
+            try:
+                assert wait_until(lambda: not all(one.is_running() for one in dead), timeout=60, interval=0.05)
+            finally:
+                balloon.kill()
+        told = _ends(other, job)
+        print(told)
+        assert "memory" in told
+        assert bits(other, job) == uninterrupted
+    monge("up", "--cpus", "2")

@@ -27,6 +27,7 @@ from services.jobs.store import Store
 from services.jobs.tables import Base, TokenRow
 from services.settings import Settings
 from services.tokens import FRESH, Role, Token
+from services.training.origin import Origin
 from services.training.placement import Placement
 from tests.services.jobs.standin import job_spec, spec_document
 
@@ -102,8 +103,27 @@ def test_migrations_bring_a_filled_store_of_the_first_version_up_to_date(url: st
             connection.execute(sa.text("UPDATE jobs SET tracked = state || ': ' || reason"))
     engine.dispose()
     again = Store(url)
-    assert again.job(job.id).attempts == 1
+    assert (again.job(job.id).attempts, again.job(job.id).origin) == (1, None)
     assert [one.run_id for one in again.untracked()] == ([] if told else ["f00d"])
+    again.close()
+    with sa.create_engine(url).connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_migrations_bring_a_filled_store_of_the_second_version_up_to_date(url: str) -> None:
+    store = Store(url)
+    token = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT))
+    job, _ = store.submit(job_spec(), SUBMISSION, token, None)
+    store.close()
+    engine = open_database(url)
+    with engine.begin() as connection:
+        command.downgrade(migrations(connection), "0002")
+        assert "origin" not in {column["name"] for column in sa.inspect(connection).get_columns("jobs")}
+    engine.dispose()
+    again = Store(url)
+    assert again.job(job.id).origin is None
+    other, _ = again.submit(job_spec(), SUBMISSION, token, None, Origin(job.id, 10_240))
+    assert again.job(other.id).origin == f"{job.id}@10240"
     again.close()
     with sa.create_engine(url).connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []

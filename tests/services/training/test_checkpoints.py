@@ -25,6 +25,7 @@ from pipelines.training.checkpoint import NUMBERS, TENSORS, save_checkpoint, ver
 from pipelines.training.state import TrainState
 from services.training import checkpoints
 from services.training.checkpoints import Resumption, resumption
+from services.training.origin import Origin
 from services.training.trainer import CHECKPOINTS_KEPT
 
 
@@ -164,6 +165,34 @@ def test_other_ranks_take_what_the_first_has_found(kept: Path, monkeypatch: pyte
     monkeypatch.setattr(checkpoints, "verify_checkpoint", lambda _: pytest.fail("the first rank does that"))
     with resumption() as found:
         assert found.folder == kept / "images-000000000032"
+
+
+def begun(jobs: Path, origin: Origin) -> Resumption:
+    with resumption(jobs, origin) as found:
+        return found
+
+
+def test_a_first_start_takes_the_checkpoint_of_its_origin(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
+    for origin, name in ((Origin("job-1"), "images-000000000064"), (Origin("job-1", 32), "images-000000000032")):
+        assert begun(kept.parent, origin) == Resumption(origin=kept / name)
+    # Another rank takes the one that it is told, and verifies nothing.
+    monkeypatch.setattr(checkpoints, "rank", lambda: 1)
+    monkeypatch.setattr(checkpoints, "from_first_rank", lambda _: "images-000000000032")
+    monkeypatch.setattr(checkpoints, "verify_checkpoint", lambda _: pytest.fail("the first rank does that"))
+    assert begun(kept.parent, Origin("job-1")) == Resumption(origin=kept / "images-000000000032")
+
+
+def test_a_damaged_checkpoint_of_an_origin_is_refused(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
+    flip_a_bit(kept / "images-000000000064" / TENSORS)
+    with pytest.raises(CheckpointError, match="images-000000000064: the tensors do not match their hash"):
+        begun(kept.parent, Origin("job-1", 64))
+
+
+def test_a_checkpoint_of_the_job_itself_goes_before_its_origin(kept: Path) -> None:
+    found = begun(kept.parent, Origin("job-0", 32))
+    assert (found.folder, found.origin) == (kept / "images-000000000064", None)
 
 
 class Keeper:

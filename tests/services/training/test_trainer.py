@@ -19,6 +19,7 @@ from pipelines.errors import RankError, RendezvousError, ServiceError, TrainingE
 from services.settings import Settings
 from services.training import trainer
 from services.training.config import staging_folder
+from services.training.origin import Origin
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
         spec = job("lenet")
         spec = spec.model_copy(update={"workers": spec.workers.model_copy(update={"count": 2})})
         try:
-            return trainer.fit("job-1", spec, "data", settings), made
+            return trainer.fit("job-1", spec, "data", settings, 1, Origin("job-0", 64)), made
         finally:
             assert not staging_folder(settings, "job-1").exists()
 
@@ -68,7 +69,7 @@ def test_workers_take_what_there_is(
     assert (made["scaling_config"].num_workers, made["scaling_config"].use_gpu) == (workers, gpu)
     assert (made["run_config"].name, made["run_config"].storage_path) == ("job-1", str(tmp_path / "jobs"))
     assert made["run_config"].failure_config.max_failures == job("lenet").workers.max_failures
-    assert made["train_loop_config"]["job"] == "job-1"
+    assert (made["train_loop_config"]["job"], made["train_loop_config"]["origin"]) == ("job-1", "job-0@64")
 
 
 def test_callbacks_that_start_a_process_for_nothing_are_left_out() -> None:

@@ -62,6 +62,7 @@ class Followed:
     registered: list[int] = field(default_factory=list)
     status: list[str] = field(default_factory=list)
     again: list[Entry] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
     agreeing: int = 0
     away: int = 0
     """Calls for which MLflow is away at the end."""
@@ -81,6 +82,9 @@ class Followed:
     def asked(self) -> bool:
         assert self.listens
         return self.stops
+
+    def tag(self, name: str, value: str) -> None:
+        self.tags[name] = value
 
     def metrics(self, values: dict[str, float], images: int) -> None:
         self.points.append((images, values))
@@ -219,13 +223,53 @@ def test_a_worker_goes_on_from_a_checkpoint_with_the_same_bits(
     assert (again.kept / last).read_bytes() == (followed.kept / last).read_bytes()
 
 
-def resume(again: Followed, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace MLflow and Ray Train once more, for a start from a checkpoint."""
+def resume(again: Followed, folder: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace MLflow and Ray Train once more, for a start from a checkpoint, or from none."""
     monkeypatch.setattr(worker.Run, "later", lambda *_, on_open: again)
     monkeypatch.setattr(worker, "register", again.register)
     monkeypatch.setattr(ray.train, "report", again.report)
-    checkpoint = ray.train.Checkpoint.from_directory(str(folder))
+    checkpoint = None if folder is None else Checkpoint.from_directory(str(folder))
     monkeypatch.setattr(ray.train, "get_checkpoint", lambda: checkpoint)
+
+
+def test_a_worker_begins_with_the_checkpoint_of_another_job(
+    tmp_path: Path, data: ShardedDataset, followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more images at a constant rate, the bits are those of one longer run; a restart goes by its own."""
+    followed.kept = tmp_path / "jobs" / "job-0"
+    config, more = config_of(tmp_path, data), config_of(tmp_path, data)
+    config["spec"]["optimizer"]["schedule"] = more["spec"]["optimizer"]["schedule"] = "constant"
+    more["spec"]["train"]["images"] = 160
+    train_worker(config)
+    whole, again = Followed(tmp_path / "whole"), Followed(tmp_path / "again")
+    resume(whole, None, monkeypatch)
+    train_worker(more)
+    resume(again, None, monkeypatch)
+    assert train_worker(more | {"origin": "job-0@64"})["model"] == "a-lenet/1"
+    assert [report["images"] for report, _, _ in again.reports] == [96, 128, 160]
+    assert (again.tags, again.again) == ({"monge.from": "job-0@64"}, [])
+    newest = "images-000000000160"
+    assert (again.kept / newest / TENSORS).read_bytes() == (whole.kept / newest / TENSORS).read_bytes()
+    assert (again.kept / newest / NUMBERS).read_bytes() == (whole.kept / newest / NUMBERS).read_bytes()
+    last = Followed(tmp_path / "last")
+    resume(last, again.kept / "images-000000000128", monkeypatch)
+    shutil.rmtree(followed.kept)
+    train_worker(more | {"origin": "job-0@64"})
+    assert ([report["images"] for report, _, _ in last.reports], last.tags) == ([160], {})
+
+
+def test_an_origin_that_does_not_fit_ends_the_job(
+    tmp_path: Path, data: ShardedDataset, followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed.kept = tmp_path / "jobs" / "job-0"
+    train_worker(config_of(tmp_path, data))
+    resume(Followed(tmp_path / "again"), None, monkeypatch)
+    config = config_of(tmp_path, data) | {"origin": "job-0@96"}
+    assert train_worker(config)["cure"] == "raise train.images above 96"
+    config["spec"]["train"]["images"] = 160
+    config["spec"] |= {"model": {"kind": "mlp", "hidden": [16]}}
+    assert " of the classifier is " in train_worker(config)["error"]
+    assert "job-0@300 is not kept" in train_worker(config | {"origin": "job-0@300"})["error"]
 
 
 def test_a_worker_passes_over_a_damaged_checkpoint_and_ends_with_the_same_bits(

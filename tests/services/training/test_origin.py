@@ -1,0 +1,62 @@
+"""Which checkpoint of another job a job starts with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import CheckpointError, SpecError
+from services.training.origin import Origin, find_origin, kept
+
+
+@pytest.mark.parametrize("text", ["a-20261127-093604-ab12", "a-20261127-093604-ab12@10240", "a@0"])
+def test_what_is_written_is_read(text: str) -> None:
+    assert str(Origin.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "@1", "a@", "a@b", "a@1@2", "..", ".staging", "a/b", "../a", "a b", "a\n", "a@-1", "a@²"]
+)
+def test_what_names_no_job_is_refused(text: str) -> None:
+    with pytest.raises(SpecError, match="is neither JOB nor JOB@IMAGES"):
+        Origin.parse(text)
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Path:
+    names = "images-000000000064 images-000000000064-10 images-000000000064-2 images-000000000032 images-1234567890123"
+    for name in (*names.split(), "images-64", "checkpoint-1"):
+        (tmp_path / "a" / name).mkdir(parents=True)
+    (tmp_path / "a" / "images-000000000096").touch()
+    return tmp_path
+
+
+def test_checkpoints_are_sorted_by_images_and_then_by_number(jobs: Path) -> None:
+    assert [one.name for one in kept(jobs / "a")] == [
+        "images-000000000032",
+        "images-000000000064",
+        "images-000000000064-2",
+        "images-000000000064-10",
+        "images-1234567890123",
+    ]
+    assert kept(jobs / "b") == []
+
+
+@pytest.mark.parametrize(
+    ("images", "name"), [(None, "images-1234567890123"), (64, "images-000000000064-10"), (32, "images-000000000032")]
+)
+def test_the_latest_is_found_or_the_last_of_so_many_images(jobs: Path, images: int | None, name: str) -> None:
+    origin, folder = find_origin(jobs, Origin("a", images))
+    assert folder == jobs / "a" / name
+    assert origin == Origin("a", images or 1_234_567_890_123)
+
+
+def test_what_is_kept_is_listed(jobs: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"a@96 is not kept; .* are those of 32, 64, 1234567890123 images"
+    ) as error:
+        find_origin(jobs, Origin("a", 96))
+    assert error.value.cure == "choose one of them, as in a@1234567890123"
+    with pytest.raises(CheckpointError, match="no checkpoint of b lies in"):
+        find_origin(jobs, Origin("b"))
