@@ -53,13 +53,25 @@ def main() -> None:
 @app.command()
 def up(
     cpus: Annotated[int | None, typer.Option(help="Processors that Ray offers to jobs; all by default.")] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address of this machine on which all services listen, so that others can join; it is remembered. "
+            "127.0.0.1 at first.",
+        ),
+    ] = None,
 ) -> None:
-    """Start the local platform: Ray, the MLflow server, the transport service and the model endpoint."""
+    """Start the platform: Ray, the MLflow server, the job service, the transport service and the model endpoint."""
+    from services.http import is_loopback
     from services.platform import local
 
     settings = load_settings()
-    local.up(settings.home, say, cpus)
+    platform = local.up(settings.home, say, cpus, host)
     _show_status()
+    if not is_loopback(local.kept_host(settings.home)):
+        for line in local.advice(settings.home, platform):
+            say(line)
 
 
 @app.command()

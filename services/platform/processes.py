@@ -92,8 +92,8 @@ def _signal(process: psutil.Process, kill: bool) -> None:
         return
 
 
-def free_port(preferred: int | None = None) -> int:
-    """A port on loopback that nobody listens on: the preferred one where it is free.
+def free_port(preferred: int | None = None, host: str = LOOPBACK) -> int:
+    """A port of an address of this machine, on which nobody listens: the preferred one where it is free.
 
     Others are drawn below those that the system gives to outgoing connections, which come and go: until the one who
     asked listens there, a connection could take it.
@@ -103,7 +103,7 @@ def free_port(preferred: int | None = None) -> int:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((LOOPBACK, candidate))
+                probe.bind((host, candidate))
             except OSError:
                 continue
             return int(probe.getsockname()[1])
