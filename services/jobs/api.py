@@ -33,6 +33,7 @@ from services.jobs.documents import (
     Job,
     JobDetails,
     JobPage,
+    Joining,
     LogPage,
     NewToken,
     Node,
@@ -69,6 +70,7 @@ class Service:
         seen: the controller's latest look at the cluster, and when it was.
         poke: lets the controller look at once.
         mlflow: gives the URL of the MLflow UI, for links.
+        joining: gives what another machine needs to join the cluster.
     """
 
     def __init__(
@@ -79,9 +81,11 @@ class Service:
         seen: Callable[[], tuple[Seen, float]],
         poke: Callable[[], None],
         mlflow: Callable[[], str],
+        joining: Callable[[], Joining],
     ) -> None:
         self.store, self.logs, self.admission, self.seen, self.poke = store, logs, admission, seen, poke
         self.metrics = Metrics(store)
+        self.joining = joining
         self._mlflow = mlflow
 
     def changed(self, request: Request, what: str, **details: Any) -> None:
@@ -263,6 +267,14 @@ def build_app(service: Service, *, loopback: bool = True, close: Callable[[], No
     def cluster(token: Reader) -> ClusterView:
         """What the controller saw last."""
         return _view(service)
+
+    @app.get("/v1/cluster/join", summary="What a machine needs to join the cluster")
+    def joining(request: Request, response: Response, token: Admin) -> Joining:
+        """The answer holds the cluster's own token, with which code runs on it: it is for administrators alone."""
+        found = service.joining()
+        service.changed(request, "ask how to join")
+        response.headers["Cache-Control"] = "no-store"
+        return found
 
     @app.put("/v1/drain", summary="Stop what runs until later, and start nothing")
     def drain(request: Request, token: Admin) -> ClusterView:

@@ -20,6 +20,7 @@ from services.jobs.documents import (
     Job,
     JobDetails,
     JobPage,
+    Joining,
     LogPage,
     NewToken,
     Plan,
@@ -216,6 +217,14 @@ class Jobs:
     def cluster(self) -> ClusterView:
         """The cluster, who holds what, and who waits for what."""
         return self._ask(ClusterView, "GET", "/v1/cluster")
+
+    def joining(self) -> Joining:
+        """What a machine needs to join the cluster.
+
+        Raises:
+            ConflictError: no other machine reaches it.
+        """
+        return self._ask(Joining, "GET", "/v1/cluster/join")
 
     def drain(self, end: bool = False) -> ClusterView:
         """Stop what runs until later and start nothing; or end that."""

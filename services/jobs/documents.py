@@ -224,6 +224,27 @@ class ClusterView(Document):
     waiting: list[Waiting]
 
 
+class Joining(Document):
+    """What a machine needs to know to join the cluster.
+
+    Attributes:
+        ray_address: of the head, ``host:port``.
+        ray_token: of the cluster, empty where it asks for none.
+        mlflow_uri, transport_url: that workers ask; the latter None where it is not known.
+        home: path of the folder that all nodes share.
+        home_id: by which it is known again.
+        versions: that all nodes have, by name.
+    """
+
+    ray_address: str
+    ray_token: str = Field(repr=False)
+    mlflow_uri: str
+    transport_url: str | None
+    home: str
+    home_id: str
+    versions: dict[str, str]
+
+
 class TokenRequest(BaseModel):
     """A token to make."""
 

@@ -16,6 +16,7 @@ import httpx
 
 from pipelines.errors import ConflictError, ServiceError
 from services.cluster import make_token, read_token
+from services.jobs.joining import make_home_id
 from services.locks import alone
 from services.platform.processes import Started, end, free_port, start, tail, wait_until
 from services.platform.services import SERVICES, Machine, Service, address, host_of, require_own
@@ -91,6 +92,7 @@ def up(home: Path, say: Callable[[str], None], cpus: int | None = None, host: st
     """
     home = home.absolute()
     make_token(home)
+    make_home_id(home)
     with alone(home / "platform.lock", f"another `monge up` works in {home}"):
         platform = Platform.read(home)
         _remember(home, platform, host)

@@ -77,15 +77,16 @@ def end(started: Started, grace: float = _GRACE) -> bool:
     if process is None:
         return False
     family = [process, *process.children(recursive=True)]
-    _signal(process, kill=False)
+    signal_one(process, kill=False)
     _, alive = psutil.wait_procs(family, timeout=grace)
     for survivor in alive:
-        _signal(survivor, kill=True)
+        signal_one(survivor, kill=True)
     psutil.wait_procs(alive, timeout=grace)
     return True
 
 
-def _signal(process: psutil.Process, kill: bool) -> None:
+def signal_one(process: psutil.Process, kill: bool) -> None:
+    """Send SIGKILL or SIGTERM to a process, which may be gone."""
     try:
         process.kill() if kill else process.terminate()
     except psutil.NoSuchProcess:

@@ -132,7 +132,7 @@ def _mlflow(machine: Machine) -> Command:
     store, port = f"sqlite:///{folder / 'mlflow.db'}", int(machine.port("mlflow_uri"))
     command, environment = server_command(machine.host, port, store, folder / "artifacts"), server_environment()
     if not is_loopback(machine.host) and "MLFLOW_SERVER_ALLOWED_HOSTS" not in environment:
-        # Of other addresses MLflow answers under private ones alone, and to no page but those of loopback: not to its own.
+        # Of other addresses MLflow answers under private ones alone, and to no pages but those of loopback.
         names = [f"{name}{ports}" for name in ("localhost", LOOPBACK, machine.host) for ports in ("", ":*")]
         command += ["--allowed-hosts", ",".join(names), "--cors-allowed-origins", machine.addresses["mlflow_uri"]]
     return command, environment

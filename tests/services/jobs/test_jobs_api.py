@@ -31,6 +31,7 @@ ROUTES: list[tuple[str, str, Any, Role | None]] = [
     ("GET", "/v1/jobs/{job}/events", None, Role.READ),
     ("GET", "/v1/jobs/{job}/events/stream", None, Role.READ),
     ("GET", "/v1/cluster", None, Role.READ),
+    ("GET", "/v1/cluster/join", None, Role.ADMIN),
     ("PUT", "/v1/drain", None, Role.ADMIN),
     ("DELETE", "/v1/drain", None, Role.ADMIN),
     ("POST", "/v1/tokens", {"name": "new", "role": "read"}, Role.ADMIN),
