@@ -44,6 +44,8 @@ from services.jobs.documents import (
     Waiting,
 )
 from services.jobs.metrics import Metrics
+from services.jobs.node_routes import add_node_routes
+from services.jobs.nodes import Nodes
 from services.jobs.states import State
 from services.jobs.store import Store
 from services.tokens import Role, Token
@@ -71,6 +73,7 @@ class Service:
         poke: lets the controller look at once.
         mlflow: gives the URL of the MLflow UI, for links.
         joining: gives what another machine needs to join the cluster.
+        nodes: of the cluster.
     """
 
     def __init__(
@@ -82,10 +85,11 @@ class Service:
         poke: Callable[[], None],
         mlflow: Callable[[], str],
         joining: Callable[[], Joining],
+        nodes: Nodes,
     ) -> None:
         self.store, self.logs, self.admission, self.seen, self.poke = store, logs, admission, seen, poke
         self.metrics = Metrics(store)
-        self.joining = joining
+        self.joining, self.nodes = joining, nodes
         self._mlflow = mlflow
 
     def changed(self, request: Request, what: str, **details: Any) -> None:
@@ -268,13 +272,7 @@ def build_app(service: Service, *, loopback: bool = True, close: Callable[[], No
         """What the controller saw last."""
         return _view(service)
 
-    @app.get("/v1/cluster/join", summary="What a machine needs to join the cluster")
-    def joining(request: Request, response: Response, token: Admin) -> Joining:
-        """The answer holds the cluster's own token, with which code runs on it: it is for administrators alone."""
-        found = service.joining()
-        service.changed(request, "ask how to join")
-        response.headers["Cache-Control"] = "no-store"
-        return found
+    add_node_routes(app, service)
 
     @app.put("/v1/drain", summary="Stop what runs until later, and start nothing")
     def drain(request: Request, token: Admin) -> ClusterView:

@@ -185,6 +185,27 @@ class Node(Document):
     gpus: float
 
 
+class NodeUse(Node):
+    """A machine of the cluster, as it is now.
+
+    Attributes:
+        used_cpus, used_gpus: that tasks, actors and jobs hold; None where the cluster does not say.
+        head: whether it is the head.
+        draining: whether it is being taken out.
+    """
+
+    used_cpus: float | None
+    used_gpus: float | None
+    head: bool
+    draining: bool
+
+
+class NodeList(Document):
+    """Nodes that are alive."""
+
+    nodes: list[NodeUse]
+
+
 class Holder(Document):
     """A job that holds workers."""
 

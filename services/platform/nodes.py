@@ -171,7 +171,7 @@ def unreachable(offer: Joining) -> Iterator[str]:
 
 def node_command(offer: Joining, own: str, cpus: int | None) -> Command:
     """What starts the node."""
-    environment = ray_environment(Settings(home=Path(offer.home))) | {"MONGE_HOME": offer.home}
+    environment = ray_environment(Settings(home=Path(offer.home)), offer.ray_address) | {"MONGE_HOME": offer.home}
     if offer.ray_token:
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": offer.ray_token}
     return [

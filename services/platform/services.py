@@ -50,7 +50,7 @@ class Machine:
     @property
     def environment(self) -> dict[str, str]:
         """Of every process that joins the cluster."""
-        return {**ray_environment(Settings(home=self.home)), "MONGE_HOME": str(self.home)}
+        return {**ray_environment(Settings(home=self.home), self.host), "MONGE_HOME": str(self.home)}
 
 
 Command = tuple[list[str], dict[str, str]]

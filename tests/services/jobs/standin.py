@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fastapi.testclient import TestClient
 
@@ -16,8 +16,9 @@ from services.jobs.admission import Admission
 from services.jobs.api import Service, build_app
 from services.jobs.attempt_logs import AttemptLogs
 from services.jobs.controller import Controller, Launch
-from services.jobs.documents import Joining, NewToken, Submission, TokenRequest
+from services.jobs.documents import Joining, NewToken, NodeUse, Submission, TokenRequest
 from services.jobs.joining import make_home_id, versions
+from services.jobs.nodes import Nodes, pick
 from services.jobs.policy import Cluster, Limits
 from services.jobs.ray_jobs import EngineError, RayNode, RayStatus
 from services.jobs.states import Status
@@ -106,6 +107,20 @@ class StandIn:
     def _require(self) -> None:
         if self.away:
             raise EngineError(self.away)
+
+
+class StandInNodes:
+    """A head and a node; both take what they are asked."""
+
+    def all(self) -> list[NodeUse]:
+        use = {"cpus": 2, "gpus": 0, "used_cpus": 1, "used_gpus": 0, "draining": False}
+        return [
+            NodeUse(id="aa01", address="10.0.0.1", head=True, **use),
+            NodeUse(id="bb02", address="10.0.0.2", head=False, **use),
+        ]
+
+    def drain(self, name: str, by: str) -> NodeUse:
+        return pick(self.all(), name).model_copy(update={"draining": True})
 
 
 @dataclass
@@ -201,4 +216,5 @@ class JobService:
             poke=lambda: None,
             mlflow=lambda: "http://127.0.0.1:5000",
             joining=self.joining,
+            nodes=cast(Nodes, StandInNodes()),
         )
