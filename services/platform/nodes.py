@@ -56,7 +56,7 @@ def join(settings: Settings, say: Callable[[str], None], cpus: int | None = None
     Raises:
         MongeError: what :func:`check` finds, at the first start; later only what another try would meet again.
     """
-    pause, first = FIRST_PAUSE, True
+    pause, first = FIRST_PAUSE / 2, True
     with _family() as end_all:
         while True:
             began = time.monotonic()
@@ -217,7 +217,8 @@ def _has_raylet(process: psutil.Process) -> bool:
 
 def reason(log: str) -> str:
     """Why `ray start` ended, from what it wrote: the process that failed, else its last line."""
-    if found := re.search(r"^\s*(\w+) \[exit code=(-?\d+)\]", log, flags=re.MULTILINE):
+    log = re.sub(r"\x1b\[[\d;]*m", "", log)
+    if found := re.search(r"(\w+) \[exit code=(-?\d+)\]", log):
         return f"{found[1]} ended with code {found[2]}"
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     return lines[-1][:200] if lines else "it wrote nothing"
