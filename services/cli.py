@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 transport = typer.Typer(no_args_is_help=True, help="The optimal-transport service.")
 app.add_typer(transport, name="transport")
+node = typer.Typer(no_args_is_help=True, help="This machine as a node of another one's cluster.")
+app.add_typer(node, name="node")
 app.add_typer(job_commands)
 
 
@@ -53,13 +55,25 @@ def main() -> None:
 @app.command()
 def up(
     cpus: Annotated[int | None, typer.Option(help="Processors that Ray offers to jobs; all by default.")] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address of this machine on which all services listen, so that others can join; it is remembered. "
+            "127.0.0.1 at first.",
+        ),
+    ] = None,
 ) -> None:
-    """Start the local platform: Ray, the MLflow server, the transport service and the model endpoint."""
+    """Start the platform: Ray, the MLflow server, the job service, the transport service and the model endpoint."""
+    from services.http import is_loopback
     from services.platform import local
 
     settings = load_settings()
-    local.up(settings.home, say, cpus)
+    platform = local.up(settings.home, say, cpus, host)
     _show_status()
+    if not is_loopback(local.kept_host(settings.home)):
+        for line in local.advice(settings.home, platform):
+            say(line)
 
 
 @app.command()
@@ -329,6 +343,30 @@ def serve(
     from services.serving.server import serve as serve_models
 
     serve_models(host, port)
+
+
+@node.command("join")
+def node_join(
+    url: Annotated[str, typer.Argument(help="The head's job service, as http://10.0.0.1:8200.")],
+    token: Annotated[
+        str | None, typer.Option(help="An administrator's; MONGE_TOKEN is better where others see command lines.")
+    ] = None,
+    cpus: Annotated[int | None, typer.Option(min=0, help="Processors offered to jobs; all by default.")] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Own address; by default that which leads to the head.")
+    ] = None,
+) -> None:
+    """Be a node of the cluster that `monge up --host` started on another machine, until Ctrl-C or SIGTERM.
+
+    Both machines see the home folder of the head under the same path. A node that ends, as by a crash or because its
+    head was away, joins again; one that was drained does not.
+    """
+    from pydantic import SecretStr
+
+    from services.platform.nodes import join
+
+    known = {"jobs_url": url} | ({} if token is None else {"token": SecretStr(token)})
+    join(load_settings().model_copy(update=known), say, cpus, host)
 
 
 @transport.command("serve")

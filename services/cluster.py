@@ -20,8 +20,12 @@ CONNECT_SECONDS = 5
 log = logging.getLogger(__name__)
 
 
-def ray_environment(settings: Settings) -> dict[str, str]:
+def ray_environment(settings: Settings, head: str | None = None) -> dict[str, str]:
     """The environment of every process that starts or joins a Ray cluster, as far as the user has not set it.
+
+    Args:
+        settings: where its token lies.
+        head: address of the cluster's head; of the home's platform by default.
 
     Ray takes the network interface's address unless it believes that the machine cannot form a cluster, listens
     without authentication unless there is a token, and counts usage unless told not to.
@@ -48,6 +52,8 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
     }
     if settings.ray_address is None:
+        if not str(head or settings.platform.get("ray_address", LOOPBACK)).startswith(LOOPBACK):
+            wanted["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"  # no machine joins otherwise
         wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str((settings.home / TOKEN).absolute())}
     return {name: value for name, value in wanted.items() if name not in os.environ}
 

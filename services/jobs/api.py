@@ -33,6 +33,7 @@ from services.jobs.documents import (
     Job,
     JobDetails,
     JobPage,
+    Joining,
     LogPage,
     NewToken,
     Node,
@@ -43,6 +44,8 @@ from services.jobs.documents import (
     Waiting,
 )
 from services.jobs.metrics import Metrics
+from services.jobs.node_routes import add_node_routes
+from services.jobs.nodes import Nodes
 from services.jobs.states import State
 from services.jobs.store import Store
 from services.tokens import Role, Token
@@ -69,6 +72,8 @@ class Service:
         seen: the controller's latest look at the cluster, and when it was.
         poke: lets the controller look at once.
         mlflow: gives the URL of the MLflow UI, for links.
+        joining: gives what another machine needs to join the cluster.
+        nodes: of the cluster.
     """
 
     def __init__(
@@ -79,9 +84,12 @@ class Service:
         seen: Callable[[], tuple[Seen, float]],
         poke: Callable[[], None],
         mlflow: Callable[[], str],
+        joining: Callable[[], Joining],
+        nodes: Nodes,
     ) -> None:
         self.store, self.logs, self.admission, self.seen, self.poke = store, logs, admission, seen, poke
         self.metrics = Metrics(store)
+        self.joining, self.nodes = joining, nodes
         self._mlflow = mlflow
 
     def changed(self, request: Request, what: str, **details: Any) -> None:
@@ -264,6 +272,8 @@ def build_app(service: Service, *, loopback: bool = True, close: Callable[[], No
     def cluster(token: Reader) -> ClusterView:
         """What the controller saw last."""
         return _view(service)
+
+    add_node_routes(app, service)
 
     @app.put("/v1/drain", summary="Stop what runs until later, and start nothing")
     def drain(request: Request, token: Admin) -> ClusterView:

@@ -20,8 +20,11 @@ from services.jobs.documents import (
     Job,
     JobDetails,
     JobPage,
+    Joining,
     LogPage,
     NewToken,
+    NodeList,
+    NodeUse,
     Plan,
     Progress,
     Submission,
@@ -39,6 +42,9 @@ SECONDS = 30.0
 
 PLAN_SECONDS = 300.0
 """Seconds for a plan, which lists all images of a folder."""
+
+DRAIN_SECONDS = 90.0
+"""Seconds for draining a node, for which the service starts a process."""
 
 AWAY = 60.0
 """Seconds for which a follower tries to reach a service that has gone away."""
@@ -223,6 +229,30 @@ class Jobs:
     def cluster(self) -> ClusterView:
         """The cluster, who holds what, and who waits for what."""
         return self._ask(ClusterView, "GET", "/v1/cluster")
+
+    def nodes(self) -> list[NodeUse]:
+        """The nodes of the cluster, the head first."""
+        return self._ask(NodeList, "GET", "/v1/nodes").nodes
+
+    def drain_node(self, node: str) -> NodeUse:
+        """Take a node out of the cluster.
+
+        Args:
+            node: its address, or the beginning of its id.
+
+        Raises:
+            SpecError: there is no such node, or several.
+            ConflictError: it is the head, or Ray refuses.
+        """
+        return self._ask(NodeUse, "PUT", f"/v1/nodes/{_segment(node)}/drain", timeout=DRAIN_SECONDS)
+
+    def joining(self) -> Joining:
+        """What a machine needs to join the cluster.
+
+        Raises:
+            ConflictError: no other machine reaches it.
+        """
+        return self._ask(Joining, "GET", "/v1/cluster/join")
 
     def drain(self, end: bool = False) -> ClusterView:
         """Stop what runs until later and start nothing; or end that."""

@@ -211,17 +211,14 @@ def retry(job: JobId) -> None:
 
 @app.command()
 def cluster() -> None:
-    """Show the nodes of the cluster, which jobs hold workers, and what the others wait for."""
+    """Show how much of the cluster is free, which jobs hold workers, and what the others wait for."""
     from services.jobs.client import Jobs
 
     with Jobs(load_settings()) as service:
         view = service.cluster()
     if view.away:
         say(f"the cluster is away: {view.away}")
-    nodes = Table("node", "address", "CPUs", "GPUs")
-    for node in view.nodes:
-        nodes.add_row(node.id[:12], node.address, f"{node.cpus:g}", f"{node.gpus:g}")
-    terminal.show_table(nodes)
+    say(f"{_count(len(view.nodes), 'node')}; `monge nodes` lists them")
     say(f"{view.free_cpus:g} of {view.cpus:g} CPUs and {view.free_gpus:g} of {view.gpus:g} GPUs are free")
     for holder in view.holding:
         say(f"{holder.job} holds {_count(holder.workers, holder.device.upper())}")
@@ -230,12 +227,55 @@ def cluster() -> None:
 
 
 @app.command()
-def drain(
-    end: Annotated[bool, typer.Option("--end", help="Start jobs again; those that were stopped come first.")] = False,
-) -> None:
-    """Stop what runs and start nothing, before work on the cluster; each job goes on later from its last checkpoint."""
+def nodes() -> None:
+    """List the nodes of the cluster: how much of each is used, which is the head, and which is being taken out."""
     from services.jobs.client import Jobs
 
+    with Jobs(load_settings()) as service:
+        found = service.nodes()
+    table = Table("node", "address", "CPUs used", "GPUs used", "")
+    for node in found:
+        state = ", ".join(word for word, holds in (("head", node.head), ("draining", node.draining)) if holds)
+        table.add_row(
+            node.id[:12], node.address, _used(node.used_cpus, node.cpus), _used(node.used_gpus, node.gpus), state
+        )
+    terminal.show_table(table)
+
+
+def _used(used: float | None, total: float) -> str:
+    return f"{total:g}" if used is None else f"{used:g} of {total:g}"
+
+
+@app.command()
+def drain(
+    node: Annotated[
+        str | None, typer.Argument(help="Take out this node alone: its address or id, as `monge nodes` shows them.")
+    ] = None,
+    end: Annotated[
+        bool,
+        typer.Option(
+            "--end",
+            help="Start jobs again; those that were stopped come first. Not for a node: Ray does not take one back "
+            "that drains; it has to join again with `monge node join`.",
+        ),
+    ] = False,
+) -> None:
+    """Stop what runs and start nothing, before work on the cluster; each job goes on later from its last checkpoint.
+
+    With NODE, that machine is taken out alone: nothing new is placed there, workers on it save a checkpoint and leave,
+    and their jobs go on elsewhere, if there is room.
+    """
+    from services.jobs.client import Jobs
+
+    if node is not None:
+        if end:
+            raise typer.BadParameter(
+                "Ray does not take a node back that drains: start `monge node join` there again", param_hint="--end"
+            )
+        with Jobs(load_settings()) as service:
+            drained = service.drain_node(node)
+        say(f"{drained.address} drains: it leaves the cluster once its workers have saved a checkpoint")
+        return
     with Jobs(load_settings()) as service:
         view = service.drain(end)
     if end:

@@ -192,6 +192,27 @@ class Node(Document):
     gpus: float
 
 
+class NodeUse(Node):
+    """A machine of the cluster, as it is now.
+
+    Attributes:
+        used_cpus, used_gpus: that tasks, actors and jobs hold; None where the cluster does not say.
+        head: whether it is the head.
+        draining: whether it is being taken out.
+    """
+
+    used_cpus: float | None
+    used_gpus: float | None
+    head: bool
+    draining: bool
+
+
+class NodeList(Document):
+    """Nodes that are alive."""
+
+    nodes: list[NodeUse]
+
+
 class Holder(Document):
     """A job that holds workers."""
 
@@ -229,6 +250,27 @@ class ClusterView(Document):
     free_gpus: float
     holding: list[Holder]
     waiting: list[Waiting]
+
+
+class Joining(Document):
+    """What a machine needs to know to join the cluster.
+
+    Attributes:
+        ray_address: of the head, ``host:port``.
+        ray_token: of the cluster, empty where it asks for none.
+        mlflow_uri, transport_url: that workers ask; the latter None where it is not known.
+        home: path of the folder that all nodes share.
+        home_id: by which it is known again.
+        versions: that all nodes have, by name.
+    """
+
+    ray_address: str
+    ray_token: str = Field(repr=False)
+    mlflow_uri: str
+    transport_url: str | None
+    home: str
+    home_id: str
+    versions: dict[str, str]
 
 
 class TokenRequest(BaseModel):

@@ -18,6 +18,8 @@ from services.jobs.api import Service, build_app
 from services.jobs.attempt_logs import AttemptLogs
 from services.jobs.controller import Controller, Controlling, Launch
 from services.jobs.documents import TokenRequest
+from services.jobs.joining import offer
+from services.jobs.nodes import Nodes
 from services.jobs.policy import Limits
 from services.jobs.ray_jobs import RayJobs
 from services.jobs.store import Store, Untracked
@@ -72,6 +74,8 @@ def serve(host: str = LOOPBACK, port: int = 8200, settings: Settings | None = No
             seen=lambda: (controller.seen, controller.looked),
             poke=controlling.poke,
             mlflow=lambda: settings.mlflow_public_uri or uri,
+            joining=lambda: offer(settings, loopback=is_loopback(host)),
+            nodes=Nodes(settings),
         )
         app = build_app(service, loopback=is_loopback(host), close=close)
         # What is loaded by now stays: the collector need not look at it again, a quarter of a second each time.

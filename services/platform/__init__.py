@@ -1,1 +1,1 @@
-"""The platform of one machine: its services, what a newcomer's first command runs, and what it finds missing."""
+"""The platform: services of one machine, others as nodes, a newcomer's first command, and what it finds missing."""

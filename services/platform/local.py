@@ -2,7 +2,7 @@
 
 What was started is written to ``platform.json`` in the home folder, where every other command finds the addresses.
 Ports are the usual ones where they are free, so that two homes on one machine do not collide, and then stay: they are
-kept in ``ports.json``, for running jobs and bookmarks know them.
+kept in ``ports.json``, for running jobs and bookmarks know them. So is the address on which all listen, in ``host``.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from pathlib import Path
 
 import httpx
 
-from pipelines.errors import ServiceError
+from pipelines.errors import ConflictError, ServiceError
 from services.cluster import make_token, read_token
+from services.jobs.joining import make_home_id
 from services.locks import alone
 from services.platform.processes import Started, end, free_port, start, tail, wait_until
-from services.platform.services import SERVICES, Machine, Service, address
-from services.settings import Settings
+from services.platform.services import SERVICES, Machine, Service, address, host_of, require_own
+from services.settings import LOOPBACK, Settings
 
 FILE = "platform.json"
 PORTS = "ports.json"
+HOST = "host"
 STARTS = 3
 """Times that a service is started that ends at once, as one does whose port was taken meanwhile."""
 
@@ -72,7 +74,7 @@ class Health:
     named_by: str | None = None
 
 
-def up(home: Path, say: Callable[[str], None], cpus: int | None = None) -> Platform:
+def up(home: Path, say: Callable[[str], None], cpus: int | None = None, host: str | None = None) -> Platform:
     """Start what does not run yet, and wait until all of it answers.
 
     What had joined a cluster that is gone is started again with the new one.
@@ -81,14 +83,19 @@ def up(home: Path, say: Callable[[str], None], cpus: int | None = None) -> Platf
         home: the folder of everything that Monge writes.
         say: told of each stage.
         cpus: processors that Ray offers to jobs; all of the machine's, and at least 2, by default.
+        host: address on which all of it listens; where it did before by default, at first 127.0.0.1.
 
     Raises:
+        SpecError: the host is no address of this machine.
+        ConflictError: services run that listen on another one.
         ServiceError: a service did not start; with the end of its log.
     """
     home = home.absolute()
     make_token(home)
+    make_home_id(home)
     with alone(home / "platform.lock", f"another `monge up` works in {home}"):
         platform = Platform.read(home)
+        _remember(home, platform, host)
         for service in SERVICES:
             started = platform.processes.get(service.name)
             if started and started.process():
@@ -141,17 +148,50 @@ def status(settings: Settings) -> list[Health]:
     return found
 
 
+def kept_host(home: Path) -> str:
+    """The address on which the services of a home listen."""
+    try:
+        return (home / HOST).read_text().strip() or LOOPBACK
+    except FileNotFoundError:
+        return LOOPBACK
+
+
+def advice(home: Path, platform: Platform) -> list[str]:
+    """What a person needs to know of a platform that other machines reach."""
+    return [
+        f"warning: MLflow at {platform.addresses['mlflow_uri']} asks for no token: keep its port behind a firewall",
+        f"the other services ask for one: `monge token create`; the owner's is in {home.absolute() / 'token'}",
+        f"on the next machine, which sees {home.absolute()} under the same path:",
+        f"  monge node join {platform.addresses['jobs_url']} --token $(cat {home.absolute() / 'token'})",
+    ]
+
+
+def _remember(home: Path, platform: Platform, host: str | None) -> None:
+    """Keep the address on which all is to listen, once that is found possible."""
+    wanted = host or kept_host(home)
+    require_own(wanted)
+    for service in SERVICES:
+        started, known = platform.processes.get(service.name), platform.addresses.get(service.url)
+        if started and started.process() and known and host_of(known) != wanted:
+            raise ConflictError(
+                f"host: {wanted} asked for, {service.name} listens on {host_of(known)}",
+                cure=f"`monge down`, then `monge up --host {wanted}`",
+            )
+    if wanted != kept_host(home):
+        (home / HOST).write_text(wanted + "\n")
+
+
 def _addresses(home: Path, service: Service, say: Callable[[str], None]) -> dict[str, str]:
     """Where a service is to listen: where it did before, if that is free."""
-    kept = _kept(home)
+    kept, host = _kept(home), kept_host(home)
     chosen = {}
     for setting, usual in service.ports.items():
         before = kept.get(setting)
-        chosen[setting] = free_port(before or usual)
+        chosen[setting] = free_port(before or usual, host)
         if before not in (None, chosen[setting]):
             say(f"port {before} of {service.name} is taken: running jobs do not know {chosen[setting]}")
     _write(home / PORTS, kept | chosen)
-    return {setting: address(setting, port) for setting, port in chosen.items()}
+    return {setting: address(setting, port, host) for setting, port in chosen.items()}
 
 
 def _kept(home: Path) -> dict[str, int]:
@@ -171,7 +211,7 @@ def _write(path: Path, document: Mapping[str, object]) -> None:
 def _start(home: Path, platform: Platform, service: Service, say: Callable[[str], None], cpus: int | None) -> None:
     platform.addresses |= _addresses(home, service, say)
     say(f"starting {service.name}")
-    command, environment = service.command(Machine(home, platform.addresses, cpus))
+    command, environment = service.command(Machine(home, platform.addresses, cpus, kept_host(home)))
     platform.processes[service.name] = start(command, environment, _log(home, service))
     platform.write(home)
 

@@ -77,23 +77,24 @@ def end(started: Started, grace: float = _GRACE) -> bool:
     if process is None:
         return False
     family = [process, *process.children(recursive=True)]
-    _signal(process, kill=False)
+    signal_one(process, kill=False)
     _, alive = psutil.wait_procs(family, timeout=grace)
     for survivor in alive:
-        _signal(survivor, kill=True)
+        signal_one(survivor, kill=True)
     psutil.wait_procs(alive, timeout=grace)
     return True
 
 
-def _signal(process: psutil.Process, kill: bool) -> None:
+def signal_one(process: psutil.Process, kill: bool) -> None:
+    """Send SIGKILL or SIGTERM to a process, which may be gone."""
     try:
         process.kill() if kill else process.terminate()
     except psutil.NoSuchProcess:
         return
 
 
-def free_port(preferred: int | None = None) -> int:
-    """A port on loopback that nobody listens on: the preferred one where it is free.
+def free_port(preferred: int | None = None, host: str = LOOPBACK) -> int:
+    """A port of an address of this machine, on which nobody listens: the preferred one where it is free.
 
     Others are drawn below those that the system gives to outgoing connections, which come and go: until the one who
     asked listens there, a connection could take it.
@@ -103,7 +104,7 @@ def free_port(preferred: int | None = None) -> int:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((LOOPBACK, candidate))
+                probe.bind((host, candidate))
             except OSError:
                 continue
             return int(probe.getsockname()[1])

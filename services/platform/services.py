@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.errors import SpecError
 from services.cluster import ray_environment
+from services.http import is_loopback
 from services.platform.processes import free_port
 from services.settings import LOOPBACK, Settings
 from services.tracking.server import server_command, server_environment
@@ -31,11 +35,13 @@ class Machine:
         home: the folder of everything that Monge writes.
         addresses: of the services that were started or are about to be, by the name of the setting.
         cpus: processors that Ray offers to jobs; None for all of the machine's, and at least 2.
+        host: address on which all of them listen.
     """
 
     home: Path
     addresses: Mapping[str, str]
     cpus: int | None = None
+    host: str = LOOPBACK
 
     def port(self, setting: str) -> str:
         """The port of an address."""
@@ -44,7 +50,7 @@ class Machine:
     @property
     def environment(self) -> dict[str, str]:
         """Of every process that joins the cluster."""
-        return {**ray_environment(Settings(home=self.home)), "MONGE_HOME": str(self.home)}
+        return {**ray_environment(Settings(home=self.home), self.host), "MONGE_HOME": str(self.home)}
 
 
 Command = tuple[list[str], dict[str, str]]
@@ -74,9 +80,33 @@ class Service:
     after: str | None = None
 
 
-def address(setting: str, port: int) -> str:
+def address(setting: str, port: int, host: str = LOOPBACK) -> str:
     """An address on this machine, as the setting takes it."""
-    return f"{LOOPBACK}:{port}" if setting == "ray_address" else f"http://{LOOPBACK}:{port}"
+    return f"{host}:{port}" if setting == "ray_address" else f"http://{host}:{port}"
+
+
+def host_of(address: str) -> str:
+    """The host of what :func:`address` gave."""
+    return address.rpartition(":")[0].rpartition("/")[2]
+
+
+def require_own(host: str) -> None:
+    """Look whether services can listen on an address, and be found under it.
+
+    Raises:
+        SpecError: it is no IPv4 address, stands for several, or is none of this machine's.
+    """
+    cure = "give one address of this machine that the others reach, as 10.0.0.1; `ip -4 address` lists them"
+    try:
+        is_one = not ipaddress.IPv4Address(host).is_unspecified
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise SpecError(f"host: {host!r} is not one IPv4 address", cure=cure)
+    try:
+        socket.create_server((host, 0)).close()
+    except OSError as error:
+        raise SpecError(f"host: {host} is no address of this machine ({error.strerror})", cure=cure) from None
 
 
 def _ray(machine: Machine) -> Command:
@@ -84,9 +114,10 @@ def _ray(machine: Machine) -> Command:
     temporary = Path(tempfile.gettempdir(), "monge-" + hashlib.sha256(str(machine.home).encode()).hexdigest()[:8])
     return [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
-        *("--node-ip-address", LOOPBACK, "--port", machine.port("ray_address")),
-        *("--dashboard-host", LOOPBACK, "--dashboard-port", machine.port("ray_dashboard")),
-        *("--dashboard-agent-listen-port", str(free_port()), "--ray-client-server-port", str(free_port())),
+        *("--node-ip-address", machine.host, "--port", machine.port("ray_address")),
+        *("--dashboard-host", machine.host, "--dashboard-port", machine.port("ray_dashboard")),
+        *("--dashboard-agent-listen-port", str(free_port(host=machine.host))),
+        *("--ray-client-server-port", str(free_port(host=machine.host))),
         # Random worker ports: a range would be shared with another cluster on this machine.
         *("--min-worker-port", "0", "--max-worker-port", "0", "--temp-dir", str(temporary)),
         *("--num-cpus", str(machine.cpus or max(2, os.cpu_count() or 1))),
@@ -99,23 +130,28 @@ def _mlflow(machine: Machine) -> Command:
     folder = machine.home / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
     store, port = f"sqlite:///{folder / 'mlflow.db'}", int(machine.port("mlflow_uri"))
-    return server_command(LOOPBACK, port, store, folder / "artifacts"), server_environment()
+    command, environment = server_command(machine.host, port, store, folder / "artifacts"), server_environment()
+    if not is_loopback(machine.host) and "MLFLOW_SERVER_ALLOWED_HOSTS" not in environment:
+        # Of other addresses MLflow answers under private ones alone, and to no pages but those of loopback.
+        names = [f"{name}{ports}" for name in ("localhost", LOOPBACK, machine.host) for ports in ("", ":*")]
+        command += ["--allowed-hosts", ",".join(names), "--cors-allowed-origins", machine.addresses["mlflow_uri"]]
+    return command, environment
 
 
 def _transport(machine: Machine) -> Command:
-    command = [*(sys.executable, "-m", "services.cli", "transport", "serve"), *("--host", LOOPBACK)]
+    command = [*(sys.executable, "-m", "services.cli", "transport", "serve"), *("--host", machine.host)]
     ray = machine.addresses["ray_address"]
     return [*command, "--port", machine.port("transport_url"), "--ray", ray], machine.environment
 
 
 def _endpoint(machine: Machine) -> Command:
-    command = [*(sys.executable, "-m", "services.cli", "serve"), "--host", LOOPBACK]
+    command = [*(sys.executable, "-m", "services.cli", "serve"), "--host", machine.host]
     environment = machine.environment | {"MONGE_MLFLOW_URI": machine.addresses["mlflow_uri"]}
     return [*command, "--port", machine.port("endpoint_url")], environment
 
 
 def _jobs(machine: Machine) -> Command:
-    command = [*(sys.executable, "-m", "services.jobs"), *("--host", LOOPBACK)]
+    command = [*(sys.executable, "-m", "services.jobs"), *("--host", machine.host)]
     elsewhere = {f"MONGE_{name.upper()}": machine.addresses[name] for name in ("ray_dashboard", "mlflow_uri")}
     environment = machine.environment | elsewhere | {"MONGE_JOB_PYTHON": sys.executable}
     return [*command, "--port", machine.port("jobs_url")], environment
@@ -124,8 +160,9 @@ def _jobs(machine: Machine) -> Command:
 SERVICES = (
     Service("ray", {"ray_address": 6379, "ray_dashboard": 8265}, "ray_dashboard", "/api/version", 60, _ray),
     Service("mlflow", {"mlflow_uri": 5000}, "mlflow_uri", "/health", 90, _mlflow),
+    # Before the servers that ask it about tokens.
+    Service("jobs", {"jobs_url": 8200}, "jobs_url", "/ready", 60, _jobs),
     Service("transport", {"transport_url": 8100}, "transport_url", "/health", 90, _transport, after="ray"),
     Service("endpoint", {"endpoint_url": 8000}, "endpoint_url", "/health", 90, _endpoint),
-    Service("jobs", {"jobs_url": 8200}, "jobs_url", "/ready", 60, _jobs),
 )
 """In the order in which they start."""

@@ -34,9 +34,9 @@ EVERYWHERE = "0.0.0.0"
 PLATFORM_SERVICES = {
     "ray-head": "ray",
     "mlflow": "mlflow",
+    "jobs": "jobs",
     "transport": "transport",
     "endpoint": "endpoint",
-    "jobs": "jobs",
 }
 """The container of each process of ``monge up``."""
 

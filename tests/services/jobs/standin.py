@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fastapi.testclient import TestClient
 
@@ -16,12 +16,16 @@ from services.jobs.admission import Admission
 from services.jobs.api import Service, build_app
 from services.jobs.attempt_logs import AttemptLogs
 from services.jobs.controller import Controller, Launch
-from services.jobs.documents import NewToken, Submission, TokenRequest
+from services.jobs.documents import Joining, NewToken, NodeUse, Submission, TokenRequest
+from services.jobs.joining import make_home_id, versions
+from services.jobs.nodes import Nodes, pick
 from services.jobs.policy import Cluster, Limits
 from services.jobs.ray_jobs import EngineError, RayNode, RayStatus
 from services.jobs.states import Status
 from services.jobs.store import Store, Untracked
 from services.tokens import Role
+
+RAY_TOKEN = "the-cluster's-own"
 
 
 def spec_document(**fields: Any) -> dict[str, Any]:
@@ -105,6 +109,20 @@ class StandIn:
             raise EngineError(self.away)
 
 
+class StandInNodes:
+    """A head and a node; both take what they are asked."""
+
+    def all(self) -> list[NodeUse]:
+        use = {"cpus": 2, "gpus": 0, "used_cpus": 1, "used_gpus": 0, "draining": False}
+        return [
+            NodeUse(id="aa01", address="10.0.0.1", head=True, **use),
+            NodeUse(id="bb02", address="10.0.0.2", head=False, **use),
+        ]
+
+    def drain(self, name: str, by: str) -> NodeUse:
+        return pick(self.all(), name).model_copy(update={"draining": True})
+
+
 @dataclass
 class JobService:
     """All parts of a job service; ``step`` is a look of its controller."""
@@ -175,6 +193,17 @@ class JobService:
         headers = {"Authorization": f"Bearer {self.token(f'a-{role}', role).secret}"} if role else {}
         return TestClient(app, headers=headers, raise_server_exceptions=False)
 
+    def joining(self) -> Joining:
+        return Joining(
+            ray_address="10.0.0.1:6379",
+            ray_token=RAY_TOKEN,
+            mlflow_uri="http://10.0.0.1:5000",
+            transport_url="http://10.0.0.1:8100",
+            home=str(self.folder),
+            home_id=make_home_id(self.folder),
+            versions=versions(),
+        )
+
     def service(self) -> Service:
         def resolve(model: str) -> None:
             raise ModelNotFoundError(f"no model {model!r} is registered")
@@ -186,4 +215,6 @@ class JobService:
             seen=lambda: (self.controller.seen, self.controller.looked),
             poke=lambda: None,
             mlflow=lambda: "http://127.0.0.1:5000",
+            joining=self.joining,
+            nodes=cast(Nodes, StandInNodes()),
         )

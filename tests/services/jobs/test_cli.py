@@ -37,8 +37,10 @@ def monge(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
 
 def test_help_names_every_command() -> None:
     text = CliRunner().invoke(app, ["--help"]).output
-    commands = "up down status submit shard sweep jobs logs cancel retry cluster drain token models predict generate"
-    commands += " doctor demo schema serve transport"
+    commands = (
+        "up down status submit shard sweep jobs logs cancel retry cluster nodes drain token models predict generate"
+    )
+    commands += " doctor demo schema serve transport node"
     for command in commands.split():
         assert f" {command} " in text
 

@@ -31,6 +31,9 @@ ROUTES: list[tuple[str, str, Any, Role | None]] = [
     ("GET", "/v1/jobs/{job}/events", None, Role.READ),
     ("GET", "/v1/jobs/{job}/events/stream", None, Role.READ),
     ("GET", "/v1/cluster", None, Role.READ),
+    ("GET", "/v1/cluster/join", None, Role.ADMIN),
+    ("GET", "/v1/nodes", None, Role.READ),
+    ("PUT", "/v1/nodes/10.0.0.2/drain", None, Role.ADMIN),
     ("PUT", "/v1/drain", None, Role.ADMIN),
     ("DELETE", "/v1/drain", None, Role.ADMIN),
     ("POST", "/v1/tokens", {"name": "new", "role": "read"}, Role.ADMIN),
@@ -71,7 +74,7 @@ def test_a_token_of_each_role_against_each_route(jobs: JobService, role: Role | 
             assert expected, (path, answer.text)
     documented = {(m.upper(), p) for p, found in client.get("/openapi.json").json()["paths"].items() for m in found}
     open_to_all = {("GET", "/health"), ("GET", "/ready"), ("GET", "/metrics")}
-    paths = {(m, p.replace("/new", "/{name}")) for m, p, _, _ in ROUTES}
+    paths = {(m, p.replace("/new", "/{name}").replace("10.0.0.2", "{node}")) for m, p, _, _ in ROUTES}
     assert documented == paths | open_to_all, "a route without a row in this table"
 
 

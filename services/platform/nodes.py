@@ -1,0 +1,262 @@
+"""This machine as a node of another one's cluster: checked, joined, watched, and joined again."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+
+from pipelines.errors import ConflictError, ForbiddenError, MongeError, ServiceError, UnauthenticatedError
+from services.cluster import CONNECT_SECONDS, ray_environment
+from services.jobs.client import Jobs
+from services.jobs.documents import Joining
+from services.jobs.joining import HOME_ID, read_home_id, versions
+from services.platform.processes import free_port, signal_one, start
+from services.platform.services import Command, require_own
+from services.settings import Settings
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+"""Seconds until a node is started again, doubled each time, and their bound."""
+
+STEADY = 60.0
+"""Seconds that a node has to live for the next pause to be a first one again."""
+
+LEAVING = 15.0
+"""Seconds without a raylet after which it is taken to have ended on request: `ray start` ends at once where it failed,
+but goes on where it ended well, as it does on a drained node."""
+
+GRACE = 10.0
+"""Seconds between SIGTERM and SIGKILL."""
+
+SUBREAPER = 36
+"""PR_SET_CHILD_SUBREAPER of prctl(2)."""
+
+FINAL = (ConflictError, UnauthenticatedError, ForbiddenError)
+"""What another try would meet again."""
+
+
+def join(settings: Settings, say: Callable[[str], None], cpus: int | None = None, host: str | None = None) -> None:
+    """Be a node until it is drained, or SIGTERM or SIGINT comes; what was started is ended then.
+
+    Args:
+        settings: where the job service is, and an administrator's token.
+        say: told of each start and each end.
+        cpus: processors that it offers to jobs; Ray's own count by default.
+        host: own address; by default that from which the head is reached.
+
+    Raises:
+        MongeError: what :func:`check` finds, at the first start; later only what another try would meet again.
+    """
+    pause, first = FIRST_PAUSE / 2, True
+    with _family() as end_all:
+        while True:
+            began = time.monotonic()
+            try:
+                offer = ask(settings)
+                own = check(offer, settings, host)
+            except MongeError as error:
+                if first or isinstance(error, FINAL):
+                    raise
+                why = str(error.args[0])
+            else:
+                if first:
+                    for line in unreachable(offer):
+                        say(line)
+                found = _live(offer, own, cpus, say, end_all)
+                if found is None:
+                    say(f"{_now()} the node has left the cluster: it was drained, or stopped by its administrator")
+                    return
+                why = found
+            first = False
+            lived = time.monotonic() - began
+            pause = next_pause(pause, lived)
+            say(f"{_now()} {why}; joining again in {pause:g} s")
+            time.sleep(pause)
+
+
+def next_pause(before: float, lived: float) -> float:
+    """Seconds until the next start, after a node that lived so many seconds."""
+    return FIRST_PAUSE if lived >= STEADY else min(2 * before, LONGEST_PAUSE)
+
+
+def ask(settings: Settings) -> Joining:
+    """What the head's job service says of joining.
+
+    Raises:
+        UnauthenticatedError, ForbiddenError: the token is wrong, or no administrator's.
+        ConflictError: the head listens on loopback alone.
+        ServiceError: it does not answer.
+    """
+    try:
+        with Jobs(settings) as jobs:
+            return jobs.joining()
+    except ServiceError as error:
+        if not isinstance(error.__cause__, httpx.HTTPError):
+            raise
+        cure = "see `monge status` on the head, and whether this machine may reach that port"
+        raise ServiceError(str(error.args[0]), cure=cure) from error.__cause__
+
+
+def check(offer: Joining, settings: Settings, host: str | None = None) -> str:
+    """Look whether this machine can be a node.
+
+    Args:
+        offer: of the head.
+        settings: of this machine.
+        host: own address, where it was given.
+
+    Returns:
+        Its own address.
+
+    Raises:
+        ConflictError: versions differ, or the home folder is not the head's.
+        SpecError: ``host`` is no address of this machine.
+        ServiceError: the head of the cluster is not reached.
+    """
+    for name, here in versions().items():
+        if (there := offer.versions.get(name)) != here:
+            raise ConflictError(f"{name} {here} here, {there} on the head", cure=f"install {name} {there} here")
+    _require_home(offer, settings)
+    if host is not None:
+        require_own(host)
+    head, _, port = offer.ray_address.rpartition(":")
+    try:
+        socket.create_connection((head, int(port)), timeout=CONNECT_SECONDS).close()
+        return host or own_address(head, int(port))
+    except OSError as error:
+        raise ServiceError(
+            f"the Ray head at {offer.ray_address} is not reached: {error}",
+            cure="see `monge status` on the head; nodes have to reach each other on all ports",
+        ) from None
+
+
+def _require_home(offer: Joining, settings: Settings) -> None:
+    theirs = Path(offer.home)
+    if "home" in settings.model_fields_set and settings.home.absolute() != theirs:
+        raise ConflictError(
+            f"MONGE_HOME: {settings.home.absolute()} here, {theirs} on the head, and jobs name files by their paths",
+            cure=f"mount the head's folder as {theirs} here, and leave MONGE_HOME unset",
+        )
+    if (found := read_home_id(theirs)) != offer.home_id:
+        raise ConflictError(
+            f"{theirs} is not the head's home folder: {HOME_ID} says {found or 'nothing'} here, {offer.home_id} there",
+            cure=f"mount the head's folder as {theirs} here, as by NFS",
+        )
+
+
+def own_address(head: str, port: int) -> str:
+    """The address from which this machine reaches another one; nothing is sent for it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((head, port))
+        return str(probe.getsockname()[0])
+
+
+def unreachable(offer: Joining) -> Iterator[str]:
+    """A warning for each service that workers on this machine would need, and that does not answer it."""
+    for url in filter(None, (offer.mlflow_uri, offer.transport_url)):
+        try:
+            httpx.get(url.rstrip("/") + "/health", timeout=CONNECT_SECONDS, trust_env=False)
+        except httpx.HTTPError as error:
+            yield f"warning: {url} does not answer from here, and jobs on this node need it: {error}"
+
+
+def node_command(offer: Joining, own: str, cpus: int | None) -> Command:
+    """What starts the node."""
+    environment = ray_environment(Settings(home=Path(offer.home)), offer.ray_address) | {"MONGE_HOME": offer.home}
+    if offer.ray_token:
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": offer.ray_token}
+    return [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--address", offer.ray_address, "--block"),
+        *("--node-ip-address", own, "--disable-usage-stats"),
+        *("--dashboard-agent-listen-port", str(free_port(host=own))),
+        *("--min-worker-port", "0", "--max-worker-port", "0"),
+        *(() if cpus is None else ("--num-cpus", str(cpus))),
+    ], environment
+
+
+def _live(
+    offer: Joining, own: str, cpus: int | None, say: Callable[[str], None], end_all: Callable[[], None]
+) -> str | None:
+    """Be a node once; why it ended, None where that was asked for."""
+    log = Path(offer.home) / "logs" / f"node-{own}.log"
+    written = log.stat().st_size if log.exists() else 0
+    say(f"{_now()} {own} joins the cluster of {offer.ray_address}; its log is {log}")
+    try:
+        started = start(*node_command(offer, own, cpus), log)
+        began = seen = time.monotonic()
+        joined = False
+        while (process := started.process()) is not None:
+            if _has_raylet(process):
+                joined, seen = True, time.monotonic()
+            elif joined and time.monotonic() - seen > LEAVING:
+                return None
+            time.sleep(0.5)
+        with log.open(errors="replace") as file:
+            file.seek(written)
+            text = file.read()
+    finally:
+        end_all()
+    return f"the Ray node ended after {time.monotonic() - began:.0f} s ({reason(text)})"
+
+
+def _has_raylet(process: psutil.Process) -> bool:
+    try:
+        return any(child.name() == "raylet" for child in process.children())
+    except psutil.NoSuchProcess:
+        return False
+
+
+def reason(log: str) -> str:
+    """Why `ray start` ended, from what it wrote: the process that failed, else its last line."""
+    log = re.sub(r"\x1b\[[\d;]*m", "", log)
+    if found := re.search(r"(\w+) \[exit code=(-?\d+)\]", log):
+        return f"{found[1]} ended with code {found[2]}"
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "it wrote nothing"
+
+
+@contextmanager
+def _family() -> Iterator[Callable[[], None]]:
+    """Have SIGTERM end this process in order, and give what ends all processes that it has from here on.
+
+    Ray's processes may outlive the one that started them; on Linux such orphans become this process's children.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
+    me = psutil.Process()
+    others = set(me.children())
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+    def end_all() -> None:
+        # A second signal would leave the rest behind.
+        handlers = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            asked, deadline = set(others), time.monotonic() + GRACE
+            while alive := set(me.children(recursive=True)) - others:
+                late = time.monotonic() > deadline
+                for process in alive if late else alive - asked:
+                    signal_one(process, kill=late)
+                asked |= alive
+                psutil.wait_procs(alive, timeout=0.5)
+        finally:
+            for one, handler in handlers.items():
+                signal.signal(one, handler)
+
+    try:
+        yield end_all
+    finally:
+        end_all()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _now() -> str:
+    return time.strftime("%H:%M:%S")
