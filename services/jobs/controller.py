@@ -190,7 +190,8 @@ class Controller:
             if not await self._is_read(key, status):
                 return replace(job, attempt=replace(attempt, status=None))
             attempt = self._store.open_attempt(job.id)  # with all that its log reports
-        attempt = replace(attempt, status=status.status, message=attempt.message or _first_line(status.message))
+        died = "its driver died" + (f": {first}" if (first := _first_line(status.message)) else "")
+        attempt = replace(attempt, status=status.status, message=attempt.message or died)
         return replace(job, attempt=attempt)
 
     def _follow(self, key: tuple[str, int]) -> None:

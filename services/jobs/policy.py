@@ -53,7 +53,7 @@ class Attempt:
         progressed: whether it has seen more images than it began with, and than all attempts before it.
         error: what it said before it failed, of a kind that another attempt would meet again.
         stopping: whether this service has asked for its end.
-        message: what it said before it failed, of a kind that may pass, or what Ray says of its end.
+        message: why it ended, in its own words where it said so, and of a kind that may pass.
     """
 
     number: int
@@ -283,10 +283,7 @@ def _ended(job: Job, attempt: Attempt, status: Status, now: float) -> EndAttempt
         return EndAttempt(job.id, "stopped", State.CANCELLED, "stopped on the cluster, not through this service")
     if attempt.error is not None:
         return EndAttempt(job.id, "failed", State.FAILED, attempt.error)
-    if status is Status.UNKNOWN:
-        why = "the cluster that ran it is gone"
-    else:
-        why = f"its driver died: {attempt.message}" if attempt.message else "its driver died"
+    why = "the cluster that ran it is gone" if status is Status.UNKNOWN else attempt.message or "its driver died"
     setbacks = 0 if attempt.progressed else job.setbacks + 1
     if setbacks > SETBACKS:
         reason = f"{setbacks} attempts in a row came no further than those before; of the last one {why}"

@@ -5,8 +5,10 @@ Nothing here imports torch: it runs in the controller's process.
 
 from __future__ import annotations
 
+import re
+
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import ScalingConfig
 from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback
@@ -20,6 +22,8 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 from pipelines.errors import BusyError, MongeError, RankError, RendezvousError, ServiceError
 from services.training.progress import report_stage
 from services.training.watch import positions
+
+_MEMORY = re.compile(r"[\d.]+\w+ used / [\d.]+\w+ limit")
 
 LONGEST = 300
 """Characters that are told of an error that is not ours."""
@@ -74,13 +78,18 @@ class Supervision(ControllerCallback):
 
 
 def reasons(error: TrainingFailedError) -> list[str]:
-    """Why training failed, in a few words for each worker that did; what follows from another failure comes last."""
+    """Why training failed, in a few words for each worker that did, or for several where they are the same.
+
+    What follows from another failure comes last.
+    """
     failures = getattr(error, "worker_failures", None)
     if not failures:
         return [_told(cause_of(error))]
     causes = {rank: cause_of(failure) for rank, failure in failures.items()}
-    order = sorted(causes, key=lambda rank: (isinstance(causes[rank], RankError), rank))
-    return [f"rank {rank}: {_told(causes[rank])}" for rank in order]
+    ranks: dict[str, list[int]] = {}
+    for rank in sorted(causes, key=lambda rank: (isinstance(causes[rank], RankError), rank)):
+        ranks.setdefault(_told(causes[rank]), []).append(rank)
+    return [f"rank{'s' * (len(same) > 1)} {', '.join(map(str, same))}: {told}" for told, same in ranks.items()]
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -98,13 +107,16 @@ def is_loss(error: TrainingFailedError) -> bool:
     failures = getattr(error, "worker_failures", None)
     if not failures:
         return isinstance(error, ControllerError)
-    lost = RayActorError, RayTrainError, RankError, ServiceError, RendezvousError, BusyError
+    lost = RayActorError, OutOfMemoryError, RayTrainError, RankError, ServiceError, RendezvousError, BusyError
     return all(isinstance(cause_of(failure), lost) for failure in failures.values())
 
 
 def _told(cause: BaseException) -> str:
     if isinstance(cause, RayActorError):
         return _death(str(cause))
+    if isinstance(cause, OutOfMemoryError):
+        used = _MEMORY.search(str(cause))
+        return "Ray killed it because the memory of its machine ran out" + (f": {used[0]}" if used else "")
     text = str(cause.args[0]) if isinstance(cause, MongeError) else str(cause)
     return f"{type(cause).__name__}: {_brief(text)}" if text else type(cause).__name__
 

@@ -95,7 +95,7 @@ def test_a_service_that_is_away_is_no_error_of_the_job(jobs: JobService) -> None
     jobs.step(3)
     found = jobs.store.job(job)
     assert found.state is State.RECOVERING
-    assert "its driver died: MLflow is away" in found.reason
+    assert "attempt 1 ended: MLflow is away" in found.reason
 
 
 def test_the_last_line_of_a_dead_driver_counts(jobs: JobService) -> None:

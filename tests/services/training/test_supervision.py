@@ -6,7 +6,7 @@ import json
 
 import pytest
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import ScalingConfig
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
@@ -36,6 +36,15 @@ def test_the_rank_that_died_is_told_before_those_that_heard_of_it() -> None:
         "rank 1: The actor is dead because its worker process has died.",
         "rank 0: RankError: rank 1 was lost",
     ]
+
+
+def test_what_happened_to_several_ranks_is_said_once() -> None:
+    text = "Memory on the node (IP: 127.0.0.1, ID: 7) was 13.83GB used / 23.54GB limit (0.587371)\nOOM kill reason: …"
+    lost = WorkerGroupError("all", {rank: OutOfMemoryError(text) for rank in range(3)})
+    assert reasons(lost) == [
+        "ranks 0, 1, 2: Ray killed it because the memory of its machine ran out: 13.83GB used / 23.54GB limit"
+    ]
+    assert is_loss(lost)
 
 
 def test_long_errors_are_shortened() -> None:
