@@ -90,9 +90,23 @@ class WorkersSpec(Section):
     """What the job runs on."""
 
     count: int = Field(default=2, ge=1, le=4096, description="distributed workers")
+    min: int | None = Field(
+        default=None, ge=1, description="fewest workers to go on with where there is no room for all; count by default"
+    )
     device: Literal["auto", "cpu", "gpu"] = Field(default="auto", description="auto: GPUs when the cluster has enough")
     max_failures: int = Field(
         default=3,
         ge=0,
         description="restarts of the workers until their next failure ends the attempt",
     )
+
+    @model_validator(mode="after")
+    def _min_is_within_count(self) -> WorkersSpec:
+        if self.min is not None and self.min > self.count:
+            raise ValueError(f"min {self.min} is more than count {self.count}")
+        return self
+
+    @property
+    def fewest(self) -> int:
+        """Workers without which the job does not start."""
+        return self.count if self.min is None else self.min

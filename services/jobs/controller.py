@@ -92,10 +92,11 @@ class Launch:
     python: str = "python"
     home: Path | None = None
 
-    def entrypoint(self, job: str, attempt: int, spec: str, origin: str | None = None) -> str:
+    def entrypoint(self, job: str, attempt: int, workers: int, spec: str, origin: str | None = None) -> str:
         """The command line of an attempt."""
         environment = [] if self.home is None else ["env", f"MONGE_HOME={self.home}"]
-        driver = ["-m", "services.jobs.driver", "--job", job, "--attempt", str(attempt), "--spec", spec]
+        driver = ["-m", "services.jobs.driver", "--job", job, "--attempt", str(attempt)]
+        driver += ["--workers", str(workers), "--spec", spec]
         driver += [] if origin is None else ["--from", origin]
         # In place of the shell: Ray waits for the driver's end, and a shell that ends before it leaves an orphan, whose
         # end no one may notice.
@@ -260,7 +261,8 @@ class Controller:
 
     async def _send(self, job: str, number: int) -> None:
         spec, origin, metadata = self._store.spec(job)
-        command = self._launch.entrypoint(job, number, spec, origin)
+        workers = self._store.open_attempt(job).placement.workers
+        command = self._launch.entrypoint(job, number, workers, spec, origin)
         try:
             await self._engine.submit(_attempt_id(job, number), command, metadata)
         except RefusedError as error:

@@ -23,7 +23,7 @@ from services.settings import Settings, load_settings
 from services.training.config import jobs_folder
 from services.training.fencing import Fence
 from services.training.origin import Origin, find_origin, kept
-from services.training.placement import placement_of
+from services.training.placement import exactly, placement_of
 from services.training.progress import report_done, report_error, report_run, report_stage
 
 LAST_STEP = 45.0
@@ -31,7 +31,12 @@ LAST_STEP = 45.0
 
 
 def run_job(
-    job: str, spec: JobSpec, settings: Settings, attempt: int = 1, origin: Origin | None = None
+    job: str,
+    spec: JobSpec,
+    settings: Settings,
+    attempt: int = 1,
+    origin: Origin | None = None,
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """Run a job from its images to its registered model, on the cluster that this process belongs to.
 
@@ -41,6 +46,7 @@ def run_job(
         settings: where everything is.
         attempt: which attempt at the job it is.
         origin: the checkpoint of another job that it starts with.
+        workers: how many were reserved for it; as many as the spec asks for by default.
 
     Returns:
         ``{"model": name/version, "metrics": {…}}``; the model is None where the job registers none.
@@ -55,7 +61,7 @@ def run_job(
     fence = Fence(jobs_folder(settings), job, attempt)
     fence.claim()
     try:
-        return _run(job, spec, settings, attempt, origin)
+        return _run(job, spec, settings, attempt, origin, workers)
     except (KeyboardInterrupt, SystemExit):
         signal.setitimer(signal.ITIMER_REAL, 0)
         if fence.holds():
@@ -67,7 +73,9 @@ def run_job(
         raise
 
 
-def _run(job: str, spec: JobSpec, settings: Settings, attempt: int, origin: Origin | None) -> dict[str, Any]:
+def _run(
+    job: str, spec: JobSpec, settings: Settings, attempt: int, origin: Origin | None, workers: int | None
+) -> dict[str, Any]:
     origin = _origin(job, spec, settings, origin)
     # Ray Train and torch take seconds to import; that happens while the data is sharded.
     importing = threading.Thread(target=_import_trainer, daemon=True)
@@ -78,13 +86,14 @@ def _run(job: str, spec: JobSpec, settings: Settings, attempt: int, origin: Orig
     import ray
 
     # Before the data is read: that may take an hour.
-    placement = placement_of(spec.workers, ray.cluster_resources())
+    reserved = spec.workers if workers is None else exactly(spec.workers, workers)
+    placement = placement_of(reserved, ray.cluster_resources())
     data = _shard(spec, settings)
     report_stage(f"starting {placement}" + (f": {placement.note}" if placement.note else ""))
     importing.join()
     from services.training.trainer import fit
 
-    outcome = fit(job, spec, data, settings, attempt, origin)
+    outcome = fit(job, spec, data, settings, placement, attempt, origin)
     signal.setitimer(signal.ITIMER_REAL, 0)
     if (images := outcome.get("stopped")) is not None:
         report_stage(f"stopped at image {images:,}, {'with' if outcome['saved'] else 'without'} a checkpoint")
@@ -184,13 +193,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m services.jobs.driver", description="Run one training job.")
     parser.add_argument("--job", required=True, help="id of the job")
     parser.add_argument("--attempt", type=int, default=1, help="which attempt it is")
+    parser.add_argument("--workers", type=int, help="how many were reserved for it")
     parser.add_argument("--spec", required=True, help="the resolved spec, as JSON")
     parser.add_argument("--from", dest="origin", type=Origin.parse, help="JOB[@IMAGES] whose checkpoint it starts with")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     try:
         spec = parse_spec(json.loads(arguments.spec))
-        run_job(arguments.job, spec, load_settings(), arguments.attempt, arguments.origin)
+        run_job(arguments.job, spec, load_settings(), arguments.attempt, arguments.origin, arguments.workers)
     except MongeError as error:
         report_error(error, final=not is_passing(error))
         return 1

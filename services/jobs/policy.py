@@ -34,6 +34,9 @@ GRACE = 60.0
 DRAINING = "nothing starts until `monge drain --end`"
 """What all jobs wait for while the service is draining."""
 
+GROWING = 60.0
+"""Seconds that an attempt has run, at least, before it is stopped to go on with more workers."""
+
 PAUSE = "waiting for its next attempt"
 """What a job waits for after a setback, whatever else it would wait for."""
 
@@ -228,7 +231,10 @@ def decide(jobs: Sequence[Job], cluster: Cluster, now: float, limits: Limits | N
             stand.add((job.id, action.state, action.reason))
             job = replace(job, attempt=None, state=action.state, reason=action.reason, not_before=action.not_before)
             waiting.append(job)
-    actions += _queue(waiting, holding, cluster, now, limits)
+    queued, free = _queue(waiting, holding, cluster, now, limits)
+    actions += queued
+    if not any(isinstance(one, Start) for one in queued) and not any(_may_start(job, cluster) for job in waiting):
+        actions += _growth(holding, actions, free, cluster, now, limits)
     return [one for one in actions if not (isinstance(one, Move) and (one.job, one.state, one.reason) in stand)]
 
 
@@ -249,7 +255,7 @@ def _attended(job: Job, attempt: Attempt, cluster: Cluster, now: float, limits: 
     status = attempt.status
     if not attempt.sent:
         if job.cancelled or _is_late(job, now):
-            return _ended(job, attempt, Status.UNKNOWN, now)
+            return _ended(job, attempt, Status.UNKNOWN, now, limits)
         if refusal(job.workers, cluster) is not None:
             # Its driver would find too few nodes, and give up the job.
             return _lost(job, attempt, "the cluster has become too small for it", job.setbacks, now)
@@ -259,7 +265,7 @@ def _attended(job: Job, attempt: Attempt, cluster: Cluster, now: float, limits: 
     if status is None or (status is Status.UNKNOWN and now - attempt.started < GRACE and not attempt.trains):
         return None
     if status.ended:
-        return _ended(job, attempt, status, now)
+        return _ended(job, attempt, status, now, limits)
     if job.cancelled or _is_late(job, now) or limits.draining:
         return Stop(job.id)
     if attempt.trains:
@@ -269,7 +275,7 @@ def _attended(job: Job, attempt: Attempt, cluster: Cluster, now: float, limits: 
     return Move(job.id, starting, f"attempt {attempt.number}{does}")
 
 
-def _ended(job: Job, attempt: Attempt, status: Status, now: float) -> EndAttempt:
+def _ended(job: Job, attempt: Attempt, status: Status, now: float, limits: Limits) -> EndAttempt:
     """Where a job goes from an attempt that is over."""
     if status is Status.SUCCEEDED:
         return EndAttempt(job.id, "succeeded", State.SUCCEEDED, "all images were seen")
@@ -278,7 +284,8 @@ def _ended(job: Job, attempt: Attempt, status: Status, now: float) -> EndAttempt
     if _is_late(job, now):
         return EndAttempt(job.id, "late", State.FAILED, _late(job))
     if status is Status.STOPPED and attempt.stopping:
-        return _drained(job, attempt)
+        grows = attempt.placement.workers < job.workers.count and not limits.draining
+        return _grows(job, attempt) if grows else _drained(job, attempt)
     if status is Status.STOPPED:
         return EndAttempt(job.id, "stopped", State.CANCELLED, "stopped on the cluster, not through this service")
     if attempt.error is not None:
@@ -305,12 +312,47 @@ def _drained(job: Job, attempt: Attempt) -> EndAttempt:
     return EndAttempt(job.id, "drained", State.RECOVERING, reason, job.setbacks)
 
 
-def _queue(waiting: list[Job], holding: list[Job], cluster: Cluster, now: float, limits: Limits) -> list[Action]:
-    """Who of those that wait may start, and for what the others wait.
+def _grows(job: Job, attempt: Attempt) -> EndAttempt:
+    """The end of an attempt that was asked for since there is room for more workers."""
+    reason = f"attempt {attempt.number} ended: it was stopped to go on with more workers; {PAUSE}"
+    return EndAttempt(job.id, "stopped", State.RECOVERING, reason, job.setbacks)
 
-    A job starts with all its workers or not at all. The first that does not fit holds back those behind it: what
-    becomes free is for it. One that would not fit in the empty cluster holds back nobody. A job that pauses after a
-    setback keeps its place.
+
+def _growth(
+    holding: list[Job], taken: list[Action], free: dict[str, float], cluster: Cluster, now: float, limits: Limits
+) -> list[Action]:
+    """The first job that runs with fewer workers than it asks for, and could have more: it stops, and goes on so."""
+    if cluster.away or limits.draining:
+        return []
+    busy = {one.job for one in taken if not isinstance(one, Move)}
+    for job in holding:
+        attempt = job.attempt
+        assert attempt is not None
+        lasted = attempt.trains and attempt.progressed and now - attempt.started > GROWING
+        if job.id in busy or attempt.stopping or not lasted or refusal(job.workers, cluster) is not None:
+            continue
+        wanted = placement_of(job.workers, cluster.resources)
+        if (
+            wanted.gpu == attempt.placement.gpu
+            and attempt.placement.workers < wanted.workers
+            and free[_kind(wanted)] >= 1
+        ):
+            return [Stop(job.id)]
+    return []
+
+
+def _may_start(job: Job, cluster: Cluster) -> bool:
+    return refusal(job.workers, cluster) is None
+
+
+def _queue(
+    waiting: list[Job], holding: list[Job], cluster: Cluster, now: float, limits: Limits
+) -> tuple[list[Action], dict[str, float]]:
+    """Who of those that wait may start, and for what the others wait; and what is free then.
+
+    A job starts with all its workers, or with fewer where there are its ``min``. The first that does not fit holds back
+    those behind it: what becomes free is for it. One that would not fit in the empty cluster holds back nobody. A job
+    that pauses after a setback keeps its place.
     """
     free = {"CPU": cluster.cpus, "GPU": cluster.gpus}
     holders: dict[str, list[Job]] = {"CPU": [], "GPU": []}
@@ -329,6 +371,8 @@ def _queue(waiting: list[Job], holding: list[Job], cluster: Cluster, now: float,
         elif reason is None:
             placement = placement_of(job.workers, cluster.resources)
             kind = _kind(placement)
+            if job.workers.min is not None and job.workers.min <= free[kind] < placement.workers:
+                placement = Placement(int(free[kind]), placement.gpu)
             if running >= limits.running:
                 held_back, reason = True, f"{_count(running, 'job')} running, which is the limit"
             elif free[kind] < placement.workers:
@@ -345,7 +389,7 @@ def _queue(waiting: list[Job], holding: list[Job], cluster: Cluster, now: float,
                 reason = PAUSE
         kept = job.state if job.state is State.RECOVERING else State.QUEUED
         actions.append(Move(job.id, kept, _told(job, PAUSE if job.not_before > now else reason)))
-    return actions
+    return actions, free
 
 
 def _obstacle(job: Job, cluster: Cluster, limits: Limits) -> str | None:

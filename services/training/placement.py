@@ -27,11 +27,16 @@ class Placement:
         return f"{self.workers} worker{'s' * (self.workers > 1)} on {'GPUs' if self.gpu else 'CPUs'}"
 
 
+def exactly(spec: WorkersSpec, workers: int) -> WorkersSpec:
+    """The same with so many workers, no more and no fewer."""
+    return spec.model_copy(update={"count": workers, "min": None})
+
+
 def placement_of(spec: WorkersSpec, resources: Mapping[str, float]) -> Placement:
     """Place the workers of a job.
 
     With device ``auto`` a cluster with GPUs trains on GPUs, with fewer workers where it has fewer of them: the batch
-    is global, and what is trained does not depend on the number of workers.
+    is global, and what is trained does not depend on the number of workers. With ``min`` the same holds for CPUs.
 
     Args:
         spec: ``workers`` of the job's spec.
@@ -41,19 +46,24 @@ def placement_of(spec: WorkersSpec, resources: Mapping[str, float]) -> Placement
         ServiceError: the cluster has too few GPUs or CPUs.
     """
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-    if spec.device == "gpu" and gpus < spec.count:
+    asked, field = spec.fewest, "count" if spec.min is None else "min"
+    if spec.device == "gpu" and gpus < asked:
         raise ServiceError(
-            f"workers.count: {spec.count} GPUs asked for, the cluster has {gpus}",
-            cure="set workers.count or workers.device, or add GPU nodes",
+            f"workers.{field}: {asked} GPUs asked for, the cluster has {gpus}",
+            cure=f"set workers.{field} or workers.device, or add GPU nodes",
         )
     if spec.device != "cpu" and gpus:
-        if gpus >= spec.count:
-            return Placement(spec.count, gpu=True)
-        have = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
-        return Placement(gpus, gpu=True, note=f"workers.count is {spec.count}, the cluster has {have}")
-    if cpus < spec.count:
+        return _of_those_there(spec.count, gpus, gpu=True)
+    if cpus < asked:
         raise ServiceError(
-            f"workers.count: {spec.count} CPUs asked for, the cluster has {cpus}",
-            cure=f"set workers.count to {cpus} or less, or add nodes",
+            f"workers.{field}: {asked} CPUs asked for, the cluster has {cpus}",
+            cure=f"set workers.{field} to {cpus} or less, or add nodes",
         )
-    return Placement(spec.count, gpu=False)
+    return _of_those_there(spec.count, cpus, gpu=False)
+
+
+def _of_those_there(count: int, there: int, *, gpu: bool) -> Placement:
+    if there >= count:
+        return Placement(count, gpu)
+    kind = f"{'GPU' if gpu else 'CPU'}{'s' * (there != 1)}"
+    return Placement(there, gpu, note=f"workers.count is {count}, the cluster has {there} {kind}")

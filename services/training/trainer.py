@@ -6,7 +6,6 @@ import math
 import shutil
 from typing import Any, cast
 
-import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -17,7 +16,7 @@ from services.settings import Settings
 from services.training.backend import NodeTorchConfig
 from services.training.config import WorkerConfig, jobs_folder, models_folder, on_worker, staging_folder
 from services.training.origin import Origin
-from services.training.placement import placement_of
+from services.training.placement import Placement
 from services.training.references import pinned
 from services.training.supervision import Supervision, cause_of, is_loss, reasons
 
@@ -40,7 +39,13 @@ class _Trainer(TorchTrainer):
 
 
 def fit(
-    job: str, spec: JobSpec, data: str, settings: Settings, attempt: int = 0, origin: Origin | None = None
+    job: str,
+    spec: JobSpec,
+    data: str,
+    settings: Settings,
+    placement: Placement,
+    attempt: int = 0,
+    origin: Origin | None = None,
 ) -> dict[str, Any]:
     """Train on the cluster that this process has joined.
 
@@ -49,6 +54,7 @@ def fit(
         spec: what to do.
         data: folder of the sharded data set, which every worker can read, or its address in S3.
         settings: where everything is.
+        placement: its workers.
         attempt: number of the attempt at the job.
         origin: the checkpoint of another job that training starts with while the job has none.
 
@@ -59,13 +65,12 @@ def fit(
 
     Raises:
         TrainingError: training failed, or the workers raised errors more often than the spec allows.
-        ServiceError: the cluster has too few CPUs or GPUs, workers were lost more often than the spec allows or could
+        ServiceError: the cluster has become too small, workers were lost more often than the spec allows or could
             not be started, or MLflow cannot be reached.
         ModelNotFoundError: there is no such reference to judge by.
         SourceError, SpecError: an ImageNet network to judge by cannot be had.
     """
     spec = pinned(spec, settings.address("mlflow_uri"), models_folder(settings))
-    placement = placement_of(spec.workers, ray.cluster_resources())
     began = None if origin is None else str(origin)
     config = WorkerConfig.of(job, spec, data, settings, attempt=attempt, origin=began)
     # Ray annotates neither functions that return something nor the value that it hands back.

@@ -49,8 +49,10 @@ def platform(home: Path, environment: Mapping[str, str] | None = None) -> Iterat
         return done.stdout + done.stderr
 
     run("up", "--cpus", "2")
-    yield run
-    run("down")
+    try:
+        yield run
+    finally:
+        run("down")
     assert not (home / "platform.json").exists()
 
 

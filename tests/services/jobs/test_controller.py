@@ -37,7 +37,8 @@ def test_a_job_is_started_followed_and_ended(jobs: JobService) -> None:
     job, driver = running(jobs)
     words = shlex.split(driver.command)
     assert words[:3] == ["exec", "env", f"MONGE_HOME={jobs.folder}"]
-    assert words[3:-1] == ["python3", "-m", "services.jobs.driver", "--job", job, "--attempt", "1", "--spec"]
+    driver_of = ["python3", "-m", "services.jobs.driver", "--job", job, "--attempt", "1", "--workers", "2", "--spec"]
+    assert words[3:-1] == driver_of
     assert json.loads(words[-1])["workers"]["count"] == 2
 
     driver.log += reported("run", run_id="f00d", experiment_id="1") + trained(64, 10.0) + trained(320, 12.0)

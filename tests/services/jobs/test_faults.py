@@ -154,13 +154,12 @@ def test_an_attempt_that_was_given_up_changes_nothing(monge: Monge, home: Path, 
 
 
 def test_workers_that_are_killed_for_memory_are_started_again(
-    tmp_path_factory: pytest.TempPathFactory, shapes: Path, uninterrupted: str, monge: Monge, home: Path
+    tmp_path_factory: pytest.TempPathFactory, shapes: Path, uninterrupted: str
 ) -> None:
     memory = psutil.virtual_memory()
     limit = (memory.total - memory.available + (6 << 30)) / memory.total
     if limit > 0.9:
         pytest.skip("the machine has less than 8 GiB to spare")
-    monge("down")
     with platform(other := tmp_path_factory.mktemp("tight"), {"RAY_memory_usage_threshold": f"{limit:.3f}"}) as run:
         job = submitted(run("submit", *adversary("hungry", shapes)))
         assert wait_until(lambda: checkpointed(other, job), timeout=180, interval=0.05)
@@ -174,4 +173,3 @@ def test_workers_that_are_killed_for_memory_are_started_again(
         print(told)
         assert "memory" in told
         assert bits(other, job) == uninterrupted
-    monge("up", "--cpus", "2")

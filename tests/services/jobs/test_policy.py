@@ -11,6 +11,7 @@ from pipelines.spec import WorkersSpec
 from services.jobs.policy import (
     AGING,
     GRACE,
+    GROWING,
     SETBACKS,
     Action,
     Attempt,
@@ -65,6 +66,11 @@ def waits(number: int, reason: str) -> Move:
 def recovers(why: str, setbacks: int, pause: float) -> EndAttempt:
     reason = f"attempt 1 ended: {why}; waiting for its next attempt"
     return EndAttempt("j1", "lost", State.RECOVERING, reason, setbacks, NOW + pause)
+
+
+def elastic(job: Job, fewest: int, count: int | None = None) -> Job:
+    """The job with a min, and with more workers to ask for where they are given."""
+    return replace(job, workers=job.workers.model_copy(update={"min": fewest, "count": count or job.workers.count}))
 
 
 LOST = queued(1, 2, state=State.RECOVERING, reason="attempt 1 ended: x; y", attempts=1, first_started=NOW - 60)
@@ -122,6 +128,21 @@ QUEUE = {
         [running(1, 4), queued(2)],
         HERE,
         [waits(2, "1 CPU asked for, 0 free, held by j1")],
+    ),
+    "a job with a min takes what is free": (
+        [running(1), elastic(queued(2, 4), 2)],
+        Cluster(cpus=4.0),
+        [starts(2, 3)],
+    ),
+    "a job with a min waits for it": (
+        [running(1), elastic(queued(2, 4), 2)],
+        HERE,
+        [waits(2, "2 CPUs asked for, 1 free, held by j1")],
+    ),
+    "a job whose nodes went away goes on with the rest": (
+        [elastic(tried(1, 2, status=Status.FAILED, message="exit code 137"), 1)],
+        Cluster(cpus=1.0),
+        [recovers(DIED, 1, 1.0)],
     ),
     "GPUs are counted by themselves": (
         [running(1, 4), running(2, 1, gpu=True), queued(3, 1, "gpu"), queued(4, 1, "gpu")],
@@ -309,6 +330,45 @@ def test_the_limit_of_running_jobs(limit: int, told: str) -> None:
     assert actions[:limit] == [starts(1), starts(2)][:limit]
     assert actions[limit] == waits(limit + 1, f"{told} running, which is the limit")
     assert all(action == waits(3, "waiting for its turn") for action in actions[limit + 1 :])
+
+
+SMALL = elastic(running(1, 1, progressed=True, started=NOW - GROWING - 1), 1, count=2)
+"""Runs with one worker, and asks for two."""
+
+
+def of_attempt(job: Job, **fields: Any) -> Job:
+    assert job.attempt is not None
+    return replace(job, attempt=replace(job.attempt, **fields))
+
+
+def test_a_job_grows_where_there_is_room() -> None:
+    assert decided([SMALL], HERE) == [Stop("j1")]
+    stopped = of_attempt(SMALL, status=Status.STOPPED, stopping=True)
+    grows = "attempt 1 ended: it was stopped to go on with more workers; waiting for its next attempt"
+    assert decided([stopped], HERE) == [EndAttempt("j1", "stopped", State.RECOVERING, grows), starts(1, 2, attempt=2)]
+
+
+@pytest.mark.parametrize(
+    ("job", "others", "cluster"),
+    [
+        (SMALL, [], Cluster(cpus=1.0)),
+        (SMALL, [running(2)], HERE),
+        (SMALL, [queued(2, 2)], HERE),
+        (of_attempt(SMALL, stopping=True), [], HERE),
+        (of_attempt(SMALL, progressed=False), [], HERE),
+        (of_attempt(SMALL, started=NOW - 1), [], HERE),
+        (SMALL, [], Cluster(cpus=2.0, gpus=0.0, away="gone")),
+        (running(1, 2, progressed=True, started=NOW - 1000), [], Cluster(cpus=9.0)),
+    ],
+    ids=["no room", "held", "another waits", "stops", "no progress", "too soon", "away", "has all"],
+)
+def test_a_job_does_not_grow_while(job: Job, others: list[Job], cluster: Cluster) -> None:
+    assert not [action for action in decided([job, *others], cluster) if isinstance(action, Stop)]
+
+
+def test_of_several_small_jobs_one_grows_at_a_time() -> None:
+    other = replace(SMALL, id="j2", number=2)
+    assert decided([SMALL, other], Cluster(cpus=4.0)) == [Stop("j1")]
 
 
 def test_draining_starts_nothing_and_stops_what_runs_until_later() -> None:

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
@@ -20,6 +19,7 @@ from services.settings import Settings
 from services.training import trainer
 from services.training.config import staging_folder
 from services.training.origin import Origin
+from services.training.placement import placement_of
 
 
 @pytest.fixture
@@ -41,11 +41,11 @@ def fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
 
         settings = Settings(home=tmp_path, mlflow_uri="http://127.0.0.1:9", rank_deadline=12.5)
         monkeypatch.setattr(trainer, "_Trainer", Trainer)
-        monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
         spec = job("lenet")
         spec = spec.model_copy(update={"workers": spec.workers.model_copy(update={"count": 2})})
         try:
-            return trainer.fit("job-1", spec, "data", settings, 1, Origin("job-0", 64)), made
+            placement = placement_of(spec.workers, resources)
+            return trainer.fit("job-1", spec, "data", settings, placement, 1, Origin("job-0", 64)), made
         finally:
             assert not staging_folder(settings, "job-1").exists()
 
@@ -109,8 +109,3 @@ def test_errors_of_the_job_end_it(fitted: Any) -> None:
 def test_workers_that_are_lost_leave_the_job_to_another_attempt(fitted: Any, lost: Exception, told: str) -> None:
     with pytest.raises(ServiceError, match=told):
         fitted(lost, CPU=2)
-
-
-def test_too_few_processors_start_nothing(fitted: Any) -> None:
-    with pytest.raises(ServiceError, match="2 CPUs asked for, the cluster has 1"):
-        fitted({}, CPU=1)
