@@ -173,3 +173,32 @@ def test_workers_that_are_killed_for_memory_are_started_again(
         print(told)
         assert "memory" in told
         assert bits(other, job) == uninterrupted
+
+
+def test_the_whole_machine_may_die_at_any_moment(monge: Monge, home: Path, shapes: Path, uninterrupted: str) -> None:
+    """While a job starts, while it trains and while it registers its model, with another one behind it in the queue."""
+    job = submitted(monge("submit", *adversary("crashed", shapes)))
+    behind = submitted(monge("submit", *adversary("behind", shapes)))
+    ports = (home / "ports.json").read_text()
+    moments = (
+        lambda: len(workers(home)) == 2,
+        lambda: checkpointed(home, job),
+        lambda: "registering" in _log(home, job),
+    )
+    for moment in moments:
+        assert wait_until(moment, timeout=240, interval=0.02)
+        for started in Platform.read(home).processes.values():
+            if process := started.process():
+                kill(process)
+        monge("up", "--cpus", "2")
+    for one in (job, behind):
+        _ends(home, one)
+        assert bits(home, one) == uninterrupted
+    assert (home / "ports.json").read_text() == ports
+    assert monge("status").count("answers") == 5
+    versions = connect(Settings(home=home).address("mlflow_uri")).search_model_versions("name = 'crashed'")
+    assert [version.run_id for version in versions].count(versions[0].run_id) == len(versions)
+
+
+def _log(home: Path, job: str) -> str:
+    return "".join(file.read_text() for file in (home / "jobservice" / "logs").rglob("*") if job in str(file) and file.is_file())

@@ -1,0 +1,127 @@
+"""What a platform's processes are killed with: shared by the benchmarks of recovery and of endurance."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from pipelines.spec import JobSpec, load_spec
+from services.platform import local
+from services.platform.processes import free_port, wait_until
+
+CONFIG = Path(__file__).parents[1] / "configs" / "gan.yaml"
+CHANGES = (
+    "data.source=digits", "train.batch=64", "train.precision=float32", "train.channels_last=false",
+    "train.evaluate_every=1000000000", "model.width=8", "objective.critic.width=8", "evaluation.samples=200",
+    "workers.count=2",
+)  # fmt: skip
+
+Fault = Callable[[Path], None]
+"""Kills something of the platform in a home, and has it started again where nothing else does."""
+
+
+def adversary(name: str, images: int, every: int, *changes: str) -> JobSpec:
+    """A generator and its critic on two workers.
+
+    Args:
+        name: of the job.
+        images: that it sees.
+        every: images between two checkpoints.
+        changes: further fields.
+    """
+    own = (f"name={name}", f"train.images={images}", f"train.checkpoint_every={every}", f"train.log_every={every // 4}")
+    return load_spec(CONFIG, [*CHANGES, *own, *changes])
+
+
+def processes(home: Path, kind: str) -> list[psutil.Process]:
+    """The processes of the home's cluster whose command lines hold ``kind``."""
+    head = local.Platform.read(home).processes["ray"].process()
+    found = []
+    for process in [] if head is None else head.children(recursive=True):
+        with suppress(psutil.Error):
+            if kind in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def kill(process: psutil.Process) -> None:
+    """Kill a process and all that it has started."""
+    family = [process]
+    with suppress(psutil.NoSuchProcess):
+        family += process.children(recursive=True)
+    for one in family:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(family, timeout=30)
+
+
+def up(home: Path) -> None:
+    """Start what does not run, as ``monge up`` does."""
+    local.up(home, lambda _: None, cpus=2)
+
+
+def _one(kind: str) -> Fault:
+    def fault(home: Path) -> None:
+        if found := processes(home, kind):
+            kill(random.choice(found))
+
+    return fault
+
+
+def _all(kind: str) -> Fault:
+    def fault(home: Path) -> None:
+        for process in processes(home, kind):
+            kill(process)
+
+    return fault
+
+
+def _service(*names: str) -> Fault:
+    def fault(home: Path) -> None:
+        for name in names:
+            if (process := local.Platform.read(home).processes[name].process()) is not None:
+                kill(process)
+        up(home)
+
+    return fault
+
+
+FAULTS: Mapping[str, Fault] = {
+    "a worker": _one("RayTrainWorker"),
+    "all workers": _all("RayTrainWorker"),
+    "the controller of Ray Train": _one("TrainController"),
+    "the driver": _one("services.jobs.driver"),
+    "the transport service's actors": _all("TransportActor"),
+    "the transport service's HTTP face": _service("transport"),
+    "the job service": _service("jobs"),
+    "MLflow": _service("mlflow"),
+    "the Ray head with all its actors": _service("ray"),
+    "the whole machine": _service("ray", "mlflow", "transport", "endpoint", "jobs"),
+}
+"""By what is killed."""
+
+GOES_ON = frozenset(
+    {"the transport service's actors", "the transport service's HTTP face", "the job service", "MLflow"}
+)
+"""What a job trains on without."""
+
+
+def left_over(home: Path, ports: Mapping[str, int]) -> list[str]:
+    """What is still there of a platform that was ended: processes, files on their way, ports."""
+
+    def ours() -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("MONGE_HOME") == str(home) and process.pid != psutil.Process().pid:
+                    found.append(process)
+        return found
+
+    wait_until(lambda: not ours(), timeout=30)
+    left = [f"process {process.pid}" for process in ours()]
+    left += [str(path) for path in (home / "jobs" / ".staging").glob("*")]
+    return left + [f"port {port}" for port in ports.values() if free_port(port) != port]
