@@ -27,7 +27,7 @@ test: $(INSTALLED) ## every test
 test-fast: $(INSTALLED) ## the tests that take less than a few seconds each
 	@$(BIN)/python -m pytest -m 'not slow'
 
-test-faults: $(INSTALLED) ## kill, stop and cut off the processes of a platform, for half an hour
+test-faults: $(INSTALLED) ## kill, stop and cut off the processes of a platform, for three quarters of an hour
 	@$(BIN)/python -m pytest -m faults
 
 results: $(INSTALLED) ## the figures of README.md's table, in hours; ARGS="--only perceptron" for one row

@@ -48,6 +48,9 @@ def ray_environment(settings: Settings, head: str | None = None) -> dict[str, st
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
         # Seconds until a worker whose process answers no more is taken for dead.
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "300",
+        # Milliseconds until a process closes a connection whose other end is silent: about as long as until a node is
+        # taken for dead. At its default of 20 s a cut of the network costs all workers a restart.
+        "RAY_grpc_keepalive_timeout_ms": "60000",
         # Seconds that a worker which hangs has to leave its process group, before it is killed and all start again.
         "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
     }

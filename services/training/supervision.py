@@ -49,7 +49,7 @@ class Supervision(ControllerCallback):
         kind = "GPU" if scaling_config.use_gpu else "CPU"
         have = int(ray.cluster_resources().get(kind, 0))
         if have < num_workers:
-            raise ServiceError(f"{num_workers} {kind}s are needed, {have} are left in the cluster")
+            raise ServiceError(f"{num_workers} {kind}s are needed, the cluster has {have} left")
 
     def after_controller_state_update(
         self, previous_state: TrainControllerState, current_state: TrainControllerState

@@ -86,5 +86,5 @@ def test_nothing_is_started_in_a_cluster_that_became_too_small(monkeypatch: pyte
     Supervision(3).on_controller_start_worker_group(
         scaling_config=ScalingConfig(num_workers=2, use_gpu=True), num_workers=2
     )
-    with pytest.raises(ServiceError, match="2 CPUs are needed, 1 are left"):
+    with pytest.raises(ServiceError, match="2 CPUs are needed, the cluster has 1 left"):
         Supervision(3).on_controller_start_worker_group(scaling_config=ScalingConfig(num_workers=2), num_workers=2)
