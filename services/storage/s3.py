@@ -60,6 +60,19 @@ def no_keys(name: str) -> StorageError:
     return StorageError(f"{name}: there are no keys for S3", cure=_ACCESS)
 
 
+def require_credentials(address: str, settings: Settings) -> None:
+    """Refuse to go on without keys; whether they open the bucket is not asked.
+
+    Raises:
+        StorageError: boto3 finds none.
+    """
+    try:
+        if session_of(settings).get_credentials() is None:
+            raise no_keys(address)
+    except (PartialCredentialsError, ProfileNotFound):
+        raise no_keys(address) from None
+
+
 @dataclass(frozen=True)
 class S3Storage:
     """Objects of a bucket below a prefix.

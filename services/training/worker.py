@@ -154,9 +154,8 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings, position: Po
         elif tracker and origin and resumed.origin:
             tracker.run.tag(ORIGIN_TAG, str(origin.at(state.images)))
         reference = reference_of(spec, worker.mlflow_uri, models_folder(settings), device)
-    listener = _Listener(
-        spec, tracker, staging_folder(settings, worker.job), resumed, Uploads() if settings.storage else None
-    )
+    uploads = Uploads() if settings.storage else None
+    listener = _Listener(spec, tracker, staging_folder(settings, worker.job), resumed, uploads)
     if tracker:
         tracker.say(
             f"training {_parameters(state):,} parameters on {len(data.train):,} images, {world_size()} workers, "
