@@ -7,11 +7,12 @@ of the platform that ``monge up`` started in this home; it writes them to ``plat
 from __future__ import annotations
 
 import json
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipelines.errors import ServiceError, SpecError
@@ -21,12 +22,15 @@ NAMESPACE = "monge"
 
 LOOPBACK = "127.0.0.1"
 
+_STORAGE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.{1,2}(/|$))[^/\s]+)*/?", re.ASCII)
+
 
 class Settings(BaseSettings):
     """What a process needs to know of the others.
 
     Attributes:
         home: folder of everything that Monge writes.
+        storage: ``s3://bucket/prefix`` of data sets, checkpoints and marks of attempts; the home folder by default.
         ray_address: of the Ray cluster's head, ``host:port``.
         ray_dashboard: URL of its dashboard, where jobs are submitted.
         mlflow_uri: URL of the MLflow server.
@@ -55,9 +59,10 @@ class Settings(BaseSettings):
         s3_retry_mode: botocore's: ``standard`` backs off, ``adaptive`` also slows down the requests that follow.
     """
 
-    model_config = SettingsConfigDict(env_prefix="MONGE_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="MONGE_", frozen=True, hide_input_in_errors=True)
 
     home: Path = Path(".monge")
+    storage: str | None = None
     ray_address: str | None = None
     ray_dashboard: str | None = None
     mlflow_uri: str | None = None
@@ -84,6 +89,14 @@ class Settings(BaseSettings):
     s3_timeout: float = Field(default=30.0, gt=0)
     s3_attempts: int = Field(default=5, ge=1)
     s3_retry_mode: Literal["standard", "adaptive"] = "standard"
+
+    @field_validator("storage")
+    @classmethod
+    def _check_storage(cls, address: str | None) -> str | None:
+        if address is not None and not _STORAGE.fullmatch(address):
+            held = "; keys are given in the environment or in a profile" if "@" in address else ""
+            raise ValueError(f"an address s3://bucket or s3://bucket/prefix expected{held}")
+        return address and address.rstrip("/")
 
     @property
     def shards(self) -> Path:
@@ -144,5 +157,10 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        faults = [f"MONGE_{str(e['loc'][0]).upper()}: {e['msg']} (received {e['input']!r})" for e in error.errors()]
+        faults = [f"MONGE_{str(e['loc'][0]).upper()}: {e['msg']}{_received(e['input'])}" for e in error.errors()]
         raise SpecError("\n".join(faults)) from None
+
+
+def _received(value: object) -> str:
+    # What stands before an @ in an address is a secret.
+    return "" if "@" in str(value) else f" (received {value!r})"

@@ -21,6 +21,7 @@ from services.jobs.continuing import Find, require_origin
 from services.jobs.documents import Plan, Submission
 from services.jobs.paths import named_files
 from services.jobs.policy import Cluster
+from services.settings import Settings
 from services.storage.objects import SCHEME, split_address
 from services.training.origin import Origin
 from services.training.placement import placement_of
@@ -36,12 +37,12 @@ class Admission:
     """Checks jobs by what this machine sees: the cluster's, or one that shares its folders.
 
     Args:
-        home: the folder of everything that Monge writes.
+        settings: where everything that Monge writes lies.
         resolve: looks up a registered model by name; raises where there is none.
     """
 
-    def __init__(self, home: Path, resolve: Callable[[str], object]) -> None:
-        self._home, self._resolve = home, resolve
+    def __init__(self, settings: Settings, resolve: Callable[[str], object]) -> None:
+        self._settings, self._resolve = settings, resolve
         self._plans = threading.BoundedSemaphore(PLANS)
 
     def check(self, asked: Submission, cluster: Cluster) -> JobSpec:
@@ -66,7 +67,7 @@ class Admission:
 
     def origin(self, asked: Submission, spec: JobSpec, find: Find) -> Origin | None:
         """The checkpoint that a job starts with, if it continues another one and may; see :func:`require_origin`."""
-        return None if asked.origin is None else require_origin(asked.origin, spec, find, self._home / "jobs")
+        return None if asked.origin is None else require_origin(asked.origin, spec, find, self._settings)
 
     def plan(self, asked: Submission, cluster: Cluster, find: Find) -> Plan:
         """What a job would work on, and on what.
@@ -91,7 +92,7 @@ class Admission:
         # A process of its own: it imports torch, and decodes what strangers may have written.
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "services.jobs.plan", str(self._home / "cache")],
+                [sys.executable, "-m", "services.jobs.plan", str(self._settings.home / "cache")],
                 input=spec.model_dump_json().encode(),
                 capture_output=True,
                 timeout=PLAN_SECONDS,

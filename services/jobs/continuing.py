@@ -6,23 +6,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import CheckpointError, JobNotFoundError, SpecError
+from pipelines.errors import CheckpointError, JobNotFoundError, SpecError, StorageError
 from pipelines.spec import JobSpec
 from services.jobs.documents import JobDetails
+from services.settings import Settings
+from services.training.config import jobs_address
 from services.training.origin import Origin, find_origin
 
 Find = Callable[[str], JobDetails]
 """Looks up a job by its id; raises :class:`JobNotFoundError` where there is none."""
 
 
-def require_origin(asked: str, spec: JobSpec, find: Find, jobs: Path) -> Origin:
+def require_origin(asked: str, spec: JobSpec, find: Find, settings: Settings) -> Origin:
     """The checkpoint that a job would start with, if it may.
 
     Args:
         asked: ``JOB`` or ``JOB@IMAGES``.
         spec: of the job that continues it.
         find: looks up jobs.
-        jobs: the folder of all jobs; where the origin's is not seen there, its checkpoints are left to the driver.
+        settings: where checkpoints lie; where those of the origin are not seen, they are left to the driver.
 
     Raises:
         SpecError: naming the field; the origin is no job, is not over, has no such checkpoint, or is of another kind;
@@ -39,11 +41,14 @@ def require_origin(asked: str, spec: JobSpec, find: Find, jobs: Path) -> Origin:
             cure=f"wait for its end, or end it with `monge cancel {origin.job}`",
         )
     _require_kinds(spec, found.spec, origin)
-    if (jobs / origin.job).is_dir() or not found.attempts:
+    jobs = jobs_address(settings)
+    if settings.storage or (Path(jobs) / origin.job).is_dir() or not found.attempts:
         try:
-            origin, _ = find_origin(jobs, origin)
+            origin, _ = find_origin(jobs, origin, settings)
         except CheckpointError as error:
             raise SpecError(error.args[0], cure=error.cure) from None
+        except StorageError:
+            pass  # the job service may have no keys; the driver has
     if origin.images is not None:
         spec.require_more(origin.images)
     return origin

@@ -48,7 +48,7 @@ def couple(
     """
     join_cluster(settings)
     try:
-        address = dataset_address(settings.home, spec)
+        address = dataset_address(settings.home, spec, settings.storage)
         shard_dataset(spec, address, settings.home / "cache", on_progress=shards)
         data = open_data(address, settings).limited(spec.per_class)
 

@@ -259,9 +259,10 @@ class Joining(Document):
         ray_address: of the head, ``host:port``.
         ray_token: of the cluster, empty where it asks for none.
         mlflow_uri, transport_url: that workers ask; the latter None where it is not known.
-        home: path of the folder that all nodes share.
+        home: path of the head's home folder, which all nodes share where there is no storage in S3.
         home_id: by which it is known again.
         versions: that all nodes have, by name.
+        storage: address in S3 of what nodes share, None where that is the home folder.
     """
 
     ray_address: str
@@ -271,6 +272,7 @@ class Joining(Document):
     home: str
     home_id: str
     versions: dict[str, str]
+    storage: str | None = None
 
 
 class TokenRequest(BaseModel):

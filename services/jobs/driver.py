@@ -20,7 +20,7 @@ from pipelines.errors import ModelNotFoundError, MongeError, ObjectNotFoundError
 from pipelines.spec import JobSpec, parse_spec
 from services.cluster import join_cluster
 from services.settings import Settings, load_settings
-from services.training.config import jobs_folder
+from services.training.config import jobs_address
 from services.training.fencing import Fence
 from services.training.origin import Origin, find_origin, kept
 from services.training.placement import exactly, placement_of
@@ -58,7 +58,7 @@ def run_job(
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGALRM, _leave)
     uri = settings.address("mlflow_uri")
-    fence = Fence(jobs_folder(settings), job, attempt)
+    fence = Fence(jobs_address(settings), job, attempt, settings)
     fence.claim()
     try:
         return _run(job, spec, settings, attempt, origin, workers)
@@ -110,14 +110,15 @@ def _origin(job: str, spec: JobSpec, settings: Settings, origin: Origin | None) 
     Raises:
         CheckpointError: the origin's checkpoint is not kept.
         SpecError: it has seen all images that the job would see.
+        StorageError: S3 refuses, fails or does not answer.
     """
-    jobs = jobs_folder(settings)
-    if origin is None or kept(jobs / job):
+    jobs = jobs_address(settings)
+    if origin is None or kept(jobs, job, settings):
         return origin
-    found, folder = find_origin(jobs, origin)
+    found, name = find_origin(jobs, origin, settings)
     assert found.images is not None
     spec.require_more(found.images)
-    report_stage(f"starting with {folder.name} of {found.job}")
+    report_stage(f"starting with {name} of {found.job}")
     return found
 
 
@@ -125,7 +126,7 @@ def _shard(spec: JobSpec, settings: Settings) -> str:
     from services.jobs.plan import require_classes
     from services.sharding.dataset import dataset_address, shard_dataset
 
-    address = dataset_address(settings.home, spec.data)
+    address = dataset_address(settings.home, spec.data, settings.storage)
     is_there = spec.data.source.rstrip("/") == address
     report_stage(f"reading shards of {address}" if is_there else f"sharding {spec.data.source} into {address}")
     manifest = shard_dataset(spec.data, address, settings.home / "cache", on_progress=_shard_progress)

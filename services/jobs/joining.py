@@ -68,4 +68,5 @@ def offer(settings: Settings, *, loopback: bool) -> Joining:
         home=str(home),
         home_id=make_home_id(home),
         versions=versions(),
+        storage=settings.storage,
     )

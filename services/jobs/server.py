@@ -70,7 +70,7 @@ def serve(host: str = LOOPBACK, port: int = 8200, settings: Settings | None = No
         service = Service(
             store,
             logs,
-            Admission(settings.home, lambda model: _resolve(uri, model)),
+            Admission(settings, lambda model: _resolve(uri, model)),
             seen=lambda: (controller.seen, controller.looked),
             poke=controlling.poke,
             mlflow=lambda: settings.mlflow_public_uri or uri,

@@ -23,6 +23,7 @@ from services.jobs.joining import HOME_ID, read_home_id, versions
 from services.platform.processes import free_port, signal_one, start
 from services.platform.services import Command, require_own
 from services.settings import Settings
+from services.storage.s3 import require_credentials
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds until a node is started again, doubled each time, and their bound."""
@@ -71,7 +72,7 @@ def join(settings: Settings, say: Callable[[str], None], cpus: int | None = None
                 if first:
                     for line in unreachable(offer):
                         say(line)
-                found = _live(offer, own, cpus, say, end_all)
+                found = _live(offer, home_of(offer, settings), own, cpus, say, end_all)
                 if found is None:
                     say(f"{_now()} the node has left the cluster: it was drained, or stopped by its administrator")
                     return
@@ -118,14 +119,18 @@ def check(offer: Joining, settings: Settings, host: str | None = None) -> str:
         Its own address.
 
     Raises:
-        ConflictError: versions differ, or the home folder is not the head's.
+        ConflictError: versions differ, or the home folder is not the head's and there is no storage in S3.
+        StorageError: there is one, and this machine has no keys for it.
         SpecError: ``host`` is no address of this machine.
         ServiceError: the head of the cluster is not reached.
     """
     for name, here in versions().items():
         if (there := offer.versions.get(name)) != here:
             raise ConflictError(f"{name} {here} here, {there} on the head", cure=f"install {name} {there} here")
-    _require_home(offer, settings)
+    if offer.storage is None:
+        _require_home(offer, settings)
+    else:
+        _require_keys(offer.storage, settings)
     if host is not None:
         require_own(host)
     head, _, port = offer.ray_address.rpartition(":")
@@ -153,6 +158,19 @@ def _require_home(offer: Joining, settings: Settings) -> None:
         )
 
 
+def _require_keys(storage: str, settings: Settings) -> None:
+    if settings.storage not in (None, storage):
+        raise ConflictError(
+            f"MONGE_STORAGE: {settings.storage} here, {storage} on the head", cure="leave it unset here"
+        )
+    require_credentials(storage, settings)
+
+
+def home_of(offer: Joining, settings: Settings) -> Path:
+    """The home folder of the node: the head's, or its own where what nodes share lies in S3."""
+    return Path(offer.home) if offer.storage is None else settings.home.absolute()
+
+
 def own_address(head: str, port: int) -> str:
     """The address from which this machine reaches another one; nothing is sent for it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -169,9 +187,11 @@ def unreachable(offer: Joining) -> Iterator[str]:
             yield f"warning: {url} does not answer from here, and jobs on this node need it: {error}"
 
 
-def node_command(offer: Joining, own: str, cpus: int | None) -> Command:
+def node_command(offer: Joining, home: Path, own: str, cpus: int | None) -> Command:
     """What starts the node."""
-    environment = ray_environment(Settings(home=Path(offer.home)), offer.ray_address) | {"MONGE_HOME": offer.home}
+    environment = ray_environment(Settings(home=home), offer.ray_address) | {"MONGE_HOME": str(home)}
+    if offer.storage:
+        environment["MONGE_STORAGE"] = offer.storage
     if offer.ray_token:
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": offer.ray_token}
     return [
@@ -184,14 +204,14 @@ def node_command(offer: Joining, own: str, cpus: int | None) -> Command:
 
 
 def _live(
-    offer: Joining, own: str, cpus: int | None, say: Callable[[str], None], end_all: Callable[[], None]
+    offer: Joining, home: Path, own: str, cpus: int | None, say: Callable[[str], None], end_all: Callable[[], None]
 ) -> str | None:
     """Be a node once; why it ended, None where that was asked for."""
-    log = Path(offer.home) / "logs" / f"node-{own}.log"
+    log = home / "logs" / f"node-{own}.log"
     written = log.stat().st_size if log.exists() else 0
     say(f"{_now()} {own} joins the cluster of {offer.ray_address}; its log is {log}")
     try:
-        started = start(*node_command(offer, own, cpus), log)
+        started = start(*node_command(offer, home, own, cpus), log)
         began = seen = time.monotonic()
         joined = False
         while (process := started.process()) is not None:

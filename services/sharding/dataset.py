@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.data.manifest import INDEX, MANIFEST, Manifest, parse_manifest
 from pipelines.data.shard import (
@@ -57,11 +59,11 @@ _READERS = 4
 Progress = Callable[[int, int], None]
 
 
-def dataset_address(home: Path, spec: DataSpec) -> str:
-    """Where the data set of a spec lies, or will: a changed source or preparation gets another folder of the home.
+def dataset_address(home: Path, spec: DataSpec, storage: str | None = None) -> str:
+    """Where the data set of a spec lies, or will: a changed source or preparation gets another place.
 
-    That folder is ``home/data/<slug>-<hash>``. A source in S3 is copied to ``home/cache`` first. One that is sharded
-    already, here or in S3, is its own data set.
+    That place is ``data/<slug>-<hash>`` below the storage in S3, where there is one, else below the home. A source in
+    S3 is copied to ``home/cache`` first. One that is sharded already, here or in S3, is its own data set.
 
     Raises:
         SourceError: there is no such source, or its sharding was not finished.
@@ -71,7 +73,8 @@ def dataset_address(home: Path, spec: DataSpec) -> str:
     if is_sharded(copied):
         return _absolute(copied.source)
     slug = re.sub(r"[^a-z0-9]+", "-", Path(spec.source).stem.lower()).strip("-")[:32]
-    return str((home / "data" / f"{slug or 'images'}-{fingerprint(copied)[:16]}").absolute())
+    name = f"{slug or 'images'}-{fingerprint(copied)[:16]}"
+    return f"{storage}/data/{name}" if storage else str((home / "data" / name).absolute())
 
 
 def shard_dataset(
@@ -91,7 +94,7 @@ def shard_dataset(
     Args:
         spec: the source and its preparation.
         destination: folder of the data set, or ``s3://bucket/prefix``. On a cluster the folder, the cache and the
-            source lie on a shared file system.
+            source lie on a shared file system, unless ``MONGE_STORAGE`` is set: this machine alone writes then.
         cache: folder of downloads.
         workers: shards written at a time, by default as many as the cluster has CPUs; 0 to write them in this
             process, without Ray, which must be initialised otherwise.
@@ -270,14 +273,18 @@ def _write(
         for number, start, stop in missing:
             yield number, write_shard(source, store, number, start, stop)
         return
-    at_once = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    task, cpus = _task()
+    if not cpus:
+        yield from _write(source, store, missing, 0)
+        return
+    at_once = workers or cpus
     shared = ray.put(source)
     waiting = iter(missing)
     running: dict[ray.ObjectRef, int] = {}
     try:
         while True:
             for number, start, stop in islice(waiting, at_once - len(running)):
-                running[_write_shard.remote([shared], store, number, start, stop)] = number
+                running[task.remote([shared], store, number, start, stop)] = number
             if not running:
                 return
             ready, _ = ray.wait(list(running), num_returns=1, timeout=SILENCE)
@@ -294,6 +301,15 @@ def _write(
     finally:
         for reference in running:
             ray.cancel(reference)
+
+
+def _task() -> tuple[Any, int]:
+    """The Ray task that writes a shard where it may run, and the CPUs that there are for it."""
+    if load_settings().storage is None:
+        return _write_shard, max(1, int(ray.cluster_resources().get("CPU", 1)))
+    here = ray.get_runtime_context().get_node_id()  # other machines do not see the images
+    cpus = sum(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["NodeID"] == here)
+    return _write_shard.options(scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)), cpus
 
 
 @ray.remote(num_cpus=1, max_retries=3)

@@ -50,6 +50,29 @@ _ABSENT = "check the name, and MONGE_S3_ENDPOINT_URL"
 _ANSWER = "check MONGE_S3_ENDPOINT_URL and the server, or raise MONGE_S3_TIMEOUT or MONGE_S3_ATTEMPTS"
 
 
+def session_of(settings: Settings) -> boto3.Session:
+    """Where boto3 finds keys and region."""
+    return boto3.Session(profile_name=settings.s3_profile, region_name=settings.s3_region)
+
+
+def no_keys(name: str) -> StorageError:
+    """The error of a request for which there are no keys."""
+    return StorageError(f"{name}: there are no keys for S3", cure=_ACCESS)
+
+
+def require_credentials(address: str, settings: Settings) -> None:
+    """Refuse to go on without keys; whether they open the bucket is not asked.
+
+    Raises:
+        StorageError: boto3 finds none.
+    """
+    try:
+        if session_of(settings).get_credentials() is None:
+            raise no_keys(address)
+    except (PartialCredentialsError, ProfileNotFound):
+        raise no_keys(address) from None
+
+
 @dataclass(frozen=True)
 class S3Storage:
     """Objects of a bucket below a prefix.
@@ -88,8 +111,7 @@ class S3Storage:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
-        session = boto3.Session(profile_name=settings.s3_profile, region_name=settings.s3_region)
-        return session.client("s3", endpoint_url=settings.s3_endpoint_url, config=config)
+        return session_of(settings).client("s3", endpoint_url=settings.s3_endpoint_url, config=config)
 
     def pages(self, prefix: str = "") -> Iterator[list[StoredObject]]:
         root = f"{self.prefix}/" if self.prefix else ""
@@ -180,7 +202,7 @@ class S3Storage:
         except ClientError as error:
             raise self._refused(self._name(key), error) from None
         except (NoCredentialsError, PartialCredentialsError, ProfileNotFound):
-            raise StorageError(f"{self._name(key)}: there are no keys for S3", cure=_ACCESS) from None
+            raise no_keys(self._name(key)) from None
         except (NoConnectionError, HTTPClientError, *_CUT) as error:
             what = f"no whole answer in {self.settings.s3_attempts} attempts ({type(error).__name__})"
             raise StorageError(f"{self._name(key)}: {what}", cure=_ANSWER) from None

@@ -16,6 +16,9 @@ from ray.train import Checkpoint
 from pipelines.distributed import from_first_rank, rank
 from pipelines.errors import CheckpointError
 from pipelines.training.checkpoint import verify_checkpoint
+from services.settings import Settings
+from services.storage.arrow import open_files
+from services.training.config import jobs_address
 from services.training.origin import NAME, Origin, age, find_origin
 from services.training.progress import report_stage
 
@@ -49,23 +52,25 @@ class Resumption:
 
 
 @contextmanager
-def resumption(jobs: Path | None = None, origin: Origin | None = None) -> Iterator[Resumption]:
+def resumption(settings: Settings | None = None, origin: Origin | None = None) -> Iterator[Resumption]:
     """The latest whole checkpoint of this job, the same on all ranks; every rank calls it.
 
     Rank 0 verifies the checkpoints, reports those that are damaged, and tells the others which one to take.
 
     Args:
-        jobs: the folder of all jobs.
+        settings: where checkpoints lie.
         origin: which checkpoint of another job is taken where this one has none; no other one stands in for it.
 
     Raises:
         CheckpointError: none is whole, and the error is that of the latest; or the origin's is missing or damaged.
+        StorageError: S3 refuses, fails or does not answer.
     """
     latest = ray.train.get_checkpoint()
-    if latest is None:
-        yield Resumption(origin=None if jobs is None or origin is None else _of_origin(jobs, origin))
-        return
     with ExitStack() as stack:
+        if latest is None:
+            of_other = None if settings is None or origin is None else _of_origin(settings, origin, stack)
+            yield Resumption(origin=of_other)
+            return
         if rank() == 0:
             name, folder = _whole(latest, stack)
             taken = _counted(latest)
@@ -76,12 +81,15 @@ def resumption(jobs: Path | None = None, origin: Origin | None = None) -> Iterat
         yield Resumption(Path(folder), taken=taken)
 
 
-def _of_origin(jobs: Path, origin: Origin) -> Path:
-    if rank() != 0:
-        return jobs / origin.job / from_first_rank("")
-    _, folder = find_origin(jobs, origin)
-    verify_checkpoint(folder)
-    from_first_rank(folder.name)
+def _of_origin(settings: Settings, origin: Origin, stack: ExitStack) -> Path:
+    """The folder where the checkpoint lies until the stack is closed."""
+    jobs = jobs_address(settings)
+    name = find_origin(jobs, origin, settings)[1] if rank() == 0 else from_first_rank("")
+    filesystem, path = open_files(f"{jobs}/{origin.job}/{name}", settings)
+    folder = Path(stack.enter_context(Checkpoint(path, filesystem).as_directory()))
+    if rank() == 0:
+        verify_checkpoint(folder)
+        from_first_rank(name)
     return folder
 
 

@@ -5,6 +5,7 @@ Nothing here imports torch: Ray Train's controller has to know this module, and 
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +24,6 @@ class WorkerConfig:
         data: folder of the sharded data set, or its address in S3.
         settings: of the driver, for a process elsewhere.
         mlflow_uri: where rank 0 logs.
-        models: folder of downloaded models.
         attempt: number of the attempt at the job; 0 for a trial, which has none.
         origin: the job whose checkpoint this one starts with, as ``JOB@IMAGES``.
     """
@@ -33,7 +33,6 @@ class WorkerConfig:
     data: str
     settings: dict[str, Any]
     mlflow_uri: str
-    models: str
     attempt: int = 0
     origin: str | None = None
 
@@ -46,7 +45,6 @@ class WorkerConfig:
             data=data,
             settings=settings.for_workers(),
             mlflow_uri=settings.address("mlflow_uri"),
-            models=str(models_folder(settings)),
             **more,
         )
 
@@ -54,20 +52,31 @@ class WorkerConfig:
         """As Ray carries it."""
         return asdict(self)
 
+    def settings_here(self) -> Settings:
+        """The driver's settings as they hold on this machine, whose home folder is its own where storage is in S3."""
+        own = set()
+        if self.settings.get("storage") and "MONGE_HOME" in os.environ:
+            own = {"home", "shard_cache"}
+        return Settings(**{name: value for name, value in self.settings.items() if name not in own})
+
 
 def models_folder(settings: Settings) -> Path:
     """Where downloaded models lie."""
     return (settings.home / "models").absolute()
 
 
-def jobs_folder(settings: Settings) -> Path:
-    """Where the checkpoints of all jobs lie, each job's in a folder of its id."""
-    return (settings.home / "jobs").absolute()
+def jobs_address(settings: Settings) -> str:
+    """Where checkpoints and attempts of all jobs lie, each job's below its id: a folder, or an address in S3."""
+    return f"{settings.storage}/jobs" if settings.storage else str(_jobs_folder(settings))
 
 
 def staging_folder(settings: Settings, job: str) -> Path:
-    """Where checkpoints of a job lie until Ray Train has taken them."""
-    return jobs_folder(settings) / ".staging" / job
+    """Where checkpoints of a job lie on the worker's machine until Ray Train has taken them."""
+    return _jobs_folder(settings) / ".staging" / job
+
+
+def _jobs_folder(settings: Settings) -> Path:
+    return (settings.home / "jobs").absolute()
 
 
 def on_worker(config: dict[str, Any]) -> dict[str, Any]:

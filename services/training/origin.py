@@ -1,4 +1,4 @@
-"""The job whose checkpoint another one goes on from, and the checkpoints of a job as they lie below the home folder.
+"""The job whose checkpoint another one goes on from, and the checkpoints of a job, in the home folder or in S3.
 
 Nothing here imports torch or Ray: the job service and the driver look here as well.
 """
@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Self
 
 from pipelines.errors import CheckpointError, SpecError
+from services.settings import Settings
+from services.storage.objects import SCHEME
+from services.storage.open import open_storage
 
 NAME = re.compile(r"images-(\d{12,})(?:-(\d+))?")
 """Of the folder of a checkpoint: the images seen, and its number among those of as many."""
@@ -55,37 +58,53 @@ def age(name: str) -> tuple[int, int]:
     return (int(found[1]), int(found[2] or 1)) if found else (-1, 0)
 
 
-def kept(folder: Path) -> list[Path]:
-    """The checkpoints in the folder of a job, oldest first; none where there is no such folder."""
-    if not folder.is_dir():
-        return []
-    found = (one for one in folder.iterdir() if NAME.fullmatch(one.name) and one.is_dir())
-    return sorted(found, key=lambda one: age(one.name))
-
-
-def find_origin(jobs: Path, origin: Origin) -> tuple[Origin, Path]:
-    """The checkpoint of an origin, and its folder.
+def kept(jobs: str, job: str, settings: Settings) -> list[str]:
+    """The names of the checkpoints of a job, oldest first.
 
     Args:
-        jobs: the folder of all jobs.
+        jobs: address of all jobs: a folder, or one in S3.
+        job: its id.
+        settings: of S3.
+
+    Raises:
+        StorageError: S3 refuses, fails or does not answer.
+    """
+    return sorted(filter(NAME.fullmatch, _folders(f"{jobs}/{job}", settings)), key=age)
+
+
+def _folders(address: str, settings: Settings) -> set[str]:
+    if not address.startswith(SCHEME):
+        folder = Path(address)
+        return {one.name for one in folder.iterdir() if one.is_dir()} if folder.is_dir() else set()
+    pages = open_storage(address, settings).pages("images-")
+    return {found.key.partition("/")[0] for page in pages for found in page if "/" in found.key}
+
+
+def find_origin(jobs: str, origin: Origin, settings: Settings) -> tuple[Origin, str]:
+    """The checkpoint of an origin, and its name.
+
+    Args:
+        jobs: address of all jobs: a folder, or one in S3.
         origin: the job, and which of its checkpoints.
+        settings: of S3.
 
     Returns:
-        The origin with its images, and the folder of the checkpoint.
+        The origin with its images, and the name of the checkpoint.
 
     Raises:
         CheckpointError: the job keeps no checkpoint, or none of so many images.
+        StorageError: S3 refuses, fails or does not answer.
     """
-    folders = kept(jobs / origin.job)
-    if not folders:
+    names = kept(jobs, origin.job, settings)
+    if not names:
         raise CheckpointError(
             f"origin: no checkpoint of {origin.job} lies in {jobs}", cure="continue a job that has saved one"
         )
-    fitting = [one for one in folders if origin.images in (None, age(one.name)[0])]
+    fitting = [name for name in names if origin.images in (None, age(name)[0])]
     if not fitting:
-        counts = ", ".join(str(count) for count in sorted({age(one.name)[0] for one in folders}))
+        counts = ", ".join(str(count) for count in sorted({age(name)[0] for name in names}))
         raise CheckpointError(
             f"origin: {origin} is not kept; the checkpoints of {origin.job} are those of {counts} images",
-            cure=f"choose one of them, as in {origin.at(age(folders[-1].name)[0])}",
+            cure=f"choose one of them, as in {origin.at(age(names[-1])[0])}",
         )
-    return origin.at(age(fitting[-1].name)[0]), fitting[-1]
+    return origin.at(age(fitting[-1])[0]), fitting[-1]

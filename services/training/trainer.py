@@ -10,11 +10,12 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from pipelines.errors import MongeError, RankError, ServiceError, TrainingError
+from pipelines.errors import MongeError, RankError, ServiceError, StorageError, TrainingError
 from pipelines.spec import JobSpec
 from services.settings import Settings
+from services.storage.arrow import open_files
 from services.training.backend import NodeTorchConfig
-from services.training.config import WorkerConfig, jobs_folder, models_folder, on_worker, staging_folder
+from services.training.config import WorkerConfig, jobs_address, models_folder, on_worker, staging_folder
 from services.training.origin import Origin
 from services.training.placement import Placement
 from services.training.references import pinned
@@ -65,12 +66,14 @@ def fit(
 
     Raises:
         TrainingError: training failed, or the workers raised errors more often than the spec allows.
+        StorageError: there are no keys for S3.
         ServiceError: the cluster has become too small, workers were lost more often than the spec allows or could
             not be started, or MLflow cannot be reached.
         ModelNotFoundError: there is no such reference to judge by.
         SourceError, SpecError: an ImageNet network to judge by cannot be had.
     """
     spec = pinned(spec, settings.address("mlflow_uri"), models_folder(settings))
+    filesystem, path = open_files(jobs_address(settings), settings)
     began = None if origin is None else str(origin)
     config = WorkerConfig.of(job, spec, data, settings, attempt=attempt, origin=began)
     # Ray annotates neither functions that return something nor the value that it hands back.
@@ -84,7 +87,8 @@ def fit(
         scaling_config=ScalingConfig(num_workers=placement.workers, use_gpu=placement.gpu),
         run_config=RunConfig(
             name=job,
-            storage_path=str(jobs_folder(settings)),
+            storage_path=path,
+            storage_filesystem=filesystem if settings.storage else None,
             failure_config=FailureConfig(max_failures=spec.workers.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
         ),
@@ -93,8 +97,12 @@ def fit(
         result = trainer.fit()
     except TrainingFailedError as error:
         raise _failure(job, error) from error
+    except OSError as error:
+        if settings.storage is None:
+            raise
+        raise StorageError(f"{settings.storage}: cannot be written", cure="check that the server answers") from error
     finally:
-        # Workers that were killed leave behind what Ray Train had not taken yet.
+        # Workers of this machine that were killed leave behind what Ray Train had not taken yet.
         shutil.rmtree(staging_folder(settings, job), ignore_errors=True)
     outcome = dict(result.return_value or {})
     if "error" in outcome:

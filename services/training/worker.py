@@ -31,6 +31,7 @@ from pipelines.errors import (
     ServiceError,
     ShardError,
     SpecError,
+    StorageError,
     SupersededError,
     TooLargeError,
 )
@@ -49,12 +50,13 @@ from services.tracking.entries import Entry, read_entries, write_entries
 from services.tracking.registry import register
 from services.tracking.run import ORIGIN_TAG, Run
 from services.training.checkpoints import Resumption, resumption
-from services.training.config import WorkerConfig, jobs_folder, staging_folder
+from services.training.config import WorkerConfig, jobs_address, models_folder, staging_folder
 from services.training.fencing import Fence
 from services.training.origin import Origin
 from services.training.progress import report_progress, report_run, report_stage
 from services.training.references import reference_of
 from services.training.stopping import StopRequest
+from services.training.uploads import Uploads
 from services.training.watch import Watch
 from services.transport.client import RayPlanner
 
@@ -80,6 +82,9 @@ SPARE = 60.0
 ARRIVAL, PAUSE = 30.0, 10.0
 """Seconds that MLflow has for what is left at the end of a run, and seconds until it is tried again."""
 
+UPLOAD = 30.0
+"""Seconds that the last checkpoint of a run which was asked to stop has to come into S3."""
+
 EXAMPLES = 2
 """Images in the input example of a registered classifier."""
 
@@ -101,7 +106,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """
     worker = WorkerConfig(**config)
     configure_process()
-    settings, position = Settings(**worker.settings), Position()
+    settings, position = worker.settings_here(), Position()
     try:
         with Watch(position, rank(), settings.rank_deadline + SPARE), agree("running the job"):
             trained = _train(worker, JobSpec.model_validate(worker.spec), settings, position)
@@ -126,7 +131,7 @@ class _Trained:
         if self.state.images < self.spec.train.images:
             if self.tracker:
                 self.tracker.stop()
-            return {"stopped": self.state.images, "saved": self.listener.saved}
+            return {"stopped": self.state.images, "saved": self.listener.stored()}
         if self.tracker is None:
             return {}
         return {"model": self.tracker.finish(self.state, self.data), "metrics": self.listener.latest}
@@ -134,22 +139,23 @@ class _Trained:
 
 def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings, position: Position) -> _Trained:
     device = get_device()
-    fence = Fence(jobs_folder(settings), worker.job, worker.attempt)
+    fence = Fence(jobs_address(settings), worker.job, worker.attempt, settings)
     tracker = _Tracker(worker, spec, fence) if rank() == 0 else None
     position.doing = "opening the data"
     with agree("opening the data"):
         data = open_for(spec, worker.data, settings)
     position.doing = "building the networks"
     origin = None if worker.origin is None else Origin.parse(worker.origin)
-    with agree("building the networks"), resumption(jobs_folder(settings), origin) as resumed:
+    with agree("building the networks"), resumption(settings, origin) as resumed:
         planner = planner_of(worker.job, spec, settings.plan_deadline)
         objective, state = start(spec, data, planner, device, resumed.folder, resumed.origin)
         if tracker and resumed.folder:
             tracker.run.send_again(_unsent(resumed.folder))
         elif tracker and origin and resumed.origin:
             tracker.run.tag(ORIGIN_TAG, str(origin.at(state.images)))
-        reference = reference_of(spec, worker.mlflow_uri, worker.models, device)
-    listener = _Listener(spec, tracker, staging_folder(settings, worker.job), resumed)
+        reference = reference_of(spec, worker.mlflow_uri, models_folder(settings), device)
+    uploads = Uploads() if settings.storage else None
+    listener = _Listener(spec, tracker, staging_folder(settings, worker.job), resumed, uploads)
     if tracker:
         tracker.say(
             f"training {_parameters(state):,} parameters on {len(data.train):,} images, {world_size()} workers, "
@@ -244,14 +250,16 @@ class _Tracker:
 
     def _until_taken(self, call: Callable[[], Result]) -> Result:
         while True:
-            self.fence.require()
             try:
+                self.fence.require()
                 return call()
+            except StorageError as error:  # whether a later attempt has begun
+                self.say(f"the training is over; waiting for the storage: {error.args[0]}")
             except ServiceError as error:
                 if not is_passing(error):
                     raise
                 self.say(f"the training is over; waiting for MLflow: {error.args[0]}")
-                time.sleep(PAUSE)
+            time.sleep(PAUSE)
 
     def _register(self, state: TrainState, data: ShardedDataset) -> str:
         """Register the judged network; returns the model's name and version."""
@@ -271,11 +279,19 @@ class _Tracker:
 class _Listener:
     """Hears of the run on every rank; logs on rank 0, and hands checkpoints to Ray Train on all."""
 
-    def __init__(self, spec: JobSpec, tracker: _Tracker | None, staging: Path, resumed: Resumption) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        tracker: _Tracker | None,
+        staging: Path,
+        resumed: Resumption,
+        uploads: Uploads | None = None,
+    ) -> None:
         self._spec = spec
         self._tracker = tracker
         self._staging = staging
         self._resumed = resumed
+        self._uploads = uploads
         self.saved = False
         """Whether the latest checkpoint could be written; rank 0 alone knows."""
         self.latest: dict[str, float] = {}
@@ -284,7 +300,7 @@ class _Listener:
         """See :class:`pipelines.training.loop.Listener`."""
         self.latest |= values
         if self._tracker:
-            self._tracker.fence.require()
+            self._tracker.fence.require_if_seen()
             self._tracker.run.metrics(values, images)
             report_progress(images, self._spec.train.images, values)
 
@@ -298,32 +314,40 @@ class _Listener:
         """See :class:`pipelines.training.loop.Listener`; every rank comes here, since Ray Train waits for all."""
         with agree("saving a checkpoint"):
             checkpoint = self._written(state, self._tracker.run.unsent()) if self._tracker else None
+        if checkpoint and self._uploads:
+            self._uploads.expect()
         ray.train.report(
             {"images": state.images, **self.latest},
             checkpoint=checkpoint,
             checkpoint_dir_name=self._resumed.name(state.images),
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
+            checkpoint_upload_fn=self._uploads,
         )
+
+    def stored(self) -> bool:
+        """Whether the latest checkpoint is kept; waits until it has come into S3."""
+        return self.saved and (self._uploads is None or self._uploads.stored(UPLOAD))
 
     def _written(self, state: TrainState, unsent: list[Entry]) -> Checkpoint | None:
         """A checkpoint in a folder of its own. None where it cannot be written: training goes on all the same, since a
         restart would only lose what was computed since the one before."""
         assert self._tracker
-        self._tracker.fence.require()
         folder = None
         try:
+            self._tracker.fence.require()
             self._staging.mkdir(parents=True, exist_ok=True)
             folder = tempfile.mkdtemp(dir=self._staging)
             write_entries(unsent, Path(folder))
             save_checkpoint(state, Path(folder))
-        except OSError as error:
+        except (OSError, StorageError) as error:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
             self.saved = False
             log.warning("cannot write a checkpoint to %s", self._staging, exc_info=error)
+            why = error.args[0] if isinstance(error, StorageError) else error
             report_stage(
-                f"the checkpoint at image {state.images:,} could not be written, what was kept before stays: {error}",
+                f"the checkpoint at image {state.images:,} could not be written, what was kept before stays: {why}",
                 trains=True,
             )
             return None

@@ -153,7 +153,7 @@ class _Watch(Callback):
 
 
 def _shard(spec: JobSpec, settings: Settings, on_progress: Progress) -> str:
-    address = dataset_address(settings.home, spec.data)
+    address = dataset_address(settings.home, spec.data, settings.storage)
     shard_dataset(spec.data, address, settings.home / "cache", on_progress=on_progress)
     return address
 

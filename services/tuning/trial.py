@@ -14,9 +14,8 @@ from pipelines.evaluation.result import Evaluation
 from pipelines.spec import JobSpec
 from pipelines.training.run import run, start
 from pipelines.training.state import TrainState
-from services.settings import Settings
 from services.tracking.run import Run
-from services.training.config import WorkerConfig
+from services.training.config import WorkerConfig, models_folder
 from services.training.references import reference_of
 from services.training.worker import configure_process, open_for, planner_of
 from services.tuning.summary import Curve
@@ -64,13 +63,13 @@ def run_trial(config: dict[str, Any]) -> None:
 
 
 def _train(trial: TrialConfig, spec: JobSpec, tracked: Run) -> _Listener:
-    settings = Settings(**trial.settings)
+    settings = trial.settings_here()
     device = torch.device("cuda" if trial.gpu else "cpu")
     # Not verified: each of many trials would read the whole data set for it.
     data = open_for(spec, trial.data, settings, verify=False)
     planner = planner_of(trial.job, spec, settings.plan_deadline)
     objective, state = start(spec, data, planner, device)
-    reference = reference_of(spec, trial.mlflow_uri, trial.models, device)
+    reference = reference_of(spec, trial.mlflow_uri, models_folder(settings), device)
     listener = _Listener(tracked, trial.curves)
     run(spec, data, objective, state, planner, listener, device, reference)
     return listener

@@ -24,6 +24,7 @@ READMES = sorted(
 SERVICES = ("jobs", "platform", "serving", "sharding", "storage", "tracking", "training", "transport", "tuning")
 OF_MONGE_UP = "of `monge up`"
 OF_HOME = {
+    "STORAGE": "the home folder",
     "SHARD_CACHE": "`cache/shards` of the home",
     "TOKEN": "`token` in the home folder",
     "MLFLOW_PUBLIC_URI": "`MONGE_MLFLOW_URI`",

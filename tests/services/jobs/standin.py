@@ -23,6 +23,7 @@ from services.jobs.policy import Cluster, Limits
 from services.jobs.ray_jobs import EngineError, RayNode, RayStatus
 from services.jobs.states import Status
 from services.jobs.store import Store, Untracked
+from services.settings import Settings
 from services.tokens import Role
 
 RAY_TOKEN = "the-cluster's-own"
@@ -211,7 +212,7 @@ class JobService:
         return Service(
             self.store,
             self.logs,
-            Admission(self.folder, resolve),
+            Admission(Settings(home=self.folder), resolve),
             seen=lambda: (self.controller.seen, self.controller.looked),
             poke=lambda: None,
             mlflow=lambda: "http://127.0.0.1:5000",

@@ -140,7 +140,7 @@ def test_an_attempt_that_was_given_up_changes_nothing(monge: Monge, home: Path, 
     (driver,) = [one for one in family(home) if f"services.jobs.driver --job {job}" in title(one)]
     driver.suspend()  # it has lost its network, and the cluster gives it up
     controllers, dead = workers(home, "TrainController"), workers(home)
-    Fence(home / "jobs", job, 2).claim()
+    Fence(str(home / "jobs"), job, 2, Settings(home=home)).claim()
     with Jobs(Settings(home=home)) as jobs:
         assert wait_until(lambda: not any(one.is_running() for one in dead), timeout=120)
         before = sorted(path.name for path in (home / "jobs" / job).glob("images-*"))
@@ -201,4 +201,5 @@ def test_the_whole_machine_may_die_at_any_moment(monge: Monge, home: Path, shape
 
 
 def _log(home: Path, job: str) -> str:
-    return "".join(file.read_text() for file in (home / "jobservice" / "logs").rglob("*") if job in str(file) and file.is_file())
+    files = (file for file in (home / "jobservice" / "logs").rglob("*") if job in str(file) and file.is_file())
+    return "".join(file.read_text() for file in files)

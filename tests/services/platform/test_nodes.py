@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 from pydantic import SecretStr
 
-from pipelines.errors import ConflictError, ForbiddenError, ServiceError, SpecError, UnauthenticatedError
+from pipelines.errors import ConflictError, ForbiddenError, ServiceError, SpecError, StorageError, UnauthenticatedError
 from services.http import bound
 from services.jobs.api import build_app
 from services.jobs.documents import Joining
@@ -75,6 +75,29 @@ def test_a_home_that_is_not_the_heads_is_refused(tmp_path: Path, head: str) -> N
         nodes.check(offered(tmp_path, head), Settings(home=tmp_path / "other"))
 
 
+def test_a_node_has_a_home_of_its_own_where_storage_lies_in_s3(
+    tmp_path: Path, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    told = offered(tmp_path, head, home="/nowhere", home_id="0123", storage="s3://bucket/ours")
+    own = Settings(home=tmp_path / "own")
+    with pytest.raises(StorageError, match="s3://bucket/ours: there are no keys for S3"):
+        nodes.check(told, own)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDTEST")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-key")
+    assert nodes.check(told, own) == "127.0.0.1"
+    with pytest.raises(ConflictError, match="MONGE_STORAGE: s3://other here, s3://bucket/ours on the head"):
+        nodes.check(told, Settings(storage="s3://other"))
+    home = nodes.home_of(told, own)
+    assert home == tmp_path / "own"
+    _, environment = nodes.node_command(told, home, "127.0.0.5", 3)
+    assert (environment["MONGE_HOME"], environment["MONGE_STORAGE"]) == (str(home), "s3://bucket/ours")
+    assert "hidden-key" not in str(environment)
+
+
 def test_a_head_that_is_not_reached_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match=r"the Ray head at 127\.0\.0\.1:9 is not reached"):
         nodes.check(offered(tmp_path), Settings())
@@ -96,7 +119,7 @@ def test_a_home_is_known_again(tmp_path: Path) -> None:
 
 def test_the_command_line_of_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
-    command, environment = nodes.node_command(offered(tmp_path, "10.0.0.1:6379"), "127.0.0.5", 3)
+    command, environment = nodes.node_command(offered(tmp_path, "10.0.0.1:6379"), tmp_path, "127.0.0.5", 3)
     line = " ".join(command)
     assert "start --address 10.0.0.1:6379 --block --node-ip-address 127.0.0.5" in line
     assert line.endswith("--num-cpus 3")
@@ -104,7 +127,7 @@ def test_the_command_line_of_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert environment["RAY_AUTH_TOKEN"] == RAY_TOKEN
     assert environment["MONGE_HOME"] == str(tmp_path)
     assert environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "1"
-    assert "--num-cpus" not in nodes.node_command(offered(tmp_path), "127.0.0.5", None)[0]
+    assert "--num-cpus" not in nodes.node_command(offered(tmp_path), tmp_path, "127.0.0.5", None)[0]
 
 
 def test_pauses_grow_and_begin_anew() -> None:

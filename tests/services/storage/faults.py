@@ -42,7 +42,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _serve(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         self.server.requests += 1
         fault = self.server.faults.popleft() if self.server.faults else None
         if fault == "slow":
@@ -60,6 +60,17 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(answer.status, dict(answer.headers), data[: length // 2] if fault == "cut" else data, length)
         connection.close()
         return self._reset() if fault == "cut" else None
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        del self.headers["Transfer-Encoding"]  # it is passed on in one piece
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
 
     def _answer(self, status: int, headers: dict[str, str], data: bytes, length: int) -> None:
         self.send_response_only(status)

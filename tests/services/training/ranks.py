@@ -22,6 +22,7 @@ from runs import job, start
 from pipelines.data.loader import open_dataset
 from pipelines.distributed import agree
 from pipelines.training.state import TrainState
+from services.settings import Settings
 from services.training import worker
 from services.training.checkpoints import resumption
 from services.training.fencing import Fence
@@ -64,7 +65,7 @@ def _rank(index: int, data: str, latest: Path, folder: Path) -> None:
         with agree("running the job"):
             with resumption() as resumed:
                 taken = resumed.folder
-            run, fence = SimpleNamespace(unsent=list), Fence(folder, "job-1", 1)
+            run, fence = SimpleNamespace(unsent=list), Fence(str(folder), "job-1", 1, Settings())
             tracker = cast(Any, SimpleNamespace(run=run, fence=fence)) if index == 0 else None
             listener = worker._Listener(spec, tracker, folder / "staging", resumed)
             for images in (16, 32):

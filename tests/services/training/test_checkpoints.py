@@ -23,6 +23,7 @@ from runs import job, start, stripes
 from pipelines.errors import CheckpointError
 from pipelines.training.checkpoint import NUMBERS, TENSORS, save_checkpoint, verify_checkpoint
 from pipelines.training.state import TrainState
+from services.settings import Settings
 from services.training import checkpoints
 from services.training.checkpoints import Resumption, resumption
 from services.training.origin import Origin
@@ -168,7 +169,7 @@ def test_other_ranks_take_what_the_first_has_found(kept: Path, monkeypatch: pyte
 
 
 def begun(jobs: Path, origin: Origin) -> Resumption:
-    with resumption(jobs, origin) as found:
+    with resumption(Settings(home=jobs.parent), origin) as found:
         return found
 
 

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import CheckpointError, SpecError
+from services.settings import Settings
 from services.training.origin import Origin, find_origin, kept
+
+SETTINGS = Settings()
 
 
 @pytest.mark.parametrize("text", ["a-20261127-093604-ab12", "a-20261127-093604-ab12@10240", "a@0"])
@@ -33,22 +36,22 @@ def jobs(tmp_path: Path) -> Path:
 
 
 def test_checkpoints_are_sorted_by_images_and_then_by_number(jobs: Path) -> None:
-    assert [one.name for one in kept(jobs / "a")] == [
+    assert kept(str(jobs), "a", SETTINGS) == [
         "images-000000000032",
         "images-000000000064",
         "images-000000000064-2",
         "images-000000000064-10",
         "images-1234567890123",
     ]
-    assert kept(jobs / "b") == []
+    assert kept(str(jobs), "b", SETTINGS) == []
 
 
 @pytest.mark.parametrize(
     ("images", "name"), [(None, "images-1234567890123"), (64, "images-000000000064-10"), (32, "images-000000000032")]
 )
 def test_the_latest_is_found_or_the_last_of_so_many_images(jobs: Path, images: int | None, name: str) -> None:
-    origin, folder = find_origin(jobs, Origin("a", images))
-    assert folder == jobs / "a" / name
+    origin, found = find_origin(str(jobs), Origin("a", images), SETTINGS)
+    assert found == name
     assert origin == Origin("a", images or 1_234_567_890_123)
 
 
@@ -56,7 +59,7 @@ def test_what_is_kept_is_listed(jobs: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"a@96 is not kept; .* are those of 32, 64, 1234567890123 images"
     ) as error:
-        find_origin(jobs, Origin("a", 96))
+        find_origin(str(jobs), Origin("a", 96), SETTINGS)
     assert error.value.cure == "choose one of them, as in a@1234567890123"
     with pytest.raises(CheckpointError, match="no checkpoint of b lies in"):
-        find_origin(jobs, Origin("b"))
+        find_origin(str(jobs), Origin("b"), SETTINGS)

@@ -38,7 +38,7 @@ def tried(spec: JobSpec, data: ShardedDataset, uri: str) -> str:
     config = TrialConfig(
         job="sweep-000", label="seed=7", parent=parent.run_id, spec=spec.model_dump(mode="json"),
         data=data.address, settings=Settings(plan_deadline=5).for_workers(), mlflow_uri=uri,
-        models="", gpu=False, curves=("loss", "test_error"),
+        gpu=False, curves=("loss", "test_error"),
     )  # fmt: skip
     run_trial({"trial": config.carried()})
     parent.close()

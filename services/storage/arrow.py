@@ -1,0 +1,88 @@
+"""Folders and S3 as pyarrow's file systems, by which Ray Train writes and reads checkpoints."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from typing import Any
+from urllib.parse import urlsplit
+
+from botocore.credentials import RefreshableCredentials
+from botocore.exceptions import PartialCredentialsError, ProfileNotFound
+from pyarrow.fs import AwsStandardS3RetryStrategy, FileSystem, LocalFileSystem, S3FileSystem
+
+from services.settings import Settings
+from services.storage.objects import SCHEME
+from services.storage.s3 import S3Storage, no_keys, session_of
+
+
+def open_files(address: str, settings: Settings) -> tuple[FileSystem, str]:
+    """A file system, and the path in it that an address names.
+
+    Args:
+        address: of a folder, or ``s3://bucket/prefix``.
+        settings: of S3.
+
+    Raises:
+        StorageError: there are no keys for S3.
+    """
+    if not address.startswith(SCHEME):
+        return LocalFileSystem(), address
+    return S3Files(settings), address.removeprefix(SCHEME)
+
+
+class S3Files(S3FileSystem):
+    """S3 by the settings and the keys that boto3 finds.
+
+    Another process to which it is sent finds the keys by itself: none is in its pickle.
+
+    Raises:
+        StorageError: there are no keys.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._known = {name: value for name, value in settings.model_dump().items() if name.startswith("s3_")}
+        super().__init__(**_options(settings))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made, (self._known,)
+
+
+def _made(known: dict[str, Any]) -> S3Files:
+    return S3Files(Settings(**known))
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    try:
+        session = session_of(settings)
+        credentials = session.get_credentials()
+        # boto3 knows more places where an endpoint and a region may be named.
+        meta = S3Storage("", "", settings).client.meta
+    except (PartialCredentialsError, ProfileNotFound):
+        credentials = None
+    if credentials is None:
+        raise no_keys("checkpoints")
+    endpoint = urlsplit(meta.endpoint_url)
+    is_amazon = (endpoint.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
+    options: dict[str, Any] = {
+        "region": None if meta.region_name == "aws-global" else meta.region_name,
+        "scheme": endpoint.scheme,
+        "endpoint_override": None if is_amazon else endpoint.netloc,
+        "force_virtual_addressing": not settings.s3_path_style and not _is_number(endpoint.hostname or ""),
+        "connect_timeout": settings.s3_timeout,
+        "request_timeout": settings.s3_timeout,
+        "retry_strategy": AwsStandardS3RetryStrategy(max_attempts=settings.s3_attempts),
+        "tls_ca_file_path": os.environ.get("AWS_CA_BUNDLE"),
+    }
+    if isinstance(credentials, RefreshableCredentials) and settings.s3_profile is None:
+        return options  # those of a machine's role end within hours; pyarrow's own client finds and renews them
+    keys = credentials.get_frozen_credentials()
+    return options | {"access_key": keys.access_key, "secret_key": keys.secret_key, "session_token": keys.token}
+
+
+def _is_number(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
