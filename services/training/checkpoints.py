@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import posixpath
-import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +18,9 @@ from pipelines.training.checkpoint import verify_checkpoint
 from services.settings import Settings
 from services.storage.arrow import open_files
 from services.training.config import jobs_address
-from services.training.origin import NAME, Origin, age, find_origin
+from services.training.origin import NAME, Origin, age, find_origin, kept
 from services.training.progress import report_stage
-
-_SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""Where Ray Train writes which checkpoints it keeps."""
+from services.training.snapshot import counted
 
 
 @dataclass(frozen=True)
@@ -33,8 +30,9 @@ class Resumption:
     Attributes:
         folder: the checkpoint, None at the first start of a job.
         origin: the checkpoint of another job that the first start begins with, if it does.
-        taken: names of checkpoints that the run may not use for its own. Rank 0 alone knows them: Ray Train takes the
-            name of a checkpoint from it.
+        taken: names of checkpoints that the run may not use for its own, since Ray Train has counted them: once the
+            first of two of one name is over the number to keep, it deletes the folder of both. Rank 0 alone knows them:
+            Ray Train takes the name of a checkpoint from it.
     """
 
     folder: Path | None = None
@@ -52,7 +50,9 @@ class Resumption:
 
 
 @contextmanager
-def resumption(settings: Settings | None = None, origin: Origin | None = None) -> Iterator[Resumption]:
+def resumption(
+    settings: Settings | None = None, origin: Origin | None = None, job: str | None = None
+) -> Iterator[Resumption]:
     """The latest whole checkpoint of this job, the same on all ranks; every rank calls it.
 
     Rank 0 verifies the checkpoints, reports those that are damaged, and tells the others which one to take.
@@ -60,6 +60,7 @@ def resumption(settings: Settings | None = None, origin: Origin | None = None) -
     Args:
         settings: where checkpoints lie.
         origin: which checkpoint of another job is taken where this one has none; no other one stands in for it.
+        job: id of this job, for checkpoints in its folder that Ray Train does not know.
 
     Raises:
         CheckpointError: none is whole, and the error is that of the latest; or the origin's is missing or damaged.
@@ -67,13 +68,15 @@ def resumption(settings: Settings | None = None, origin: Origin | None = None) -
     """
     latest = ray.train.get_checkpoint()
     with ExitStack() as stack:
+        if latest is None and settings is not None and job is not None:
+            latest = _unlisted(settings, job)
         if latest is None:
             of_other = None if settings is None or origin is None else _of_origin(settings, origin, stack)
             yield Resumption(origin=of_other)
             return
         if rank() == 0:
             name, folder = _whole(latest, stack)
-            taken = _counted(latest)
+            taken = counted(latest.filesystem, posixpath.dirname(latest.path))
             from_first_rank(name)
         else:
             name, taken = from_first_rank(""), frozenset()
@@ -81,12 +84,29 @@ def resumption(settings: Settings | None = None, origin: Origin | None = None) -
         yield Resumption(Path(folder), taken=taken)
 
 
+def _unlisted(settings: Settings, job: str) -> Checkpoint | None:
+    """The latest whole checkpoint in the folder of a job whose list of them was lost, or not written yet."""
+    name = ""
+    if rank() == 0:
+        for found in reversed(kept(jobs_address(settings), job, settings)):
+            with suppress(CheckpointError, FileNotFoundError), _stored(settings, job, found).as_directory() as folder:
+                verify_checkpoint(Path(folder))
+                name = found
+                break
+    name = from_first_rank(name)
+    return _stored(settings, job, name) if name else None
+
+
+def _stored(settings: Settings, job: str, name: str) -> Checkpoint:
+    filesystem, path = open_files(f"{jobs_address(settings)}/{job}/{name}", settings)
+    return Checkpoint(path, filesystem)
+
+
 def _of_origin(settings: Settings, origin: Origin, stack: ExitStack) -> Path:
     """The folder where the checkpoint lies until the stack is closed."""
     jobs = jobs_address(settings)
     name = find_origin(jobs, origin, settings)[1] if rank() == 0 else from_first_rank("")
-    filesystem, path = open_files(f"{jobs}/{origin.job}/{name}", settings)
-    folder = Path(stack.enter_context(Checkpoint(path, filesystem).as_directory()))
+    folder = Path(stack.enter_context(_stored(settings, origin.job, name).as_directory()))
     if rank() == 0:
         verify_checkpoint(folder)
         from_first_rank(name)
@@ -114,23 +134,6 @@ def _whole(latest: Checkpoint, stack: ExitStack) -> tuple[str, str]:
             report_stage(f"checkpoint {other} is damaged, training goes on from {name} instead: {reason.args[0]}")
         return name, folder
     raise damaged[newest]
-
-
-def _counted(latest: Checkpoint) -> frozenset[str]:
-    """The names of the checkpoints that Ray Train has counted.
-
-    One more under such a name would be counted twice: once the first of both is over the number to keep, Ray Train
-    deletes its folder, and with it the new checkpoint. What Ray Train has not counted is an upload that was cut short,
-    and is overwritten.
-    """
-    filesystem: FileSystem = latest.filesystem
-    try:
-        with filesystem.open_input_stream(_path(latest, _SNAPSHOT)) as stream:
-            text = stream.read().decode()
-    except FileNotFoundError:
-        return frozenset()
-    # Its format is not public; the names stand there in quotes.
-    return frozenset(name for name in re.findall(r'"([^"]*)"', text) if NAME.fullmatch(name))
 
 
 def _names(latest: Checkpoint) -> list[str]:

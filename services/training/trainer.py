@@ -19,6 +19,7 @@ from services.training.config import WorkerConfig, jobs_address, models_folder, 
 from services.training.origin import Origin
 from services.training.placement import Placement
 from services.training.references import pinned
+from services.training.snapshot import mend
 from services.training.supervision import Supervision, cause_of, is_loss, reasons
 
 CHECKPOINTS_KEPT = 2
@@ -94,6 +95,7 @@ def fit(
         ),
     )
     try:
+        mend(filesystem, f"{path}/{job}")
         result = trainer.fit()
     except TrainingFailedError as error:
         raise _failure(job, error) from error

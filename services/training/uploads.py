@@ -1,14 +1,16 @@
-"""Checkpoints on their way into S3, which may be away: that costs a checkpoint, and not the training."""
+"""Checkpoints on their way into storage that may be full or away: it costs a checkpoint, and not the training."""
 
 from __future__ import annotations
 
 import logging
 import re
 import threading
+from contextlib import suppress
 
 import ray.train
 from ray.train import Checkpoint
 
+from services.storage.objects import SCHEME
 from services.training.progress import report_stage
 
 log = logging.getLogger(__name__)
@@ -29,9 +31,14 @@ class LostCheckpoint(Checkpoint):
 
 
 class Uploads:
-    """Uploads the checkpoints of a run, one after the other, in a thread of Ray Train."""
+    """Uploads the checkpoints of a run, one after the other, in a thread of Ray Train.
 
-    def __init__(self) -> None:
+    Args:
+        address: where they are stored: a folder, or one in S3.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
         self._over = threading.Event()
         self._over.set()
         self._stored = True
@@ -53,14 +60,21 @@ class Uploads:
             self._stored = True
             return uploaded
         except OSError as error:
-            # The server's words may quote what was sent, keys included.
-            found = re.search(r"AWS Error (\w+)", str(error))
-            why = found[1] if found else type(error).__name__
-            log.warning("cannot store %s in s3://%s: %s", name, storage.experiment_fs_path, why)
-            report_stage(
-                f"{name} could not be stored in s3://{storage.experiment_fs_path}, what was kept before stays: {why}",
-                trains=True,
-            )
-            return LostCheckpoint(storage.build_checkpoint_path_from_name(name), storage.storage_filesystem)
+            why = self._reason(error)
+            log.warning("cannot store %s in %s: %s", name, self._address, why)
+            told = f"{name} could not be stored in {self._address}, what was kept before stays: {why}"
+            report_stage(told, trains=True)
+            lost = LostCheckpoint(storage.build_checkpoint_path_from_name(name), storage.storage_filesystem)
+            if lost.filesystem is not None:
+                with suppress(OSError):  # what there is of it takes room
+                    lost.filesystem.delete_dir(lost.path)
+            return lost
         finally:
             self._over.set()
+
+    def _reason(self, error: OSError) -> str:
+        if not self._address.startswith(SCHEME):
+            return str(error)
+        # The server's words may quote what was sent, keys included.
+        found = re.search(r"AWS Error (\w+)", str(error))
+        return found[1] if found else type(error).__name__

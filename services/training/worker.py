@@ -83,7 +83,7 @@ ARRIVAL, PAUSE = 30.0, 10.0
 """Seconds that MLflow has for what is left at the end of a run, and seconds until it is tried again."""
 
 UPLOAD = 30.0
-"""Seconds that the last checkpoint of a run which was asked to stop has to come into S3."""
+"""Seconds that the last checkpoint of a run which was asked to stop has to come into the storage."""
 
 EXAMPLES = 2
 """Images in the input example of a registered classifier."""
@@ -146,7 +146,7 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings, position: Po
         data = open_for(spec, worker.data, settings)
     position.doing = "building the networks"
     origin = None if worker.origin is None else Origin.parse(worker.origin)
-    with agree("building the networks"), resumption(settings, origin) as resumed:
+    with agree("building the networks"), resumption(settings, origin, worker.job) as resumed:
         planner = planner_of(worker.job, spec, settings.plan_deadline)
         objective, state = start(spec, data, planner, device, resumed.folder, resumed.origin)
         if tracker and resumed.folder:
@@ -154,7 +154,7 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings, position: Po
         elif tracker and origin and resumed.origin:
             tracker.run.tag(ORIGIN_TAG, str(origin.at(state.images)))
         reference = reference_of(spec, worker.mlflow_uri, models_folder(settings), device)
-    uploads = Uploads() if settings.storage else None
+    uploads = Uploads(f"{jobs_address(settings)}/{worker.job}")
     listener = _Listener(spec, tracker, staging_folder(settings, worker.job), resumed, uploads)
     if tracker:
         tracker.say(
@@ -326,7 +326,7 @@ class _Listener:
         )
 
     def stored(self) -> bool:
-        """Whether the latest checkpoint is kept; waits until it has come into S3."""
+        """Whether the latest checkpoint is kept; waits until it has been stored."""
         return self.saved and (self._uploads is None or self._uploads.stored(UPLOAD))
 
     def _written(self, state: TrainState, unsent: list[Entry]) -> Checkpoint | None:

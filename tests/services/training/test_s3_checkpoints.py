@@ -167,7 +167,7 @@ def test_an_upload_that_fails_is_told_and_the_next_one_counts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_storage=lambda: storage))
-    uploads = Uploads()
+    uploads = Uploads("s3://images/ours/jobs/job-1")
 
     async def follow() -> list[str]:
         manager = CheckpointManager(CheckpointConfig(num_to_keep=2), storage)

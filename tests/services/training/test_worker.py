@@ -6,10 +6,11 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
@@ -120,10 +121,23 @@ class Followed:
             self.away -= 1
             raise ServiceError("MLflow is away") from self.fault
 
-    def report(self, metrics: dict[str, Any], *, checkpoint: Any, checkpoint_dir_name: str, **_: Any) -> None:
+    def report(
+        self,
+        metrics: dict[str, Any],
+        *,
+        checkpoint: Any,
+        checkpoint_dir_name: str,
+        checkpoint_upload_fn: Callable[[Any, str], Any],
+        **_: Any,
+    ) -> None:
         self.reports.append((metrics, checkpoint_dir_name, checkpoint is not None))
         if checkpoint is not None:
-            shutil.copytree(checkpoint.path, self.kept / checkpoint_dir_name)
+            assert checkpoint_upload_fn(checkpoint, checkpoint_dir_name) is checkpoint
+
+    def persist_current_checkpoint(self, checkpoint: Any, name: str) -> Any:
+        """What Ray Train's storage does."""
+        shutil.copytree(checkpoint.path, self.kept / name, dirs_exist_ok=True)
+        return checkpoint
 
     def register(self, run: Any, folder: str, name: str, alias: str, *, images: int, **_: Any) -> str:
         assert run is self
@@ -137,6 +151,7 @@ class Followed:
 def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Followed:
     """MLflow and Ray Train replaced, in a process that is the only rank."""
     found = Followed(tmp_path / "kept")
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_storage=lambda: found))
     monkeypatch.setattr(worker.Run, "later", lambda *_, on_open: on_open(found) or found)
     monkeypatch.setattr(worker, "register", found.register)
     monkeypatch.setattr(worker, "StopRequest", lambda first: found)
@@ -228,6 +243,7 @@ def resume(again: Followed, folder: Path | None, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(worker.Run, "later", lambda *_, on_open: again)
     monkeypatch.setattr(worker, "register", again.register)
     monkeypatch.setattr(ray.train, "report", again.report)
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_storage=lambda: again))
     checkpoint = None if folder is None else Checkpoint.from_directory(str(folder))
     monkeypatch.setattr(ray.train, "get_checkpoint", lambda: checkpoint)
 
