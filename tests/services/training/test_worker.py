@@ -312,9 +312,7 @@ def test_a_checkpoint_of_another_spec_ends_the_job_though_an_older_one_fits(
 ) -> None:
     train_worker(config_of(tmp_path, data))
     other = Followed(tmp_path / "other")
-    monkeypatch.setattr(worker.Run, "later", lambda *_, on_open: other)
-    monkeypatch.setattr(worker, "register", other.register)
-    monkeypatch.setattr(ray.train, "report", other.report)
+    resume(other, None, monkeypatch)
     train_worker(config_of(tmp_path, data, ema_half_life=40))
     newest = "images-000000000064"
     shutil.rmtree(followed.kept / newest)
