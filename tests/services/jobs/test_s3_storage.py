@@ -18,6 +18,9 @@ from services.platform.processes import wait_until
 from services.settings import Settings
 from tests.services.jobs.living import Monge, adversary, draw_shapes, platform, submitted, workers
 
+LOST = "what was kept before stays"
+"""Told of a checkpoint that could not be stored."""
+
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 
 
@@ -147,10 +150,10 @@ def test_training_goes_on_while_s3_is_away(
     bucket.leave()
     try:
         with Jobs(Settings(home=home)) as jobs:
-            assert wait_until(lambda: "what was kept before stays" in str(jobs.get(job)), timeout=120, interval=0.2)
+            assert wait_until(lambda: any(LOST in event.text for event in jobs.events(job)), timeout=120, interval=0.2)
     finally:
         bucket.come_back()
     story = _ends(home, job)
-    assert "what was kept before stays" in story
+    assert LOST in story
     assert bucket.bits(job) == bucket.bits(uninterrupted)
     assert "hidden-key" not in monge("logs", job)
