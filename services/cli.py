@@ -69,7 +69,7 @@ def up(
     from services.platform import local
 
     settings = load_settings()
-    platform = local.up(settings.home, say, cpus, host)
+    platform = local.up(settings.home, say, cpus, host, settings.storage)
     _show_status()
     if not is_loopback(local.kept_host(settings.home)):
         for line in local.advice(settings.home, platform):
@@ -358,8 +358,8 @@ def node_join(
 ) -> None:
     """Be a node of the cluster that `monge up --host` started on another machine, until Ctrl-C or SIGTERM.
 
-    Both machines see the home folder of the head under the same path. A node that ends, as by a crash or because its
-    head was away, joins again; one that was drained does not.
+    Both machines see the home folder of the head under the same path, unless the head has MONGE_STORAGE. A node that
+    ends, as by a crash or because its head was away, joins again; one that was drained does not.
     """
     from pydantic import SecretStr
 

@@ -22,6 +22,9 @@ NAMESPACE = "monge"
 
 LOOPBACK = "127.0.0.1"
 
+STORAGE = "storage"
+"""File of the home folder that names the storage in S3."""
+
 _STORAGE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.{1,2}(/|$))[^/\s]+)*/?", re.ASCII)
 
 
@@ -148,14 +151,25 @@ class Settings(BaseSettings):
         return str(address)
 
 
+def kept_storage(home: Path) -> str | None:
+    """The storage in S3 that ``monge up`` was started with in a home; None where there is none."""
+    try:
+        return (home / STORAGE).read_text().strip() or None
+    except OSError:
+        return None
+
+
 def load_settings() -> Settings:
-    """Settings from the environment of this process.
+    """Settings from the environment of this process, and the storage that the home's platform was started with.
 
     Raises:
         SpecError: an environment variable has a value that does not fit.
     """
     try:
-        return Settings()
+        settings = Settings()
+        if settings.storage is None and (kept := kept_storage(settings.home)):
+            settings = Settings(storage=kept)
+        return settings
     except ValidationError as error:
         faults = [f"MONGE_{str(e['loc'][0]).upper()}: {e['msg']}{_received(e['input'])}" for e in error.errors()]
         raise SpecError("\n".join(faults)) from None

@@ -83,6 +83,8 @@ def run(
     Raises:
         MongeError: on every rank the same, whichever rank it happened to; see :func:`pipelines.distributed.agree`.
     """
+    position = position or Position()
+    position.doing = "preparing the evaluation"
     with agree("preparing the evaluation"):
         evaluate = evaluation_of(spec, data, state, planner, device, reference)
     with (

@@ -10,6 +10,7 @@ from pipelines.errors import CheckpointError, JobNotFoundError, SpecError, Stora
 from pipelines.spec import JobSpec
 from services.jobs.documents import JobDetails
 from services.settings import Settings
+from services.storage.s3 import hurried
 from services.training.config import jobs_address
 from services.training.origin import Origin, find_origin
 
@@ -44,7 +45,7 @@ def require_origin(asked: str, spec: JobSpec, find: Find, settings: Settings) ->
     jobs = jobs_address(settings)
     if settings.storage or (Path(jobs) / origin.job).is_dir() or not found.attempts:
         try:
-            origin, _ = find_origin(jobs, origin, settings)
+            origin, _ = find_origin(jobs, origin, hurried(settings))
         except CheckpointError as error:
             raise SpecError(error.args[0], cure=error.cure) from None
         except StorageError:

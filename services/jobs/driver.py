@@ -12,11 +12,12 @@ import logging
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 from pipelines.data.manifest import QUARANTINE
-from pipelines.errors import ModelNotFoundError, MongeError, ObjectNotFoundError, ServiceError
+from pipelines.errors import ModelNotFoundError, MongeError, ObjectNotFoundError, ServiceError, StorageError
 from pipelines.spec import JobSpec, parse_spec
 from services.cluster import join_cluster
 from services.settings import Settings, load_settings
@@ -25,6 +26,9 @@ from services.training.fencing import Fence
 from services.training.origin import Origin, find_origin, kept
 from services.training.placement import exactly, placement_of
 from services.training.progress import report_done, report_error, report_run, report_stage
+
+PATIENCE, PAUSE = 600.0, 10.0
+"""Seconds that the storage may be away when an attempt begins, and seconds until it is tried again."""
 
 LAST_STEP = 45.0
 """Seconds that workers have for a step and a checkpoint once the job was told to stop."""
@@ -59,7 +63,7 @@ def run_job(
     signal.signal(signal.SIGALRM, _leave)
     uri = settings.address("mlflow_uri")
     fence = Fence(jobs_address(settings), job, attempt, settings)
-    fence.claim()
+    _claim(fence)
     try:
         return _run(job, spec, settings, attempt, origin, workers)
     except (KeyboardInterrupt, SystemExit):
@@ -71,6 +75,21 @@ def run_job(
         if fence.holds():
             _close(uri, job, spec, "FAILED")
         raise
+
+
+def _claim(fence: Fence) -> None:
+    """Begin, once the storage takes the mark of this attempt: an attempt that fails for it would only be repeated."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fence.claim()
+        except StorageError as error:
+            if isinstance(error, ObjectNotFoundError) or time.monotonic() > until:
+                raise
+            report_stage(f"waiting for the storage: {error.args[0]}")
+            time.sleep(PAUSE)
+        else:
+            return
 
 
 def _run(

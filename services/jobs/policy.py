@@ -266,8 +266,8 @@ def _attended(job: Job, attempt: Attempt, cluster: Cluster, now: float, limits: 
         return None
     if status.ended:
         return _ended(job, attempt, status, now, limits)
-    if job.cancelled or _is_late(job, now) or limits.draining:
-        return Stop(job.id)
+    if job.cancelled or _is_late(job, now) or limits.draining or attempt.stopping:
+        return Stop(job.id)  # once more, for the request may have been lost
     if attempt.trains:
         return Move(job.id, State.RUNNING, f"on {attempt.placement}")
     starting = State.RECOVERING if attempt.number > 1 else State.STARTING
@@ -335,7 +335,8 @@ def _growth(
         if (
             wanted.gpu == attempt.placement.gpu
             and attempt.placement.workers < wanted.workers
-            and free[_kind(wanted)] >= 1
+            # A job that has no min starts again with all its workers or not at all.
+            and free[_kind(wanted)] >= (wanted.workers - attempt.placement.workers if job.workers.min is None else 1)
         ):
             return [Stop(job.id)]
     return []

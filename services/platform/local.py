@@ -20,7 +20,7 @@ from services.jobs.joining import make_home_id
 from services.locks import alone
 from services.platform.processes import Started, end, free_port, start, tail, wait_until
 from services.platform.services import SERVICES, Machine, Service, address, host_of, require_own
-from services.settings import LOOPBACK, Settings
+from services.settings import LOOPBACK, STORAGE, Settings, kept_storage
 
 FILE = "platform.json"
 PORTS = "ports.json"
@@ -74,7 +74,13 @@ class Health:
     named_by: str | None = None
 
 
-def up(home: Path, say: Callable[[str], None], cpus: int | None = None, host: str | None = None) -> Platform:
+def up(
+    home: Path,
+    say: Callable[[str], None],
+    cpus: int | None = None,
+    host: str | None = None,
+    storage: str | None = None,
+) -> Platform:
     """Start what does not run yet, and wait until all of it answers.
 
     What had joined a cluster that is gone is started again with the new one.
@@ -84,10 +90,11 @@ def up(home: Path, say: Callable[[str], None], cpus: int | None = None, host: st
         say: told of each stage.
         cpus: processors that Ray offers to jobs; all of the machine's, and at least 2, by default.
         host: address on which all of it listens; where it did before by default, at first 127.0.0.1.
+        storage: address in S3 of data sets and checkpoints; where they were before by default, at first the home.
 
     Raises:
         SpecError: the host is no address of this machine.
-        ConflictError: services run that listen on another one.
+        ConflictError: services run that listen on another one, or what there is lies in another storage.
         ServiceError: a service did not start; with the end of its log.
     """
     home = home.absolute()
@@ -96,6 +103,7 @@ def up(home: Path, say: Callable[[str], None], cpus: int | None = None, host: st
     with alone(home / "platform.lock", f"another `monge up` works in {home}"):
         platform = Platform.read(home)
         _remember(home, platform, host)
+        _remember_storage(home, storage)
         for service in SERVICES:
             started = platform.processes.get(service.name)
             if started and started.process():
@@ -162,8 +170,20 @@ def advice(home: Path, platform: Platform) -> list[str]:
         f"warning: MLflow at {platform.addresses['mlflow_uri']} asks for no token: keep its port behind a firewall",
         f"the other services ask for one: `monge token create`; the owner's is in {home.absolute() / 'token'}",
         f"on the next machine, which sees {home.absolute()} under the same path:",
-        f"  monge node join {platform.addresses['jobs_url']} --token $(cat {home.absolute() / 'token'})",
+        f"  MONGE_TOKEN=$(cat {home.absolute() / 'token'}) monge node join {platform.addresses['jobs_url']}",
     ]
+
+
+def _remember_storage(home: Path, storage: str | None) -> None:
+    """Keep where data sets and checkpoints are: a start without the setting would begin all jobs anew."""
+    kept = kept_storage(home)
+    if kept and storage and kept != storage:
+        raise ConflictError(
+            f"MONGE_STORAGE: {storage}, while the jobs of {home} have their checkpoints in {kept}",
+            cure="leave it unset, or take another MONGE_HOME",
+        )
+    if storage and not kept:
+        (home / STORAGE).write_text(storage + "\n")
 
 
 def _remember(home: Path, platform: Platform, host: str | None) -> None:

@@ -151,9 +151,13 @@ def _require_home(offer: Joining, settings: Settings) -> None:
             f"MONGE_HOME: {settings.home.absolute()} here, {theirs} on the head, and jobs name files by their paths",
             cure=f"mount the head's folder as {theirs} here, and leave MONGE_HOME unset",
         )
-    if (found := read_home_id(theirs)) != offer.home_id:
+    if not (found := read_home_id(theirs)):  # not mounted, or not yet
+        raise ServiceError(
+            f"{theirs / HOME_ID} cannot be read here", cure=f"mount the head's folder as {theirs} here, as by NFS"
+        )
+    if found != offer.home_id:
         raise ConflictError(
-            f"{theirs} is not the head's home folder: {HOME_ID} says {found or 'nothing'} here, {offer.home_id} there",
+            f"{theirs} is not the head's home folder: {HOME_ID} says {found} here, {offer.home_id} there",
             cure=f"mount the head's folder as {theirs} here, as by NFS",
         )
 

@@ -309,7 +309,9 @@ def _task() -> tuple[Any, int]:
         return _write_shard, max(1, int(ray.cluster_resources().get("CPU", 1)))
     here = ray.get_runtime_context().get_node_id()  # other machines do not see the images
     cpus = sum(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["NodeID"] == here)
-    return _write_shard.options(scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)), cpus
+    pinned = NodeAffinitySchedulingStrategy(here, soft=False)
+    # Without a CPU of their own: other jobs may hold all of this machine for hours.
+    return _write_shard.options(scheduling_strategy=pinned, num_cpus=0), cpus
 
 
 @ray.remote(num_cpus=1, max_retries=3)

@@ -50,6 +50,16 @@ _ABSENT = "check the name, and MONGE_S3_ENDPOINT_URL"
 _ANSWER = "check MONGE_S3_ENDPOINT_URL and the server, or raise MONGE_S3_TIMEOUT or MONGE_S3_ATTEMPTS"
 
 
+HURRY, TRIES = 10.0, 2
+"""Seconds of silence, and tries of a request, for which somebody waits: ranks between two steps, a client."""
+
+
+def hurried(settings: Settings) -> Settings:
+    """The settings of requests that have to be answered soon, or fail."""
+    hurry = {"s3_timeout": min(settings.s3_timeout, HURRY), "s3_attempts": min(settings.s3_attempts, TRIES)}
+    return settings.model_copy(update=hurry)
+
+
 def session_of(settings: Settings) -> boto3.Session:
     """Where boto3 finds keys and region."""
     return boto3.Session(profile_name=settings.s3_profile, region_name=settings.s3_region)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 from ray.train import Checkpoint
 
 from pipelines.distributed import from_first_rank, rank
-from pipelines.errors import CheckpointError
+from pipelines.errors import CheckpointError, StorageError
 from pipelines.training.checkpoint import verify_checkpoint
 from services.settings import Settings
 from services.storage.arrow import open_files
@@ -66,33 +66,46 @@ def resumption(
         CheckpointError: none is whole, and the error is that of the latest; or the origin's is missing or damaged.
         StorageError: S3 refuses, fails or does not answer.
     """
-    latest = ray.train.get_checkpoint()
     with ExitStack() as stack:
-        if latest is None and settings is not None and job is not None:
-            latest = _unlisted(settings, job)
-        if latest is None:
-            of_other = None if settings is None or origin is None else _of_origin(settings, origin, stack)
-            yield Resumption(origin=of_other)
-            return
-        if rank() == 0:
-            name, folder = _whole(latest, stack)
-            taken = counted(latest.filesystem, posixpath.dirname(latest.path))
-            from_first_rank(name)
-        else:
-            name, taken = from_first_rank(""), frozenset()
-            folder = stack.enter_context(_sibling(latest, name).as_directory())
-        yield Resumption(Path(folder), taken=taken)
+        try:
+            found = _found(settings, origin, job, stack)
+        except OSError as error:
+            if settings is None or settings.storage is None:
+                raise
+            told = f"{settings.storage}: checkpoints cannot be read: {type(error).__name__}"
+            raise StorageError(told, cure="check that the server answers") from error
+        yield found
+
+
+def _found(settings: Settings | None, origin: Origin | None, job: str | None, stack: ExitStack) -> Resumption:
+    latest = ray.train.get_checkpoint()
+    if latest is None and settings is not None and job is not None:
+        latest = _unlisted(settings, job)
+    if latest is None:
+        return Resumption(origin=None if settings is None or origin is None else _of_origin(settings, origin, stack))
+    if rank() == 0:
+        name, folder = _whole(latest, stack)
+        taken = counted(latest.filesystem, posixpath.dirname(latest.path))
+        from_first_rank(name)
+    else:
+        name, taken = from_first_rank(""), frozenset()
+        folder = stack.enter_context(_sibling(latest, name).as_directory())
+    return Resumption(Path(folder), taken=taken)
 
 
 def _unlisted(settings: Settings, job: str) -> Checkpoint | None:
-    """The latest whole checkpoint in the folder of a job whose list of them was lost, or not written yet."""
+    """The latest checkpoint in the folder of a job whose list of them was lost, or not written yet.
+
+    One alone that is damaged is the first one, whose upload was cut short: there is none then.
+    """
     name = ""
-    if rank() == 0:
-        for found in reversed(kept(jobs_address(settings), job, settings)):
-            with suppress(CheckpointError, FileNotFoundError), _stored(settings, job, found).as_directory() as folder:
+    if rank() == 0 and (found := kept(jobs_address(settings), job, settings)):
+        try:
+            with _stored(settings, job, found[-1]).as_directory() as folder:
                 verify_checkpoint(Path(folder))
-                name = found
-                break
+            name = found[-1]
+        except (CheckpointError, FileNotFoundError):
+            name = found[-1] if len(found) > 1 else ""  # those before it are looked at with it
     name = from_first_rank(name)
     return _stored(settings, job, name) if name else None
 

@@ -70,9 +70,9 @@ def jobs_address(settings: Settings) -> str:
     return f"{settings.storage}/jobs" if settings.storage else str(_jobs_folder(settings))
 
 
-def staging_folder(settings: Settings, job: str) -> Path:
-    """Where checkpoints of a job lie on the worker's machine until Ray Train has taken them."""
-    return _jobs_folder(settings) / ".staging" / job
+def staging_folder(settings: Settings, job: str, attempt: int) -> Path:
+    """Where checkpoints of an attempt lie on the worker's machine until Ray Train has taken them."""
+    return _jobs_folder(settings) / ".staging" / f"{job}.{attempt}"
 
 
 def _jobs_folder(settings: Settings) -> Path:

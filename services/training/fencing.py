@@ -12,11 +12,9 @@ from pipelines.errors import ObjectNotFoundError, StorageError, SupersededError
 from services.settings import Settings
 from services.storage.local import FolderStorage
 from services.storage.open import open_storage
+from services.storage.s3 import hurried
 
 log = logging.getLogger(__name__)
-
-SECONDS = 10.0
-"""Silence of S3 that a look bears at most: it is made between two steps, and all ranks wait for it."""
 
 
 class Fence:
@@ -30,7 +28,7 @@ class Fence:
     """
 
     def __init__(self, jobs: str, job: str, attempt: int, settings: Settings) -> None:
-        hasty = settings.model_copy(update={"s3_timeout": min(settings.s3_timeout, SECONDS)})
+        hasty = hurried(settings)
         self._store = open_storage(f"{jobs}/{job}/attempts", hasty)
         self._attempt = attempt
         self._away = False

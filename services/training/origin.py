@@ -18,6 +18,9 @@ from services.storage.open import open_storage
 NAME = re.compile(r"images-(\d{12,})(?:-(\d+))?")
 """Of the folder of a checkpoint: the images seen, and its number among those of as many."""
 
+FILES = ("state.json", "state.safetensors")
+"""Of a checkpoint; an upload that was cut short has not all of them."""
+
 _ORIGIN = re.compile(r"([A-Za-z0-9][\w.-]*)(?:@(\d{1,18}))?", re.ASCII)
 
 
@@ -59,7 +62,7 @@ def age(name: str) -> tuple[int, int]:
 
 
 def kept(jobs: str, job: str, settings: Settings) -> list[str]:
-    """The names of the checkpoints of a job, oldest first.
+    """The names of the checkpoints of a job that have all their files, oldest first.
 
     Args:
         jobs: address of all jobs: a folder, or one in S3.
@@ -75,9 +78,11 @@ def kept(jobs: str, job: str, settings: Settings) -> list[str]:
 def _folders(address: str, settings: Settings) -> set[str]:
     if not address.startswith(SCHEME):
         folder = Path(address)
-        return {one.name for one in folder.iterdir() if one.is_dir()} if folder.is_dir() else set()
-    pages = open_storage(address, settings).pages("images-")
-    return {found.key.partition("/")[0] for page in pages for found in page if "/" in found.key}
+        found = folder.iterdir() if folder.is_dir() else ()
+        return {one.name for one in found if all((one / name).is_file() for name in FILES)}
+    keys = {found.key for page in open_storage(address, settings).pages("images-") for found in page}
+    names = {key.partition("/")[0] for key in keys}
+    return {name for name in names if all(f"{name}/{file}" in keys for file in FILES)}
 
 
 def find_origin(jobs: str, origin: Origin, settings: Settings) -> tuple[Origin, str]:

@@ -52,7 +52,7 @@ def placement_of(spec: WorkersSpec, resources: Mapping[str, float]) -> Placement
             f"workers.{field}: {asked} GPUs asked for, the cluster has {gpus}",
             cure=f"set workers.{field} or workers.device, or add GPU nodes",
         )
-    if spec.device != "cpu" and gpus:
+    if spec.device != "cpu" and gpus >= (1 if spec.min is None else spec.min):
         return _of_those_there(spec.count, gpus, gpu=True)
     if cpus < asked:
         raise ServiceError(

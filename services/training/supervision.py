@@ -13,8 +13,10 @@ from ray.train import ScalingConfig
 from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import (
+    ErroredState,
     ReschedulingState,
     RestartingState,
+    ShuttingDownState,
     TrainControllerState,
 )
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
@@ -62,9 +64,13 @@ class Supervision(ControllerCallback):
         if isinstance(current_state, RestartingState):
             why = "; ".join(reasons(current_state.training_failed_error))
             report_stage(f"{why}; the workers start again from the latest checkpoint")
-            print("\n".join(positions()), flush=True)
+            _tell(positions())
         elif isinstance(current_state, ReschedulingState):
             self._not_started(current_state.training_failed_error)
+        elif isinstance(current_state, ShuttingDownState):
+            where = positions()  # which are forgotten then, whatever the end
+            if isinstance(current_state.next_state, ErroredState):
+                _tell(where)
 
     def _not_started(self, error: TrainingFailedError) -> None:
         if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
@@ -75,6 +81,11 @@ class Supervision(ControllerCallback):
         if self._failed_starts > self._max_failures:
             raise ServiceError(f"the workers could not be started {self._failed_starts} times: {why}")
         report_stage(f"the workers could not be started, and are again: {why}")
+
+
+def _tell(lines: list[str]) -> None:
+    if lines:
+        print("\n".join(lines), flush=True)
 
 
 def reasons(error: TrainingFailedError) -> list[str]:

@@ -105,7 +105,7 @@ def fit(
         raise StorageError(f"{settings.storage}: cannot be written", cure="check that the server answers") from error
     finally:
         # Workers of this machine that were killed leave behind what Ray Train had not taken yet.
-        shutil.rmtree(staging_folder(settings, job), ignore_errors=True)
+        shutil.rmtree(staging_folder(settings, job, attempt), ignore_errors=True)
     outcome = dict(result.return_value or {})
     if "error" in outcome:
         raise TrainingError(str(outcome["error"]), cure=outcome["cure"])

@@ -41,11 +41,11 @@ class Uploads:
         self._address = address
         self._over = threading.Event()
         self._over.set()
-        self._stored = True
+        self._stored, self._expected = True, ""
 
-    def expect(self) -> None:
-        """A checkpoint is about to be handed over."""
-        self._stored = False
+    def expect(self, name: str) -> None:
+        """A checkpoint of that name is about to be handed over."""
+        self._expected, self._stored = name, False
         self._over.clear()
 
     def stored(self, seconds: float) -> bool:
@@ -57,7 +57,7 @@ class Uploads:
         storage = ray.train.get_context().get_storage()
         try:
             uploaded: Checkpoint = storage.persist_current_checkpoint(checkpoint, name)
-            self._stored = True
+            self._stored = name == self._expected
             return uploaded
         except OSError as error:
             why = self._reason(error)
@@ -70,7 +70,8 @@ class Uploads:
                     lost.filesystem.delete_dir(lost.path)
             return lost
         finally:
-            self._over.set()
+            if name == self._expected:  # one before it may end later than this one is expected
+                self._over.set()
 
     def _reason(self, error: OSError) -> str:
         if not self._address.startswith(SCHEME):

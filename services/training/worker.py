@@ -155,7 +155,11 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings, position: Po
             tracker.run.tag(ORIGIN_TAG, str(origin.at(state.images)))
         reference = reference_of(spec, worker.mlflow_uri, models_folder(settings), device)
     uploads = Uploads(f"{jobs_address(settings)}/{worker.job}")
-    listener = _Listener(spec, tracker, staging_folder(settings, worker.job), resumed, uploads)
+    staging = staging_folder(settings, worker.job, worker.attempt)
+    if tracker:  # this attempt is the latest one
+        for left in set(staging.parent.glob(f"{worker.job}.*")) - {staging}:
+            shutil.rmtree(left, ignore_errors=True)
+    listener = _Listener(spec, tracker, staging, resumed, uploads)
     if tracker:
         tracker.say(
             f"training {_parameters(state):,} parameters on {len(data.train):,} images, {world_size()} workers, "
@@ -314,12 +318,13 @@ class _Listener:
         """See :class:`pipelines.training.loop.Listener`; every rank comes here, since Ray Train waits for all."""
         with agree("saving a checkpoint"):
             checkpoint = self._written(state, self._tracker.run.unsent()) if self._tracker else None
+        name = self._resumed.name(state.images)
         if checkpoint and self._uploads:
-            self._uploads.expect()
+            self._uploads.expect(name)
         ray.train.report(
             {"images": state.images, **self.latest},
             checkpoint=checkpoint,
-            checkpoint_dir_name=self._resumed.name(state.images),
+            checkpoint_dir_name=name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
             checkpoint_upload_fn=self._uploads,

@@ -18,7 +18,7 @@ from services.jobs.client import Jobs
 from services.jobs.states import State, Status
 from services.settings import Settings
 from services.tokens import Role
-from services.training.origin import Origin
+from services.training.origin import FILES, Origin
 from tests.services.jobs.standin import JobService, job_spec, spec_document
 
 
@@ -26,6 +26,8 @@ def keep(home: Path, job: str, *names: str) -> None:
     """Folders as those of checkpoints."""
     for name in names:
         (home / "jobs" / job / name).mkdir(parents=True)
+        for file in FILES:
+            (home / "jobs" / job / name / file).touch()
 
 
 @pytest.fixture

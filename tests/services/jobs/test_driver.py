@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -56,3 +57,25 @@ def test_one_class_is_enough_for_a_generator_alone(
 )
 def test_what_may_pass_is_no_error_of_the_job(error: MongeError, passes: bool) -> None:
     assert driver.is_passing(error) == passes
+
+
+def test_an_attempt_waits_for_its_storage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    faults: list[MongeError] = [StorageError("no answer"), StorageError("no answer")]
+
+    class Away:
+        def claim(self) -> None:
+            if faults:
+                raise faults.pop()
+
+    pauses: list[float] = []
+    monkeypatch.setattr(driver.time, "sleep", pauses.append)
+    driver._claim(cast(Any, Away()))
+    assert pauses == [driver.PAUSE, driver.PAUSE]
+    assert capsys.readouterr().out.count("waiting for the storage: no answer") == 2
+    faults.append(ObjectNotFoundError("there is no bucket"))
+    with pytest.raises(ObjectNotFoundError):
+        driver._claim(cast(Any, Away()))
+    faults.extend([StorageError("no answer")] * 3)
+    monkeypatch.setattr(driver, "PATIENCE", -1.0)
+    with pytest.raises(StorageError):
+        driver._claim(cast(Any, Away()))

@@ -354,16 +354,20 @@ def test_a_job_grows_where_there_is_room() -> None:
         (SMALL, [], Cluster(cpus=1.0)),
         (SMALL, [running(2)], HERE),
         (SMALL, [queued(2, 2)], HERE),
-        (of_attempt(SMALL, stopping=True), [], HERE),
+        (replace(SMALL, workers=WorkersSpec(count=4, device="cpu")), [running(2)], Cluster(cpus=4.0)),
         (of_attempt(SMALL, progressed=False), [], HERE),
         (of_attempt(SMALL, started=NOW - 1), [], HERE),
         (SMALL, [], Cluster(cpus=2.0, gpus=0.0, away="gone")),
         (running(1, 2, progressed=True, started=NOW - 1000), [], Cluster(cpus=9.0)),
     ],
-    ids=["no room", "held", "another waits", "stops", "no progress", "too soon", "away", "has all"],
+    ids=["no room", "held", "another waits", "not all of them", "no progress", "too soon", "away", "has all"],
 )
 def test_a_job_does_not_grow_while(job: Job, others: list[Job], cluster: Cluster) -> None:
     assert not [action for action in decided([job, *others], cluster) if isinstance(action, Stop)]
+
+
+def test_a_stop_is_asked_for_until_it_is_heard() -> None:
+    assert decided([of_attempt(SMALL, stopping=True)], Cluster(cpus=1.0)) == [Stop("j1")]
 
 
 def test_of_several_small_jobs_one_grows_at_a_time() -> None:

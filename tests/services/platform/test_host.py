@@ -10,7 +10,7 @@ import pytest
 from pipelines.errors import ConflictError, SpecError
 from services.platform import local
 from services.platform.services import SERVICES, Machine, Service, address, host_of, require_own
-from services.settings import Settings
+from services.settings import Settings, load_settings
 
 ELSEWHERE = "127.0.0.5"
 """Stands for another address of this machine: all of 127.0.0.0/8 leads to it."""
@@ -95,4 +95,19 @@ def test_the_advice_is_a_warning_and_one_command(tmp_path: Path) -> None:
     addresses = {s.url: address(s.url, 1, ELSEWHERE) for s in SERVICES}
     lines = local.advice(tmp_path, local.Platform(addresses=addresses))
     assert "MLflow at http://127.0.0.5:1 asks for no token" in lines[0]
-    assert lines[-1].strip().startswith("monge node join http://127.0.0.5:1 --token ")
+    assert lines[-1] == f"  MONGE_TOKEN=$(cat {tmp_path / 'token'}) monge node join http://127.0.0.5:1"
+
+
+def test_a_storage_is_remembered_and_no_other_one_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "SERVICES", ())
+    monkeypatch.setenv("MONGE_HOME", str(tmp_path))
+    local.up(tmp_path, print)
+    assert load_settings().storage is None
+    local.up(tmp_path, print, storage="s3://bucket/a")
+    assert load_settings().storage == "s3://bucket/a"
+    local.up(tmp_path, print)
+    local.up(tmp_path, print, storage=load_settings().storage)
+    with pytest.raises(ConflictError, match=r"s3://other, while the jobs of .* have .* in s3://bucket/a"):
+        local.up(tmp_path, print, storage="s3://other")
+    monkeypatch.setenv("MONGE_STORAGE", "s3://other")
+    assert load_settings().storage == "s3://other"

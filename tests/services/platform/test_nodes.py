@@ -69,7 +69,7 @@ def test_another_version_is_refused(tmp_path: Path, head: str, name: str) -> Non
 def test_a_home_that_is_not_the_heads_is_refused(tmp_path: Path, head: str) -> None:
     with pytest.raises(ConflictError, match=r"home\.id says [0-9a-f]{16} here, 0123 there"):
         nodes.check(offered(tmp_path, head, home_id="0123"), Settings())
-    with pytest.raises(ConflictError, match=r"home\.id says nothing here"):
+    with pytest.raises(ServiceError, match=r"home\.id cannot be read here"):
         nodes.check(offered(tmp_path, head, home=str(tmp_path / "elsewhere")), Settings())
     with pytest.raises(ConflictError, match="jobs name files by their paths"):
         nodes.check(offered(tmp_path, head), Settings(home=tmp_path / "other"))

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.errors import CheckpointError, SpecError
 from services.settings import Settings
-from services.training.origin import Origin, find_origin, kept
+from services.training.origin import FILES, Origin, find_origin, kept
 
 SETTINGS = Settings()
 
@@ -31,6 +31,8 @@ def jobs(tmp_path: Path) -> Path:
     names = "images-000000000064 images-000000000064-10 images-000000000064-2 images-000000000032 images-1234567890123"
     for name in (*names.split(), "images-64", "checkpoint-1"):
         (tmp_path / "a" / name).mkdir(parents=True)
+        for file in FILES:
+            (tmp_path / "a" / name / file).touch()
     (tmp_path / "a" / "images-000000000096").touch()
     return tmp_path
 

@@ -173,7 +173,7 @@ def test_an_upload_that_fails_is_told_and_the_next_one_counts(
         manager = CheckpointManager(CheckpointConfig(num_to_keep=2), storage)
 
         def report(name: str) -> bool:
-            uploads.expect()
+            uploads.expect(name)
             assert not uploads.stored(0)
             checkpoint = upload(name, uploads)
             sent: Any = pickle.loads(pickle.dumps(_TrainingReport(metrics={}, checkpoint=checkpoint, validation=False)))

@@ -17,13 +17,15 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import Check
 from ray.train.v2._internal.execution.storage import StorageContext
 from runs import job, start, stripes
 
-from pipelines.training.checkpoint import TENSORS, save_checkpoint
+from pipelines.errors import CheckpointError
+from pipelines.training.checkpoint import NUMBERS, TENSORS, save_checkpoint
 from services.settings import Settings
-from services.training.checkpoints import resumption
+from services.training.checkpoints import Resumption, resumption
+from services.training.origin import FILES
 from services.training.snapshot import SNAPSHOT, counted, mend
 from services.training.uploads import Uploads
 
-FILES = LocalFileSystem()
+LOCAL = LocalFileSystem()
 NAMES = ("images-000000000032", "images-000000000064")
 
 
@@ -50,19 +52,19 @@ def listed(folder: Path) -> dict[str, Any]:
 
 
 def test_what_is_whole_stays(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mend(FILES, str(kept))
+    mend(LOCAL, str(kept))
     text = json.dumps(listed(kept))
     (kept / SNAPSHOT).write_text(text)
-    mend(FILES, str(kept))
+    mend(LOCAL, str(kept))
     assert (kept / SNAPSHOT).read_text() == text
-    assert counted(FILES, str(kept)) == set(NAMES)
+    assert counted(LOCAL, str(kept)) == set(NAMES)
     assert capsys.readouterr().out == ""
 
 
 def test_ray_train_starts_though_a_checkpoint_is_gone(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (kept / SNAPSHOT).write_text(json.dumps(listed(kept)))
     shutil.rmtree(kept / NAMES[1])
-    mend(FILES, str(kept))
+    mend(LOCAL, str(kept))
     storage = StorageContext(str(kept.parent), kept.name)
     manager = CheckpointManager(CheckpointConfig(num_to_keep=2), storage)
     assert manager.latest_checkpoint_result is not None
@@ -72,21 +74,38 @@ def test_ray_train_starts_though_a_checkpoint_is_gone(kept: Path, capsys: pytest
 @pytest.mark.parametrize("cut", [0, 1, 40])
 def test_a_list_that_was_cut_short_is_put_aside(kept: Path, cut: int, capsys: pytest.CaptureFixture[str]) -> None:
     (kept / SNAPSHOT).write_text(json.dumps(listed(kept))[:cut])
-    mend(FILES, str(kept))
+    mend(LOCAL, str(kept))
     assert not (kept / SNAPSHOT).exists()
     assert (kept / f"{SNAPSHOT}.damaged").exists()
     assert "the list of this job's checkpoints is damaged" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("damaged", "taken"), [((), NAMES[1]), (NAMES[1:], NAMES[0]), (NAMES, None)])
+@pytest.mark.parametrize(("damaged", "taken"), [((), NAMES[1]), (NAMES[1:], NAMES[0])])
 def test_the_latest_whole_checkpoint_is_taken_without_a_list(
-    kept: Path, tmp_path: Path, damaged: tuple[str, ...], taken: str | None
+    kept: Path, tmp_path: Path, damaged: tuple[str, ...], taken: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in damaged:
         (kept / name / TENSORS).write_bytes(b"x")
     with resumption(Settings(home=tmp_path), job="job-1") as found:
-        assert found.folder == (None if taken is None else kept / taken)
+        assert found.folder == kept / taken
         assert found.taken == frozenset()
+    assert all(f"checkpoint {name} is damaged" in capsys.readouterr().out for name in damaged)
+
+
+def test_where_none_is_whole_the_job_does_not_begin_anew(kept: Path, tmp_path: Path) -> None:
+    for name in NAMES:
+        (kept / name / TENSORS).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=NAMES[1]), resumption(Settings(home=tmp_path), job="job-1"):
+        pass
+
+
+@pytest.mark.parametrize("file", [TENSORS, NUMBERS])
+def test_a_first_checkpoint_that_was_cut_short_is_none(kept: Path, tmp_path: Path, file: str) -> None:
+    shutil.rmtree(kept / NAMES[0])
+    (kept / NAMES[1] / file).unlink()
+    with resumption(Settings(home=tmp_path), job="job-1") as found:
+        assert found == Resumption()
+    assert set(FILES) == {TENSORS, NUMBERS}
 
 
 def test_a_full_disk_costs_a_checkpoint(
@@ -102,11 +121,11 @@ def test_a_full_disk_costs_a_checkpoint(
     storage = SimpleNamespace(
         persist_current_checkpoint=full,
         build_checkpoint_path_from_name=lambda name: str(there.parent / name),
-        storage_filesystem=FILES,
+        storage_filesystem=LOCAL,
     )
     monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_storage=lambda: storage))
     uploads = Uploads(str(there.parent))
-    uploads.expect()
+    uploads.expect(NAMES[0])
     assert not uploads(Checkpoint.from_directory(str(tmp_path)), NAMES[0])
     assert not uploads.stored(0)
     assert not there.exists()

@@ -13,10 +13,19 @@ from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
 )
-from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState, RunningState
+from ray.train.v2._internal.execution.controller.state import (
+    ErroredState,
+    FinishedState,
+    ReschedulingState,
+    RestartingState,
+    RunningState,
+    ShuttingDownState,
+    TrainControllerState,
+)
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from pipelines.errors import RankError, ServiceError
+from services.training import supervision
 from services.training.progress import MARK
 from services.training.supervision import LONGEST, Supervision, is_loss, reasons
 
@@ -88,3 +97,16 @@ def test_nothing_is_started_in_a_cluster_that_became_too_small(monkeypatch: pyte
     )
     with pytest.raises(ServiceError, match="2 CPUs are needed, the cluster has 1 left"):
         Supervision(3).on_controller_start_worker_group(scaling_config=ScalingConfig(num_workers=2), num_workers=2)
+
+
+@pytest.mark.parametrize(
+    ("end", "told"), [(ErroredState(training_failed_error=_lost()), ["rank 0 was"]), (FinishedState(), [])]
+)
+def test_the_last_failure_shows_where_each_rank_was(
+    end: TrainControllerState, told: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = [["rank 0 was"]]
+    monkeypatch.setattr(supervision, "positions", taken.pop)
+    Supervision(0).after_controller_state_update(RunningState(), ShuttingDownState(next_state=end))
+    assert capsys.readouterr().out.splitlines() == told
+    assert taken == [], "they are forgotten either way"

@@ -34,7 +34,7 @@ def fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
                 made.update(options)
 
             def fit(self) -> Any:
-                staging_folder(settings, "job-1").mkdir(parents=True)
+                staging_folder(settings, "job-1", 1).mkdir(parents=True)
                 if isinstance(outcome, Exception):
                     raise outcome
                 return SimpleNamespace(return_value=outcome)
@@ -47,7 +47,7 @@ def fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
             placement = placement_of(spec.workers, resources)
             return trainer.fit("job-1", spec, "data", settings, placement, 1, Origin("job-0", 64)), made
         finally:
-            assert not staging_folder(settings, "job-1").exists()
+            assert not staging_folder(settings, "job-1", 1).exists()
 
     return fit
 

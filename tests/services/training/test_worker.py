@@ -369,7 +369,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(
     assert all("loss" in report for report, _, _ in followed.reports)
     for lines in (capsys.readouterr().out, caplog.text):
         assert "no space left on device" in lines
-    assert all((folder / NUMBERS).exists() for folder in staging_folder(Settings(home=tmp_path), "job-1").iterdir())
+    assert all((folder / NUMBERS).exists() for folder in staging_folder(Settings(home=tmp_path), "job-1", 0).iterdir())
 
 
 def test_a_run_whose_last_checkpoint_cannot_be_written_ends_as_others(
@@ -387,7 +387,7 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_ends_as_others(
 def test_a_run_that_cannot_save_when_it_is_to_stop_says_so(
     tmp_path: Path, data: ShardedDataset, followed: Followed, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    staging = staging_folder(Settings(home=tmp_path), "job-1")
+    staging = staging_folder(Settings(home=tmp_path), "job-1", 0)
     staging.parent.mkdir(parents=True)
     staging.write_text("no folder can be made here")
     followed.stops = True
