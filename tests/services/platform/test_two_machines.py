@@ -11,7 +11,7 @@ import pytest
 from services.platform.processes import wait_until
 from tests.services.platform.machines import ADDRESSES, Machines, two_machines
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(600)]
 
 JOB = ["submit", "configs/perceptron.yaml", "--set", "data.source=digits", "--set", "workers.count=2"]
 
