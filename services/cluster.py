@@ -7,10 +7,12 @@ import os
 import re
 import secrets
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ServiceError
+from services.locks import write_once
 from services.settings import LOOPBACK, NAMESPACE, Settings
 
 TOKEN = "ray.token"
@@ -64,13 +66,8 @@ def ray_environment(settings: Settings, head: str | None = None) -> dict[str, st
 def make_token(home: Path) -> Path:
     """The file with the local cluster's token, made where there is none; readable by its owner alone."""
     path = home / TOKEN
-    home.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32))
+    with suppress(FileExistsError):
+        write_once(path, secrets.token_hex(32), 0o600)
     return path
 
 

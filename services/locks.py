@@ -1,8 +1,9 @@
-"""Locks between processes of one machine."""
+"""Processes of one machine that must not get in each other's way: locks, and files that one of them writes."""
 
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,3 +25,19 @@ def alone(lock: Path, otherwise: str) -> Iterator[None]:
         except BlockingIOError:
             raise ServiceError(otherwise, cure="wait for it, or end it, then start again") from None
         yield
+
+
+def write_once(path: Path, text: str, mode: int) -> None:
+    """Write a new file.
+
+    Args:
+        path: of the file.
+        text: that it holds.
+        mode: who may read and write it, from the beginning on.
+
+    Raises:
+        FileExistsError: there is one, whoever wrote it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
+        file.write(text)

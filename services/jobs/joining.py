@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import secrets
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 from pipelines.errors import ConflictError
 from services.cluster import read_token
 from services.jobs.documents import Joining
+from services.locks import write_once
 from services.settings import Settings
 
 HOME_ID = "home.id"
@@ -18,15 +19,9 @@ HOME_ID = "home.id"
 
 def make_home_id(home: Path) -> str:
     """The id of a home folder, made where there is none: a folder of the same path elsewhere has another one."""
-    home.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(home / HOME_ID, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    except FileExistsError:
-        return read_home_id(home)
-    made = secrets.token_hex(8)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(made + "\n")
-    return made
+    with suppress(FileExistsError):
+        write_once(home / HOME_ID, secrets.token_hex(8) + "\n", 0o644)
+    return read_home_id(home)
 
 
 def read_home_id(home: Path) -> str:

@@ -233,7 +233,7 @@ def decide(jobs: Sequence[Job], cluster: Cluster, now: float, limits: Limits | N
             waiting.append(job)
     queued, free = _queue(waiting, holding, cluster, now, limits)
     actions += queued
-    if not any(isinstance(one, Start) for one in queued) and not any(_may_start(job, cluster) for job in waiting):
+    if all(refusal(job.workers, cluster) is not None for job in waiting):
         actions += _growth(holding, actions, free, cluster, now, limits)
     return [one for one in actions if not (isinstance(one, Move) and (one.job, one.state, one.reason) in stand)]
 
@@ -340,10 +340,6 @@ def _growth(
         ):
             return [Stop(job.id)]
     return []
-
-
-def _may_start(job: Job, cluster: Cluster) -> bool:
-    return refusal(job.workers, cluster) is None
 
 
 def _queue(

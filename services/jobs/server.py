@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import secrets
 import sys
 
@@ -23,7 +22,7 @@ from services.jobs.nodes import Nodes
 from services.jobs.policy import Limits
 from services.jobs.ray_jobs import RayJobs
 from services.jobs.store import Store, Untracked
-from services.locks import alone
+from services.locks import alone, write_once
 from services.settings import LOOPBACK, Settings, load_settings
 from services.tokens import Role
 
@@ -104,8 +103,7 @@ def make_owner(store: Store, settings: Settings) -> None:
         secret = path.read_text().strip()
     if secret is None:
         secret = f"monge_{secrets.token_urlsafe(32)}"
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secret + "\n")
+        write_once(path, secret + "\n", 0o600)
     if store.authenticate(secret) is None:
         known = {token.name for token in store.tokens()}
         name = OWNER if OWNER not in known else f"{OWNER}-{secrets.token_hex(2)}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,6 +13,7 @@ from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import PartialCredentialsError, ProfileNotFound
 from pyarrow.fs import AwsStandardS3RetryStrategy, FileSystem, LocalFileSystem, S3FileSystem
 
+from pipelines.errors import StorageError
 from services.settings import Settings
 from services.storage.objects import SCHEME
 from services.storage.s3 import S3Storage, no_keys, session_of
@@ -29,6 +32,24 @@ def open_files(address: str, settings: Settings) -> tuple[FileSystem, str]:
     if not address.startswith(SCHEME):
         return LocalFileSystem(), address
     return S3Files(settings), address.removeprefix(SCHEME)
+
+
+@contextmanager
+def reaching(settings: Settings, purpose: str) -> Iterator[None]:
+    """Have what pyarrow raises of S3 be a :class:`StorageError`; what a disk does stays an :class:`OSError`.
+
+    Args:
+        settings: where storage is.
+        purpose: what could not be done then, as in "checkpoints cannot be {purpose}".
+    """
+    try:
+        yield
+    except OSError as error:
+        if settings.storage is None:
+            raise
+        # Not the server's words: they may quote what was sent, keys included.
+        told = f"{settings.storage}: checkpoints cannot be {purpose}: {type(error).__name__}"
+        raise StorageError(told, cure="check that the server answers") from error
 
 
 class S3Files(S3FileSystem):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 from ray.train import Checkpoint
 
 from pipelines.distributed import from_first_rank, rank
-from pipelines.errors import CheckpointError, StorageError
+from pipelines.errors import CheckpointError
 from pipelines.training.checkpoint import verify_checkpoint
 from services.settings import Settings
-from services.storage.arrow import open_files
+from services.storage.arrow import open_files, reaching
 from services.training.config import jobs_address
 from services.training.origin import NAME, Origin, age, find_origin, kept
 from services.training.progress import report_stage
@@ -67,13 +67,8 @@ def resumption(
         StorageError: S3 refuses, fails or does not answer.
     """
     with ExitStack() as stack:
-        try:
+        with nullcontext() if settings is None else reaching(settings, "read"):
             found = _found(settings, origin, job, stack)
-        except OSError as error:
-            if settings is None or settings.storage is None:
-                raise
-            told = f"{settings.storage}: checkpoints cannot be read: {type(error).__name__}"
-            raise StorageError(told, cure="check that the server answers") from error
         yield found
 
 
@@ -100,14 +95,19 @@ def _unlisted(settings: Settings, job: str) -> Checkpoint | None:
     """
     name = ""
     if rank() == 0 and (found := kept(jobs_address(settings), job, settings)):
-        try:
-            with _stored(settings, job, found[-1]).as_directory() as folder:
-                verify_checkpoint(Path(folder))
-            name = found[-1]
-        except (CheckpointError, FileNotFoundError):
-            name = found[-1] if len(found) > 1 else ""  # those before it are looked at with it
+        # Of several, those before it are looked at with it.
+        name = found[-1] if len(found) > 1 or _is_whole(_stored(settings, job, found[0])) else ""
     name = from_first_rank(name)
     return _stored(settings, job, name) if name else None
+
+
+def _is_whole(checkpoint: Checkpoint) -> bool:
+    try:
+        with checkpoint.as_directory() as folder:
+            verify_checkpoint(Path(folder))
+    except (CheckpointError, FileNotFoundError):
+        return False
+    return True
 
 
 def _stored(settings: Settings, job: str, name: str) -> Checkpoint:

@@ -24,12 +24,9 @@ def counted(filesystem: FileSystem, folder: str) -> frozenset[str]:
         folder: of the job.
     """
     try:
-        with filesystem.open_input_stream(posixpath.join(folder, SNAPSHOT)) as stream:
-            text = stream.read().decode(errors="replace")
+        return _names(_read(filesystem, folder))
     except FileNotFoundError:
         return frozenset()
-    # Its format is not public; the names stand there in quotes.
-    return frozenset(name for name in re.findall(r'"([^"]*)"', text) if NAME.fullmatch(name))
 
 
 def mend(filesystem: FileSystem, folder: str) -> None:
@@ -42,18 +39,29 @@ def mend(filesystem: FileSystem, folder: str) -> None:
         filesystem: of the folder.
         folder: of the job.
     """
-    path = posixpath.join(folder, SNAPSHOT)
     try:
-        with filesystem.open_input_stream(path) as stream:
-            json.loads(stream.read())
+        text = _read(filesystem, folder)
+        json.loads(text)
     except FileNotFoundError:
         return
     except ValueError:
+        path = posixpath.join(folder, SNAPSHOT)
         filesystem.move(path, f"{path}.damaged")
         report_stage("the list of this job's checkpoints is damaged: the latest whole one in its folder is taken")
         return
-    for name in sorted(counted(filesystem, folder)):
+    for name in sorted(_names(text)):
         place = posixpath.join(folder, name)
         if filesystem.get_file_info(place).type is FileType.NotFound:
             filesystem.create_dir(place)
             report_stage(f"checkpoint {name} is gone")
+
+
+def _read(filesystem: FileSystem, folder: str) -> bytes:
+    with filesystem.open_input_stream(posixpath.join(folder, SNAPSHOT)) as stream:
+        return bytes(stream.read())
+
+
+def _names(text: bytes) -> frozenset[str]:
+    # Its format is not public; the names stand there in quotes.
+    found = re.findall(r'"([^"]*)"', text.decode(errors="replace"))
+    return frozenset(name for name in found if NAME.fullmatch(name))

@@ -93,14 +93,19 @@ def reasons(error: TrainingFailedError) -> list[str]:
 
     What follows from another failure comes last.
     """
-    failures = getattr(error, "worker_failures", None)
-    if not failures:
-        return [_told(cause_of(error))]
-    causes = {rank: cause_of(failure) for rank, failure in failures.items()}
     ranks: dict[str, list[int]] = {}
-    for rank in sorted(causes, key=lambda rank: (isinstance(causes[rank], RankError), rank)):
-        ranks.setdefault(_told(causes[rank]), []).append(rank)
+    for rank, cause in causes_of(error).items():
+        ranks.setdefault(_told(cause), []).append(rank)
+    if not ranks:
+        return [_told(cause_of(error))]
     return [f"rank{'s' * (len(same) > 1)} {', '.join(map(str, same))}: {told}" for told, same in ranks.items()]
+
+
+def causes_of(error: TrainingFailedError) -> dict[int, BaseException]:
+    """What each rank failed of, first those that failed by themselves; empty where it was no rank."""
+    failures = getattr(error, "worker_failures", None) or {}
+    causes = {rank: cause_of(failure) for rank, failure in failures.items()}
+    return dict(sorted(causes.items(), key=lambda one: (isinstance(one[1], RankError), one[0])))
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -115,11 +120,11 @@ def cause_of(error: BaseException) -> BaseException:
 
 def is_loss(error: TrainingFailedError) -> bool:
     """Whether what failed is a process, a machine or a service, and not the job itself."""
-    failures = getattr(error, "worker_failures", None)
-    if not failures:
+    causes = causes_of(error)
+    if not causes:
         return isinstance(error, ControllerError)
     lost = RayActorError, OutOfMemoryError, RayTrainError, RankError, ServiceError, RendezvousError, BusyError
-    return all(isinstance(cause_of(failure), lost) for failure in failures.values())
+    return all(isinstance(cause, lost) for cause in causes.values())
 
 
 def _told(cause: BaseException) -> str:

@@ -10,17 +10,17 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from pipelines.errors import MongeError, RankError, ServiceError, StorageError, TrainingError
+from pipelines.errors import MongeError, ServiceError, TrainingError
 from pipelines.spec import JobSpec
 from services.settings import Settings
-from services.storage.arrow import open_files
+from services.storage.arrow import open_files, reaching
 from services.training.backend import NodeTorchConfig
 from services.training.config import WorkerConfig, jobs_address, models_folder, on_worker, staging_folder
 from services.training.origin import Origin
 from services.training.placement import Placement
 from services.training.references import pinned
 from services.training.snapshot import mend
-from services.training.supervision import Supervision, cause_of, is_loss, reasons
+from services.training.supervision import Supervision, cause_of, causes_of, is_loss, reasons
 
 CHECKPOINTS_KEPT = 2
 
@@ -95,14 +95,11 @@ def fit(
         ),
     )
     try:
-        mend(filesystem, f"{path}/{job}")
-        result = trainer.fit()
+        with reaching(settings, "written"):
+            mend(filesystem, f"{path}/{job}")
+            result = trainer.fit()
     except TrainingFailedError as error:
         raise _failure(job, error) from error
-    except OSError as error:
-        if settings.storage is None:
-            raise
-        raise StorageError(f"{settings.storage}: cannot be written", cure="check that the server answers") from error
     finally:
         # Workers of this machine that were killed leave behind what Ray Train had not taken yet.
         shutil.rmtree(staging_folder(settings, job, attempt), ignore_errors=True)
@@ -114,11 +111,9 @@ def fit(
 
 def _failure(job: str, error: TrainingFailedError) -> MongeError:
     """What a worker raised, without Ray's wrapping."""
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    # Of a rank that failed and those that heard of it, the first knows more.
-    causes = sorted(map(cause_of, failures.values()), key=lambda cause: isinstance(cause, RankError))
+    first = next(iter(causes_of(error).values()), cause_of(error))
     why = "; ".join(reasons(error))
     if is_loss(error):
-        return causes[0] if isinstance(causes[0], ServiceError) else ServiceError(f"the workers were lost: {why}")
-    cure = getattr(causes[0], "cure", None) or f"read `monge logs {job}`"
+        return first if isinstance(first, ServiceError) else ServiceError(f"the workers were lost: {why}")
+    cure = getattr(first, "cure", None) or f"read `monge logs {job}`"
     return TrainingError(f"the workers of {job} failed: {why}", cure=cure)

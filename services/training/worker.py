@@ -167,8 +167,7 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings, position: Po
             trains=True,
         )
     with StopRequest(first=tracker is not None) as request:
-        asked = lambda: request.asked  # noqa: E731
-        run(spec, data, objective, state, planner, listener, device, reference, asked, position)
+        run(spec, data, objective, state, planner, listener, device, reference, lambda: request.asked, position)
     return _Trained(spec, state, data, tracker, listener)
 
 
