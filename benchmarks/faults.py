@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -11,7 +12,10 @@ import psutil
 
 from pipelines.spec import JobSpec, load_spec
 from services.platform import local
-from services.platform.processes import free_port, wait_until
+from services.platform.processes import Started, free_port, wait_until
+from services.settings import Settings
+from services.tracking.connection import connect
+from services.tracking.run import find_run
 
 CONFIG = Path(__file__).parents[1] / "configs" / "gan.yaml"
 CHANGES = (
@@ -53,10 +57,27 @@ def kill(process: psutil.Process) -> None:
     family = [process]
     with suppress(psutil.NoSuchProcess):
         family += process.children(recursive=True)
+    known = [Started(one.pid, one.create_time()) for one in family if one.is_running()]
     for one in family:
         with suppress(psutil.NoSuchProcess):
             one.kill()
-    psutil.wait_procs(family, timeout=30)
+    wait_until(lambda: not any(one.process() for one in known), timeout=30)
+
+
+def bits(home: Path, job: str) -> str:
+    """The name of a job's last checkpoint, and the hash of all its tensors: networks, their average, optimizers."""
+    last = max((home / "jobs" / job).glob("images-*"))
+    return f"{last.name} {json.loads((last / 'state.json').read_text())['sha256']}"
+
+
+def curves(home: Path, job: str) -> dict[str, list[tuple[int, float]]]:
+    """All points of a job's curves but those of times."""
+    uri = Settings(home=home).address("mlflow_uri")
+    client, run_id = connect(uri), find_run(uri, job)
+    assert run_id is not None
+    names = [name for name in client.get_run(run_id).data.metrics if not name.startswith(("system/", "plan_"))]
+    names.remove("images_per_second")
+    return {name: [(one.step, one.value) for one in client.get_metric_history(run_id, name)] for name in names}
 
 
 def up(home: Path) -> None:

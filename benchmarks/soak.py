@@ -19,15 +19,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults import FAULTS, adversary, left_over, up
+from benchmarks.faults import FAULTS, adversary, bits, curves, left_over, up
 from pipelines.errors import ServiceError
 from pipelines.spec import JobSpec
 from services.jobs.client import Jobs
 from services.jobs.states import State
 from services.platform import local
 from services.settings import Settings
-from services.tracking.connection import connect
-from services.tracking.run import find_run
 
 RATE = 450
 """Images per second of such a job on two processors, about: by it the jobs are as long as they are to be."""
@@ -98,8 +96,7 @@ def _result(home: Path, name: str) -> dict[str, Any]:
     """What a job ended with: the hash of all its tensors, the points of its curves, and what it took."""
     with Jobs(Settings(home=home)) as jobs:
         ended = jobs.wait(name, timeout=3600)
-    kept = sorted((home / "jobs" / name).glob("images-*"))
-    state = json.loads((kept[-1] / "state.json").read_text()) if kept else {"sha256": None}
+    succeeded = ended.state is State.SUCCEEDED
     assert ended.started is not None
     assert ended.ended is not None
     return {
@@ -107,18 +104,9 @@ def _result(home: Path, name: str) -> dict[str, Any]:
         "reason": ended.reason,
         "attempts": ended.attempts,
         "seconds": round((ended.ended - ended.started).total_seconds()),
-        "bits": state["sha256"],
-        "curves": _curves(home, name) if ended.state is State.SUCCEEDED else None,
+        "bits": bits(home, name) if succeeded else None,
+        "curves": curves(home, name) if succeeded else None,
     }
-
-
-def _curves(home: Path, name: str) -> dict[str, list[tuple[int, float]]]:
-    uri = Settings(home=home).address("mlflow_uri")
-    client, run_id = connect(uri), find_run(uri, name)
-    assert run_id is not None
-    timed = ("system/", "plan_", "images_per_second")
-    names = [metric for metric in client.get_run(run_id).data.metrics if not metric.startswith(timed)]
-    return {metric: [(one.step, one.value) for one in client.get_metric_history(run_id, metric)] for metric in names}
 
 
 if __name__ == "__main__":

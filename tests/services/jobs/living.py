@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import psutil
 from PIL import Image, ImageDraw
 
+from benchmarks.faults import processes
 from services.jobs.client import Jobs
+from services.jobs.states import State
 from services.platform.local import Platform
 from services.settings import Settings
-from services.tracking.connection import connect
-from services.tracking.run import find_run
 
 ROOT = Path(__file__).parents[3]
 COUNT = 60
 SIDE = 20
 
 Monge = Callable[..., str]
+
+
+def environment_of(home: Path) -> dict[str, str]:
+    """What a command of a home has: this process's environment, without what is set for other clusters."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MONGE_"))}
+    return inherited | {"MONGE_HOME": str(home), "COLUMNS": "200", "NO_COLOR": "1", "PYTHONPATH": str(ROOT)}
 
 
 @contextmanager
@@ -36,9 +41,7 @@ def platform(home: Path, environment: Mapping[str, str] | None = None) -> Iterat
         home: where it lives.
         environment: of the command, and so of the platform, beyond this process's own.
     """
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MONGE_"))}
-    ours = {"MONGE_HOME": str(home), "COLUMNS": "200", "NO_COLOR": "1", "PYTHONPATH": str(ROOT)}
-    known = {**inherited, **ours, **(environment or {})}
+    known = environment_of(home) | dict(environment or {})
 
     def run(*arguments: str, fails: bool = False, cwd: Path = ROOT, **settings: str) -> str:
         done = subprocess.run(
@@ -109,22 +112,6 @@ def checkpointed(home: Path, job: str) -> bool:
     return kept.is_file() and '"images-' in kept.read_text()
 
 
-def bits(home: Path, job: str) -> str:
-    """The hash of all tensors of a job's last checkpoint: networks, their average, optimizers."""
-    last = max((home / "jobs" / job).glob("images-*"))
-    return f"{last.name} {json.loads((last / 'state.json').read_text())['sha256']}"
-
-
-def curves(home: Path, job: str) -> dict[str, list[tuple[int, float]]]:
-    """All points of a job's curves but those of times."""
-    uri = Settings(home=home).address("mlflow_uri")
-    client, run_id = connect(uri), find_run(uri, job)
-    assert run_id is not None
-    names = [name for name in client.get_run(run_id).data.metrics if not name.startswith(("system/", "plan_"))]
-    names.remove("images_per_second")
-    return {name: [(one.step, one.value) for one in client.get_metric_history(run_id, name)] for name in names}
-
-
 def went_on(jobs: Jobs, job: str, times: int, beyond: int = 0) -> bool:
     """Whether a job has gone on from a checkpoint so many times, and is beyond so many images."""
     progress = jobs.get(job).progress
@@ -139,16 +126,18 @@ def family(home: Path) -> list[psutil.Process]:
     return ray.children(recursive=True)
 
 
-def kill(process: psutil.Process) -> None:
-    """End a process and all that it has started, as a machine that fails does."""
-    for one in [process, *process.children(recursive=True)]:
-        with suppress(psutil.NoSuchProcess):
-            one.kill()
-
-
 def workers(home: Path, kind: str = "RayTrainWorker") -> list[psutil.Process]:
     """The Ray Train workers of this home's cluster, or its actors of another kind."""
-    return [child for child in family(home) if kind in title(child)]
+    return processes(home, kind)
+
+
+def ends(home: Path, job: str) -> str:
+    """Wait until a job has succeeded; its story."""
+    with Jobs(Settings(home=home)) as jobs:
+        ended = jobs.wait(job, timeout=400)
+        story = "\n".join(event.text for event in jobs.events(job))
+        assert ended.state is State.SUCCEEDED, f"{ended.reason}\n{story}"
+        return story
 
 
 def title(process: psutil.Process) -> str:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from fastapi.testclient import TestClient
 
@@ -27,6 +27,19 @@ from services.settings import Settings
 from services.tokens import Role
 
 RAY_TOKEN = "the-cluster's-own"
+
+
+class OpenedJobs:
+    """What commands open and close in place of :class:`services.jobs.client.Jobs`; subclasses answer."""
+
+    def __init__(self, settings: Settings) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def spec_document(**fields: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from services.cli import app
 from services.jobs.documents import Job, Plan
 from services.jobs.paths import with_absolute_paths
 from services.jobs.states import State
-from services.settings import Settings
+from tests.services.jobs.standin import OpenedJobs
 
 ROOT = Path(__file__).parents[3]
 LENET = ROOT / "configs" / "lenet.yaml"
@@ -130,19 +130,10 @@ JOB = Job(
 )
 
 
-class FakeJobs:
+class FakeJobs(OpenedJobs):
     """A job service with one job, whose id is long."""
 
     submitted = 0
-
-    def __init__(self, settings: Settings) -> None:
-        pass
-
-    def __enter__(self) -> FakeJobs:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def plan(self, spec: JobSpec, wait: bool, origin: str | None) -> Plan:
         return Plan(lines=["data: what there is", f"workers: {spec.workers.count}"])

@@ -16,7 +16,7 @@ from services.jobs import nodes
 from services.jobs.documents import NodeUse
 from services.settings import Settings
 from services.tokens import Role
-from tests.services.jobs.standin import JobService
+from tests.services.jobs.standin import JobService, OpenedJobs
 
 
 def raylet(name: str, address: str, snapshot: str = "IDLE", **fields: Any) -> dict[str, Any]:
@@ -119,17 +119,8 @@ def test_a_node_is_taken_out_over_http(jobs: JobService, caplog: pytest.LogCaptu
     assert [node["address"] for node in client.get("/v1/nodes").json()["nodes"]] == ["10.0.0.1", "10.0.0.2"]
 
 
-class FakeJobs:
+class FakeJobs(OpenedJobs):
     """Two nodes, of which one does not say what is used."""
-
-    def __init__(self, settings: Settings) -> None:
-        pass
-
-    def __enter__(self) -> FakeJobs:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def nodes(self) -> list[NodeUse]:
         known: dict[str, Any] = {"cpus": 4, "gpus": 0}

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.faults import bits, kill
 from services.jobs.client import Jobs
-from services.jobs.states import State
 from services.platform.local import Platform
 from services.platform.processes import wait_until
 from services.settings import Settings
@@ -24,11 +24,9 @@ from services.training.fencing import Fence
 from tests.services.jobs.living import (
     Monge,
     adversary,
-    bits,
     checkpointed,
-    draw_shapes,
+    ends,
     family,
-    kill,
     platform,
     submitted,
     title,
@@ -60,22 +58,9 @@ def monge(home: Path) -> Iterator[Monge]:
 
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_shapes(tmp_path_factory.mktemp("shapes"))
-
-
-@pytest.fixture(scope="module")
 def uninterrupted(monge: Monge, shapes: Path, home: Path) -> str:
     """The bits of a job that nothing happens to."""
     return bits(home, submitted(monge("submit", *adversary("whole", shapes), "--follow")))
-
-
-def _ends(home: Path, job: str) -> str:
-    """Wait until a job has succeeded; its log."""
-    with Jobs(Settings(home=home)) as jobs:
-        ended = jobs.wait(job, timeout=400)
-        assert ended.state is State.SUCCEEDED, ended.reason
-        return "\n".join(event.text for event in jobs.events(job))
 
 
 def _attempts(home: Path, job: str) -> int:
@@ -92,7 +77,7 @@ def test_workers_that_die_while_they_start_are_started_again(
         for worker in (dead := workers(home)):
             worker.kill()
         psutil.wait_procs(dead, timeout=30)
-    assert _ends(home, job).count("the workers could not be started") + _attempts(home, job) > 1
+    assert ends(home, job).count("the workers could not be started") + _attempts(home, job) > 1
     assert bits(home, job) == uninterrupted
 
 
@@ -103,7 +88,7 @@ def test_a_worker_that_is_stopped_is_found_and_all_start_again(
     assert wait_until(lambda: checkpointed(home, job), timeout=180, interval=0.05)
     stopped = workers(home)[1]
     stopped.suspend()
-    told = _ends(home, job)
+    told = ends(home, job)
     assert not stopped.is_running()
     assert re.search(r"rank \d: RankError: rank \d was lost or came too late", told)
     assert bits(home, job) == uninterrupted
@@ -128,7 +113,7 @@ def test_the_transport_service_may_die_under_a_job(monge: Monge, home: Path, sha
         assert replicas
         for replica in replicas:
             replica.kill()
-    _ends(home, job)
+    ends(home, job)
     assert _attempts(home, job) == 1
     assert bits(home, job) == bits(home, twin)
     monge("up", "--cpus", "2")
@@ -169,7 +154,7 @@ def test_workers_that_are_killed_for_memory_are_started_again(
                 assert wait_until(lambda: not all(one.is_running() for one in dead), timeout=60, interval=0.05)
             finally:
                 balloon.kill()
-        told = _ends(other, job)
+        told = ends(other, job)
         print(told)
         assert "memory" in told
         assert bits(other, job) == uninterrupted
@@ -192,7 +177,7 @@ def test_the_whole_machine_may_die_at_any_moment(monge: Monge, home: Path, shape
                 kill(process)
         monge("up", "--cpus", "2")
     for one in (job, behind):
-        _ends(home, one)
+        ends(home, one)
         assert bits(home, one) == uninterrupted
     assert (home / "ports.json").read_text() == ports
     assert monge("status").count("answers") == 5

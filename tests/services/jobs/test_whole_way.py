@@ -13,13 +13,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import boto3
 import psutil
 import pytest
 from mlflow.entities import Run
-from moto.server import ThreadedMotoServer
 from PIL import Image
 
+from benchmarks.faults import bits, curves, kill
 from services.jobs.client import Jobs
 from services.jobs.policy import DRAINING
 from services.jobs.states import State
@@ -29,17 +28,14 @@ from services.settings import Settings
 from services.tracking.connection import connect
 from services.tracking.run import EXPERIMENT, find_run, read_run
 from services.tuning.sweep import GRID_TAG
+from tests.services.jobs.buckets import Bucket
 from tests.services.jobs.living import (
     ROOT,
     Monge,
     adversary,
-    bits,
     checkpointed,
     classifier,
-    curves,
-    draw_shapes,
     family,
-    kill,
     platform,
     submitted,
     title,
@@ -58,26 +54,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def s3() -> Iterator[dict[str, str]]:
     """A server with an empty bucket ``shapes``, as the environment of those who use it."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    url = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
-    keys = {"AWS_ACCESS_KEY_ID": "AKIDTEST", "AWS_SECRET_ACCESS_KEY": "hidden-key"}
-    client = boto3.client(
-        "s3",
-        endpoint_url=url,
-        region_name="us-east-1",
-        aws_access_key_id="AKIDTEST",
-        aws_secret_access_key="hidden-key",
-    )
-    client.create_bucket(Bucket="shapes")
-    yield keys | {
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "NO_PROXY": "127.0.0.1",
-        "MONGE_S3_ENDPOINT_URL": url,
-        "MONGE_S3_REGION": "us-east-1",
-        "MONGE_S3_PATH_STYLE": "1",
-    }
-    server.stop()
+    bucket = Bucket()
+    yield bucket.environment
+    bucket.server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +88,6 @@ def another_cluster() -> Iterator[None]:
 def monge(home: Path, s3: dict[str, str], another_cluster: None) -> Iterator[Monge]:
     with platform(home, s3) as run:
         yield run
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_shapes(tmp_path_factory.mktemp("shapes"))
 
 
 def test_a_folder_of_ones_own_images_reaches_the_endpoint(monge: Monge, home: Path, shapes: Path) -> None:

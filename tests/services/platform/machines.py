@@ -17,7 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.services.jobs.living import ROOT, environment_of
+
 ADDRESSES = ("10.213.79.1", "10.213.79.2")
 
 NEWNET = 0x40000000
@@ -45,15 +46,16 @@ class Machines:
     home: Path
     environment: Mapping[str, str] = field(default_factory=dict)
 
+    def line(self, machine: int, *command: object) -> list[str]:
+        """The command line that runs a command on a machine, under a host name of its own."""
+        named = ["unshare", "--uts", "sh", "-c", f'hostname machine-{machine}; exec "$@"', "sh"]
+        return ["ip", "netns", "exec", self.names[machine], *named, *map(str, command)]
+
     def start(self, machine: int, *arguments: str, **options: int) -> subprocess.Popen[str]:
         """Start the `monge` command on a machine."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MONGE_"))}
-        settings = {"MONGE_HOME": str(self.home), "PYTHONPATH": str(ROOT), "COLUMNS": "200", "NO_COLOR": "1"}
-        named = ["unshare", "--uts", "sh", "-c", f'hostname machine-{machine}; exec "$@"', "sh"]
-        monge = [sys.executable, "-m", "services.cli", *arguments]
         return subprocess.Popen(
-            ["ip", "netns", "exec", self.names[machine], *named, *monge],
-            cwd=ROOT, env={**inherited, **settings, **self.environment}, text=True,
+            self.line(machine, sys.executable, "-m", "services.cli", *arguments),
+            cwd=ROOT, env={**environment_of(self.home), **self.environment}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
         )  # fmt: skip
 
@@ -110,8 +112,8 @@ def two_machines(home: Path, environment: Mapping[str, str] | None = None) -> It
         home: the folder that they share.
         environment: of their commands, beyond this process's own.
     """
-    if os.geteuid() or not all(map(shutil.which, ("ip", "tc", "unshare"))):
-        pytest.skip("network namespaces take root, ip, tc and unshare")
+    if os.geteuid() or not all(map(shutil.which, ("ip", "unshare"))):
+        pytest.skip("network namespaces take root, ip and unshare")
     tag = uuid.uuid4().hex[:6]
     names, links = ([f"{kind}{tag}{machine}" for machine in range(2)] for kind in ("monge-", "mg"))
     machines = Machines(names, links, home, environment or {})

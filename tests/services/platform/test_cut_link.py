@@ -13,12 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.faults import bits
 from services.jobs.client import Jobs
 from services.jobs.documents import JobDetails
 from services.jobs.states import State
 from services.platform.processes import wait_until
 from services.settings import Settings
-from tests.services.jobs.living import adversary, bits, checkpointed, draw_shapes, submitted, title
+from tests.services.jobs.living import adversary, checkpointed, submitted, title
 from tests.services.platform.machines import ADDRESSES, Machines, two_machines
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
@@ -31,18 +32,13 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     with two_machines(home) as machines:
         try:
             machines.cut()
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"the kernel cannot drop packets: {error.stderr}")
+        except (FileNotFoundError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"packets cannot be dropped here: {getattr(error, 'stderr', None) or error}")
         machines.mend()
         machines.monge(0, "up", "--host", ADDRESSES[0], "--cpus", "1")
         machines.start(1, "node", "join", f"http://{ADDRESSES[0]}:8200", "--cpus", "1")
         assert wait_until(lambda: len(machines.nodes()) == 1, timeout=90)
         yield machines
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_shapes(tmp_path_factory.mktemp("shapes"))
 
 
 @pytest.fixture(scope="module")
