@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the figures")
     arguments = parser.parse_args()
     count = 1 if arguments.quick else 3
-    images = 6_400 if arguments.quick else int(arguments.minutes * 60 * SHARE * RATE / count) // 64 * 64
+    images = 38_400 if arguments.quick else int(arguments.minutes * 60 * SHARE * RATE / count) // 64 * 64
     kinds = ["a worker"] if arguments.quick else list(FAULTS)
     specs = [adversary(f"soak-{index}", images, max(1_600, images // 40), f"seed={index}") for index in range(count)]
     with tempfile.TemporaryDirectory() as temporary:
@@ -71,8 +71,10 @@ def endure(home: Path, specs: list[JobSpec], kinds: list[str], chance: random.Ra
     """Kill something again and again until all jobs are over; what became of them."""
     jobs = [_submit(home, spec) for spec in specs]
     began, killed = time.time(), Counter[str]()
-    while not _over(home, jobs):
+    while True:
         time.sleep(chance.uniform(*KILLED_EVERY))
+        if _over(home, jobs):
+            break
         kind = chance.choice(kinds)
         print(f"{time.time() - began:6.0f} s: {kind}", flush=True)
         FAULTS[kind](home)
