@@ -16,8 +16,10 @@ from pipelines.data.shard import bind, chunks, write_shard
 from pipelines.data.source import open_source
 from pipelines.distributed import rank, world_size
 from pipelines.evaluation.result import Evaluation
+from pipelines.models.autoencoder import AutoEncoder
+from pipelines.models.network import Network
 from pipelines.objectives.phase import Objective
-from pipelines.spec import DataSpec, JobSpec, parse_spec
+from pipelines.spec import DataSpec, JobSpec, TransportSpec, parse_spec
 from pipelines.training import run
 from pipelines.training.checkpoint import save_checkpoint
 from pipelines.training.loop import train
@@ -84,6 +86,35 @@ JOBS: dict[str, dict[str, Any]] = {
     "sliced-transport": {
         "model": {"kind": "conv-generator", "latent": 8, "width": 4},
         "objective": {"kind": "transport", "distance": {"kind": "sliced", "directions": 32}, "plans": "local"},
+        "optimizer": {"learning_rate": 0.01, "momentum": 0.5},
+    },
+    "reconstruction": {
+        "model": {"kind": "autoencoder", "width": 4, "code": 6},
+        "objective": {"kind": "reconstruction", "hidden": 0.4, "patch": 5},
+        "optimizer": {"learning_rate": 0.01},
+    },
+    "feature-transport": {
+        "model": {"kind": "conv-generator", "latent": 8, "width": 4, "normalisation": "batch"},
+        "objective": {
+            "kind": "transport",
+            "features": [{"network": "pixels", "side": 6, "weight": 0.5}, {"network": "pixels"}],
+            "distance": {"kind": "sinkhorn-divergence", "epsilon": 0.05},
+            "self_term": "two-batch",
+            "reals": 24,
+            "plans": "local",
+        },
+        "optimizer": {"learning_rate": 0.01, "momentum": 0.5},
+    },
+    "conditional-transport": {
+        "model": {"kind": "biggan", "latent": 8, "width": 4},
+        "objective": {
+            "kind": "transport",
+            "features": [{"network": "pixels", "side": 6}],
+            "distance": {"kind": "sinkhorn-divergence", "epsilon": 0.05},
+            "condition_weight": 2,
+            "normalise": True,
+            "plans": "local",
+        },
         "optimizer": {"learning_rate": 0.01, "momentum": 0.5},
     },
     "gan": {
@@ -190,13 +221,20 @@ class Recorder:
 
 def start(spec: JobSpec, data: ShardedDataset, seed: int | None = None) -> tuple[Objective, TrainState]:
     """Objective and state before the first step; ``seed`` initialises the weights in place of the job's."""
-    objective, state = run.start(spec, data, LocalPlanner(), CPU)
+    objective, state = run.start(spec, data, LocalPlanner(), CPU, networks=encoders(spec, data))
     if seed is not None:
         torch.manual_seed(seed)
         for network in state.networks.values():
             for value in network.parameters():
                 torch.nn.init.normal_(value.data, std=0.1)
     return objective, state
+
+
+def encoders(spec: JobSpec, data: ShardedDataset) -> dict[str, Network]:
+    """Small auto-encoders for the registered models whose features a spec's objective compares."""
+    names = spec.objective.registered if isinstance(spec.objective, TransportSpec) else ()
+    torch.manual_seed(1)
+    return {name: AutoEncoder(data.image, 4, 6) for name in names}
 
 
 def no_evaluation(network: nn.Module) -> Evaluation:

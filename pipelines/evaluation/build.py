@@ -23,11 +23,13 @@ from pipelines.evaluation.figures import (
     weights_figure,
 )
 from pipelines.evaluation.judging import FeatureJudge
+from pipelines.evaluation.reconstruction import reconstruction
 from pipelines.evaluation.result import Evaluation
+from pipelines.models.autoencoder import AutoEncoder
 from pipelines.models.bundle import to_uint8
 from pipelines.models.classifiers import Perceptron
 from pipelines.models.network import Classifier, Generator
-from pipelines.spec import JobSpec, ObjectiveSpec, RegressionSpec, TransportSpec, WassersteinSpec
+from pipelines.spec import JobSpec, ObjectiveSpec, ReconstructionSpec, RegressionSpec, TransportSpec, WassersteinSpec
 from pipelines.transport.planner import Planner
 
 GRID = 64
@@ -78,6 +80,7 @@ class Evaluator:
         self._device = device
         self._seed = spec.seed
         self._judge = None
+        self._objective = spec.objective
         self._target = spec.objective.target if isinstance(spec.objective, RegressionSpec) else None
         if spec.generates:
             judged = _judged_by(spec.objective)
@@ -95,6 +98,8 @@ class Evaluator:
         """Numbers and pictures of a network as it stands."""
         if isinstance(network, Classifier):
             return self._classifier(network) if self._target is None else self._regressor(network, self._target)
+        if isinstance(network, AutoEncoder):
+            return self._autoencoder(network)
         if not isinstance(network, Generator):
             raise TypeError(f"no evaluation is known for a {type(network).__name__}")
         assert self._judge is not None
@@ -149,6 +154,13 @@ class Evaluator:
         images = test.take(chosen)[0].numpy()
         pictures["worst"] = predictions_figure(images, rows[chosen], self._data.classes, labels[chosen])
         return Evaluation(metrics, pictures)
+
+    def _autoencoder(self, network: AutoEncoder) -> Evaluation:
+        assert isinstance(self._objective, ReconstructionSpec)
+        held_out = self._data.split(self._split)
+        numbers, picture = reconstruction(network, held_out, self._objective, self._seed, self._device)
+        metrics = {f"{self._split}_{name}": value for name, value in numbers.items()}
+        return Evaluation(metrics, {"reconstructions": picture} if rank() == 0 else {})
 
     def _regressor(self, network: Classifier, target: TargetName) -> Evaluation:
         train, test = self._data.split("train"), self._data.split(self._split)

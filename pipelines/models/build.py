@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pipelines.models.alexnet import AlexNet
+from pipelines.models.autoencoder import AutoEncoder
 from pipelines.models.biggan import BigGan
 from pipelines.models.classifiers import MLP, LeNet, Perceptron
 from pipelines.models.flow import FlowUNet
 from pipelines.models.generators import ConvGenerator
-from pipelines.models.network import Classifier, Generator
+from pipelines.models.network import Classifier, Encoder, Generator
 from pipelines.models.resnet import ResNet
 from pipelines.shape import ImageShape
 from pipelines.spec import (
     AlexNetSpec,
+    AutoEncoderSpec,
     BigGanSpec,
     ConvGeneratorSpec,
     FlowUNetSpec,
@@ -23,7 +25,7 @@ from pipelines.spec import (
 )
 
 
-def build_model(spec: ModelSpec, image: ImageShape, classes: int) -> Classifier | Generator:
+def build_model(spec: ModelSpec, image: ImageShape, classes: int) -> Classifier | Encoder | Generator:
     """The network that a spec describes, with PyTorch's default initialisation.
 
     Args:
@@ -45,6 +47,8 @@ def build_model(spec: ModelSpec, image: ImageShape, classes: int) -> Classifier 
             return AlexNet(image, classes, spec.hidden, spec.dropout)
         case ResNetSpec():
             return ResNet(image, classes, spec.depth, spec.width)
+        case AutoEncoderSpec():
+            return AutoEncoder(image, spec.width, spec.code)
         case ConvGeneratorSpec():
             return ConvGenerator(
                 image,

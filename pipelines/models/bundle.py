@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,13 +17,14 @@ from safetensors.torch import load, save
 
 from pipelines.errors import CheckpointError, SpecError
 from pipelines.models.build import build_model
-from pipelines.models.network import Classifier, Generator
+from pipelines.models.network import Classifier, Encoder, Generator
 from pipelines.shape import ImageShape
 from pipelines.spec import ModelSpec
 
 WEIGHTS = "weights.safetensors"
 CARD = "model.json"
 
+_A = {"classifier": "a classifier", "encoder": "an auto-encoder", "generator": "a generator"}
 _MODEL_SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
 
 
@@ -37,7 +39,7 @@ class Bundle:
         classes: the names of the classes, in the order of its outputs.
     """
 
-    network: Classifier | Generator
+    network: Classifier | Encoder | Generator
     spec: ModelSpec
     image: ImageShape
     classes: tuple[str, ...]
@@ -56,6 +58,16 @@ class Bundle:
         }
         (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
         return folder
+
+    @property
+    def kind(self) -> Literal["classifier", "encoder", "generator"]:
+        """What the network does."""
+        match self.network:
+            case Classifier():
+                return "classifier"
+            case Encoder():
+                return "encoder"
+        return "generator"
 
     def digest(self) -> str:
         """sha256 of the weights as :meth:`save` writes them."""
@@ -107,12 +119,30 @@ class Bundle:
             (b, classes) float32, rows summing to 1.
 
         Raises:
-            TypeError: the bundle holds a generator.
+            TypeError: the bundle holds no classifier.
         """
         if not isinstance(self.network, Classifier):
-            raise TypeError("a generator has no classes to predict")
+            raise TypeError(f"{_A[self.kind]} has no classes to predict")
         pixels = torch.from_numpy(np.require(images, requirements=("C", "W"))).to(self._device)
         return self.network(to_float(pixels)).softmax(1).cpu().numpy()
+
+    @torch.inference_mode()
+    def embed(self, images: UInt8[np.ndarray, "b c h w"]) -> Float32[np.ndarray, "b code"]:
+        """Codes of images.
+
+        Args:
+            images: (b, c, h, w) uint8.
+
+        Returns:
+            (b, code) float32.
+
+        Raises:
+            TypeError: the bundle holds no encoder.
+        """
+        if not isinstance(self.network, Encoder):
+            raise TypeError(f"{_A[self.kind]} has no codes of images")
+        pixels = torch.from_numpy(np.require(images, requirements=("C", "W"))).to(self._device)
+        return self.network.embed(to_float(pixels)).cpu().numpy()
 
     @torch.inference_mode()
     def generate(self, count: int, seed: int, label: int | None = None) -> UInt8[np.ndarray, "{count} c h w"]:
@@ -127,7 +157,7 @@ class Bundle:
             (count, c, h, w) uint8.
 
         Raises:
-            TypeError: the bundle holds a classifier, or a generator that no class can be asked of.
+            TypeError: the bundle holds no generator, or one that no class can be asked of.
         """
         network = self._generator(conditional=label is not None)
         latents = torch.randn(count, network.latent, generator=torch.Generator().manual_seed(seed))
@@ -164,7 +194,7 @@ class Bundle:
 
     def _generator(self, conditional: bool) -> Generator:
         if not isinstance(self.network, Generator):
-            raise TypeError("a classifier has no samples to generate")
+            raise TypeError(f"{_A[self.kind]} has no samples to generate")
         if conditional and not self.network.conditions:
             raise TypeError("no class can be asked of this generator: its model is not conditional")
         return self.network

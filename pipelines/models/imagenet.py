@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pipelines.models.network import Network
 
-Grey = UInt8[Tensor, "b c h w"]
+Pixels = UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]
 Prepared = Float[Tensor, "b 3 {self.side} {self.side}"]
 Features = Float[Tensor, "b {self.features}"]
 
@@ -32,8 +32,8 @@ class ImageNetNetwork(Network):
     side: int
     features: int
 
-    def prepare(self, images: Grey) -> Prepared:
-        """(b, c, h, w) uint8 → (b, 3, side, side): grey repeated to three channels, resized, shifted and scaled."""
+    def prepare(self, images: Pixels) -> Prepared:
+        """(b, c, h, w) of 0 … 255 → (b, 3, side, side): three channels, resized, shifted and scaled."""
         raise NotImplementedError
 
     def embed(self, images: Prepared) -> Features:
@@ -45,7 +45,7 @@ class ImageNetNetwork(Network):
         raise NotImplementedError
 
 
-def in_colour(images: Grey) -> Float[Tensor, "b 3 h w"]:
+def in_colour(images: Pixels) -> Float[Tensor, "b 3 h w"]:
     """Pixels as floats 0 … 255 of three channels."""
     return images.float().expand(-1, 3, -1, -1)
 
@@ -164,7 +164,7 @@ class InvertedResiduals(ImageNetNetwork):
         self.last = nn.Linear(HEAD, CLASSES)
         self._convention = convention
 
-    def prepare(self, images: Grey) -> Prepared:
+    def prepare(self, images: Pixels) -> Prepared:
         """See :meth:`ImageNetNetwork.prepare`."""
         # Antialiased, so that large images are averaged; it leaves the enlarging of small ones as it is.
         size = (self.side, self.side)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.models.imagenet import CLASSES, Features, Grey, ImageNetNetwork, Prepared, in_colour
+from pipelines.models.imagenet import CLASSES, Features, ImageNetNetwork, Pixels, Prepared, in_colour
 
 GRAPH_OUTPUTS = 1008
 """Outputs of the TensorFlow graph: ImageNet's classes and eight that mean nothing."""
@@ -191,7 +191,7 @@ class InceptionV3(ImageNetNetwork):
             channels = block.out
         self.fc = nn.Linear(channels, outputs)
 
-    def prepare(self, images: Grey) -> Prepared:
+    def prepare(self, images: Pixels) -> Prepared:
         """See :meth:`~pipelines.models.imagenet.ImageNetNetwork.prepare`."""
         pixels = in_colour(images)
         if self._is_graph:

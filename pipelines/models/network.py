@@ -48,6 +48,30 @@ class Classifier(Network):
         raise NotImplementedError
 
 
+class Encoder(Network):
+    """Images in, vectors out: (b, c, h, w) in [−1, 1] → (b, code).
+
+    Attributes:
+        image: the shape of its input.
+        code: the dimension of its output.
+        layers: the number of its layers; the last one gives the code.
+    """
+
+    def __init__(self, image: ImageShape, code: int, layers: int) -> None:
+        super().__init__()
+        self.image = image
+        self.code = code
+        self.layers = layers
+
+    def maps(self, images: Images) -> list[Float[Tensor, "b ..."]]:
+        """What each layer gives, in order: (b, channels, h, w) of the convolutions, (b, code) of the last."""
+        raise NotImplementedError
+
+    def embed(self, images: Images) -> Float[Tensor, "b {self.code}"]:
+        """The codes of images."""
+        return self.maps(images)[-1]
+
+
 class Generator(Network):
     """Latent vectors in, images out: (b, latent) → (b, c, h, w) in [−1, 1].
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from pipelines.data.loader import ShardedDataset
 from pipelines.errors import SpecError
+from pipelines.models.autoencoder import AutoEncoder
 from pipelines.models.critics import ConvCritic, Critic, ResidualCritic
 from pipelines.models.flow import FlowUNet
-from pipelines.models.network import Classifier, Generator
+from pipelines.models.network import Classifier, Encoder, Generator, Network
 from pipelines.objectives.classification import Classification
 from pipelines.objectives.conditions import Conditions
 from pipelines.objectives.couplings import BatchPlan, Coupling, Independent, PoolPlan, Recorded
+from pipelines.objectives.feature_transport import FeatureTransport
+from pipelines.objectives.features import Features, RealPoints
 from pipelines.objectives.flow import FlowMatching
 from pipelines.objectives.gan import Gan
 from pipelines.objectives.learned_transport import LearnedTransport
 from pipelines.objectives.phase import Objective
+from pipelines.objectives.reconstruction import Reconstruction
 from pipelines.objectives.recorded import RecordedCoupling
 from pipelines.objectives.regression import Regression
 from pipelines.objectives.transport import TransportObjective
@@ -31,6 +37,7 @@ from pipelines.spec import (
     JobSpec,
     LearnedTransportSpec,
     PoolPlanSpec,
+    ReconstructionSpec,
     RecordedSpec,
     RegressionSpec,
     TransportSpec,
@@ -40,7 +47,11 @@ from pipelines.transport.planner import Planner
 
 
 def build_objective(
-    spec: JobSpec, network: Classifier | Generator, planner: Planner, data: ShardedDataset
+    spec: JobSpec,
+    network: Classifier | Encoder | Generator,
+    planner: Planner,
+    data: ShardedDataset,
+    networks: Mapping[str, Network] | None = None,
 ) -> Objective:
     """The objective that a spec describes, over a network that is already on its device.
 
@@ -49,9 +60,11 @@ def build_objective(
         network: the network that the job trains.
         planner: who solves transport plans, for the objectives that need them.
         data: the images, for the objectives that see more of them than a batch.
+        networks: by name, those in whose features images are compared.
 
     Raises:
-        SpecError: the network is not of the kind that the objective trains, or the data set not of the classes.
+        SpecError: the network is not of the kind that the objective trains, or the data set not of the classes; or
+            images cannot be compared in such features.
         ShardError: recorded couplings are missing, or of another data set.
     """
     match spec.objective, network:
@@ -59,6 +72,14 @@ def build_objective(
             return Classification(spec.objective, network)
         case RegressionSpec(), Classifier():
             return Regression(spec.objective, network)
+        case ReconstructionSpec(), AutoEncoder():
+            return Reconstruction(spec.objective, network)
+        case TransportSpec(features=[_, *_]), Generator():
+            device = next(network.parameters()).device
+            features = Features(spec.objective.features, networks or {}, data.train, data.image, device)
+            return FeatureTransport(
+                spec.objective, network, planner, features, RealPoints(features, data.train, device)
+            )
         case TransportSpec(), Generator():
             return TransportObjective(spec.objective, network, planner, _weights(spec.objective, data))
         case GanSpec(), Generator():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+from collections.abc import Callable
 
 import yaml
 from pydantic import Field, model_validator
@@ -18,6 +20,7 @@ from pipelines.spec.objectives import (
     LearnedTransportSpec,
     ObjectiveSpec,
     PoolPlanSpec,
+    ReconstructionSpec,
     RegressionSpec,
     TransportSpec,
     WassersteinSpec,
@@ -29,7 +32,8 @@ _CLASSIFIERS = ("perceptron", "mlp", "lenet", "alexnet", "resnet")
 _TRAINS = {
     "classification": _CLASSIFIERS,
     "regression": _CLASSIFIERS,
-    "transport": ("conv-generator",),
+    "reconstruction": ("autoencoder",),
+    "transport": ("conv-generator", "biggan"),
     "gan": ("conv-generator", "biggan"),
     "wasserstein": ("conv-generator",),
     "learned-transport": ("conv-generator",),
@@ -55,6 +59,10 @@ def _couples_whole_batches(objective: ObjectiveSpec) -> bool:
         case ClassificationSpec():
             return objective.mixes
     return False
+
+
+def _name(model: str) -> str:
+    return model.partition("@")[0].partition("/")[0]
 
 
 class RegisterSpec(Section):
@@ -95,6 +103,8 @@ class JobSpec(Section):
             coupling = self.objective.coupling
             if getattr(coupling, "condition_weight", 0) and not self.model.conditional:
                 raise ValueError("objective.coupling.condition_weight is for a model that is conditional")
+        if isinstance(self.objective, TransportSpec):
+            self._transport_fits(self.objective)
         if isinstance(self.objective, WassersteinSpec):
             free = self.objective.constraint == "none"
             if free != self.objective.critic.spectral:
@@ -123,7 +133,7 @@ class JobSpec(Section):
             )
         if not self.generates and self.evaluation.reference is not None:
             raise ValueError(
-                f"evaluation.reference {self.evaluation.reference!r} judges generators; this job trains a classifier"
+                f"evaluation.reference {self.evaluation.reference!r} judges generators; this job trains none"
             )
         if not self.registers and self.register_as is not None:
             raise ValueError("register_as is for models that the endpoint can serve; a regression has no classes")
@@ -133,10 +143,33 @@ class JobSpec(Section):
             )
         return self
 
+    def _transport_fits(self, objective: TransportSpec) -> None:
+        conditional = isinstance(self.model, BigGanSpec)
+        if conditional and not objective.features:
+            raise ValueError("a conditional model is trained in features alone; give objective.features")
+        if objective.condition_weight and not conditional:
+            raise ValueError("objective.condition_weight is for a model that is conditional")
+        if objective.self_term == "two-batch" and self.train.batch < 2 * self.workers.count:
+            raise ValueError(
+                f"train.batch {self.train.batch} leaves some of {self.workers.count} workers without samples in both "
+                "of its halves, which objective.self_term two-batch compares"
+            )
+        if objective.reals is not None and objective.reals < self.workers.count:
+            raise ValueError(
+                f"objective.reals {objective.reals} leaves some of {self.workers.count} workers without images"
+            )
+        judge = self.evaluation.reference
+        for name in objective.networks:
+            if judge is not None and _name(name) == _name(judge):
+                raise ValueError(
+                    f"evaluation.reference {judge!r} is a network of objective.features: a generator is not judged by "
+                    "what it is trained to please; name another one"
+                )
+
     @property
     def generates(self) -> bool:
         """Whether the job trains a generator."""
-        return not isinstance(self.objective, ClassificationSpec | RegressionSpec)
+        return not isinstance(self.objective, ClassificationSpec | RegressionSpec | ReconstructionSpec)
 
     @property
     def registers(self) -> bool:
@@ -151,6 +184,26 @@ class JobSpec(Section):
     def registered(self) -> RegisterSpec:
         """Name and alias of the model that this job registers."""
         return self.register_as or RegisterSpec(name=self.name)
+
+    def with_versions(self, version: Callable[[str], str]) -> JobSpec:
+        """The spec with the registered models that it uses by their versions, whatever their aliases do later.
+
+        Args:
+            version: ``NAME/VERSION`` of a model named in any way; asked once for each.
+        """
+        known = functools.cache(version)
+        changes: dict[str, Section] = {}
+        if self.evaluation.registered is not None:
+            reference = known(self.evaluation.registered)
+            changes["evaluation"] = self.evaluation.model_copy(update={"reference": reference})
+        if isinstance(self.objective, TransportSpec) and self.objective.registered:
+            registered = self.objective.registered
+            features = tuple(
+                one.model_copy(update={"network": known(one.network)}) if one.network in registered else one
+                for one in self.objective.features
+            )
+            changes["objective"] = self.objective.model_copy(update={"features": features})
+        return self.model_copy(update=changes) if changes else self
 
     def fingerprint(self) -> str:
         """sha256 over all that decides the result: a checkpoint of another fingerprint cannot be resumed.

@@ -51,6 +51,14 @@ class ResNetSpec(Section):
     width: int = Field(default=64, ge=1, le=512, description="channels of the first stage")
 
 
+class AutoEncoderSpec(Section):
+    """A convolutional auto-encoder, whose layers are features for the objective `transport`."""
+
+    kind: Literal["autoencoder"]
+    width: int = Field(default=32, ge=4, le=512, description="channels of the first layer")
+    code: int = Field(default=128, ge=1, le=4096, description="numbers in which an image is told")
+
+
 class ConvGeneratorSpec(Section):
     """A convolutional generator: a latent vector is unfolded to a small map, then upsampled (Radford et al. 2016)."""
 
@@ -100,7 +108,15 @@ class CriticSpec(Section):
 
 
 ModelSpec = Annotated[
-    PerceptronSpec | MLPSpec | LeNetSpec | AlexNetSpec | ResNetSpec | ConvGeneratorSpec | BigGanSpec | FlowUNetSpec,
+    PerceptronSpec
+    | MLPSpec
+    | LeNetSpec
+    | AlexNetSpec
+    | ResNetSpec
+    | AutoEncoderSpec
+    | ConvGeneratorSpec
+    | BigGanSpec
+    | FlowUNetSpec,
     Field(discriminator="kind"),
 ]
 GeneratorSpec = ConvGeneratorSpec | BigGanSpec | FlowUNetSpec

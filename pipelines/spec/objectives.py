@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipelines.spec.models import CriticSpec
-from pipelines.spec.section import Section
+from pipelines.spec.section import ModelName, Section
+from pipelines.spec.training import imagenet
 
 CostName = Literal["squared-euclidean", "euclidean", "power", "cosine"]
 
@@ -56,6 +57,14 @@ class RegressionSpec(Section):
     )
 
 
+class ReconstructionSpec(Section):
+    """An auto-encoder that makes whole images of images with hidden patches; labels are not used."""
+
+    kind: Literal["reconstruction"]
+    hidden: float = Field(default=0.5, ge=0, lt=1, description="share of the patches that is hidden")
+    patch: int = Field(default=4, ge=1, le=256, description="side of a patch, in pixels")
+
+
 class ExactDistanceSpec(Section):
     """The cost of the optimal assignment."""
 
@@ -66,7 +75,12 @@ class SinkhornDistanceSpec(Section):
     """The Sinkhorn divergence: entropic costs, less those of each side with itself."""
 
     kind: Literal["sinkhorn-divergence"]
-    epsilon: float = Field(default=10.0, gt=0, description="entropic regularisation, in units of the cost")
+    epsilon: float = Field(
+        default=10.0,
+        gt=0,
+        description="entropic regularisation, in units of the cost; in features, of the mean cost between two real "
+        "images",
+    )
 
 
 class SlicedDistanceSpec(Section):
@@ -79,6 +93,37 @@ class SlicedDistanceSpec(Section):
 DistanceSpec = Annotated[ExactDistanceSpec | SinkhornDistanceSpec | SlicedDistanceSpec, Field(discriminator="kind")]
 
 
+class FeatureSpec(Section):
+    """What a transport cost compares: pixels, or one layer of a network that is not trained by this job."""
+
+    network: ModelName = Field(
+        default="pixels",
+        description="pixels; a registered auto-encoder or classifier, NAME, NAME@ALIAS or NAME/VERSION; or "
+        "imagenet-mobilenet-v2 or imagenet-efficientnet-lite0",
+    )
+    layer: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="of an auto-encoder, counted from the image; by default its code. Of the other networks, what "
+        "their last layer is given",
+    )
+    side: int | None = Field(
+        default=None, ge=1, le=1024, description="pixels a side to which maps are averaged; as they are by default"
+    )
+    weight: float = Field(default=1.0, gt=0, le=1e6, description="share in the cost, beside those of the others")
+
+    @model_validator(mode="after")
+    def _of_maps(self) -> FeatureSpec:
+        if self.network == "imagenet-inception-v3":
+            raise ValueError("network imagenet-inception-v3 judges alone; use imagenet-mobilenet-v2")
+        if self.network == "pixels" and self.layer is not None:
+            raise ValueError(f"layer {self.layer} of pixels; layers are of networks")
+        if self.network != "pixels" and self.layer is None and self.side is not None:
+            raise ValueError(f"side {self.side} of what {self.network} ends with, which is no map; give a layer")
+        return self
+
+
 class TransportSpec(Section):
     """A generator that minimises a transport distance between its samples and real images."""
 
@@ -89,9 +134,63 @@ class TransportSpec(Section):
     class_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
         default_factory=dict, description="what a real image weighs by its class; 1 where none is given"
     )
+    features: tuple[FeatureSpec, ...] = Field(
+        default=(),
+        max_length=16,
+        description="what the cost compares, each scaled to a mean cost of 1 between two real images; by default "
+        "pixels as they are",
+    )
+    self_term: Literal["same-batch", "two-batch"] = Field(
+        default="same-batch",
+        description="in features, what samples are compared with to keep them apart: themselves, or, without bias, "
+        "each half of them with the other",
+    )
+    reals: int | None = Field(
+        default=None, ge=1, le=65536, description="in features, real images in each plan; train.batch by default"
+    )
+    condition_weight: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e6,
+        description="in features, for a conditional model: what plans pay for a sample of one class and an image of "
+        "another, in units of the mean cost",
+    )
+    normalise: bool = Field(
+        default=False, description="in features, divide the drift of the samples by its root mean square"
+    )
     plans: Literal["service", "local"] = Field(
         default="service", description="who solves exact plans: the transport service, or each rank for itself"
     )
+
+    @model_validator(mode="after")
+    def _features_fit(self) -> TransportSpec:
+        if self.features:
+            if isinstance(self.distance, SlicedDistanceSpec):
+                raise ValueError("distance sliced in features; use exact or sinkhorn-divergence")
+            if self.cost != "squared-euclidean":
+                raise ValueError(f"cost {self.cost!r} in features; they know squared-euclidean alone")
+            if self.class_weights:
+                raise ValueError(f"class_weights {self.class_weights} in features; leave one of them out")
+            if isinstance(self.distance, SinkhornDistanceSpec) and self.distance.epsilon > 1:
+                raise ValueError(
+                    f"distance.epsilon {self.distance.epsilon:g} in features, where the mean cost between two real "
+                    "images is 1; use about 0.01"
+                )
+            return self
+        for name in ("self_term", "reals", "condition_weight", "normalise"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} {getattr(self, name)} without features; give objective.features")
+        return self
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Names of the networks whose layers are compared, each once."""
+        return tuple(dict.fromkeys(one.network for one in self.features if one.network != "pixels"))
+
+    @property
+    def registered(self) -> tuple[str, ...]:
+        """Those of them that are registered models."""
+        return tuple(name for name in self.networks if imagenet(name) is None)
 
     @model_validator(mode="after")
     def _sorts_points_that_weigh_the_same(self) -> TransportSpec:
@@ -204,6 +303,13 @@ class LearnedTransportSpec(Section):
 
 
 ObjectiveSpec = Annotated[
-    ClassificationSpec | RegressionSpec | TransportSpec | GanSpec | WassersteinSpec | LearnedTransportSpec | FlowSpec,
+    ClassificationSpec
+    | RegressionSpec
+    | ReconstructionSpec
+    | TransportSpec
+    | GanSpec
+    | WassersteinSpec
+    | LearnedTransportSpec
+    | FlowSpec,
     Field(discriminator="kind"),
 ]

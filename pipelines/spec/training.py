@@ -6,10 +6,15 @@ from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
-from pipelines.spec.section import Images, Section
+from pipelines.spec.section import Images, ModelName, Section
 
 ImageNetName = Literal["imagenet-mobilenet-v2", "imagenet-efficientnet-lite0", "imagenet-inception-v3"]
 """Networks that others trained on ImageNet, by whose features generators can be judged."""
+
+
+def imagenet(name: str) -> ImageNetName | None:
+    """The ImageNet network of that name; None for other names, which are those of registered models."""
+    return next((known for known in get_args(ImageNetName) if known == name), None)
 
 
 class OptimizerSpec(Section):
@@ -52,9 +57,8 @@ class TrainSpec(Section):
 class EvaluationSpec(Section):
     """How generators are judged, beside their transport distance to held-out images."""
 
-    reference: str | None = Field(
+    reference: ModelName | None = Field(
         default=None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9._-]+|/[0-9]+)?$",
         description="a registered classifier of such images, NAME, NAME@ALIAS or NAME/VERSION, or a network trained "
         "on ImageNet: imagenet-mobilenet-v2, imagenet-efficientnet-lite0, imagenet-inception-v3. Its features give "
         "FID, KID, precision, recall, density and coverage",
@@ -78,7 +82,7 @@ class EvaluationSpec(Section):
     @property
     def imagenet(self) -> ImageNetName | None:
         """The ImageNet network that judges, if one does."""
-        return next((name for name in get_args(ImageNetName) if name == self.reference), None)
+        return None if self.reference is None else imagenet(self.reference)
 
     @property
     def registered(self) -> str | None:

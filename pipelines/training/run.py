@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from pipelines.data.loader import Loader, ShardedDataset
 from pipelines.distributed import agree, rank, world_size
 from pipelines.evaluation.features import FeatureExtractor
 from pipelines.models.build import build_model
+from pipelines.models.network import Network
 from pipelines.objectives.build import build_objective
 from pipelines.objectives.phase import Objective
 from pipelines.randomness import derived_seed
@@ -30,6 +31,7 @@ def start(
     device: torch.device,
     checkpoint: Path | None = None,
     origin: Path | None = None,
+    networks: Mapping[str, Network] | None = None,
 ) -> tuple[Objective, TrainState]:
     """The objective of a run, and its state before the first step or as a checkpoint holds it.
 
@@ -40,6 +42,7 @@ def start(
         device: where the networks are.
         checkpoint: folder of a checkpoint of this run to go on from.
         origin: folder of a checkpoint of another run to go on from, where there is none of this one.
+        networks: by name, those in whose features the objective compares images.
 
     Raises:
         SpecError: the objective cannot train such a network, or the origin has seen all images that the run would see.
@@ -47,7 +50,7 @@ def start(
     """
     torch.manual_seed(derived_seed(spec.seed, 0, "initialisation"))
     network = build_model(spec.model, data.image, spec.outputs(len(data.classes))).to(device)
-    objective = build_objective(spec, network, planner, data)
+    objective = build_objective(spec, network, planner, data, networks)
     state = TrainState.start(spec, objective)
     if checkpoint is not None:
         load_checkpoint(state, checkpoint)

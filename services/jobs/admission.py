@@ -38,11 +38,11 @@ class Admission:
 
     Args:
         settings: where everything that Monge writes lies.
-        resolve: looks up a registered model by name; raises where there is none.
+        version: ``NAME/VERSION`` of a registered model by any of its names; raises where there is none.
     """
 
-    def __init__(self, settings: Settings, resolve: Callable[[str], object]) -> None:
-        self._settings, self._resolve = settings, resolve
+    def __init__(self, settings: Settings, version: Callable[[str], str]) -> None:
+        self._settings, self._version = settings, version
         self._plans = threading.BoundedSemaphore(PLANS)
 
     def check(self, asked: Submission, cluster: Cluster) -> JobSpec:
@@ -51,7 +51,7 @@ class Admission:
         Raises:
             SpecError: the spec is wrong, a file that it names is not there, or the cluster has too few nodes.
             SourceError: its images cannot be found.
-            ModelNotFoundError: the classifier that is to judge its generator is not registered.
+            ModelNotFoundError: a model that it uses is not registered.
             ServiceError: MLflow cannot be reached to ask for it.
         """
         spec = read_spec(asked)
@@ -59,8 +59,8 @@ class Admission:
         for field, file in named_files(spec):
             if not Path(file).is_absolute() or not Path(file).is_file():
                 raise SpecError(f"{field}: {file} is no file that the cluster sees", cure="name it by a shared folder")
-        if (reference := spec.evaluation.registered) is not None:
-            self._resolve(reference)
+        # By version: what the job is compared with stays the same at each of its attempts.
+        spec = spec.with_versions(self._version)
         if not asked.wait and not cluster.away and (never := policy.refusal(spec.workers, cluster)) is not None:
             raise SpecError(never, cure="ask for less, or submit it with `--wait` if nodes will come")
         return spec

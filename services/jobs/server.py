@@ -69,7 +69,7 @@ def serve(host: str = LOOPBACK, port: int = 8200, settings: Settings | None = No
         service = Service(
             store,
             logs,
-            Admission(settings, lambda model: _resolve(uri, model)),
+            Admission(settings, lambda model: _version(uri, model)),
             seen=lambda: (controller.seen, controller.looked),
             poke=controlling.poke,
             mlflow=lambda: settings.mlflow_public_uri or uri,
@@ -113,10 +113,11 @@ def make_owner(store: Store, settings: Settings) -> None:
             raise ServiceError(f"the token in {path} was revoked", cure=f"remove {path}: another one is made") from None
 
 
-def _resolve(uri: str, model: str) -> object:
+def _version(uri: str, model: str) -> str:
     from services.tracking.registry import resolve
 
-    return resolve(uri, model)
+    reference = resolve(uri, model)
+    return f"{reference.name}/{reference.version}"
 
 
 def _track(uri: str, told: Untracked) -> None:

@@ -82,8 +82,8 @@ class Endpoint:
     async def predict(self, name: str, request: Request) -> Response:
         """Answer a predict request; see the route."""
         model = await self.model(name)
-        if model.kind != "classifier":
-            raise SpecError(f"model: {name!r} is a {model.kind}", cure="ask its /generate")
+        if model.bundle.kind != "classifier":
+            raise _other_kind(name, model)
         content_type, body, shape = request.headers.get("content-type", ""), await request.body(), model.bundle.image
         if len(body) <= SMALL_BODY:
             images = parse_predict(content_type, body, shape)
@@ -122,8 +122,8 @@ class Endpoint:
     async def _generative(self, name: str, count: int) -> ServedModel:
         """A model that can make so many images at once."""
         model = await self.model(name)
-        if model.kind != "generator":
-            raise SpecError(f"model: {name!r} is a {model.kind}", cure="ask its /predict")
+        if model.bundle.kind != "generator":
+            raise _other_kind(name, model)
         if count > self.settings.max_generate:
             raise SpecError(
                 f"count: {count} images are over the limit of {self.settings.max_generate}",
@@ -277,6 +277,17 @@ def create_app(
     return app
 
 
+def _other_kind(name: str, model: ServedModel) -> SpecError:
+    """The error of a request that is for models of another kind."""
+    kind = model.bundle.kind
+    cures = {
+        "classifier": "ask its /predict",
+        "encoder": "load it with mlflow.pyfunc, or name it in objective.features",
+        "generator": "ask its /generate",
+    }
+    return SpecError(f"model: {name!r} is {'an' if kind == 'encoder' else 'a'} {kind}", cure=cures[kind])
+
+
 def _class(model: ServedModel, name: str, label: str, field: str) -> int:
     """The number of a class that is asked of a generator."""
     network, classes = model.bundle.network, model.bundle.classes
@@ -331,7 +342,7 @@ def _card(model: ServedModel) -> dict[str, Any]:
     bundle = model.bundle
     return {
         "version": model.ref.version,
-        "kind": model.kind,
+        "kind": model.bundle.kind,
         "network": bundle.spec.kind,
         "parameters": bundle.network.parameter_count,
         "classes": list(bundle.classes),

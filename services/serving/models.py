@@ -21,7 +21,6 @@ import torch
 from pipelines.data.decode import decode
 from pipelines.errors import CorruptImageError, MongeError, ServiceError
 from pipelines.models.bundle import Bundle
-from pipelines.models.network import Classifier
 from services.serving.metrics import Metrics
 from services.tracking.names import LIVE, split_name
 from services.tracking.registry import ModelRef, RegisteredModel, download, list_models, resolve
@@ -63,11 +62,6 @@ class ServedModel:
     bundle: Bundle
     max_image_pixels: int
 
-    @property
-    def kind(self) -> str:
-        """``classifier`` or ``generator``."""
-        return "classifier" if isinstance(self.bundle.network, Classifier) else "generator"
-
     def decode(self, images: Sequence[bytes] | np.ndarray) -> np.ndarray:
         """Encoded images as in training: (k, c, h, w) uint8.
 
@@ -91,10 +85,14 @@ class ServedModel:
 
     def warm_up(self) -> None:
         """One pass, so that no request pays for the first, and a network that cannot run is never served."""
-        if self.kind == "classifier":
-            self.bundle.predict(np.zeros((1, *self.bundle.image.dims), np.uint8))
-        else:
-            self.bundle.generate(1, seed=0)
+        blank = np.zeros((1, *self.bundle.image.dims), np.uint8)
+        match self.bundle.kind:
+            case "classifier":
+                self.bundle.predict(blank)
+            case "encoder":
+                self.bundle.embed(blank)
+            case "generator":
+                self.bundle.generate(1, seed=0)
 
 
 @dataclass

@@ -19,7 +19,7 @@ import numpy as np
 import pipelines
 from pipelines.errors import CheckpointError, ModelNotFoundError, ServiceError
 from pipelines.models.bundle import CARD, WEIGHTS, Bundle
-from pipelines.models.network import Classifier
+from pipelines.models.network import Classifier, Encoder
 from services.tracking.connection import connect, metric_name, reaching
 from services.tracking.names import LIVE, split_name
 from services.tracking.run import Run
@@ -94,7 +94,8 @@ def register(
         bundle_folder: a saved :class:`~pipelines.models.bundle.Bundle`.
         name: of the registered model, made if need be.
         alias: moved to the new version.
-        examples: (b, c, h, w) uint8 images, b ≥ 2, the input example of a classifier; blank ones by default.
+        examples: (b, c, h, w) uint8 images, b ≥ 2, the input example of a classifier or an encoder; blank ones
+            by default.
         metrics: final values shown in the model card.
         images: images seen, the step at which the model appears in the run.
 
@@ -279,8 +280,9 @@ def _signature(bundle: Bundle) -> ModelSignature:
     from mlflow.types.schema import AnyType, Array
 
     images = TensorSpec(np.dtype(np.uint8), (-1, *bundle.image.dims))
-    if isinstance(bundle.network, Classifier):
-        answer = TensorSpec(np.dtype(np.float32), (-1, len(bundle.classes)))
+    if isinstance(bundle.network, Classifier | Encoder):
+        numbers = bundle.network.code if isinstance(bundle.network, Encoder) else len(bundle.classes)
+        answer = TensorSpec(np.dtype(np.float32), (-1, numbers))
         return ModelSignature(inputs=Schema([images]), outputs=Schema([answer]))
     if bundle.network.conditions:
         # A table, because MLflow knows no optional tensors; double, because JSON's numbers are not cast to float.
@@ -295,7 +297,7 @@ def _signature(bundle: Bundle) -> ModelSignature:
 
 def _example(bundle: Bundle, images: np.ndarray | None) -> np.ndarray | pd.DataFrame:
     network = bundle.network
-    if not isinstance(network, Classifier):
+    if not isinstance(network, Classifier | Encoder):
         latents = np.random.default_rng(0).standard_normal((2, network.latent), dtype=np.float32)
         if not network.conditions:
             return latents
@@ -314,7 +316,7 @@ def _example(bundle: Bundle, images: np.ndarray | None) -> np.ndarray | pd.DataF
 
 def _tags(bundle: Bundle, metrics: Mapping[str, float]) -> dict[str, str]:
     tags = {
-        KIND_TAG: _kind(bundle),
+        KIND_TAG: bundle.kind,
         "monge.model": bundle.spec.kind,
         "monge.image": "×".join(str(n) for n in bundle.image.dims),
         "monge.classes": json.dumps(bundle.classes, ensure_ascii=False)[:5000],
@@ -331,8 +333,4 @@ def _card(bundle: Bundle, metrics: Mapping[str, float]) -> str:
         *((name, f"{value:.6g}") for name, value in metrics.items()),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return f"A {_kind(bundle)}.\n\n| | |\n|---|---|\n{table}\n"
-
-
-def _kind(bundle: Bundle) -> str:
-    return "classifier" if isinstance(bundle.network, Classifier) else "generator"
+    return f"{bundle.kind.capitalize()}.\n\n| | |\n|---|---|\n{table}\n"

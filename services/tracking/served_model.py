@@ -2,7 +2,8 @@
 
 It stands alone: MLflow runs it by path, with the copy of ``pipelines`` that was stored with the model.
 
-A classifier takes images, (b, c, h, w) uint8, and answers class probabilities, (b, classes) float32. A generator takes
+A classifier takes images, (b, c, h, w) uint8, and answers class probabilities, (b, classes) float32. An
+encoder takes the same and answers codes, (b, code) float32. A generator takes
 latent vectors, (b, latent) float32, drawn from the standard normal distribution by whoever calls, and answers images,
 (b, c, h, w) uint8: the answer is a function of the input alone.
 
@@ -25,7 +26,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 
 from pipelines.models.bundle import Bundle, to_uint8
-from pipelines.models.network import Generator
+from pipelines.models.network import Classifier, Encoder
 
 
 class ServedModel(PythonModel):
@@ -38,10 +39,13 @@ class ServedModel(PythonModel):
     def predict(
         self, context: Any, model_input: np.ndarray | pd.DataFrame, params: dict[str, Any] | None = None
     ) -> np.ndarray:
-        """Class probabilities of images, or images of latent vectors."""
+        """Class probabilities or codes of images, or images of latent vectors."""
         network = self.bundle.network
-        if not isinstance(network, Generator):
-            return self.bundle.predict(model_input)
+        match network:
+            case Classifier():
+                return self.bundle.predict(model_input)
+            case Encoder():
+                return self.bundle.embed(model_input)
         conditions = None
         if network.conditions:
             labels = self._labels(model_input)

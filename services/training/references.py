@@ -1,4 +1,5 @@
-"""What judges a job's generator, found once for all its workers: a registered classifier, or an ImageNet network."""
+"""Networks that a job uses and does not train, found once for all its workers: what judges its generator, and those in
+whose features its objective compares images."""
 
 from __future__ import annotations
 
@@ -8,14 +9,16 @@ import torch
 
 from pipelines.evaluation.features import ClassifierFeatures, FeatureExtractor
 from pipelines.evaluation.imagenet import imagenet_features
-from pipelines.spec import JobSpec
+from pipelines.models.network import Network
+from pipelines.spec import JobSpec, TransportSpec
+from pipelines.spec.training import imagenet
 from services.tracking.registry import download, resolve
 
 
 def pinned(spec: JobSpec, uri: str, models: Path) -> JobSpec:
-    """The spec with a registered reference by its version, whatever its alias does while the job runs.
+    """The spec with registered networks by their versions, whatever their aliases do while the job runs.
 
-    What judges is downloaded, so that the workers find it.
+    The networks are downloaded, so that the workers find them.
 
     Args:
         spec: of the job.
@@ -23,18 +26,23 @@ def pinned(spec: JobSpec, uri: str, models: Path) -> JobSpec:
         models: folder of downloads, which every worker can read.
 
     Raises:
-        ModelNotFoundError: there is no such classifier.
+        ModelNotFoundError: there is no such model.
         ServiceError: the registry cannot be reached.
         SourceError, SpecError: an ImageNet network cannot be had.
     """
-    name = spec.evaluation.registered
-    if name is None:
+
+    def version(name: str) -> str:
+        reference = resolve(uri, name)
+        download(uri, reference, models)
+        return f"{reference.name}/{reference.version}"
+
+    spec = spec.with_versions(version)
+    if spec.evaluation.registered is None:
         reference_of(spec, uri, models, torch.device("cpu"))
-        return spec
-    reference = resolve(uri, name)
-    download(uri, reference, models)
-    evaluation = spec.evaluation.model_copy(update={"reference": f"{reference.name}/{reference.version}"})
-    return spec.model_copy(update={"evaluation": evaluation})
+    for name in _networks(spec):
+        if (known := imagenet(name)) is not None:
+            imagenet_features(known, None, models, torch.device("cpu"))
+    return spec
 
 
 def reference_of(spec: JobSpec, uri: str, models: str | Path, device: torch.device) -> FeatureExtractor | None:
@@ -56,3 +64,27 @@ def reference_of(spec: JobSpec, uri: str, models: str | Path, device: torch.devi
     bundle = download(uri, ref, models)
     bundle.network.to(device)
     return ClassifierFeatures(f"{ref.name}/{ref.version}", bundle)
+
+
+def feature_networks(spec: JobSpec, uri: str, models: str | Path, device: torch.device) -> dict[str, Network]:
+    """By name, the networks in whose features a job's objective compares images; none for most objectives.
+
+    Every rank loads them, so that what is wrong with one ends all of them.
+
+    Args:
+        spec: of the job, :func:`pinned`.
+        uri: of the registry.
+        models: folder of downloads.
+        device: where the networks are to be.
+    """
+    found: dict[str, Network] = {}
+    for name in _networks(spec):
+        if (known := imagenet(name)) is not None:
+            found[name] = imagenet_features(known, None, Path(models), device).network
+        else:
+            found[name] = download(uri, resolve(uri, name), Path(models)).network.to(device)
+    return found
+
+
+def _networks(spec: JobSpec) -> tuple[str, ...]:
+    return spec.objective.networks if isinstance(spec.objective, TransportSpec) else ()

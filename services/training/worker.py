@@ -54,7 +54,7 @@ from services.training.config import WorkerConfig, jobs_address, models_folder, 
 from services.training.fencing import Fence
 from services.training.origin import Origin
 from services.training.progress import report_progress, report_run, report_stage
-from services.training.references import reference_of
+from services.training.references import feature_networks, reference_of
 from services.training.stopping import StopRequest
 from services.training.uploads import Uploads
 from services.training.watch import Watch
@@ -86,7 +86,7 @@ UPLOAD = 30.0
 """Seconds that the last checkpoint of a run which was asked to stop has to come into the storage."""
 
 EXAMPLES = 2
-"""Images in the input example of a registered classifier."""
+"""Images in the input example of a registered classifier or encoder."""
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,8 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings, position: Po
     origin = None if worker.origin is None else Origin.parse(worker.origin)
     with agree("building the networks"), resumption(settings, origin, worker.job) as resumed:
         planner = planner_of(worker.job, spec, settings.plan_deadline)
-        objective, state = start(spec, data, planner, device, resumed.folder, resumed.origin)
+        networks = feature_networks(spec, worker.mlflow_uri, models_folder(settings), device)
+        objective, state = start(spec, data, planner, device, resumed.folder, resumed.origin, networks)
         if tracker and resumed.folder:
             tracker.run.send_again(_unsent(resumed.folder))
         elif tracker and origin and resumed.origin:

@@ -16,7 +16,7 @@ from pipelines.training.run import run, start
 from pipelines.training.state import TrainState
 from services.tracking.run import Run
 from services.training.config import WorkerConfig, models_folder
-from services.training.references import reference_of
+from services.training.references import feature_networks, reference_of
 from services.training.worker import configure_process, open_for, planner_of
 from services.tuning.summary import Curve
 
@@ -68,7 +68,8 @@ def _train(trial: TrialConfig, spec: JobSpec, tracked: Run) -> _Listener:
     # Not verified: each of many trials would read the whole data set for it.
     data = open_for(spec, trial.data, settings, verify=False)
     planner = planner_of(trial.job, spec, settings.plan_deadline)
-    objective, state = start(spec, data, planner, device)
+    networks = feature_networks(spec, trial.mlflow_uri, models_folder(settings), device)
+    objective, state = start(spec, data, planner, device, networks=networks)
     reference = reference_of(spec, trial.mlflow_uri, models_folder(settings), device)
     listener = _Listener(tracked, trial.curves)
     run(spec, data, objective, state, planner, listener, device, reference)

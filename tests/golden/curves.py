@@ -36,6 +36,9 @@ KINDS = (
         "transport",
         "sinkhorn-transport",
         "sliced-transport",
+        "reconstruction",
+        "feature-transport",
+        "conditional-transport",
         "gan",
         "biggan",
         "wasserstein",
@@ -54,6 +57,9 @@ RATES = {
     "transport": 0.01,
     "sinkhorn-transport": 0.01,
     "sliced-transport": 0.01,
+    "reconstruction": 0.01,
+    "feature-transport": 0.01,
+    "conditional-transport": 0.01,
     "gan": 0.003,
     "biggan": 0.003,
     "wasserstein": 0.003,
@@ -65,7 +71,7 @@ RATES = {
 """Learning rates at which each network gets somewhere in so few steps."""
 
 CURVES = (
-    *("loss", "train_accuracy", "transport_cost", "pair_cost"),
+    *("loss", "train_accuracy", "transport_cost", "drift", "pair_cost"),
     *(
         "critic_loss",
         "generator_loss",

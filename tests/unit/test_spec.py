@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipelines.errors import SpecError
-from pipelines.spec import JobSpec, RegisterSpec, json_schema, load_spec, parse_spec
+from pipelines.spec import JobSpec, RegisterSpec, TransportSpec, json_schema, load_spec, parse_spec
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SCHEMA = CONFIGS / "job.schema.json"
@@ -48,7 +48,8 @@ FAULTS = {
     "data.max_bad_fraction=.nan": ("data.max_bad_fraction:", "finite", "nan"),
     "model.kind=vgg": (
         "model.kind:",
-        "'perceptron', 'mlp', 'lenet', 'alexnet', 'resnet', 'conv-generator', 'biggan', 'flow-unet'", "'vgg'",
+        "'perceptron', 'mlp', 'lenet', 'alexnet', 'resnet', 'autoencoder', 'conv-generator', 'biggan', 'flow-unet'",
+        "'vgg'",
     ),
     "model={kind: mlp, hidden: []}": ("model.hidden:", "at least 1 item", "[]"),
     "model={kind: mlp, hidden: [8, 0]}": ("model.hidden.1:", "greater than or equal to 1", "0"),
@@ -56,7 +57,9 @@ FAULTS = {
     "model={kind: flow-unet, width: 12}": ("model.width:", "multiple of 8", "12"),
     "objective.kind=vae": (
         "objective.kind:",
-        "'classification', 'regression', 'transport', 'gan', 'wasserstein', 'learned-transport', 'flow'", "'vae'",
+        "'classification', 'regression', 'reconstruction', 'transport', 'gan', 'wasserstein', 'learned-transport', "
+        "'flow'",
+        "'vae'",
     ),
     "objective.loss=hinge": ("objective.loss:", "'cross-entropy' or 'least-squares'", "'hinge'"),
     "objective={kind: transport, cost: l1}": ("objective.cost:", "'squared-euclidean', 'euclidean'", "'l1'"),
@@ -145,7 +148,43 @@ def test_faults_of_a_coupling_are_told_by_their_path_in_the_file(coupling: Any, 
     [
         (
             {"objective": {"kind": "transport"}},
-            "objective 'transport' cannot train model 'perceptron'; use conv-generator",
+            "objective 'transport' cannot train model 'perceptron'; use conv-generator or biggan",
+        ),
+        (
+            {"model": {"kind": "biggan"}, "objective": {"kind": "transport"}},
+            "a conditional model is trained in features alone; give objective.features",
+        ),
+        (
+            {
+                "model": {"kind": "conv-generator"},
+                "objective": {"kind": "transport", "features": [{}], "condition_weight": 1},
+            },
+            "objective.condition_weight is for a model that is conditional",
+        ),
+        (
+            {
+                "model": {"kind": "conv-generator"},
+                "objective": {"kind": "transport", "features": [{}], "self_term": "two-batch"},
+                "train": {"images": 1, "batch": 3},
+            },
+            "train.batch 3 leaves some of 2 workers without samples in both of its halves, which objective.self_term "
+            "two-batch compares",
+        ),
+        (
+            {
+                "model": {"kind": "conv-generator"},
+                "objective": {"kind": "transport", "features": [{}], "reals": 1},
+            },
+            "objective.reals 1 leaves some of 2 workers without images",
+        ),
+        (
+            {
+                "model": {"kind": "conv-generator"},
+                "objective": {"kind": "transport", "features": [{"network": "a@best"}]},
+                "evaluation": {"reference": "a/3"},
+            },
+            "evaluation.reference 'a/3' is a network of objective.features: a generator is not judged by what it is "
+            "trained to please; name another one",
         ),
         (
             {"model": {"kind": "conv-generator"}},
@@ -180,7 +219,7 @@ def test_faults_of_a_coupling_are_told_by_their_path_in_the_file(coupling: Any, 
         ),
         (
             {"objective": {"kind": "regression"}, "evaluation": {"reference": "a"}},
-            "evaluation.reference 'a' judges generators; this job trains a classifier",
+            "evaluation.reference 'a' judges generators; this job trains none",
         ),
         (
             {"train": {"images": 1, "batch": 2}, "workers": {"count": 3}},
@@ -191,6 +230,55 @@ def test_faults_of_a_coupling_are_told_by_their_path_in_the_file(coupling: Any, 
 def test_sections_belong_together(sections: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=rf"\n  spec: {re.escape(message)}$"):
         parse_spec(document(**sections))
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ({"self_term": "two-batch"}, "self_term two-batch without features"),
+        ({"reals": 8}, "reals 8 without features"),
+        ({"normalise": True}, "normalise True without features"),
+        ({"features": [{}], "distance": {"kind": "sliced"}}, "distance sliced in features"),
+        ({"features": [{}], "cost": "cosine"}, "cost 'cosine' in features"),
+        ({"features": [{}], "class_weights": {"a": 2}}, "class_weights {'a': 2.0} in features"),
+        (
+            {"features": [{}], "distance": {"kind": "sinkhorn-divergence"}},
+            "distance.epsilon 10 in features, where the mean cost between two real images is 1",
+        ),
+        ({"features": [{"layer": 1}]}, "layer 1 of pixels; layers are of networks"),
+        ({"features": [{"network": "a", "side": 7}]}, "side 7 of what a ends with, which is no map; give a layer"),
+        ({"features": [{"network": "imagenet-inception-v3"}]}, "network imagenet-inception-v3 judges alone"),
+    ],
+)
+def test_what_a_transport_cost_compares_is_told_apart(objective: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(message)):
+        parse_spec(document(model={"kind": "conv-generator"}, objective={"kind": "transport"} | objective))
+
+
+def test_registered_models_are_pinned_to_their_versions() -> None:
+    features = [{"network": "a"}, {}, {"network": "imagenet-mobilenet-v2"}, {"network": "a", "layer": 1}]
+    spec = parse_spec(
+        document(
+            model={"kind": "conv-generator"},
+            objective={"kind": "transport", "features": features},
+            evaluation={"reference": "b@best"},
+        )
+    )
+    asked = []
+
+    def version(name: str) -> str:
+        asked.append(name)
+        return f"{name.partition('@')[0]}/7"
+
+    pinned = spec.with_versions(version)
+    assert sorted(asked) == ["a", "b@best"]
+    assert pinned.evaluation.reference == "b/7"
+    assert isinstance(pinned.objective, TransportSpec)
+    assert [one.network for one in pinned.objective.features] == ["a/7", "pixels", "imagenet-mobilenet-v2", "a/7"]
+    assert pinned.objective.features[3].layer == 1
+    assert pinned.with_versions(version) is not spec
+    plain = parse_spec(document())
+    assert plain.with_versions(version) is plain
 
 
 def test_images_are_mixed_in_one_way() -> None:
@@ -291,7 +379,8 @@ def test_the_registered_name_is_the_jobs_by_default() -> None:
 
 def test_configs_are_there() -> None:
     kinds = {load_spec(path).model.kind for path in SPECS}
-    assert kinds == {"perceptron", "mlp", "lenet", "alexnet", "resnet", "conv-generator", "flow-unet"}
+    wanted = {"perceptron", "mlp", "lenet", "alexnet", "resnet", "autoencoder", "conv-generator", "flow-unet"}
+    assert kinds == wanted
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)

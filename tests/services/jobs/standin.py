@@ -219,13 +219,13 @@ class JobService:
         )
 
     def service(self) -> Service:
-        def resolve(model: str) -> None:
+        def version(model: str) -> str:
             raise ModelNotFoundError(f"no model {model!r} is registered")
 
         return Service(
             self.store,
             self.logs,
-            Admission(Settings(home=self.folder), resolve),
+            Admission(Settings(home=self.folder), version),
             seen=lambda: (self.controller.seen, self.controller.looked),
             poke=lambda: None,
             mlflow=lambda: "http://127.0.0.1:5000",

@@ -354,11 +354,18 @@ def test_unknown_models_are_answered_with_the_known(cats: str) -> None:
 def test_the_wrong_kind_of_model_says_which_route_is_right(uri: str, tmp_path: Path) -> None:
     publish(uri, tmp_path)
     publish(uri, tmp_path, "faces", "transport")
+    publish(uri, tmp_path, "codes", "reconstruction")
 
     async def scenario(client: Client, shared: Endpoint) -> None:
         answer = await client.post("/v1/models/faces/predict", content=encoded(), headers=PNG)
         assert "/generate" in problem(answer, 422)["cure"]
         assert "/predict" in problem(await client.post("/v1/models/cats/generate", json={}), 422)["cure"]
+        for route, content in (("predict", {"content": encoded(), "headers": PNG}), ("generate", {"json": {}})):
+            answer = await client.post(f"/v1/models/codes/{route}", **content)  # type: ignore[arg-type]
+            told = problem(answer, 422)
+            assert "'codes' is an encoder" in told["message"]
+            assert "objective.features" in told["cure"]
+        assert (await client.get("/v1/models/codes")).json()["kind"] == "encoder"
 
     play(uri, scenario)
 

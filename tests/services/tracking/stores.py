@@ -39,6 +39,7 @@ def job_spec(kind: str = "classification", **more: object) -> JobSpec:
         "flow": {"kind": "flow-unet", "width": 8, "steps": 2, "conditional": True},
         "unconditional flow": {"kind": "flow-unet", "width": 8, "steps": 2},
         "gan": {"kind": "biggan", "width": 4},
+        "reconstruction": {"kind": "autoencoder", "width": 4, "code": 5},
     }[kind]
     return parse_spec(
         {"name": "a-job", "data": {"source": "digits"}, "model": model, "objective": {"kind": kind.split()[-1]}}

@@ -149,13 +149,20 @@ def images_of(bundle: Bundle, latents: np.ndarray, labels: list[int] | None = No
         return to_uint8(network(torch.from_numpy(latents), conditions)).numpy()
 
 
-@pytest.mark.parametrize("kind", ["classification", "transport", "unconditional flow"])
+@pytest.mark.parametrize("kind", ["classification", "reconstruction", "transport", "unconditional flow"])
 def test_mlflow_loads_the_model_by_itself(run: Run, tmp_path: Path, kind: str) -> None:
     bundle = make_bundle(kind)
     loaded = load_by_mlflow(run, bundle, tmp_path / "b")
     example = loaded.input_example
     assert len(example) >= 2
-    expected = bundle.predict(example) if kind == "classification" else images_of(bundle, example)
+    match bundle.kind:
+        case "classifier":
+            expected = bundle.predict(example)
+        case "encoder":
+            expected = bundle.embed(example)
+            assert expected.shape == (len(example), 5)
+        case "generator":
+            expected = images_of(bundle, example)
     np.testing.assert_array_equal(loaded.predict(example), expected)
 
 

@@ -120,7 +120,7 @@ def test_a_reference_for_other_images_is_refused(data: ShardedDataset) -> None:
 def test_a_classifier_is_not_judged_by_a_reference() -> None:
     document = job("mlp").model_dump()
     document["evaluation"]["reference"] = "lenet@live"
-    with pytest.raises(SpecError, match="'lenet@live' judges generators; this job trains a classifier"):
+    with pytest.raises(SpecError, match="'lenet@live' judges generators; this job trains none"):
         parse_spec(document)
 
 

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from pipelines.errors import CheckpointError
 from pipelines.models.build import build_model
 from pipelines.models.bundle import CARD, WEIGHTS, Bundle, to_float, to_uint8
-from pipelines.models.network import Generator
+from pipelines.models.network import Encoder, Generator
 from pipelines.shape import ImageShape
 from pipelines.spec import ModelSpec
 
@@ -26,6 +26,7 @@ SPECS: list[dict[str, Any]] = [
     {"kind": "perceptron"},
     {"kind": "mlp", "hidden": [5, 4], "dropout": 0.5},
     {"kind": "lenet"},
+    {"kind": "autoencoder", "width": 4, "code": 6},
     {"kind": "conv-generator", "latent": 5, "width": 4},
     {"kind": "flow-unet", "width": 8, "steps": 2},
     {"kind": "biggan", "latent": 8, "width": 4},
@@ -55,6 +56,10 @@ def test_what_is_saved_is_loaded(tmp_path: Path, document: dict[str, Any]) -> No
     assert all(torch.equal(value, weights[name]) for name, value in loaded.network.state_dict().items())
     if isinstance(saved.network, Generator):
         assert np.array_equal(loaded.generate(3, seed=1), saved.generate(3, seed=1))
+    elif isinstance(saved.network, Encoder):
+        images = np.random.default_rng(0).integers(0, 256, (4, *IMAGE.dims), dtype=np.uint8)
+        assert loaded.embed(images).shape == (4, 6)
+        assert np.array_equal(loaded.embed(images), saved.embed(images))
     else:
         images = np.random.default_rng(0).integers(0, 256, (4, *IMAGE.dims), dtype=np.uint8)
         assert np.array_equal(loaded.predict(images), saved.predict(images))
@@ -82,7 +87,7 @@ def test_images_need_not_be_contiguous_nor_writable() -> None:
     assert np.array_equal(saved.predict(images), expected)
 
 
-@pytest.mark.parametrize("document", SPECS[3:], ids=lambda document: document["kind"])
+@pytest.mark.parametrize("document", SPECS[4:], ids=lambda document: document["kind"])
 def test_the_same_seed_gives_the_same_samples(document: dict[str, Any]) -> None:
     made = bundle(**document)
     torch.manual_seed(1)
@@ -110,11 +115,15 @@ def test_a_path_leads_from_one_class_to_the_other() -> None:
 def test_calls_of_the_other_kind_are_refused() -> None:
     for call in (lambda made: made.generate(1, 0, label=0), lambda made: made.path(0, 1, 2, 1, 0)):
         with pytest.raises(TypeError, match="not conditional"):
-            call(bundle(**SPECS[3]))
+            call(bundle(**SPECS[4]))
     with pytest.raises(TypeError, match="a classifier has no samples"):
         bundle(kind="perceptron").generate(1, seed=0)
+    with pytest.raises(TypeError, match="a classifier has no codes"):
+        bundle(kind="perceptron").embed(np.zeros((1, *IMAGE.dims), np.uint8))
+    with pytest.raises(TypeError, match="an auto-encoder has no samples"):
+        bundle(**SPECS[3]).generate(1, seed=0)
     with pytest.raises(TypeError, match="a generator has no classes"):
-        bundle(**SPECS[3]).predict(np.zeros((1, *IMAGE.dims), np.uint8))
+        bundle(**SPECS[4]).predict(np.zeros((1, *IMAGE.dims), np.uint8))
 
 
 def test_pixels_survive_the_way_to_floats_and_back() -> None:
@@ -164,7 +173,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
         folder, image={"channels": 1, "height": "a", "width": 14}
     ),
     "card of an image over all numbers": lambda folder: rewrite_card(
-        folder, model=SPECS[3], image={"channels": 1, "height": 10**400, "width": 14}
+        folder, model=SPECS[4], image={"channels": 1, "height": 10**400, "width": 14}
     ),
     "card of a network that is too small for its images": lambda folder: rewrite_card(
         folder, model={"kind": "lenet"}, image={"channels": 1, "height": 4, "width": 4}

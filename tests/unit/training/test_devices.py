@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import JOBS, Recorder, job, no_evaluation, stripes
+from runs import JOBS, Recorder, encoders, job, no_evaluation, stripes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -122,7 +122,7 @@ def reads_of_a_step(spec: JobSpec, data: ShardedDataset) -> int:
             )
         }
     )
-    objective, state = start(spec, data, planner, META)
+    objective, state = start(spec, data, planner, META, networks=encoders(spec, data))
     with Loader(data.train, spec.train.batch, spec.seed) as batches, reads:
         train(spec, objective, state, counted(batches), no_evaluation, Recorder(), META)
     return counts[1] - counts[0]

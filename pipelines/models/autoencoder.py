@@ -1,0 +1,68 @@
+"""A network that learns features of images without labels."""
+
+from __future__ import annotations
+
+import itertools
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipelines.models.network import Encoder, Images
+from pipelines.shape import ImageShape
+
+SMALLEST_MAP = 8
+"""Side of the maps, in pixels, from which they are no longer halved."""
+
+
+class AutoEncoder(Encoder):
+    """Convolutions of stride 2 down to a code, and a decoder that makes the image of the code.
+
+    Trained on images of which patches are hidden (Pathak et al. 2016, "Context encoders"; He et al. 2022, "Masked
+    autoencoders are scalable vision learners"), its layers are features for a transport cost.
+
+    Args:
+        image: shape of the images; any size.
+        width: channels of the first layer; each further one has twice as many, up to 8 times.
+        code: numbers in the code.
+    """
+
+    def __init__(self, image: ImageShape, width: int, code: int) -> None:
+        sizes = [(image.height, image.width)]
+        while not sizes[1:] or max(sizes[-1]) > SMALLEST_MAP:
+            height, across = sizes[-1]
+            sizes.append((-(-height // 2), -(-across // 2)))
+        super().__init__(image, code, len(sizes))
+        channels = [image.channels, *(width * min(2**k, 8) for k in range(len(sizes) - 1))]
+        self.sizes = sizes
+        self.down = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(wide, narrow, 3, stride=2, padding=1), nn.LeakyReLU(0.2))
+            for wide, narrow in itertools.pairwise(channels)
+        )
+        height, across = sizes[-1]
+        self.to_code = nn.Linear(channels[-1] * height * across, code)
+        self.unfold = nn.Sequential(
+            nn.Linear(code, channels[-1] * height * across),
+            nn.Unflatten(1, (channels[-1], height, across)),
+            nn.LeakyReLU(0.2),
+        )
+        finest_first = [width, *channels[1:]]
+        self.up = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(wide, narrow, 3, padding=1), nn.LeakyReLU(0.2))
+            for narrow, wide in reversed(list(itertools.pairwise(finest_first)))
+        )
+        self.to_pixels = nn.Conv2d(width, image.channels, 3, padding=1)
+
+    def maps(self, images: Images) -> list[Float[Tensor, "b ..."]]:
+        """See :meth:`Encoder.maps`."""
+        found = [images]
+        for layer in self.down:
+            found.append(layer(found[-1]))
+        return [*found[1:], self.to_code(found[-1].flatten(1))]
+
+    def forward(self, images: Images) -> Images:
+        """Images as the decoder makes them of their codes."""
+        maps = self.unfold(self.embed(images))
+        for layer, size in zip(self.up, reversed(self.sizes[:-1]), strict=True):
+            maps = layer(F.interpolate(maps, size=size, mode="nearest"))
+        return self.to_pixels(maps)

@@ -1,0 +1,169 @@
+"""What a transport cost compares: features of images, by networks that are not trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipelines.data.loader import Split
+from pipelines.distributed import gather_parts
+from pipelines.errors import SpecError
+from pipelines.models.bundle import to_float
+from pipelines.models.imagenet import ImageNetNetwork
+from pipelines.models.network import Classifier, Encoder, Network
+from pipelines.shape import ImageShape
+from pipelines.spec import FeatureSpec
+from pipelines.transport.precision import wide
+
+FITTED = 4096
+"""Training images, evenly spaced, by which features are scaled."""
+
+BLOCK = 256
+"""Images that are embedded at once."""
+
+KEPT_BYTES = 2**30
+"""Memory up to which the features of all training images are kept."""
+
+Images = Float[Tensor, "k c h w"]
+Points = Float[Tensor, "k d"]
+
+
+class Features:
+    """Maps images to points between which a transport cost is measured: (k, c, h, w) in [−1, 1] → (k, d).
+
+    The points of several layers lie side by side, each layer scaled so that two training images are 1 apart on
+    average, in squared distance, and weighted by its share. So the mean cost between two real images is 1, whatever the
+    layers are, and an epsilon means the same for all of them.
+
+    Args:
+        specs: the layers and their weights.
+        networks: by the names in the specs; they are frozen here.
+        train: the images by which features are scaled.
+        image: their shape.
+        device: where networks and images are.
+
+    Raises:
+        SpecError: a network is not for such images, or has no such layer.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[FeatureSpec],
+        networks: Mapping[str, Network],
+        train: Split,
+        image: ImageShape,
+        device: torch.device,
+    ) -> None:
+        self.specs = specs
+        self.networks = {name: network.to(device).eval().requires_grad_(False) for name, network in networks.items()}
+        for place, spec in enumerate(specs):
+            _require(f"objective.features.{place}", spec, self.networks.get(spec.network), image)
+        self._device = device
+        total = sum(spec.weight for spec in specs)
+        factors = []
+        chosen = np.linspace(0, len(train) - 1, min(len(train), FITTED)).astype(np.int64)
+        for spec, found in zip(specs, self._fitted(train, chosen), strict=True):
+            # Twice the variance is the mean squared distance of two.
+            apart = 2 * (found - found.mean(0)).square().sum(1).mean()
+            factors.append((spec.weight / total / apart.clamp_min(1e-12)).sqrt())
+        self._factors = factors
+
+    def __call__(self, images: Images) -> Points:
+        """The points of images, differentiable in them."""
+        return torch.cat([factor * one for factor, one in zip(self._factors, self._layers(images), strict=True)], 1)
+
+    @torch.no_grad()
+    def _fitted(self, train: Split, chosen: np.ndarray) -> list[Points]:
+        def make(part: slice) -> list[Points]:
+            rows = chosen[part]
+            blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
+            found = [self._layers(to_float(train.take(block)[0].to(self._device))) for block in blocks]
+            return [torch.cat(layer) for layer in zip(*found, strict=True)]
+
+        return gather_parts(len(chosen), BLOCK, make)
+
+    def _layers(self, images: Images) -> list[Points]:
+        """What each of the specs names, unscaled."""
+        known: dict[str, list[Tensor]] = {"pixels": [images]}
+        found = []
+        for spec in self.specs:
+            if spec.network not in known:
+                known[spec.network] = _maps(self.networks[spec.network], images)
+            layers = known[spec.network]
+            layer = layers[-1 if spec.layer is None else spec.layer - 1]
+            if spec.side is not None:
+                layer = F.adaptive_avg_pool2d(layer, spec.side)
+            found.append(wide(layer.flatten(1)))
+        return found
+
+
+class RealPoints:
+    """The points of training images: kept where memory allows, so that no step embeds an image again.
+
+    Args:
+        features: that give the points.
+        train: the images.
+        device: where the points are to be.
+    """
+
+    def __init__(self, features: Features, train: Split, device: torch.device) -> None:
+        self._features, self._train, self._device = features, train, device
+        self._kept: Tensor | None = None
+        width = self._embedded(np.zeros(1, np.int64)).shape[1]
+        if 2 * width * len(train) <= KEPT_BYTES:
+            (self._kept,) = gather_parts(len(train), BLOCK, lambda part: [self._all(part)])
+
+    def take(self, indices: Tensor) -> Points:
+        """The points of these images of the training split, (k,) → (k, d)."""
+        if self._kept is None:
+            return self._embedded(indices.cpu().numpy())
+        return self._kept[indices.to(self._kept.device)].float()
+
+    def labels(self, indices: Tensor) -> Tensor:
+        """Their labels, (k,) int64."""
+        return torch.from_numpy(self._train.labels[indices.cpu().numpy()]).to(self._device)
+
+    def __len__(self) -> int:
+        return len(self._train)
+
+    @torch.no_grad()
+    def _embedded(self, indices: np.ndarray) -> Points:
+        return self._features(to_float(self._train.take(indices)[0].to(self._device)))
+
+    def _all(self, part: slice) -> Points:
+        rows = np.arange(part.start, part.stop)
+        blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
+        return torch.cat([self._embedded(block).half() for block in blocks])
+
+
+def _maps(network: Network, images: Images) -> list[Tensor]:
+    match network:
+        case Encoder():
+            return network.maps(images)
+        case Classifier():
+            return [network.embed(images)]
+        case ImageNetNetwork():
+            return [network.embed(network.prepare((images + 1) * 127.5))]
+    raise TypeError(f"a {type(network).__name__} gives no features")
+
+
+def _require(field: str, spec: FeatureSpec, network: Network | None, image: ImageShape) -> None:
+    if spec.network == "pixels":
+        return
+    if isinstance(network, Encoder | Classifier) and network.image != image:
+        raise SpecError(
+            f"{field}: {spec.network} reads images of {network.image.dims}, received ones of {image.dims}",
+            cure="train it on the same data, with the same size and channels",
+        )
+    if not isinstance(network, Encoder | Classifier | ImageNetNetwork):
+        raise SpecError(f"{field}: {spec.network} is a generator", cure="name an auto-encoder or a classifier")
+    layers = network.layers if isinstance(network, Encoder) else 1
+    if spec.layer is not None and spec.layer > layers:
+        raise SpecError(f"{field}: layer {spec.layer} of {spec.network}, which has {layers}", cure=f"1 to {layers}")
+    if spec.side is not None and spec.layer == layers:
+        raise SpecError(f"{field}: layer {spec.layer} of {spec.network} is no map", cure="leave side out")
