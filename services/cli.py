@@ -268,6 +268,11 @@ def predict(
     console.print(table)
 
 
+Truncation = typer.Option(
+    min=0.001, max=100, help="Largest coordinate of the latent vectors: lower ones make samples more typical and alike."
+)
+
+
 @app.command()
 def generate(
     model: Annotated[str, typer.Option(help="NAME, NAME@ALIAS or NAME/VERSION.")],
@@ -275,13 +280,14 @@ def generate(
     count: Annotated[int, typer.Option(min=1, help="How many samples.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same samples.")] = 0,
     label: Annotated[str | None, typer.Option("--class", help="Draw this class alone, of a conditional model.")] = None,
+    truncation: Annotated[float | None, Truncation] = None,
 ) -> None:
     """Draw samples from a generator behind the endpoint, as one picture."""
     from services.serving.client import EndpointClient
 
     settings = load_settings()
     with EndpointClient(settings.address("endpoint_url"), secret=settings.secret) as endpoint:
-        say(f"wrote {endpoint.generate(model, count, seed, out, label)}")
+        say(f"wrote {endpoint.generate(model, count, seed, out, label, truncation)}")
 
 
 @app.command()
@@ -293,13 +299,14 @@ def path(
     steps: Annotated[int, typer.Option(min=2, help="Images on a path, both ends included.")] = 8,
     count: Annotated[int, typer.Option(min=1, help="Paths, one below the other.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same paths.")] = 0,
+    truncation: Annotated[float | None, Truncation] = None,
 ) -> None:
     """Draw images on the way from one class to another, as one picture."""
     from services.serving.client import EndpointClient
 
     settings = load_settings()
     with EndpointClient(settings.address("endpoint_url"), secret=settings.secret) as endpoint:
-        say(f"wrote {endpoint.path(model, start, end, steps, count, seed, out)}")
+        say(f"wrote {endpoint.path(model, start, end, steps, count, seed, out, truncation)}")
 
 
 @app.command()

@@ -145,13 +145,16 @@ class Bundle:
         return self.network.embed(to_float(pixels)).cpu().numpy()
 
     @torch.inference_mode()
-    def generate(self, count: int, seed: int, label: int | None = None) -> UInt8[np.ndarray, "{count} c h w"]:
+    def generate(
+        self, count: int, seed: int, label: int | None = None, truncation: float | None = None
+    ) -> UInt8[np.ndarray, "{count} c h w"]:
         """Samples; the same seed gives the same samples.
 
         Args:
             count: how many.
             seed: of the latent vectors.
             label: the class that a conditional generator is asked for; one after the other by default.
+            truncation: see :func:`truncated`; None leaves the latent vectors as they are.
 
         Returns:
             (count, c, h, w) uint8.
@@ -160,14 +163,16 @@ class Bundle:
             TypeError: the bundle holds no generator, or one that no class can be asked of.
         """
         network = self._generator(conditional=label is not None)
-        latents = torch.randn(count, network.latent, generator=torch.Generator().manual_seed(seed))
+        latents = _latents(count, network.latent, seed, truncation)
         conditions = network.in_turn(count, self._device)
         if label is not None:
             conditions = network.asked(torch.full((count,), label, device=self._device))
         return to_uint8(network(latents.to(self._device), conditions)).cpu().numpy()
 
     @torch.inference_mode()
-    def path(self, start: int, end: int, steps: int, rows: int, seed: int) -> UInt8[np.ndarray, "{rows}*{steps} c h w"]:
+    def path(
+        self, start: int, end: int, steps: int, rows: int, seed: int, truncation: float | None = None
+    ) -> UInt8[np.ndarray, "{rows}*{steps} c h w"]:
         """Images on the way from one class to another: the latent vector stays, the condition moves in even steps.
 
         The paths of Brock, Donahue & Simonyan (2019, fig. 8 and 9), and the article's figure 2.3.
@@ -177,6 +182,7 @@ class Bundle:
             steps: images on each path, both ends included, ≥ 2.
             rows: paths, each of a latent vector of its own.
             seed: of the latent vectors.
+            truncation: see :func:`truncated`; None leaves the latent vectors as they are.
 
         Returns:
             (rows · steps, c, h, w) uint8, path after path.
@@ -185,7 +191,7 @@ class Bundle:
             TypeError: the bundle holds no generator of which a class can be asked.
         """
         network = self._generator(conditional=True)
-        latents = torch.randn(rows, network.latent, generator=torch.Generator().manual_seed(seed))
+        latents = _latents(rows, network.latent, seed, truncation)
         ends = network.asked(torch.tensor([start, end], device=self._device))
         assert ends is not None
         shares = torch.linspace(0, 1, steps, device=self._device)[:, None]
@@ -202,6 +208,27 @@ class Bundle:
     @property
     def _device(self) -> torch.device:
         return next(self.network.parameters()).device
+
+
+def truncated(latents: Float[torch.Tensor, "b latent"], most: float) -> Float[torch.Tensor, "b latent"]:
+    """Standard normal numbers moved into [−most, most], where they have the truncated normal law.
+
+    The truncation trick of Brock, Donahue & Simonyan (2019, section 3.1): the lower the threshold, the more typical the
+    samples, and the less they differ. Numbers keep their ranks, so that one seed shows the same samples, nearer and
+    nearer to the mean.
+
+    Args:
+        latents: (b, latent), standard normal.
+        most: > 0.
+    """
+    least, share = (torch.special.ndtr(torch.tensor(side, dtype=torch.float64)) for side in (-most, most))
+    ranks = torch.special.ndtr(latents.double())
+    return torch.special.ndtri(least + ranks * (share - least)).clamp(-most, most).to(latents.dtype)
+
+
+def _latents(count: int, width: int, seed: int, truncation: float | None) -> Float32[torch.Tensor, "b latent"]:
+    latents = torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+    return latents if truncation is None else truncated(latents, truncation)
 
 
 def to_float(pixels: UInt8[torch.Tensor, "*shape"]) -> Float32[torch.Tensor, "*shape"]:

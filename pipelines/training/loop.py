@@ -20,6 +20,7 @@ from pipelines.spec import JobSpec
 from pipelines.training.meters import Meters
 from pipelines.training.optimizer import learning_rate
 from pipelines.training.position import Position
+from pipelines.training.standing import renew_statistics
 from pipelines.training.state import TrainState
 from pipelines.training.stopping import Stopping
 
@@ -106,6 +107,8 @@ def train(
         if evaluates:
             position.doing = "evaluating"
             with agree("evaluating"):
+                if state.average is not None:
+                    renew_statistics(state.average, spec.train.batch, spec.seed, device)
                 evaluation = evaluate(state.judged)
             listener.evaluation(evaluation, state.images)
         if saves:

@@ -104,7 +104,8 @@ class Endpoint:
         label = None if wanted.label is None else _class(model, name, wanted.label, "label")
 
         def samples() -> Response:
-            return _pictures(model, model.bundle.generate(wanted.count, wanted.seed, label), _as_json(wanted, accept))
+            pixels = model.bundle.generate(wanted.count, wanted.seed, label, wanted.truncation)
+            return _pictures(model, pixels, _as_json(wanted, accept))
 
         return await self._drawn(samples)
 
@@ -114,7 +115,7 @@ class Endpoint:
         start, end = (_class(model, name, getattr(wanted, field), field) for field in ("start", "end"))
 
         def images() -> Response:
-            pixels = model.bundle.path(start, end, wanted.steps, wanted.count, wanted.seed)
+            pixels = model.bundle.path(start, end, wanted.steps, wanted.count, wanted.seed, wanted.truncation)
             return _pictures(model, pixels, _as_json(wanted, accept), columns=wanted.steps)
 
         return await self._drawn(images)

@@ -96,7 +96,15 @@ class EndpointClient:
             ]
         return predictions
 
-    def generate(self, model: str, count: int, seed: int, out: str | Path, label: str | None = None) -> Path:
+    def generate(
+        self,
+        model: str,
+        count: int,
+        seed: int,
+        out: str | Path,
+        label: str | None = None,
+        truncation: float | None = None,
+    ) -> Path:
         """Samples of a generator as one PNG picture, written to ``out``.
 
         Args:
@@ -105,6 +113,7 @@ class EndpointClient:
             seed: the same seed gives the same samples.
             out: the file; its folder is made if need be.
             label: the class to draw, of a conditional model.
+            truncation: largest coordinate of the latent vectors: lower ones make samples more typical and more alike.
 
         Raises:
             ModelNotFoundError: no such model.
@@ -112,10 +121,20 @@ class EndpointClient:
             BusyError: too many wait already.
             ServiceError: the endpoint is away, or failed.
         """
-        wanted = {"count": count, "seed": seed, "label": label, "format": "png"}
+        wanted = {"count": count, "seed": seed, "label": label, "truncation": truncation, "format": "png"}
         return self._picture(f"{_address(model)}/generate", wanted, out)
 
-    def path(self, model: str, start: str, end: str, steps: int, count: int, seed: int, out: str | Path) -> Path:
+    def path(
+        self,
+        model: str,
+        start: str,
+        end: str,
+        steps: int,
+        count: int,
+        seed: int,
+        out: str | Path,
+        truncation: float | None = None,
+    ) -> Path:
         """Images on the way from one class to another as one PNG picture, written to ``out``.
 
         Args:
@@ -125,6 +144,7 @@ class EndpointClient:
             count: paths, one below the other.
             seed: the same seed gives the same paths.
             out: the file; its folder is made if need be.
+            truncation: as :meth:`generate` takes it.
 
         Raises:
             ModelNotFoundError: no such model.
@@ -133,6 +153,7 @@ class EndpointClient:
             ServiceError: the endpoint is away, or failed.
         """
         wanted = {"start": start, "end": end, "steps": steps, "count": count, "seed": seed, "format": "png"}
+        wanted["truncation"] = truncation
         return self._picture(f"{_address(model)}/path", wanted, out)
 
     def _picture(self, route: str, wanted: dict[str, Any], out: str | Path) -> Path:

@@ -20,6 +20,15 @@ FORMAT: Any = Field(
 )
 
 
+TRUNCATION: Any = Field(
+    default=None,
+    gt=0,
+    le=100,
+    description="largest coordinate of the latent vectors, which are drawn from the truncated normal law: the lower, "
+    "the more typical the samples, and the less they differ; by default they are not truncated",
+)
+
+
 class GenerateRequest(BaseModel):
     """What to draw from a generator; the same seed gives the same samples."""
 
@@ -30,6 +39,7 @@ class GenerateRequest(BaseModel):
     label: str | None = Field(
         default=None, description="the class to draw, of a conditional model; one after the other by default"
     )
+    truncation: float | None = TRUNCATION
     format: PictureFormat = FORMAT
 
 
@@ -43,6 +53,7 @@ class PathRequest(BaseModel):
     steps: int = Field(default=8, ge=2, description="images on a path, both ends included")
     count: int = Field(default=4, ge=1, description="paths, one below the other in the picture")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of the latent vectors, one for each path")
+    truncation: float | None = TRUNCATION
     format: PictureFormat = FORMAT
 
 

@@ -276,7 +276,7 @@ def _create_name(client: MlflowClient, name: str) -> None:
 
 def _signature(bundle: Bundle) -> ModelSignature:
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
     from mlflow.types.schema import AnyType, Array
 
     images = TensorSpec(np.dtype(np.uint8), (-1, *bundle.image.dims))
@@ -284,15 +284,16 @@ def _signature(bundle: Bundle) -> ModelSignature:
         numbers = bundle.network.code if isinstance(bundle.network, Encoder) else len(bundle.classes)
         answer = TensorSpec(np.dtype(np.float32), (-1, numbers))
         return ModelSignature(inputs=Schema([images]), outputs=Schema([answer]))
+    truncation = ParamSchema([ParamSpec("truncation", DataType.double, 0.0)])
     if bundle.network.conditions:
         # A table, because MLflow knows no optional tensors; double, because JSON's numbers are not cast to float.
         columns: list[ColSpec | TensorSpec] = [
             ColSpec(Array(DataType.double), "latents"),
             ColSpec(AnyType(), "class", required=False),
         ]
-        return ModelSignature(inputs=Schema(columns), outputs=Schema([images]))
+        return ModelSignature(inputs=Schema(columns), outputs=Schema([images]), params=truncation)
     latents = TensorSpec(np.dtype(np.float32), (-1, bundle.network.latent))
-    return ModelSignature(inputs=Schema([latents]), outputs=Schema([images]))
+    return ModelSignature(inputs=Schema([latents]), outputs=Schema([images]), params=truncation)
 
 
 def _example(bundle: Bundle, images: np.ndarray | None) -> np.ndarray | pd.DataFrame:

@@ -10,6 +10,9 @@ latent vectors, (b, latent) float32, drawn from the standard normal distribution
 A conditional generator takes a table with a row for each image: column ``latents`` holds the latent vectors, and column
 ``class`` the class to ask for, by its name or its index. Where that column or an entry of it is absent, the class is
 drawn at random.
+
+A generator takes the parameter ``truncation``: its latent vectors are then moved into [−truncation, truncation], see
+:func:`pipelines.models.bundle.truncated`; 0 leaves them as they are.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 
-from pipelines.models.bundle import Bundle, to_uint8
+from pipelines.models.bundle import Bundle, to_uint8, truncated
 from pipelines.models.network import Classifier, Encoder
 
 
@@ -53,7 +56,15 @@ class ServedModel(PythonModel):
             conditions = network.asked(torch.from_numpy(labels))
         with torch.inference_mode():
             latents = torch.from_numpy(np.ascontiguousarray(model_input))
+            if params and params.get("truncation"):
+                latents = truncated(latents, self._threshold(params["truncation"]))
             return to_uint8(network(latents, conditions)).numpy()
+
+    @staticmethod
+    def _threshold(asked: float) -> float:
+        if not 0 < asked < float("inf"):
+            raise MlflowException(f"truncation {asked!r} received; give a number > 0", INVALID_PARAMETER_VALUE)
+        return float(asked)
 
     def _labels(self, table: pd.DataFrame) -> np.ndarray:
         """The classes that are asked for, (b,) int64."""

@@ -218,6 +218,8 @@ def test_path_names_the_wrong_field(paths: str, body: dict[str, Any], field: str
         ({"count": 1025}, "count"),
         ({"count": "many"}, "count"),
         ({"seed": -1}, "seed"),
+        ({"truncation": 0}, "truncation"),
+        ({"truncation": "nan"}, "truncation"),
         ({"format": "gif"}, "format"),
         ({"sed": 1}, "sed"),
     ],

@@ -61,6 +61,8 @@ def test_samples_are_written_to_a_file(client: EndpointClient, tmp_path: Path) -
     assert min(Image.open(out).size) >= 32
     paths = client.path("paths", "cat", "dog", 5, 2, 0, tmp_path / "path.png")
     assert Image.open(paths).size[0] > 2 * Image.open(paths).size[1]
+    alike = client.generate("faces", 4, 0, tmp_path / "alike.png", truncation=0.1)
+    assert alike.read_bytes() != out.read_bytes()
     owls = client.generate("paths", 4, 0, tmp_path / "owls.png", label="owl")
     assert owls.read_bytes() != client.generate("paths", 4, 0, tmp_path / "all.png").read_bytes()
     assert [model["name"] for model in client.models()] == ["cats", "faces", "paths"]

@@ -10,7 +10,7 @@ import torch
 from mlflow.exceptions import MlflowException
 
 from pipelines.errors import CheckpointError, ModelNotFoundError, ServiceError
-from pipelines.models.bundle import Bundle, to_uint8
+from pipelines.models.bundle import Bundle, to_uint8, truncated
 from pipelines.models.network import Generator
 from services.tracking.connection import connect
 from services.tracking.names import split_name
@@ -189,6 +189,20 @@ def test_mlflow_asks_a_conditional_generator_for_classes(run: Run, tmp_path: Pat
     for wrong in ("cow", 3, -1, 0.5, "1", [1, 2]):
         with pytest.raises(MlflowException, match="classes are cat, dog, owl, or their indices from 0 to 2"):
             loaded.predict(example.assign(**{"class": [wrong, 0]}))
+
+
+@pytest.mark.parametrize("kind", ["transport", "gan"])
+def test_mlflow_truncates_latents_by_a_parameter(run: Run, tmp_path: Path, kind: str) -> None:
+    bundle = make_bundle(kind)
+    loaded = load_by_mlflow(run, bundle, tmp_path / "b")
+    example = loaded.input_example
+    given = np.array(example["latents"].tolist(), np.float32) if kind == "gan" else example
+    within = truncated(torch.from_numpy(given), 0.5).numpy()
+    expected = images_of(bundle, within, [0, 2] if kind == "gan" else None)
+    np.testing.assert_array_equal(loaded.predict(example, params={"truncation": 0.5}), expected)
+    np.testing.assert_array_equal(loaded.predict(example, params={"truncation": 0.0}), loaded.predict(example))
+    with pytest.raises(MlflowException, match=r"truncation -1\.0 received; give a number > 0"):
+        loaded.predict(example, params={"truncation": -1.0})
 
 
 def test_mlflow_serves_a_conditional_generator(run: Run, tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
+from scipy import stats
 
 from pipelines.errors import CheckpointError
 from pipelines.models.build import build_model
-from pipelines.models.bundle import CARD, WEIGHTS, Bundle, to_float, to_uint8
+from pipelines.models.bundle import CARD, WEIGHTS, Bundle, to_float, to_uint8, truncated
 from pipelines.models.network import Encoder, Generator
 from pipelines.shape import ImageShape
 from pipelines.spec import ModelSpec
@@ -214,3 +215,26 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
     assert not struck.exists()
     pickle.loads(pickle.dumps(Bomb(struck)))
     assert struck.exists(), "the bomb was none"
+
+
+@pytest.mark.parametrize("most", [0.05, 0.7, 2.0, 50.0])
+def test_truncated_latents_have_the_truncated_normal_law(most: float) -> None:
+    latents = torch.randn(2000, 10, generator=torch.Generator().manual_seed(0))
+    found = truncated(latents, most)
+    assert found.dtype == latents.dtype
+    assert float(found.abs().max()) <= most
+    assert bool((found.flatten()[latents.flatten().argsort()].diff() >= 0).all())
+    law = stats.truncnorm(-most, most)
+    assert stats.kstest(found.flatten().double().numpy(), law.cdf).pvalue > 1e-3
+    if most == 50.0:
+        torch.testing.assert_close(found, latents, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("document", SPECS[4:], ids=lambda document: document["kind"])
+def test_truncated_samples_are_more_alike(document: dict[str, Any]) -> None:
+    made = bundle(**document)
+    label = 0 if made.network.conditions else None  # type: ignore[union-attr]
+    spreads = [made.generate(16, 5, label, most).astype(float).std(0).mean() for most in (None, 1e-3)]
+    assert spreads[1] < 0.1 * spreads[0]
+    if made.network.conditions:  # type: ignore[union-attr]
+        assert not np.array_equal(made.path(0, 1, 3, 1, 0), made.path(0, 1, 3, 1, 0, 0.5))
