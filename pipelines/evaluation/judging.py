@@ -73,7 +73,8 @@ class FeatureJudge:
         ``fid``, ``kid``, ``precision``, ``recall``, ``density``, ``coverage``, and each of them with ``_real`` behind
         it, of training images, and with ``_gaussian``, of a Gaussian fitted to their pixels. Where the extractor tells
         the classes apart, ``smallest_class_share``, of the class that it sees least often, times the number of
-        classes: 1 where all are equal.
+        classes: 1 where all are equal. Of a conditional generator also ``asked_class_share``: how many of its samples
+        the extractor takes for the class that was asked for.
         """
         count, seed, device = self._count, self._seed, self._device
         features, labels = self._seen(count, lambda part: to_uint8(sample(generator, count, seed, device, part)).cpu())
@@ -90,6 +91,9 @@ class FeatureJudge:
             found["smallest_class_share"] = (
                 float(torch.bincount(labels, minlength=classes).min()) * classes / len(labels)
             )
+            if generator.conditions == classes:
+                asked = torch.arange(count, device=labels.device) % classes
+                found["asked_class_share"] = float((labels == asked).double().mean())
         return found
 
     def _seen(self, count: int, images: Callable[[slice], Tensor]) -> Seen:

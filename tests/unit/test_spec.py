@@ -379,7 +379,7 @@ def test_the_registered_name_is_the_jobs_by_default() -> None:
 
 def test_configs_are_there() -> None:
     kinds = {load_spec(path).model.kind for path in SPECS}
-    wanted = {"perceptron", "mlp", "lenet", "alexnet", "resnet", "autoencoder", "conv-generator", "flow-unet"}
+    wanted = {"perceptron", "mlp", "lenet", "alexnet", "resnet", "autoencoder", "conv-generator", "biggan", "flow-unet"}
     assert kinds == wanted
 
 

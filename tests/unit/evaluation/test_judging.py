@@ -80,6 +80,20 @@ def test_real_images_score_as_real_and_one_image_does_not(data: ShardedDataset) 
     assert 0.1 < same["fid_real"] / frechet_distance(made(held_out)[0], train) < 10
 
 
+def test_a_conditional_generator_is_judged_by_the_classes_that_it_was_asked_for(data: ShardedDataset) -> None:
+    made = extractor(data)
+    judge = FeatureJudge(made, data.train, data.test, len(data.test), seed=1)
+    held_out = data.test.take(np.arange(len(data.test)))[0]
+    seen = made(held_out)[1]
+    assert "asked_class_share" not in judge.scores(Replay(held_out, data.image))
+    told = Replay(held_out, data.image)
+    told.conditions = 2
+    told.asked = lambda labels: torch.nn.functional.one_hot(labels, 2).float()  # type: ignore[method-assign]
+    expected = (seen == torch.arange(len(seen)) % 2).double().mean()
+    assert 0 < expected < 1
+    assert judge.scores(told)["asked_class_share"] == pytest.approx(float(expected))
+
+
 def test_neighbours_show_the_copy_beside_the_sample(data: ShardedDataset) -> None:
     images = data.train.take(np.arange(12, 12 + SHOWN))[0]
     judge = FeatureJudge(extractor(data), data.train, data.test, 100, seed=1)
