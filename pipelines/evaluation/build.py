@@ -120,6 +120,7 @@ class Evaluator:
             "sliced_cost": distances.sliced,
             "sliced_cost_gaussian": distances.sliced_gaussian,
             "sliced_cost_real": distances.sliced_real,
+            "sample_spread": distances.spread,
         } | scores
         shown = to_uint8(generation.sample(network, GRID, self._seed, self._device)).cpu().numpy()
         pictures, tags = {"samples": image_grid(shown, tile=TILE)}, {"transport_solver": distances.solver}

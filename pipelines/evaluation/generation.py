@@ -43,6 +43,7 @@ class TransportDistances:
         solver: that made them.
         sliced, sliced_gaussian, sliced_real: the sliced distance of the same three sets, whatever the cost of the
             plans: see :func:`pipelines.transport.solvers.sliced.distance`.
+        spread: variance of the samples' pixels over that of the held-out images': near 0 where all are one image.
     """
 
     generator: float
@@ -54,6 +55,7 @@ class TransportDistances:
     sliced: float
     sliced_gaussian: float
     sliced_real: float
+    spread: float
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class TransportJudge:
             sliced=found.sliced,
             sliced_gaussian=baseline.sliced,
             sliced_real=floor.sliced,
+            spread=float(samples.flatten(1).cpu().var(0).sum() / self._held_out.var(0).sum().clamp_min(1e-12)),
         )
 
     @cached_property

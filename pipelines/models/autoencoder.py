@@ -44,14 +44,11 @@ class AutoEncoder(Encoder):
         self.unfold = nn.Sequential(
             nn.Linear(code, channels[-1] * height * across),
             nn.Unflatten(1, (channels[-1], height, across)),
-            nn.LeakyReLU(0.2),
         )
-        finest_first = [width, *channels[1:]]
         self.up = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(wide, narrow, 3, padding=1), nn.LeakyReLU(0.2))
-            for narrow, wide in reversed(list(itertools.pairwise(finest_first)))
+            nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)
+            for narrow, wide in reversed(list(itertools.pairwise(channels)))
         )
-        self.to_pixels = nn.Conv2d(width, image.channels, 3, padding=1)
 
     def maps(self, images: Images) -> list[Float[Tensor, "b ..."]]:
         """See :meth:`Encoder.maps`."""
@@ -63,6 +60,6 @@ class AutoEncoder(Encoder):
     def forward(self, images: Images) -> Images:
         """Images as the decoder makes them of their codes."""
         maps = self.unfold(self.embed(images))
-        for layer, size in zip(self.up, reversed(self.sizes[:-1]), strict=True):
-            maps = layer(F.interpolate(maps, size=size, mode="nearest"))
-        return self.to_pixels(maps)
+        for layer, (height, across) in zip(self.up, reversed(self.sizes[:-1]), strict=True):
+            maps = layer(F.leaky_relu(maps, 0.2))[..., :height, :across]
+        return maps

@@ -39,6 +39,7 @@ from pipelines.evaluation.result import Evaluation
 from pipelines.models.bundle import Bundle
 from pipelines.spec import JobSpec
 from pipelines.training.checkpoint import save_checkpoint
+from pipelines.training.health import ailments
 from pipelines.training.position import Position
 from pipelines.training.run import run, start
 from pipelines.training.state import TrainState
@@ -233,12 +234,21 @@ class _Tracker:
     def __init__(self, worker: WorkerConfig, spec: JobSpec, fence: Fence) -> None:
         fence.require()
         self._spec, self.fence = spec, fence
+        self._told: set[str] = set()
         self.run = Run.later(
             worker.mlflow_uri, worker.job, spec, on_open=lambda run: report_run(run.run_id, run.experiment_id)
         )
 
     def say(self, text: str, *, trains: bool = False) -> None:
         report_stage(text, trains=trains)
+
+    def diagnose(self, values: dict[str, float], images: int) -> None:
+        """Say what the curves show to be wrong: once in the log, and as a tag with the last image where it showed."""
+        for kind, text in ailments(values).items():
+            if kind not in self._told:
+                self.say(f"{kind} at image {images:,}: {text}", trains=True)
+            self._told.add(kind)
+            self.run.tag(f"monge.{kind}", f"at image {images:,}: {text}")
 
     def finish(self, state: TrainState, data: ShardedDataset) -> str | None:
         """Send the rest, register the model and close the run, as soon as MLflow takes them."""
@@ -306,6 +316,7 @@ class _Listener:
         if self._tracker:
             self._tracker.fence.require_if_seen()
             self._tracker.run.metrics(values, images)
+            self._tracker.diagnose(values, images)
             report_progress(images, self._spec.train.images, values)
 
     def evaluation(self, evaluation: Evaluation, images: int) -> None:

@@ -149,6 +149,40 @@ def test_an_adversary_s_generator_is_judged_by_a_registered_classifier(monge: Mo
     assert "no model 'nobody' is registered" in output
 
 
+def test_a_generator_is_trained_in_features_that_another_job_has_learned(
+    monge: Monge, home: Path, shapes: Path, tmp_path: Path
+) -> None:
+    """Ranks, plans and features all meet here; of a conditional generator a class is asked for."""
+
+    def submit(config: str, *fields: str) -> str:
+        common = (f"data.source={shapes}", "train.log_every=512", "train.evaluate_every=100000", "workers.count=2")
+        arguments = [word for field in (*common, *fields) for word in ("--set", field)]
+        return monge("submit", f"configs/{config}.yaml", *arguments, "--follow")
+
+    output = submit("features-fashion-mnist", "name=features", "train.images=2048", "model.width=4", "model.code=8")
+    assert "registering features@live" in output
+    features = "[{network: pixels, side: 10}, {network: features, layer: 1}, {network: features}]"
+    fields = ("name=told", "model={kind: biggan, latent: 12, width: 4}", f"objective.features={features}")
+    more = ("objective.condition_weight=2", "train.images=2048", "train.batch=64", "evaluation.samples=100")
+    output = submit("one-step", *fields, *more)
+    assert "registering told@live" in output
+
+    uri = Settings(home=home).address("mlflow_uri")
+    record = read_run(uri, submitted(output), ["transport_cost", "drift", "plan_wait_ms"])
+    assert record.series["drift"][-1] < record.series["drift"][0]
+    assert all(milliseconds > 0 for milliseconds in record.series["plan_wait_ms"])
+    with Jobs(Settings(home=home)) as jobs:
+        assert jobs.get(submitted(output)).spec["objective"]["features"][1]["network"] == "features/1"
+
+    pictures = []
+    for name, more in (("one", ()), ("typical", ("--truncation", "0.2"))):
+        monge("generate", "--model", "told", "--class", "disc", "--count", "4", *more, "--out", str(tmp_path / name))
+        pictures.append((tmp_path / name).read_bytes())
+    assert pictures[0] != pictures[1]
+    refused = monge("predict", str(shapes / "disc" / "0.png"), "--model", "features", fails=True)
+    assert "'features@live' is an encoder" in refused
+
+
 def test_a_drained_job_goes_on_where_it_stopped_and_a_cancelled_one_is_marked(
     monge: Monge, home: Path, shapes: Path
 ) -> None:

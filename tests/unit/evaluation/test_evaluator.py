@@ -24,7 +24,7 @@ from pipelines.transport.planner import LocalPlanner
 DISTANCES = {
     "test_transport_cost", "test_transport_cost_gaussian", "test_transport_cost_real",
     "test_transport_points", "test_transport_max_gap",
-    "test_sliced_cost", "test_sliced_cost_gaussian", "test_sliced_cost_real",
+    "test_sliced_cost", "test_sliced_cost_gaussian", "test_sliced_cost_real", "test_sample_spread",
 }  # fmt: skip
 
 
