@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.spec.section import Section
 
@@ -71,13 +71,11 @@ class DataSpec(Section):
         default=None, description="what the source `characters` composes; for that source alone, which has defaults"
     )
 
-    @field_validator("characters")
-    @classmethod
-    def _is_for_characters(cls, section: CharactersSpec | None, others: ValidationInfo) -> CharactersSpec | None:
-        source = others.data.get("source", CHARACTERS)
-        if section is not None and source != CHARACTERS:
+    @model_validator(mode="after")
+    def _composes(self) -> DataSpec:
+        if self.characters is not None and self.source != CHARACTERS:
             raise ValueError(
-                f"for source {CHARACTERS!r} alone, and the source is {source!r}; leave the section out, or set "
-                f"data.source to {CHARACTERS}"
+                f"characters is for source {CHARACTERS!r} alone, and source is {self.source!r}; leave the section out, "
+                f"or set source to {CHARACTERS}"
             )
-        return section
+        return self
