@@ -11,6 +11,9 @@ points
     data set computes itself; functions on the square are to be learned from it.
 digits
     1,797 handwritten digits, 8×8 grey, from scikit-learn (Alpaydin & Kaynak 1998; CC BY 4.0).
+characters
+    Any number of cartoon characters, 64×64 in colour, composed as the spec says: see
+    :mod:`pipelines.data.sources.characters`.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from pipelines.data.arrays import map_arrays, write_arrays
 from pipelines.data.packages import Wheel, run
 from pipelines.data.unpickle import load_array
 from pipelines.errors import SourceError
+from pipelines.spec import CHARACTERS, CharactersSpec, DataSpec
 
 Arrays = dict[str, np.ndarray]
 """``images`` (n, h, w, c) uint8, ``labels`` (n,) int64 and, where the data set has its own split, ``split`` (n,)
@@ -215,3 +219,11 @@ CATALOGUE: dict[str, Entry] = {
         _fetch_points,
     ),
 }
+
+NAMES = (*CATALOGUE, CHARACTERS)
+"""All sources that are known by name: those of fixed arrays, and the one that composes its images."""
+
+
+def classes_of(spec: DataSpec) -> tuple[str, ...]:
+    """Names of the classes of a source that is known by name; nothing is fetched."""
+    return (spec.characters or CharactersSpec()).sets if spec.source == CHARACTERS else CATALOGUE[spec.source].classes

@@ -8,14 +8,15 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from pipelines.data.catalogue import CATALOGUE, fetch
+from pipelines.data.catalogue import CATALOGUE, NAMES, fetch
 from pipelines.data.sources.arrays import array_source, npz_identity, open_npz
 from pipelines.data.sources.base import Source, identity_of, prepared
+from pipelines.data.sources.characters import character_identity, open_characters
 from pipelines.data.sources.folder import Found, listing, look, open_folder
 from pipelines.data.sources.parquet import open_parquets
 from pipelines.data.sources.tar import open_tars
 from pipelines.errors import SourceError
-from pipelines.spec import DataSpec
+from pipelines.spec import CHARACTERS, CharactersSpec, DataSpec
 
 __all__ = ["FILE_SUFFIXES", "Source", "fingerprint", "open_source"]
 
@@ -35,6 +36,8 @@ def open_source(spec: DataSpec, cache: Path) -> Source:
     Raises:
         SourceError: there is no such source, or it is not laid out as it should be.
     """
+    if spec.source == CHARACTERS:
+        return open_characters(spec, cache.resolve())
     if spec.source in CATALOGUE:
         entry = CATALOGUE[spec.source]
         return array_source(spec, fetch(spec.source, cache.resolve()), entry.classes, entry.sha256)
@@ -54,12 +57,14 @@ def open_source(spec: DataSpec, cache: Path) -> Source:
 def fingerprint(spec: DataSpec) -> str:
     """sha256 of what identifies the images and their preparation.
 
-    For the catalogue that is the hash of the data set; else the names, sizes and modification times of the files.
-    Nothing is fetched.
+    For the catalogue that is the hash of the data set, or of all that composes it; else the names, sizes and
+    modification times of the files. Nothing is fetched.
 
     Raises:
         SourceError: there is no such source.
     """
+    if spec.source == CHARACTERS:
+        return prepared(spec, character_identity(spec.characters or CharactersSpec()))
     if spec.source in CATALOGUE:
         return prepared(spec, CATALOGUE[spec.source].sha256)
     path = _existing(spec.source)
@@ -100,8 +105,8 @@ def _existing(source: str) -> Path:
             f"{source}: neither a folder nor a file in {', '.join(FILE_SUFFIXES)}",
             cure="give the folder that holds the images",
         )
-    near = difflib.get_close_matches(source.lower(), CATALOGUE, n=1)
-    names = ", ".join(CATALOGUE)
+    near = difflib.get_close_matches(source.lower(), NAMES, n=1)
+    names = ", ".join(NAMES)
     raise SourceError(
         f"{source}: neither a data set of the catalogue nor a folder or {', '.join(FILE_SUFFIXES)} file that exists",
         cure=f"did you mean {near[0]}?" if near else f"give a path, or one of {names}",

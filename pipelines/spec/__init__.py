@@ -3,7 +3,7 @@
 Durations are in images seen and batches are global, so that neither depends on how many workers run the job.
 """
 
-from pipelines.spec.data import DataSpec
+from pipelines.spec.data import CHARACTERS, CharacterSet, CharactersSpec, DataSpec
 from pipelines.spec.job import JobSpec, RegisterSpec
 from pipelines.spec.models import (
     AlexNetSpec,
@@ -44,10 +44,13 @@ from pipelines.spec.reading import apply_overrides, json_schema, load_spec, pars
 from pipelines.spec.training import EvaluationSpec, ImageNetName, OptimizerSpec, TrainSpec, WorkersSpec
 
 __all__ = [
+    "CHARACTERS",
     "AlexNetSpec",
     "AutoEncoderSpec",
     "BatchPlanSpec",
     "BigGanSpec",
+    "CharacterSet",
+    "CharactersSpec",
     "ClassificationSpec",
     "ConvGeneratorSpec",
     "CostName",

@@ -211,6 +211,8 @@ class JobSpec(Section):
         The number of workers is left out: a job may resume on more or fewer, and be judged in another way.
         """
         decisive = self.model_dump(mode="json", exclude={"workers", "name", "register_as", "evaluation"})
+        if self.data.characters is None:
+            del decisive["data"]["characters"]  # a spec without the section keeps the fingerprint that it always had
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
     def require_more(self, images: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.data.catalogue import CATALOGUE
+from pipelines.data.catalogue import NAMES
 from pipelines.errors import BusyError, ServiceError, SourceError, SpecError
 from pipelines.spec import JobSpec, apply_overrides, parse_spec
 from services.error_documents import read_error
@@ -135,7 +135,7 @@ def require_source(source: str) -> None:
         split_address(source)
         return
     path = Path(source).expanduser()
-    if source in CATALOGUE or (path.is_absolute() and path.exists()):
+    if source in NAMES or (path.is_absolute() and path.exists()):
         return
     if path.is_absolute():
         raise SourceError(
@@ -143,7 +143,7 @@ def require_source(source: str) -> None:
             cure="put the images into S3, or into a folder that the cluster shares under the same path",
         )
     raise SourceError(
-        f"{source!r} is neither an absolute path nor in the catalogue ({', '.join(sorted(CATALOGUE))})",
+        f"{source!r} is neither an absolute path nor in the catalogue ({', '.join(sorted(NAMES))})",
         cure="give the whole path of a folder, or an address in S3",
     )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines.data.catalogue import CATALOGUE
+from pipelines.data.catalogue import NAMES, classes_of
 from pipelines.data.manifest import MANIFEST, read_manifest
 from pipelines.data.source import fingerprint, open_source
 from pipelines.errors import MongeError, SourceError
@@ -67,8 +67,8 @@ def plan_of(spec: JobSpec, cache: Path) -> Plan:
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         return _planned(spec, manifest.images, manifest.image, manifest.classes, "sharded already")
-    if source in CATALOGUE:
-        require_classes(spec, CATALOGUE[source].classes)
+    if source in NAMES:
+        require_classes(spec, classes_of(spec.data))
         return Plan(f"{source}, of the catalogue")
     if folder.suffix.lower() in INDEXED or (folder.is_dir() and any(folder.glob("*.tar"))):
         fingerprint(spec.data)  # whether it is there

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.data.catalogue import CATALOGUE
+from pipelines.data.catalogue import NAMES
 from pipelines.data.manifest import QUARANTINE, Manifest
 from pipelines.errors import ServiceError, ShardError
 from pipelines.spec import DataSpec
@@ -51,7 +51,7 @@ def show_sharding(
         MongeError: of the source, of the destination, or of the cluster; nothing that is finished is lost by it.
     """
     source, target = absolute(spec.source), absolute(destination)
-    if source not in CATALOGUE and source != target and f"{target}/".startswith(f"{source}/"):
+    if source not in NAMES and source != target and f"{target}/".startswith(f"{source}/"):
         raise ShardError(
             f"{destination}: lies within the source {spec.source}, of which it would become a part",
             cure="give a destination outside it",
@@ -88,7 +88,7 @@ def absolute(address: str) -> str:
     if address.startswith(SCHEME):
         split_address(address)
         return address.rstrip("/")
-    return address if address in CATALOGUE else str(Path(address).expanduser().resolve())
+    return address if address in NAMES else str(Path(address).expanduser().resolve())
 
 
 class _Rate(ProgressColumn):

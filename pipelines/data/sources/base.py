@@ -117,9 +117,9 @@ class ArchiveSource(Source):
 def prepared(spec: DataSpec, identity: str) -> str:
     """sha256 of a source's identity and of the preparation of its images."""
     # A run that trains on some of the images reads them from the shards of all.
-    decisive = spec.model_dump(mode="json", exclude={"source", "max_bad_fraction", "per_class"}) | {
-        "identity": identity
-    }
+    # What the section of a composed source says is in its identity.
+    excluded = {"source", "max_bad_fraction", "per_class", "characters"}
+    decisive = spec.model_dump(mode="json", exclude=excluded) | {"identity": identity}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.catalogue import CATALOGUE
+from pipelines.data.catalogue import NAMES
 from pipelines.errors import MongeError
 from pipelines.spec import DataSpec, JobSpec, parse_spec
 from services.jobs.plan import plan_of
@@ -53,7 +53,7 @@ def test_shards_are_known_by_their_manifest(tmp_path: Path) -> None:
     assert model.startswith("model: lenet")
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", NAMES)
 def test_nothing_of_the_catalogue_is_fetched(name: str, tmp_path: Path) -> None:
     assert plan_of(spec_of(name), tmp_path / "cache").lines() == [f"data: {name}, of the catalogue"]
     assert not (tmp_path / "cache").exists()
