@@ -1,4 +1,4 @@
-"""What judges a job's generator, when no registry is asked for it."""
+"""Networks that a job uses and does not train."""
 
 from pathlib import Path
 
@@ -7,11 +7,13 @@ import torch
 from runs import CPU, job
 from safetensors.torch import save_file
 
-from pipelines.errors import SpecError
+from pipelines.errors import ModelNotFoundError, SpecError
 from pipelines.models.inception import InceptionV3
-from pipelines.spec import EvaluationSpec, JobSpec
+from pipelines.spec import EvaluationSpec, FeatureSpec, JobSpec, TransportSpec
 from services.jobs.paths import with_absolute_paths
-from services.training.references import pinned, reference_of
+from services.tracking.registry import register
+from services.training.references import feature_networks, pinned, reference_of
+from tests.services.tracking.stores import make_bundle, open_run
 
 NOWHERE = "sqlite:////nowhere/at/all.db"
 
@@ -49,3 +51,29 @@ def test_a_job_that_runs_elsewhere_names_its_weights_absolutely(
     Path("weights.safetensors").touch()
     spec = with_absolute_paths(judged_by(Path("weights.safetensors")))
     assert spec.evaluation.weights == str(tmp_path / "weights.safetensors")
+
+
+def test_networks_of_features_are_pinned_and_found(uri: str, tmp_path: Path) -> None:
+    run = open_run(uri)
+    bundle = make_bundle("reconstruction")
+    register(run, bundle.save(tmp_path / "b"), "codes")
+    features = [FeatureSpec(), FeatureSpec(network="codes", layer=1), FeatureSpec(network="codes@live")]
+    spec = job("feature-transport", source="digits")
+    assert isinstance(spec.objective, TransportSpec)
+    objective = spec.objective.model_copy(update={"features": tuple(features)})
+    spec = pinned(spec.model_copy(update={"objective": objective}), run.uri, tmp_path / "models")
+    assert isinstance(spec.objective, TransportSpec)
+    assert spec.objective.networks == ("codes/1",)
+    register(run, make_bundle("reconstruction", seed=1).save(tmp_path / "other"), "codes")
+    found = feature_networks(spec, run.uri, tmp_path / "models", CPU)
+    assert found.keys() == {"codes/1"}
+    weights = bundle.network.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in found["codes/1"].state_dict().items())
+    assert feature_networks(job("gan", source="digits"), NOWHERE, tmp_path, CPU) == {}
+
+
+def test_a_network_of_features_that_is_not_registered(uri: str, tmp_path: Path) -> None:
+    spec = job("feature-transport", source="digits")
+    objective = spec.objective.model_copy(update={"features": (FeatureSpec(network="nobody"),)})
+    with pytest.raises(ModelNotFoundError, match="no model 'nobody' is registered"):
+        pinned(spec.model_copy(update={"objective": objective}), uri, tmp_path / "models")
