@@ -77,7 +77,7 @@ def main() -> None:
     if arguments.quick:
         changes = [*CHANGES, "name=overhead", "train.images=64000", "train.checkpoint_every=20000"]
     else:
-        changes.append("train.images=400000")
+        changes += ["train.images=120000", "train.checkpoint_every=20000"]
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary) / "home"
         try:

@@ -137,6 +137,11 @@ JOBS: dict[str, dict[str, Any]] = {
         "objective": {"kind": "wasserstein", "critic": {"width": 4}, "critic_steps": 2},
         "optimizer": {"learning_rate": 0.002, "momentum": 0.0},
     },
+    "conditional-wasserstein": {
+        "model": {"kind": "conv-generator", "latent": 8, "width": 4, "conditional": True},
+        "objective": {"kind": "wasserstein", "critic": {"width": 4}},
+        "optimizer": {"learning_rate": 0.002, "momentum": 0.0},
+    },
     "learned-transport": {
         "model": {
             "kind": "conv-generator",

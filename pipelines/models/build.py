@@ -56,6 +56,7 @@ def build_model(spec: ModelSpec, image: ImageShape, classes: int) -> Classifier 
                 spec.width,
                 transposed=spec.upsampling == "transposed",
                 batch_norm=spec.normalisation == "batch",
+                conditions=classes if spec.conditional else 0,
             )
         case BigGanSpec():
             return BigGan(image, spec.latent, spec.width, classes)

@@ -27,12 +27,20 @@ class ConvGenerator(Generator):
         width: channels of the last hidden layer; each coarser layer has twice as many, up to 8 times.
         transposed: whether convolutions are transposed.
         batch_norm: whether maps are normalised over the global batch in place of each image.
+        conditions: number of classes of which an image can be asked for; the class moves the first map.
     """
 
     def __init__(
-        self, image: ImageShape, latent: int, width: int, *, transposed: bool = False, batch_norm: bool = False
+        self,
+        image: ImageShape,
+        latent: int,
+        width: int,
+        *,
+        transposed: bool = False,
+        batch_norm: bool = False,
+        conditions: int = 0,
     ) -> None:
-        super().__init__(image, latent)
+        super().__init__(image, latent, conditions)
         norm = GlobalBatchNorm if batch_norm else _group_norm
         side = max(image.height, image.width)
         doublings = max(1, round(math.log2(side / 7)))
@@ -44,6 +52,8 @@ class ConvGenerator(Generator):
             norm(channels[0]),
             nn.ReLU(),
         )
+        size = channels[0] * self.coarse**2
+        self.by_condition = nn.Linear(conditions, size, bias=False) if conditions else None
         blocks: list[nn.Module] = []
         for wide, narrow in itertools.pairwise(channels):
             if transposed:
@@ -56,7 +66,13 @@ class ConvGenerator(Generator):
 
     def forward(self, latents: Latents, conditions: Conditions | None = None) -> Images:
         """See :class:`Generator`."""
-        maps = self.blocks(self.unfold(latents))
+        first, *others = self.unfold
+        unfolded = first(latents)
+        if self.by_condition is not None:
+            unfolded = unfolded + self.by_condition(conditions)
+        for layer in others:
+            unfolded = layer(unfolded)
+        maps = self.blocks(unfolded)
         return self.to_pixels(maps)[..., : self.image.height, : self.image.width].tanh()
 
 

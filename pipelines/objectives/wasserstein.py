@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipelines.models.critics import Critic
 from pipelines.models.network import Generator
-from pipelines.objectives.gan import Images, samples, scores
+from pipelines.objectives.gan import Conditions, Images, samples, scores
 from pipelines.objectives.phase import Loss, Phase, Step
 from pipelines.spec import WassersteinSpec
 
@@ -24,6 +24,8 @@ class Wasserstein:
     - ``gradient-penalty``: ``penalty · E (‖∇c(x̂)‖ − 1)²`` between real images and samples (Gulrajani et al. 2017,
       eq. 3), on which the estimate is comparable with the exact distance of an evaluation;
     - ``none``: the critic's layers are divided by their spectral norms (Miyato et al. 2018).
+
+    A conditional generator samples the classes of the batch's images, and the critic gets the same classes.
 
     Args:
         spec: the constraint, and how often the critic moves.
@@ -45,25 +47,27 @@ class Wasserstein:
         ]
 
     def _critic_loss(self, step: Step) -> Loss:
+        asked = self.generator.asked(step.labels)
         fakes = samples(self.generator, step, "critic's latents")
-        real, fake = scores(self.critic, step.images, fakes)
+        real, fake = scores(self.critic, step.images, fakes, asked)
         estimate = (real - fake).sum() / step.batch
         loss, sums = -estimate, {"critic_estimate": estimate.detach()}
         if self.spec.constraint == "gradient-penalty":
-            slopes = self._slopes(interpolates(step, fakes))
+            slopes = self._slopes(interpolates(step, fakes), asked)
             excess = (slopes - 1).square().sum() / step.batch
             loss = loss + self.spec.penalty * excess
             sums |= {"critic_slope": slopes.detach().sum() / step.batch}
         return Loss(loss, sums | {"critic_loss": loss.detach()})
 
     def _generator_loss(self, step: Step) -> Loss:
-        fake = self.critic(self.generator(step.normal("latents", self.generator.latent))).float()
+        asked = self.generator.asked(step.labels)
+        fake = self.critic(self.generator(step.normal("latents", self.generator.latent), asked), asked).float()
         loss = -fake.sum() / step.batch
         return Loss(loss, {"generator_loss": loss.detach()})
 
-    def _slopes(self, images: Images) -> Float[Tensor, " k"]:
+    def _slopes(self, images: Images, asked: Conditions | None) -> Float[Tensor, " k"]:
         images = images.requires_grad_()
-        (slopes,) = torch.autograd.grad(self.critic(images).float().sum(), images, create_graph=True)
+        (slopes,) = torch.autograd.grad(self.critic(images, asked).float().sum(), images, create_graph=True)
         # A root has no gradient at 0.
         return slopes.flatten(1).square().sum(1).clamp_min(1e-12).sqrt()
 

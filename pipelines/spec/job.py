@@ -35,7 +35,7 @@ _TRAINS = {
     "reconstruction": ("autoencoder",),
     "transport": ("conv-generator", "biggan"),
     "gan": ("conv-generator", "biggan"),
-    "wasserstein": ("conv-generator",),
+    "wasserstein": ("conv-generator", "biggan"),
     "learned-transport": ("conv-generator",),
     "flow": ("flow-unet",),
 }
@@ -113,6 +113,8 @@ class JobSpec(Section):
                     f"{self.objective.critic.spectral}: one thing keeps a critic Lipschitz; use constraint none with "
                     "spectral true, or another one with spectral false"
                 )
+        if isinstance(self.objective, LearnedTransportSpec) and getattr(self.model, "conditional", False):
+            raise ValueError("objective 'learned-transport' trains no conditional model; use gan or wasserstein")
         if isinstance(self.objective, LearnedTransportSpec) and self.train.batch < 2 * self.workers.count:
             raise ValueError(
                 f"train.batch {self.train.batch} leaves some of {self.workers.count} workers without images in both "
@@ -144,7 +146,7 @@ class JobSpec(Section):
         return self
 
     def _transport_fits(self, objective: TransportSpec) -> None:
-        conditional = isinstance(self.model, BigGanSpec)
+        conditional = isinstance(self.model, BigGanSpec) or getattr(self.model, "conditional", False)
         if conditional and not objective.features:
             raise ValueError("a conditional model is trained in features alone; give objective.features")
         if objective.condition_weight and not conditional:

@@ -74,6 +74,7 @@ class ConvGeneratorSpec(Section):
         description="within each image; or over the global batch, which keeps the samples of an adversary's opponent "
         "apart",
     )
+    conditional: bool = Field(default=False, description="images of a class can be asked for")
 
 
 class BigGanSpec(Section):

@@ -53,6 +53,7 @@ KINDS = (
     "gan",
     "biggan",
     "wasserstein",
+    "conditional-wasserstein",
     "learned-transport",
     "flow",
     "pool-flow",

@@ -30,6 +30,7 @@ SPECS: list[dict[str, Any]] = [
     {"kind": "autoencoder", "width": 4, "code": 6},
     {"kind": "conv-generator", "latent": 5, "width": 4},
     {"kind": "flow-unet", "width": 8, "steps": 2},
+    {"kind": "conv-generator", "latent": 5, "width": 4, "conditional": True},
     {"kind": "biggan", "latent": 8, "width": 4},
 ]
 

@@ -53,6 +53,7 @@ GENERATORS = [
     {"kind": "conv-generator", "latent": 5, "width": 4},
     {"kind": "conv-generator", "latent": 5, "width": 4, "upsampling": "transposed", "normalisation": "batch"},
     {"kind": "flow-unet", "width": 8, "steps": 2},
+    {"kind": "conv-generator", "latent": 5, "width": 4, "conditional": True},
     {"kind": "biggan", "latent": 8, "width": 4},
 ]
 

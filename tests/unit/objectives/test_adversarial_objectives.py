@@ -316,6 +316,7 @@ def test_features_that_are_not_finite_have_diverged() -> None:
         ("learned-transport", "train", {"accumulate": 2}, "accumulate 2 would cut"),
         ("learned-transport", "train", {"compile": True}, "cannot translate the gradient of a gradient"),
         ("wasserstein", "train", {"compile": True}, "cannot translate the gradient of a gradient"),
+        ("learned-transport", "model", {"conditional": True}, "'learned-transport' trains no conditional model"),
     ],
 )
 def test_what_does_not_go_together_is_refused(kind: str, section: str, change: dict[str, Any], message: str) -> None:
