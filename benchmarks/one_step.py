@@ -1,0 +1,172 @@
+"""One-step transport beside adversaries: ``python -m benchmarks.one_step [--quick] [--minutes M] [--json FILE]``.
+
+``configs/one-step.yaml`` and the configs that play against a critic get the same CPU minutes on one thread each, with
+learning rates that fall to zero at their end, and are judged by the features of one LeNet, for several seeds. Before,
+``configs/features-fashion-mnist.yaml`` learns the features without labels, once for each seed; its minutes are told
+apart. Runs are processes, as many at a time as there are processors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+
+from benchmarks.generators import ADVERSARIES, CONFIGS, CPU, FULL, HOME, QUICK, Scale, Teller, picture, shards, spec_of
+from benchmarks.generators import trained as trained_network
+from benchmarks.report import Row, table, write_json
+from pipelines.data.loader import Loader, ShardedDataset
+from pipelines.evaluation.features import ClassifierFeatures
+from pipelines.evaluation.judging import FeatureJudge
+from pipelines.evaluation.result import Evaluation
+from pipelines.models.bundle import Bundle
+from pipelines.models.network import Network
+from pipelines.spec import JobSpec, TransportSpec, load_spec
+from pipelines.training.loop import train
+from pipelines.training.run import start
+from pipelines.training.state import TrainState
+from pipelines.transport.planner import LocalPlanner
+
+ONE_STEP, ENCODER, REFERENCE = "one-step", "features-fashion-mnist", "lenet-fashion-mnist"
+SEEDS = (0, 1, 2)
+BAR = 2.0
+"""Least ratio of the best adversary's Fréchet distance to ours."""
+
+WARM, TIMED = 4, 12
+"""Steps before the cost of a step is measured, and steps that it is measured on."""
+
+LEAST_SHARE = 0.7
+"""Of the least shown class, times the number of classes."""
+
+
+def specified(config: str, scale: Scale, *more: str) -> JobSpec:
+    """A config on the data of this run, in one process."""
+    spec = load_spec(CONFIGS / f"{config}.yaml", [*scale.data, "workers.count=1", *more])
+    if getattr(spec.objective, "plans", "local") == "local":
+        return spec
+    return load_spec(CONFIGS / f"{config}.yaml", [*scale.data, "workers.count=1", "objective.plans=local", *more])
+
+
+def lasting(config: str, scale: Scale, seconds: float, seed: int, data: ShardedDataset, encoder: Bundle) -> JobSpec:
+    """A config with as many images as take so many CPU seconds here, and an average of a twentieth of them."""
+    spec = specified(config, scale, f"seed={seed}")
+    cost = _cost(spec, data, encoder)
+    images = max(int(seconds / cost), 4 * spec.train.batch)
+    train_fields = {"images": images, "log_every": max(images // 5, 1), "ema_half_life": max(images // 20, 1)}
+    return specified(config, scale, f"seed={seed}", *(f"train.{name}={value}" for name, value in train_fields.items()))
+
+
+def run(config: str, seed: int, scale: Scale, seconds: float, folder: Path, pictures: Path) -> dict[str, float]:
+    """Train a config for some CPU seconds; its scores."""
+    torch.set_num_threads(1)
+    data = shards(specified(REFERENCE, scale))
+    encoder = Bundle.load(folder / f"{ENCODER}-{seed}")
+    spec = lasting(config, scale, seconds, seed, data, encoder)
+    state, spent = _train(spec, data, encoder)
+    network = state.judged.eval()
+    reference = Bundle.load(folder / REFERENCE)
+    judge = FeatureJudge(ClassifierFeatures("reference", reference), data.train, data.test, scale.samples, 0)
+    picture(network, pictures / f"{config}-{seed}.png")  # type: ignore[arg-type]
+    return judge.scores(network) | {"cpu_seconds": spent, "images": float(spec.train.images)}  # type: ignore[arg-type]
+
+
+def learn(config: str, seed: int, scale: Scale, images: int, folder: Path) -> float:
+    """Train a network that the runs use, into a folder; the CPU seconds that it took."""
+    torch.set_num_threads(1)
+    spec = spec_of(config, scale, images, f"seed={seed}", "train.ema_half_life=null")
+    data = shards(spec)
+    began = time.process_time()
+    network, _ = trained_network(spec, data)
+    spent = time.process_time() - began
+    name = config if config == REFERENCE else f"{config}-{seed}"
+    Bundle(network, spec.model, data.image, data.classes).save(folder / name)
+    return spent
+
+
+def _networks(spec: JobSpec, encoder: Bundle) -> dict[str, Network]:
+    names: Sequence[str] = spec.objective.registered if isinstance(spec.objective, TransportSpec) else ()
+    return dict.fromkeys(names, encoder.network)
+
+
+def _train(spec: JobSpec, data: ShardedDataset, encoder: Bundle) -> tuple[TrainState, float]:
+    objective, state = start(spec, data, LocalPlanner(), CPU, networks=_networks(spec, encoder))
+    began = time.process_time()
+    with Loader(data.train, spec.train.batch, spec.seed) as batches:
+        teller = Teller(f"{spec.name}, seed {spec.seed}", spec.train.images)
+        train(spec, objective, state, batches, lambda _: Evaluation({}, {}), teller, CPU)
+    return state, time.process_time() - began
+
+
+def _cost(spec: JobSpec, data: ShardedDataset, encoder: Bundle) -> float:
+    """CPU seconds for an image."""
+    objective, state = start(spec, data, LocalPlanner(), CPU, networks=_networks(spec, encoder))
+    at: list[float] = []
+    with Loader(data.train, spec.train.batch, spec.seed) as batches:
+
+        def counted() -> object:
+            for batch in itertools.islice(batches, WARM + TIMED + 1):
+                at.append(time.process_time())
+                yield batch
+
+        never = dict.fromkeys(("images", "log_every", "evaluate_every", "checkpoint_every"), 10**12)
+        long = spec.model_copy(update={"train": spec.train.model_copy(update=never)})
+        train(long, objective, state, counted(), lambda _: Evaluation({}, {}), Teller("", 1), CPU)  # type: ignore[arg-type]
+    return (at[-1] - at[WARM]) / TIMED / spec.train.batch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small images, short runs, one seed: shows that it works")
+    parser.add_argument("--minutes", type=float, default=5.0, help="CPU minutes of each run")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the rows")
+    parser.add_argument("--pictures", type=Path, default=HOME / "benchmarks", help="where to leave samples")
+    arguments = parser.parse_args()
+    scale, seeds, seconds = (QUICK, (0,), 2.0) if arguments.quick else (FULL, SEEDS, 60 * arguments.minutes)
+    shards(specified(REFERENCE, scale))
+    configs = (ONE_STEP, *ADVERSARIES)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(os.cpu_count() or 1, mp_context=spawn) as pool:
+            judge = pool.submit(learn, REFERENCE, 0, scale, scale.reference, folder)
+            images = 2_560 if arguments.quick else load_spec(CONFIGS / f"{ENCODER}.yaml").train.images
+            encoders = [pool.submit(learn, ENCODER, seed, scale, images, folder) for seed in seeds]
+            judge.result()
+            learned = statistics.mean(encoder.result() for encoder in encoders)
+            print(f"features: {learned:.0f} CPU seconds for a seed", flush=True)
+            runs = {
+                (config, seed): pool.submit(run, config, seed, scale, seconds, folder, arguments.pictures)
+                for seed in seeds
+                for config in configs
+            }
+            found = {key: future.result() for key, future in runs.items()}
+    for (config, seed), scores in found.items():
+        told = {name: round(value, 3) for name, value in scores.items() if not name.endswith(("_real", "_gaussian"))}
+        print(f"  {config}, seed {seed}: {told}")
+    fids = {config: statistics.mean(found[config, seed]["fid"] for seed in seeds) for config in configs}
+    minutes = f"{seconds / 60:.3g} CPU minutes"
+    best = min(ADVERSARIES, key=lambda config: fids[config])
+    rows = [
+        Row(f"one step: {minutes}", fids[ONE_STEP], fids[peer], peer, "FID", BAR if peer == best else 1.0)
+        for peer in ADVERSARIES
+    ]
+    least = min(found[ONE_STEP, seed]["smallest_class_share"] for seed in seeds)
+    rows.append(
+        Row(f"one step: least class, {minutes}", 1 / max(least, 1e-9), 1 / LEAST_SHARE, "limit", "× rarer", 1.0)
+    )
+    print(table(rows))
+    if arguments.json:
+        write_json(rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
