@@ -76,7 +76,9 @@ def build_objective(
             return Reconstruction(spec.objective, network)
         case TransportSpec(features=[_, *_]), Generator():
             device = next(network.parameters()).device
-            features = Features(spec.objective.features, networks or {}, data.train, data.image, device)
+            features = Features(
+                spec.objective.features, networks or {}, data.train, data.image, device, spec.objective.components
+            )
             return FeatureTransport(
                 spec.objective, network, planner, features, RealPoints(features, data.train, device)
             )

@@ -64,11 +64,14 @@ class FeatureTransport:
     @in_full_precision
     def _along_drift(self, step: Step, points: Points) -> Loss:
         indices = self._chosen(step)
-        real = self.reals.take(indices)
+        real, target = self.reals.take(indices)
         halves = self._halves(step)
         sides = [points.detach()[half] for half in halves]
-        ends = [self._with_classes(side, step.labels[half]) for side, half in zip(sides, halves, strict=True)]
-        target = self._with_classes(real, self.reals.labels(indices))
+        ends = [
+            self._with_classes(self.features.reduced(side), step.labels[half])
+            for side, half in zip(sides, halves, strict=True)
+        ]
+        target = self._with_classes(target, self.reals.labels(indices))
         pairs = [(f"{number}z", end, target) for number, end in enumerate(ends)] + self._within(ends)
         started = time.perf_counter()
         blocks = self._plans(step, pairs)

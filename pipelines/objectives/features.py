@@ -46,6 +46,7 @@ class Features:
         train: the images by which features are scaled.
         image: their shape.
         device: where networks and images are.
+        components: principal components that :meth:`reduced` keeps; None keeps all numbers.
 
     Raises:
         SpecError: a network is not for such images, or has no such layer.
@@ -58,6 +59,7 @@ class Features:
         train: Split,
         image: ImageShape,
         device: torch.device,
+        components: int | None = None,
     ) -> None:
         self.specs = specs
         self.networks = {name: network.to(device).eval().requires_grad_(False) for name, network in networks.items()}
@@ -65,17 +67,23 @@ class Features:
             _require(f"objective.features.{place}", spec, self.networks.get(spec.network), image)
         self._device = device
         total = sum(spec.weight for spec in specs)
-        factors = []
+        factors, fitted = [], []
         chosen = np.linspace(0, len(train) - 1, min(len(train), FITTED)).astype(np.int64)
         for spec, found in zip(specs, self._fitted(train, chosen), strict=True):
             # Twice the variance is the mean squared distance of two.
             apart = 2 * (found - found.mean(0)).square().sum(1).mean()
             factors.append((spec.weight / total / apart.clamp_min(1e-12)).sqrt())
+            fitted.append(factors[-1] * found)
         self._factors = factors
+        self._components = _principal(torch.cat(fitted, 1), components)
 
     def __call__(self, images: Images) -> Points:
         """The points of images, differentiable in them."""
         return torch.cat([factor * one for factor, one in zip(self._factors, self._layers(images), strict=True)], 1)
+
+    def reduced(self, points: Points) -> Float[Tensor, "k e"]:
+        """Points by their principal components: distances are nearly the same, and plans much cheaper to solve."""
+        return points if self._components is None else points @ self._components.to(points.dtype)
 
     @torch.no_grad()
     def _fitted(self, train: Split, chosen: np.ndarray) -> list[Points]:
@@ -103,7 +111,8 @@ class Features:
 
 
 class RealPoints:
-    """The points of training images: kept where memory allows, so that no step embeds an image again.
+    """The points of training images, whole and :meth:`~Features.reduced`: kept where memory allows, so that no step
+    embeds an image again.
 
     Args:
         features: that give the points.
@@ -114,15 +123,20 @@ class RealPoints:
     def __init__(self, features: Features, train: Split, device: torch.device) -> None:
         self._features, self._train, self._device = features, train, device
         self._kept: Tensor | None = None
+        self._reduced: Tensor | None = None
         width = self._embedded(np.zeros(1, np.int64)).shape[1]
         if 2 * width * len(train) <= KEPT_BYTES:
-            (self._kept,) = gather_parts(len(train), BLOCK, lambda part: [self._all(part)])
+            self._kept, *reduced = gather_parts(len(train), BLOCK, self._all)
+            self._reduced = reduced[0] if reduced else None
 
-    def take(self, indices: Tensor) -> Points:
-        """The points of these images of the training split, (k,) → (k, d)."""
+    def take(self, indices: Tensor) -> tuple[Points, Float[Tensor, "k e"]]:
+        """The points of these images of the training split, (k,) → (k, d) and (k, e)."""
         if self._kept is None:
-            return self._embedded(indices.cpu().numpy())
-        return self._kept[indices.to(self._kept.device)].float()
+            points = self._embedded(indices.cpu().numpy())
+            return points, self._features.reduced(points)
+        places = indices.to(self._kept.device)
+        points = self._kept[places].float()
+        return points, points if self._reduced is None else self._reduced[places]
 
     def labels(self, indices: Tensor) -> Tensor:
         """Their labels, (k,) int64."""
@@ -135,10 +149,24 @@ class RealPoints:
     def _embedded(self, indices: np.ndarray) -> Points:
         return self._features(to_float(self._train.take(indices)[0].to(self._device)))
 
-    def _all(self, part: slice) -> Points:
+    def _all(self, part: slice) -> list[Tensor]:
         rows = np.arange(part.start, part.stop)
         blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
-        return torch.cat([self._embedded(block).half() for block in blocks])
+        kept: list[list[Tensor]] = []
+        for block in blocks:
+            points = self._embedded(block)
+            reduced = self._features.reduced(points)
+            kept.append([points.half()] if reduced is points else [points.half(), reduced])
+        return [torch.cat(rows) for rows in zip(*kept, strict=True)]
+
+
+def _principal(points: Points, count: int | None) -> Float[Tensor, "d e"] | None:
+    """The directions along which points vary most; None where all of their numbers are to be kept."""
+    if count is None or count >= min(points.shape):
+        return None
+    with torch.random.fork_rng([points.device] if points.is_cuda else []):
+        torch.manual_seed(0)
+        return torch.pca_lowrank(points, q=count, niter=2)[2]
 
 
 def _maps(network: Network, images: Images) -> list[Tensor]:

@@ -155,6 +155,13 @@ class TransportSpec(Section):
         description="in features, for a conditional model: what plans pay for a sample of one class and an image of "
         "another, in units of the mean cost",
     )
+    components: int | None = Field(
+        default=256,
+        ge=1,
+        le=65536,
+        description="in features, principal components of real images by which plans compare points, while samples "
+        "are moved in all numbers; null: plans compare all numbers",
+    )
     normalise: bool = Field(
         default=False, description="in features, divide the drift of the samples by its root mean square"
     )
@@ -177,7 +184,7 @@ class TransportSpec(Section):
                     "images is 1; use about 0.01"
                 )
             return self
-        for name in ("self_term", "reals", "condition_weight", "normalise"):
+        for name in ("self_term", "reals", "condition_weight", "components", "normalise"):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} {getattr(self, name)} without features; give objective.features")
         return self

@@ -24,7 +24,8 @@ from pipelines.objectives.phase import Step
 from pipelines.shape import ImageShape
 from pipelines.spec import FeatureSpec, TransportSpec, parse_spec
 from pipelines.transport.divergence import sinkhorn_divergence
-from pipelines.transport.planner import LocalPlanner
+from pipelines.transport.plan import RowBlock
+from pipelines.transport.planner import LocalPlanner, Share
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import solve
 
@@ -72,7 +73,7 @@ def gradient(made: FeatureTransport, step: Step) -> Tensor:
 
 def test_the_gradient_is_that_of_the_sinkhorn_divergence_in_features(striped: ShardedDataset) -> None:
     made, step = objective_of(striped)
-    points, real = made.features(made.generator(torch.zeros(1))), made.reals.take(step.indices)
+    points, real = made.features(made.generator(torch.zeros(1))), made.reals.take(step.indices)[0]
     distance = sinkhorn_divergence(points, real, epsilon=EPSILON, tolerance=1e-6)
     (expected,) = torch.autograd.grad(distance, made.generator.parameters())
     torch.testing.assert_close(gradient(made, step), expected, rtol=0.02, atol=2e-5)
@@ -81,7 +82,7 @@ def test_the_gradient_is_that_of_the_sinkhorn_divergence_in_features(striped: Sh
 def test_the_two_halves_of_a_batch_repel_each_other(striped: ShardedDataset) -> None:
     """½W(x, z) + ½W(x′, z) − ½W(x, x′) with plans held fixed, by exact plans."""
     made, step = objective_of(striped, distance={"kind": "exact"}, self_term="two-batch")
-    points, real = made.features(made.generator(torch.zeros(1))), made.reals.take(step.indices)
+    points, real = made.features(made.generator(torch.zeros(1))), made.reals.take(step.indices)[0]
     first, other = points[::2], points[1::2]
 
     def cost(x: Tensor, y: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ def test_an_exact_plan_without_second_batch_has_no_self_term(striped: ShardedDat
     made, step = objective_of(striped, distance={"kind": "exact"})
     loss = made.phases[0].loss(step)
     assert "within_generated" not in loss.sums
-    points, real = made.features(made.generator(torch.zeros(1))).detach(), made.reals.take(step.indices)
+    points, real = made.features(made.generator(torch.zeros(1))).detach(), made.reals.take(step.indices)[0]
     best = solve(TransportProblem.between(points, real)).certificate.primal
     assert loss.sums["transport_cost"] == pytest.approx(best)
 
@@ -112,7 +113,7 @@ def test_a_drift_that_is_normalised_has_the_same_direction_and_unit_size(striped
 def test_samples_of_a_class_are_drawn_to_images_of_it(striped: ShardedDataset) -> None:
     """Where another class costs much, no plan leads there."""
     made, step = objective_of(striped, classes=2, condition_weight=1e3)
-    points, real = made.features(made.generator(torch.zeros(1))).detach(), made.reals.take(step.indices)
+    points, real = made.features(made.generator(torch.zeros(1))).detach(), made.reals.take(step.indices)[0]
     ends = [made._with_classes(side, step.labels) for side in (points, real)]
     plan = solve(TransportProblem.between(*ends, epsilon=EPSILON)).dense()
     other = step.labels[:, None] != step.labels[None]
@@ -166,8 +167,48 @@ def test_points_that_are_not_kept_are_computed(striped: ShardedDataset, monkeypa
     chosen = torch.tensor([3, 30, 3])
     assert computed._kept is None
     assert kept._kept is not None
-    torch.testing.assert_close(kept.take(chosen), computed.take(chosen), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(kept.take(chosen)[0], computed.take(chosen)[0], rtol=1e-3, atol=1e-4)
     assert torch.equal(kept.labels(chosen), striped.train.take(chosen)[1])
+
+
+def test_principal_components_keep_distances_and_all_of_them_keep_all(striped: ShardedDataset) -> None:
+    named = [FeatureSpec()]
+    images = to_float(striped.train.take(torch.arange(len(striped.train)))[0])
+
+    def squares(components: int | None) -> tuple[int, Tensor]:
+        made = Features(named, {}, striped.train, striped.image, CPU, components)
+        points = made.reduced(made(images))
+        return points.shape[1], torch.cdist(points, points).square()
+
+    width, exact = squares(None)
+    assert width == striped.image.pixels
+    assert squares(10_000)[0] == width
+    errors = []
+    for components in (4, 16, 36):
+        width, found = squares(components)
+        assert width == components
+        assert bool((found <= exact + 1e-4).all())
+        errors.append(float((exact - found).mean()))
+    assert errors[0] > errors[1] > errors[2] >= 0
+    assert errors[2] < 0.1 * float(exact.mean())
+    assert torch.equal(squares(16)[1], squares(16)[1])
+
+
+def test_plans_are_of_components_and_drifts_of_all_numbers(striped: ShardedDataset) -> None:
+    made, step = objective_of(striped)
+    few = Features(made.features.specs, {}, striped.train, striped.image, CPU, 2)
+    asked: list[Share] = []
+
+    class Planner(LocalPlanner):
+        def plan_rows(self, share: Share) -> RowBlock:
+            asked.append(share)
+            return super().plan_rows(share)
+
+    reduced = FeatureTransport(made.spec, made.generator, Planner(), few, RealPoints(few, striped.train, CPU))
+    moved = gradient(reduced, step)
+    assert {share.x.shape[1] for share in asked} == {share.y.shape[1] for share in asked} == {2}
+    assert moved.abs().sum() > 0
+    assert not torch.allclose(moved, gradient(made, step))
 
 
 @pytest.mark.parametrize(
