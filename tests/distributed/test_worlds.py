@@ -101,8 +101,9 @@ def test_a_run_does_not_depend_on_the_number_of_ranks(
     assert found["tensors"].keys() == expected["tensors"].keys()
     assert any("momentum" in name for name in expected["tensors"])
     for name, value in expected["tensors"].items():
-        # BigGAN's many normalised layers amplify the rounding of float32 sums over ranks.
-        rtol, atol = (1e-4, 1e-5) if kind in ("biggan", "conditional-transport") else (1e-5, 1e-6)
+        # BigGAN's many normalised layers, and slopes of slopes, amplify the rounding of float32 sums over ranks.
+        loose = kind in ("biggan", "conditional-transport", "conditional-wasserstein")
+        rtol, atol = (1e-4, 1e-5) if loose else (1e-5, 1e-6)
         torch.testing.assert_close(found["tensors"][name], value, rtol=rtol, atol=atol)
     assert found["due"] == expected["due"] == [[16, 32, 48, 64, 80], [80], [48, 80]]
     for point, at in zip(found["points"], expected["points"], strict=True):
