@@ -59,8 +59,8 @@ def specified(config: str, scale: Scale, *more: str) -> JobSpec:
 def lasting(config: str, scale: Scale, seconds: float, seed: int, data: ShardedDataset, encoder: Bundle) -> JobSpec:
     """A config with as many images as take so many CPU seconds here, and an average of a twentieth of them."""
     spec = specified(config, scale, f"seed={seed}")
-    cost = _cost(spec, data, encoder)
-    images = max(int(seconds / cost), 4 * spec.train.batch)
+    starting, cost = _costs(spec, data, encoder)
+    images = max(int((seconds - starting) / cost), 4 * spec.train.batch)
     train_fields = {"images": images, "log_every": max(images // 5, 1), "ema_half_life": max(images // 20, 1)}
     return specified(config, scale, f"seed={seed}", *(f"train.{name}={value}" for name, value in train_fields.items()))
 
@@ -98,17 +98,19 @@ def _networks(spec: JobSpec, encoder: Bundle) -> dict[str, Network]:
 
 
 def _train(spec: JobSpec, data: ShardedDataset, encoder: Bundle) -> tuple[TrainState, float]:
-    objective, state = start(spec, data, LocalPlanner(), CPU, networks=_networks(spec, encoder))
     began = time.process_time()
+    objective, state = start(spec, data, LocalPlanner(), CPU, networks=_networks(spec, encoder))
     with Loader(data.train, spec.train.batch, spec.seed) as batches:
         teller = Teller(f"{spec.name}, seed {spec.seed}", spec.train.images)
         train(spec, objective, state, batches, lambda _: Evaluation({}, {}), teller, CPU)
     return state, time.process_time() - began
 
 
-def _cost(spec: JobSpec, data: ShardedDataset, encoder: Bundle) -> float:
-    """CPU seconds for an image."""
+def _costs(spec: JobSpec, data: ShardedDataset, encoder: Bundle) -> tuple[float, float]:
+    """CPU seconds before the first step, and for an image."""
+    began = time.process_time()
     objective, state = start(spec, data, LocalPlanner(), CPU, networks=_networks(spec, encoder))
+    starting = time.process_time() - began
     at: list[float] = []
     with Loader(data.train, spec.train.batch, spec.seed) as batches:
 
@@ -120,7 +122,7 @@ def _cost(spec: JobSpec, data: ShardedDataset, encoder: Bundle) -> float:
         never = dict.fromkeys(("images", "log_every", "evaluate_every", "checkpoint_every"), 10**12)
         long = spec.model_copy(update={"train": spec.train.model_copy(update=never)})
         train(long, objective, state, counted(), lambda _: Evaluation({}, {}), Teller("", 1), CPU)  # type: ignore[arg-type]
-    return (at[-1] - at[WARM]) / TIMED / spec.train.batch
+    return starting, (at[-1] - at[WARM]) / TIMED / spec.train.batch
 
 
 def main() -> None:

@@ -91,7 +91,13 @@ class Evaluator:
         if reference is not None:
             reference.require(data.image)
             self._features = FeatureJudge(
-                reference, data.split("train"), data.split(split), spec.evaluation.samples, spec.seed, device
+                reference,
+                data.split("train"),
+                data.split(split),
+                spec.evaluation.samples,
+                spec.seed,
+                device,
+                data.classes,
             )
 
     def __call__(self, network: torch.nn.Module) -> Evaluation:

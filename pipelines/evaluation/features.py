@@ -31,11 +31,13 @@ class FeatureExtractor(ABC):
         name: by which the spec calls it, with its version if it is registered.
         digest: sha256 of its weights.
         classes: of the data set, that it tells apart; 0 where it was trained on another one.
+        class_names: of these.
     """
 
     name: str
     digest: str
     classes: int
+    class_names: tuple[str, ...] = ()
 
     @abstractmethod
     def require(self, image: ImageShape) -> None:
@@ -68,7 +70,11 @@ class ClassifierFeatures(FeatureExtractor):
 
     def __init__(self, name: str, bundle: Bundle) -> None:
         if not isinstance(bundle.network, Classifier):
-            raise SpecError(f"evaluation.reference: {name} is a generator", cure="name a classifier of such images")
+            article = "an" if bundle.kind == "encoder" else "a"
+            raise SpecError(
+                f"evaluation.reference: {name} is {article} {bundle.kind}", cure="name a classifier of such images"
+            )
+        self.class_names = bundle.classes
         self.name, self.digest, self.classes = name, bundle.digest(), len(bundle.classes)
         self.bundle, self._network = bundle, bundle.network
 

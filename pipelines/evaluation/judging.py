@@ -46,6 +46,7 @@ class FeatureJudge:
         samples: images in a set; fewer where a split has fewer.
         seed: of all draws.
         device: where generators are, and what ranks send each other.
+        classes: of the data, in order; by default those of the extractor.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class FeatureJudge:
         samples: int,
         seed: int,
         device: torch.device = CPU,
+        classes: tuple[str, ...] | None = None,
     ) -> None:
         self.extractor = extractor
+        self._same_classes = classes is None or classes == extractor.class_names
         self._train = train
         self._count = min(samples, len(train), len(test))
         self._seed = seed
@@ -73,25 +76,25 @@ class FeatureJudge:
         ``fid``, ``kid``, ``precision``, ``recall``, ``density``, ``coverage``, and each of them with ``_real`` behind
         it, of training images, and with ``_gaussian``, of a Gaussian fitted to their pixels. Where the extractor tells
         the classes apart, ``smallest_class_share``, of the class that it sees least often, times the number of
-        classes: 1 where all are equal. Of a conditional generator also ``asked_class_share``: how many of its samples
-        the extractor takes for the class that was asked for.
+        classes: 1 where all are equal; with ``_real`` behind it, of training images. Of a conditional generator also
+        ``asked_class_share``: how many of its samples the extractor takes for the class that was asked for.
         """
         count, seed, device = self._count, self._seed, self._device
         features, labels = self._seen(count, lambda part: to_uint8(sample(generator, count, seed, device, part)).cpu())
         sets = {"": features}
         if self._baselines is None:
-            sets["_real"], _ = self._seen(count, lambda part: self._draw(self._train, "judged floor", part))
+            sets["_real"], real = self._seen(count, lambda part: self._draw(self._train, "judged floor", part))
             sets["_gaussian"], _ = self._seen(count, lambda part: to_uint8(gaussian(self._train, count, seed, part)))
         found = self._between(sets)
         if self._baselines is None:
             self._baselines = {name: value for name, value in found.items() if name.endswith(("_real", "_gaussian"))}
+            if real is not None:
+                self._baselines["smallest_class_share_real"] = _smallest_share(real, self.extractor.classes)
         found |= self._baselines
         if labels is not None:
             classes = self.extractor.classes
-            found["smallest_class_share"] = (
-                float(torch.bincount(labels, minlength=classes).min()) * classes / len(labels)
-            )
-            if generator.conditions == classes:
+            found["smallest_class_share"] = _smallest_share(labels, classes)
+            if generator.conditions == classes and self._same_classes:
                 asked = torch.arange(count, device=labels.device) % classes
                 found["asked_class_share"] = float((labels == asked).double().mean())
         return found
@@ -138,3 +141,7 @@ class FeatureJudge:
     def _draw(self, split: Split, stream: str, part: slice) -> Tensor:
         order = torch.randperm(len(split), generator=step_generator(self._seed, 0, stream))
         return split.take(order[: self._count][part].numpy())[0]
+
+
+def _smallest_share(labels: Tensor, classes: int) -> float:
+    return float(torch.bincount(labels, minlength=classes).min()) * classes / len(labels)

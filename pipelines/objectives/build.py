@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from pipelines.data.loader import ShardedDataset
+from pipelines.data.patches import patch_count
 from pipelines.errors import SpecError
 from pipelines.models.autoencoder import AutoEncoder
 from pipelines.models.critics import ConvCritic, Critic, ResidualCritic
@@ -26,6 +27,7 @@ from pipelines.objectives.recorded import RecordedCoupling
 from pipelines.objectives.regression import Regression
 from pipelines.objectives.transport import TransportObjective
 from pipelines.objectives.wasserstein import Wasserstein
+from pipelines.shape import ImageShape
 from pipelines.spec import (
     BatchPlanSpec,
     ClassificationSpec,
@@ -73,6 +75,7 @@ def build_objective(
         case RegressionSpec(), Classifier():
             return Regression(spec.objective, network)
         case ReconstructionSpec(), AutoEncoder():
+            _require_patches(spec.objective, data.image)
             return Reconstruction(spec.objective, network)
         case TransportSpec(features=[_, *_]), Generator():
             device = next(network.parameters()).device
@@ -94,6 +97,16 @@ def build_objective(
         case FlowSpec(), FlowUNet():
             return FlowMatching(network, _coupling(spec.objective.coupling, spec, planner, data))
     raise SpecError(f"objective {spec.objective.kind!r} cannot train a {type(network).__name__}")
+
+
+def _require_patches(spec: ReconstructionSpec, image: ImageShape) -> None:
+    count = patch_count(image, spec.patch)
+    hidden = round(spec.hidden * count)
+    if hidden == count or (spec.hidden and not hidden):
+        raise SpecError(
+            f"objective.patch: {hidden} of the {count} patches of {spec.patch} pixels a side would be hidden",
+            cure="give a smaller patch",
+        )
 
 
 def _critic(spec: CriticSpec, generator: Generator, features: int = 1) -> Critic:

@@ -30,8 +30,8 @@ class FeatureTransport:
     Peyré & Cuturi 2019, prop. 9.2), the point ``φ(x)`` of a sample moves along its *drift*: the mean of the real points
     that its row of the plan gives it, less the mean of the generated points that a plan among samples gives it. The
     second term keeps samples apart. It is that of the Sinkhorn divergence (Feydy et al. 2019, eq. 3) where samples are
-    compared with themselves; where one half of them is compared with the other, as real images are compared with
-    samples that they have not met, the bias of finite batches cancels too.
+    compared with themselves; where one half of them is compared with the other, both plans are between points that have
+    not met, and the bias of finite batches cancels where there are as many real images as samples in a half.
 
     The batch is global: plans are between all ranks' samples and all real images, whichever rank holds them.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.data.loader import Split
-from pipelines.distributed import gather_parts
+from pipelines.distributed import gather_parts, gather_rows
 from pipelines.errors import SpecError
 from pipelines.models.bundle import to_float
 from pipelines.models.imagenet import ImageNetNetwork
@@ -25,6 +25,12 @@ FITTED = 4096
 
 BLOCK = 256
 """Images that are embedded at once."""
+
+LARGEST_POINT = 2**16
+"""Most numbers in a point."""
+
+FITTED_NUMBERS = 2**26
+"""Numbers up to which images are taken to scale features; of large points, fewer images are."""
 
 KEPT_BYTES = 2**30
 """Memory up to which the features of all training images are kept."""
@@ -68,7 +74,9 @@ class Features:
         self._device = device
         total = sum(spec.weight for spec in specs)
         factors, fitted = [], []
-        chosen = np.linspace(0, len(train) - 1, min(len(train), FITTED)).astype(np.int64)
+        width = self._width(image)
+        count = min(len(train), FITTED, max(BLOCK, FITTED_NUMBERS // width))
+        chosen = np.linspace(0, len(train) - 1, count).astype(np.int64)
         for spec, found in zip(specs, self._fitted(train, chosen), strict=True):
             # Twice the variance is the mean squared distance of two.
             apart = 2 * (found - found.mean(0)).square().sum(1).mean()
@@ -84,6 +92,18 @@ class Features:
     def reduced(self, points: Points) -> Float[Tensor, "k e"]:
         """Points by their principal components: distances are nearly the same, and plans much cheaper to solve."""
         return points if self._components is None else points @ self._components.to(points.dtype)
+
+    @torch.no_grad()
+    def _width(self, image: ImageShape) -> int:
+        layers = [layer.shape[1] for layer in self._layers(torch.zeros(1, *image.dims, device=self._device))]
+        if sum(layers) > LARGEST_POINT:
+            largest = layers.index(max(layers))
+            raise SpecError(
+                f"objective.features.{largest}: {layers[largest]} numbers for an image, over the limit of "
+                f"{LARGEST_POINT} for all features together",
+                cure="average its maps: give a smaller side, 7 for example",
+            )
+        return sum(layers)
 
     @torch.no_grad()
     def _fitted(self, train: Split, chosen: np.ndarray) -> list[Points]:
@@ -124,8 +144,8 @@ class RealPoints:
         self._features, self._train, self._device = features, train, device
         self._kept: Tensor | None = None
         self._reduced: Tensor | None = None
-        width = self._embedded(np.zeros(1, np.int64)).shape[1]
-        if 2 * width * len(train) <= KEPT_BYTES:
+        first = self._embedded(np.zeros(1, np.int64))
+        if (2 * first.shape[1] + 4 * features.reduced(first).shape[1]) * len(train) <= KEPT_BYTES:
             self._kept, *reduced = gather_parts(len(train), BLOCK, self._all)
             self._reduced = reduced[0] if reduced else None
 
@@ -147,7 +167,8 @@ class RealPoints:
 
     @torch.no_grad()
     def _embedded(self, indices: np.ndarray) -> Points:
-        return self._features(to_float(self._train.take(indices)[0].to(self._device)))
+        blocks = [indices[start : start + BLOCK] for start in range(0, len(indices), BLOCK)]
+        return torch.cat([self._features(to_float(self._train.take(b)[0].to(self._device))) for b in blocks])
 
     def _all(self, part: slice) -> list[Tensor]:
         rows = np.arange(part.start, part.stop)
@@ -166,7 +187,9 @@ def _principal(points: Points, count: int | None) -> Float[Tensor, "d e"] | None
         return None
     with torch.random.fork_rng([points.device] if points.is_cuda else []):
         torch.manual_seed(0)
-        return torch.pca_lowrank(points, q=count, niter=2)[2]
+        found = torch.pca_lowrank(points, q=count, niter=2)[2].contiguous()
+    # Those of rank 0 on every rank: another kind of processor may turn them.
+    return gather_rows(found)[: len(found)]
 
 
 def _maps(network: Network, images: Images) -> list[Tensor]:
@@ -188,6 +211,8 @@ def _require(field: str, spec: FeatureSpec, network: Network | None, image: Imag
             f"{field}: {spec.network} reads images of {network.image.dims}, received ones of {image.dims}",
             cure="train it on the same data, with the same size and channels",
         )
+    if network is None:
+        raise TypeError(f"{field}: the network {spec.network} was not given")
     if not isinstance(network, Encoder | Classifier | ImageNetNetwork):
         raise SpecError(f"{field}: {spec.network} is a generator", cure="name an auto-encoder or a classifier")
     layers = network.layers if isinstance(network, Encoder) else 1

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from pipelines.errors import SpecError
 from pipelines.spec.data import DataSpec
-from pipelines.spec.models import BigGanSpec, FlowUNetSpec, ModelSpec, ResNetSpec
+from pipelines.spec.models import BigGanSpec, ConvGeneratorSpec, FlowUNetSpec, ModelSpec, ResNetSpec
 from pipelines.spec.objectives import (
     BatchPlanSpec,
     ClassificationSpec,
@@ -39,6 +39,18 @@ _TRAINS = {
     "learned-transport": ("conv-generator",),
     "flow": ("flow-unet",),
 }
+
+
+_LATER: tuple[tuple[str, type[Section], tuple[str, ...]], ...] = (
+    ("data", DataSpec, ("characters",)),
+    ("model", ConvGeneratorSpec, ("conditional",)),
+    (
+        "objective",
+        TransportSpec,
+        ("features", "self_term", "reals", "condition_weight", "components", "normalise"),
+    ),
+)
+"""Fields that sections got after there were checkpoints: a spec that leaves them out keeps its fingerprint."""
 
 
 def _differentiates_twice(objective: ObjectiveSpec) -> bool:
@@ -151,6 +163,10 @@ class JobSpec(Section):
             raise ValueError("a conditional model is trained in features alone; give objective.features")
         if objective.condition_weight and not conditional:
             raise ValueError("objective.condition_weight is for a model that is conditional")
+        if conditional and not objective.condition_weight:
+            raise ValueError(
+                "objective.condition_weight 0 leaves the classes of a conditional model out of the plans; give about 2"
+            )
         if objective.self_term == "two-batch" and self.train.batch < 2 * self.workers.count:
             raise ValueError(
                 f"train.batch {self.train.batch} leaves some of {self.workers.count} workers without samples in both "
@@ -213,8 +229,11 @@ class JobSpec(Section):
         The number of workers is left out: a job may resume on more or fewer, and be judged in another way.
         """
         decisive = self.model_dump(mode="json", exclude={"workers", "name", "register_as", "evaluation"})
-        if self.data.characters is None:
-            del decisive["data"]["characters"]  # a spec without the section keeps the fingerprint that it always had
+        for section, kind, names in _LATER:
+            own = getattr(self, section)
+            for name in names if isinstance(own, kind) else ():
+                if getattr(own, name) == kind.model_fields[name].default:
+                    del decisive[section][name]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
     def require_more(self, images: int) -> None:

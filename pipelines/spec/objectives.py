@@ -117,6 +117,8 @@ class FeatureSpec(Section):
     def _of_maps(self) -> FeatureSpec:
         if self.network == "imagenet-inception-v3":
             raise ValueError("network imagenet-inception-v3 judges alone; use imagenet-mobilenet-v2")
+        if imagenet(self.network) and self.layer is not None:
+            raise ValueError(f"layer {self.layer} of {self.network}, which has one alone; leave layer out")
         if self.network == "pixels" and self.layer is not None:
             raise ValueError(f"layer {self.layer} of pixels; layers are of networks")
         if self.network != "pixels" and self.layer is None and self.side is not None:
@@ -142,8 +144,9 @@ class TransportSpec(Section):
     )
     self_term: Literal["same-batch", "two-batch"] = Field(
         default="same-batch",
-        description="in features, what samples are compared with to keep them apart: themselves, or, without bias, "
-        "each half of them with the other",
+        description="in features, what samples are compared with to keep them apart: themselves, or each half of them "
+        "with the other, which they have not met either; the bias of finite batches cancels then where reals is half "
+        "of train.batch",
     )
     reals: int | None = Field(
         default=None, ge=1, le=65536, description="in features, real images in each plan; train.batch by default"
@@ -151,9 +154,9 @@ class TransportSpec(Section):
     condition_weight: float = Field(
         default=0.0,
         ge=0,
-        le=1e6,
+        le=1000,
         description="in features, for a conditional model: what plans pay for a sample of one class and an image of "
-        "another, in units of the mean cost",
+        "another, in units of the mean cost; 10 all but forbids it",
     )
     components: int | None = Field(
         default=256,

@@ -14,8 +14,7 @@ SPREAD = 0.1
 """Variance of samples, as a fraction of that of held-out images, below which they are taken to be one image."""
 
 SEEN = 0.2
-"""Coverage, as a fraction of that of real images, and share of a class, as one of equal shares, below which the
-samples leave most of the images out."""
+"""Coverage and share of the rarest class, as fractions of those of real images, below which samples leave most out."""
 
 
 def ailments(metrics: Mapping[str, float]) -> dict[str, str]:
@@ -42,7 +41,7 @@ def ailments(metrics: Mapping[str, float]) -> dict[str, str]:
                 collapse.append(f"samples vary {value:.1%} as much as images")
             case "coverage" if value < SEEN * (real := metrics.get(f"{name}_real", 0.0)):
                 collapse.append(f"samples come near {value:.1%} of the images, real ones near {real:.1%}")
-            case "smallest_class_share" if value < SEEN:
-                collapse.append(f"a class is drawn {value:.1%} as often as it should be")
+            case "smallest_class_share" if value < SEEN * (real := metrics.get(f"{name}_real", 1.0)):
+                collapse.append(f"the rarest class has {value:.1%} of an equal share, among real images {real:.1%}")
     found = {"saturation": saturation, "collapse": collapse}
     return {kind: "; ".join(dict.fromkeys(texts)) for kind, texts in found.items() if texts}

@@ -116,8 +116,7 @@ def make_owner(store: Store, settings: Settings) -> None:
 def _version(uri: str, model: str) -> str:
     from services.tracking.registry import resolve
 
-    reference = resolve(uri, model)
-    return f"{reference.name}/{reference.version}"
+    return resolve(uri, model).by_version
 
 
 def _track(uri: str, told: Untracked) -> None:

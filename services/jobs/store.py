@@ -127,7 +127,9 @@ class Store:
             BusyError: the owner has as many jobs that are not over as it may have.
         """
         without = {"origin"} if submission.origin is None else set()  # as earlier versions digested a request
-        digest = _digest(submission.model_dump_json(exclude=without) + spec.fingerprint())
+        # Aliases may have moved since the same request came first.
+        asked = spec.with_versions(lambda _: "")
+        digest = _digest(submission.model_dump_json(exclude=without) + asked.fingerprint())
         try:
             with self._write() as session:
                 if (earlier := _by_key(session, owner.name, key)) is None:

@@ -52,8 +52,13 @@ class ModelRef:
     alias: str | None
     run_id: str
 
+    @property
+    def by_version(self) -> str:
+        """``NAME/VERSION``, which stays the same when aliases move."""
+        return f"{self.name}/{self.version}"
+
     def __str__(self) -> str:
-        return f"{self.name}/{self.version}" + (f" (@{self.alias})" if self.alias else "")
+        return self.by_version + (f" (@{self.alias})" if self.alias else "")
 
 
 @dataclass(frozen=True)

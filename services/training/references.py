@@ -34,7 +34,7 @@ def pinned(spec: JobSpec, uri: str, models: Path) -> JobSpec:
     def version(name: str) -> str:
         reference = resolve(uri, name)
         download(uri, reference, models)
-        return f"{reference.name}/{reference.version}"
+        return reference.by_version
 
     spec = spec.with_versions(version)
     if spec.evaluation.registered is None:
@@ -63,7 +63,7 @@ def reference_of(spec: JobSpec, uri: str, models: str | Path, device: torch.devi
     ref = resolve(uri, registered)
     bundle = download(uri, ref, models)
     bundle.network.to(device)
-    return ClassifierFeatures(f"{ref.name}/{ref.version}", bundle)
+    return ClassifierFeatures(ref.by_version, bundle)
 
 
 def feature_networks(spec: JobSpec, uri: str, models: str | Path, device: torch.device) -> dict[str, Network]:

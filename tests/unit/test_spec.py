@@ -155,6 +155,10 @@ def test_faults_of_a_coupling_are_told_by_their_path_in_the_file(coupling: Any, 
             "a conditional model is trained in features alone; give objective.features",
         ),
         (
+            {"model": {"kind": "biggan"}, "objective": {"kind": "transport", "features": [{}]}},
+            "objective.condition_weight 0 leaves the classes of a conditional model out of the plans; give about 2",
+        ),
+        (
             {
                 "model": {"kind": "conv-generator"},
                 "objective": {"kind": "transport", "features": [{}], "condition_weight": 1},
@@ -245,6 +249,10 @@ def test_sections_belong_together(sections: dict[str, Any], message: str) -> Non
             {"features": [{}], "distance": {"kind": "sinkhorn-divergence"}},
             "distance.epsilon 10 in features, where the mean cost between two real images is 1",
         ),
+        (
+            {"features": [{"network": "imagenet-mobilenet-v2", "layer": 1}]},
+            "layer 1 of imagenet-mobilenet-v2, which has one alone; leave layer out",
+        ),
         ({"features": [{"layer": 1}]}, "layer 1 of pixels; layers are of networks"),
         ({"features": [{"network": "a", "side": 7}]}, "side 7 of what a ends with, which is no map; give a layer"),
         ({"features": [{"network": "imagenet-inception-v3"}]}, "network imagenet-inception-v3 judges alone"),
@@ -279,6 +287,35 @@ def test_registered_models_are_pinned_to_their_versions() -> None:
     assert pinned.with_versions(version) is not spec
     plain = parse_spec(document())
     assert plain.with_versions(version) is plain
+
+
+FINGERPRINTS = {
+    "lenet": "93bfa2d06201a5d5",
+    "gan": "39a2f5e70360a0ef",
+    "transport-generator": "70f42e2bbb0191d8",
+    "conditional-flow": "79e745ce3be47edd",
+    "learned-transport": "e5dc30e362186d67",
+}
+"""Of configs, since there were checkpoints of them."""
+
+
+@pytest.mark.parametrize("config", FINGERPRINTS)
+def test_new_fields_leave_the_fingerprints_of_old_specs(config: str) -> None:
+    """A checkpoint that was written before is resumed. A config that is changed on purpose has another one."""
+    spec = load_spec(CONFIGS / f"{config}.yaml")
+    assert spec.fingerprint()[:16] == FINGERPRINTS[config]
+
+
+def test_new_fields_that_are_set_have_a_fingerprint_of_their_own() -> None:
+    plain = document(model={"kind": "conv-generator"}, objective={"kind": "transport"})
+    changed = [
+        plain | {"objective": {"kind": "transport", "features": [{}]}},
+        plain | {"objective": {"kind": "transport", "features": [{}], "reals": 7}},
+        plain | {"objective": {"kind": "transport", "features": [{}], "components": None}},
+        plain | {"model": {"kind": "conv-generator", "conditional": True}, "objective": {"kind": "gan"}},
+        plain | {"objective": {"kind": "gan"}},
+    ]
+    assert len({parse_spec(one).fingerprint() for one in [plain, *changed]}) == 6
 
 
 def test_images_are_mixed_in_one_way() -> None:

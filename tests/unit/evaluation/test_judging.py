@@ -92,6 +92,9 @@ def test_a_conditional_generator_is_judged_by_the_classes_that_it_was_asked_for(
     expected = (seen == torch.arange(len(seen)) % 2).double().mean()
     assert 0 < expected < 1
     assert judge.scores(told)["asked_class_share"] == pytest.approx(float(expected))
+    # Two classifiers may number the classes differently.
+    other = FeatureJudge(made, data.train, data.test, len(data.test), seed=1, classes=data.classes[::-1])
+    assert "asked_class_share" not in other.scores(told)
 
 
 def test_neighbours_show_the_copy_beside_the_sample(data: ShardedDataset) -> None:

@@ -228,6 +228,18 @@ def test_networks_that_give_no_such_features(
         Features([FeatureSpec(**spec)], {"a": network}, striped.train, striped.image, CPU)
 
 
+def test_points_that_would_fill_the_memory_are_refused(
+    striped: ShardedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(of_features, "LARGEST_POINT", 150)
+    with pytest.raises(
+        SpecError, match=r"objective.features.1: 144 numbers for an image, over the limit of 150"
+    ) as told:
+        features_of(striped, {"side": 4}, {})
+    assert "smaller side" in str(told.value.cure)
+    features_of(striped, {"side": 4}, {"side": 4})
+
+
 def test_a_run_resumes_bit_for_bit(striped: ShardedDataset, tmp_path: Path) -> None:
     document = job("feature-transport").model_dump(mode="json")
     document["objective"]["features"] = [{"network": "an-encoder", "layer": 1}, {"network": "an-encoder"}]

@@ -6,6 +6,7 @@ from runs import CPU, go_on, job, start, stripes
 
 from pipelines.data.loader import ShardedDataset
 from pipelines.data.patches import hide, patch_count
+from pipelines.errors import SpecError
 from pipelines.evaluation.build import Evaluator
 from pipelines.models.autoencoder import AutoEncoder
 from pipelines.shape import ImageShape
@@ -50,6 +51,17 @@ def test_what_is_learned_fills_in_what_is_hidden(striped: ShardedDataset) -> Non
     assert width > height
     again = evaluate(state.judged)
     assert again.metrics == found.metrics
+
+
+@pytest.mark.parametrize(("patch", "hidden", "count"), [(16, 0.5, "0 of the 1"), (16, 0.6, "1 of the 1")])
+def test_patches_that_hide_nothing_or_all_are_refused(
+    striped: ShardedDataset, patch: int, hidden: float, count: str
+) -> None:
+    spec = job("reconstruction")
+    objective = spec.objective.model_copy(update={"patch": patch, "hidden": hidden})
+    with pytest.raises(SpecError, match=f"objective.patch: {count} patches of 16 pixels a side would be hidden"):
+        start(spec.model_copy(update={"objective": objective}), striped)
+    start(spec.model_copy(update={"objective": objective.model_copy(update={"hidden": 0.0})}), striped)
 
 
 @pytest.mark.parametrize("dims", [(1, 28, 28), (3, 64, 64), (1, 9, 14), (3, 5, 4), (1, 4, 40)])

@@ -19,6 +19,7 @@ HEALTHY = {
     "test_coverage": 0.5,
     "test_coverage_real": 0.95,
     "test_smallest_class_share": 0.7,
+    "test_smallest_class_share_real": 0.9,
 }
 
 
@@ -29,7 +30,12 @@ HEALTHY = {
         ("within_real", 0.001, "saturation", "all images to one point: their cost among themselves is 0.001"),
         ("test_sample_spread", 0.01, "collapse", "samples vary 1.0% as much as images"),
         ("test_coverage", 0.1, "collapse", "samples come near 10.0% of the images, real ones near 95.0%"),
-        ("test_smallest_class_share", 0.0, "collapse", "a class is drawn 0.0% as often as it should be"),
+        (
+            "test_smallest_class_share",
+            0.0,
+            "collapse",
+            "the rarest class has 0.0% of an equal share, among real images 90.0%",
+        ),
     ],
 )
 def test_each_ailment_is_told_by_its_curve(name: str, value: float, kind: str, text: str) -> None:
@@ -37,6 +43,10 @@ def test_each_ailment_is_told_by_its_curve(name: str, value: float, kind: str, t
     found = ailments(HEALTHY | {name: value})
     assert found.keys() == {kind}
     assert text in found[kind]
+
+
+def test_a_class_that_is_rare_among_images_may_be_rare_among_samples() -> None:
+    assert ailments({"test_smallest_class_share": 0.1, "test_smallest_class_share_real": 0.12}) == {}
 
 
 def test_both_splits_say_one_thing_once() -> None:
