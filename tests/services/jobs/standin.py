@@ -146,6 +146,8 @@ class JobService:
     cluster: StandIn = field(default_factory=StandIn)
     tracked: list[Untracked] = field(default_factory=list)
     mlflow_away: bool = False
+    models: dict[str, str] = field(default_factory=dict)
+    """What is registered: ``NAME/VERSION`` by each name."""
 
     def __post_init__(self) -> None:
         self.logs = AttemptLogs(self.folder / "logs")
@@ -220,7 +222,9 @@ class JobService:
 
     def service(self) -> Service:
         def version(model: str) -> str:
-            raise ModelNotFoundError(f"no model {model!r} is registered")
+            if model not in self.models:
+                raise ModelNotFoundError(f"no model {model!r} is registered")
+            return self.models[model]
 
         return Service(
             self.store,

@@ -139,6 +139,22 @@ def test_the_same_key_gives_the_same_job(jobs: JobService) -> None:
     assert len(client.get("/v1/jobs").json()["jobs"]) == 1
 
 
+def test_the_same_key_gives_the_same_job_where_an_alias_has_moved(jobs: JobService) -> None:
+    client = jobs.client(Role.SUBMIT)
+    objective = {"kind": "transport", "features": [{"network": "codes"}]}
+    submission = {"spec": spec_document(model={"kind": "conv-generator"}, objective=objective)}
+    unknown = client.post("/v1/jobs", json=submission)
+    assert (unknown.status_code, unknown.json()["error"]) == (404, "ModelNotFoundError")
+    answers = []
+    for version in ("codes/1", "codes/2"):
+        jobs.models["codes"] = version
+        answers.append(client.post("/v1/jobs", json=submission, headers={"Idempotency-Key": "k"}))
+    assert [answer.status_code for answer in answers] == [201, 200]
+    assert answers[0].json()["id"] == answers[1].json()["id"]
+    spec = client.get(f"/v1/jobs/{answers[0].json()['id']}").json()["spec"]
+    assert spec["objective"]["features"][0]["network"] == "codes/1"
+
+
 def test_a_spec_in_yaml_with_the_rest_in_the_query(jobs: JobService) -> None:
     answer = jobs.client(Role.SUBMIT).post(
         "/v1/jobs?priority=3&timeout=60&label=team=vision",
