@@ -34,6 +34,9 @@ GRACE = 60.0
 DRAINING = "nothing starts until `monge drain --end`"
 """What all jobs wait for while the service is draining."""
 
+NEXT_LOOK = 0.01
+"""Seconds until a job may start again whose attempt ends now: a look takes one action that changes a job."""
+
 GROWING = 60.0
 """Seconds that an attempt has run, at least, before it is stopped to go on with more workers."""
 
@@ -260,7 +263,7 @@ def _attended(job: Job, attempt: Attempt, cluster: Cluster, now: float, limits: 
             # Its driver would find too few nodes, and give up the job.
             return _lost(job, attempt, "the cluster has become too small for it", job.setbacks, now)
         if limits.draining:
-            return _drained(job, attempt)
+            return _drained(job, attempt, now, limits)
         return Send(job.id)
     if status is None or (status is Status.UNKNOWN and now - attempt.started < GRACE and not attempt.trains):
         return None
@@ -285,7 +288,7 @@ def _ended(job: Job, attempt: Attempt, status: Status, now: float, limits: Limit
         return EndAttempt(job.id, "late", State.FAILED, _late(job))
     if status is Status.STOPPED and attempt.stopping:
         grows = attempt.placement.workers < job.workers.count and not limits.draining
-        return _grows(job, attempt) if grows else _drained(job, attempt)
+        return _grows(job, attempt, now) if grows else _drained(job, attempt, now, limits)
     if status is Status.STOPPED:
         return EndAttempt(job.id, "stopped", State.CANCELLED, "stopped on the cluster, not through this service")
     if attempt.error is not None:
@@ -306,16 +309,17 @@ def _lost(job: Job, attempt: Attempt, why: str, setbacks: int, now: float) -> En
     return EndAttempt(job.id, "lost", State.RECOVERING, reason, setbacks, now + pause)
 
 
-def _drained(job: Job, attempt: Attempt) -> EndAttempt:
-    """The end of an attempt that was asked for while the service was draining."""
-    reason = f"attempt {attempt.number} ended: the service was told to drain; {DRAINING}"
-    return EndAttempt(job.id, "drained", State.RECOVERING, reason, job.setbacks)
+def _drained(job: Job, attempt: Attempt, now: float, limits: Limits) -> EndAttempt:
+    """The end of an attempt that was asked for while the service was draining, which may be over since."""
+    waits, until = (DRAINING, 0.0) if limits.draining else (PAUSE, now + NEXT_LOOK)
+    reason = f"attempt {attempt.number} ended: the service was told to drain; {waits}"
+    return EndAttempt(job.id, "drained", State.RECOVERING, reason, job.setbacks, until)
 
 
-def _grows(job: Job, attempt: Attempt) -> EndAttempt:
+def _grows(job: Job, attempt: Attempt, now: float) -> EndAttempt:
     """The end of an attempt that was asked for since there is room for more workers."""
     reason = f"attempt {attempt.number} ended: it was stopped to go on with more workers; {PAUSE}"
-    return EndAttempt(job.id, "stopped", State.RECOVERING, reason, job.setbacks)
+    return EndAttempt(job.id, "stopped", State.RECOVERING, reason, job.setbacks, now + NEXT_LOOK)
 
 
 def _growth(

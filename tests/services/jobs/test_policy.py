@@ -12,6 +12,7 @@ from services.jobs.policy import (
     AGING,
     GRACE,
     GROWING,
+    NEXT_LOOK,
     SETBACKS,
     Action,
     Attempt,
@@ -345,7 +346,11 @@ def test_a_job_grows_where_there_is_room() -> None:
     assert decided([SMALL], HERE) == [Stop("j1")]
     stopped = of_attempt(SMALL, status=Status.STOPPED, stopping=True)
     grows = "attempt 1 ended: it was stopped to go on with more workers; waiting for its next attempt"
-    assert decided([stopped], HERE) == [EndAttempt("j1", "stopped", State.RECOVERING, grows), starts(1, 2, attempt=2)]
+    [ends] = decided([stopped], HERE)
+    assert ends == EndAttempt("j1", "stopped", State.RECOVERING, grows, not_before=NOW + NEXT_LOOK)
+    waiting = replace(stopped, attempt=None, state=ends.state, reason=ends.reason, not_before=ends.not_before)
+    assert decided([waiting], HERE) == []
+    assert decide([waiting], HERE, NOW + 0.5) == [starts(1, 2, attempt=2)]
 
 
 @pytest.mark.parametrize(
@@ -389,7 +394,11 @@ def test_draining_starts_nothing_and_stops_what_runs_until_later() -> None:
     assert stopped.attempt is not None
     stopped = replace(stopped, attempt=replace(stopped.attempt, status=Status.STOPPED))
     assert decided([stopped], HERE, Limits(draining=True)) == [EndAttempt("j3", "drained", State.RECOVERING, drained)]
-    # Draining ended while it was being stopped.
-    assert decided([stopped], HERE)[0] == EndAttempt("j3", "drained", State.RECOVERING, drained)
+    # Draining ended while it was being stopped: it starts again, in the look after the one that ends its attempt.
+    again = "attempt 1 ended: the service was told to drain; waiting for its next attempt"
+    [ends] = decided([stopped], HERE)
+    assert ends == EndAttempt("j3", "drained", State.RECOVERING, again, not_before=NOW + NEXT_LOOK)
+    waiting = replace(stopped, attempt=None, state=ends.state, reason=ends.reason, not_before=ends.not_before)
+    assert decide([waiting], HERE, NOW + 0.5) == [starts(3, attempt=2)]
     ended = replace(stopped, cancelled="ann")
     assert decided([ended], HERE)[0] == EndAttempt("j3", "cancelled", State.CANCELLED, "cancelled by ann")
