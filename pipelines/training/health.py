@@ -32,7 +32,7 @@ def ailments(metrics: Mapping[str, float]) -> dict[str, str]:
         _, _, score = name.partition("_") if name.startswith(("test_", "validation_")) else ("", "", name)
         match score:
             case "critic_accuracy" if value >= SURE:
-                saturation.append(f"the critic tells samples from images in {value:.1%} of all cases")
+                saturation.append(f"the critic is right on {value:.1%} of images and samples")
             case "within_real" if value < POLE:
                 saturation.append(
                     f"the critic sends all images to one point: their cost among themselves is {value:.2g}"

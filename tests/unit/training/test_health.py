@@ -26,7 +26,7 @@ HEALTHY = {
 @pytest.mark.parametrize(
     ("name", "value", "kind", "text"),
     [
-        ("critic_accuracy", 0.998, "saturation", "the critic tells samples from images in 99.8% of all cases"),
+        ("critic_accuracy", 0.998, "saturation", "the critic is right on 99.8% of images and samples"),
         ("within_real", 0.001, "saturation", "all images to one point: their cost among themselves is 0.001"),
         ("test_sample_spread", 0.01, "collapse", "samples vary 1.0% as much as images"),
         ("test_coverage", 0.1, "collapse", "samples come near 10.0% of the images, real ones near 95.0%"),
