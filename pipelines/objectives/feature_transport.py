@@ -19,7 +19,7 @@ from pipelines.randomness import step_generator
 from pipelines.spec import SinkhornDistanceSpec, TransportSpec
 from pipelines.transport.cost import with_known_conditions
 from pipelines.transport.plan import RowBlock
-from pipelines.transport.planner import Planner, Share
+from pipelines.transport.planner import Planner, Share, dense_rows
 from pipelines.transport.precision import in_full_precision
 
 
@@ -67,18 +67,20 @@ class FeatureTransport:
         real, target = self.reals.take(indices)
         halves = self._halves(step)
         sides = [points.detach()[half] for half in halves]
-        ends = [
-            self._with_classes(self.features.reduced(side), step.labels[half])
-            for side, half in zip(sides, halves, strict=True)
-        ]
-        target = self._with_classes(target, self.reals.labels(indices))
+        ends = [self.features.reduced(side) for side in sides]
+        if self.spec.condition_weight:
+            ends = [self._with_classes(end, step.labels[half]) for end, half in zip(ends, halves, strict=True)]
+            target = self._with_classes(target, self.reals.labels(indices))
         pairs = [(f"{number}z", end, target) for number, end in enumerate(ends)] + self._within(ends)
         started = time.perf_counter()
         blocks = self._plans(step, pairs)
         waited = time.perf_counter() - started
 
         everywhere = gather_rows(real)
-        to_real = [_means(block, len(end), everywhere) for end, block in zip(ends, blocks, strict=False)]
+        to_real = [
+            _means(dense_rows(block, len(end), everywhere), everywhere)
+            for end, block in zip(ends, blocks, strict=False)
+        ]
         drift = torch.zeros_like(points)
         for half, means, within in zip(halves, to_real, self._own_means(step, sides, blocks[len(ends) :]), strict=True):
             drift[half] = means - within
@@ -124,9 +126,8 @@ class FeatureTransport:
         return [("within", ends[0], ends[-1])] if self._has_self_term else []
 
     def _with_classes(self, points: Points, labels: Tensor) -> Float[Tensor, "k e"]:
-        """Points as plans compare them; for a conditional model, with their classes as further coordinates."""
-        weight = self.spec.condition_weight
-        return with_known_conditions(points, labels, self.generator.conditions, weight) if weight else points
+        """Points of a conditional model as plans compare them, with their classes as further coordinates."""
+        return with_known_conditions(points, labels, self.generator.conditions, self.spec.condition_weight)
 
     def _plans(self, step: Step, pairs: Sequence[tuple[str, Tensor, Tensor]]) -> list[RowBlock]:
         epsilon = self.spec.distance.epsilon if isinstance(self.spec.distance, SinkhornDistanceSpec) else 0.0
@@ -145,25 +146,15 @@ class FeatureTransport:
         if not within:
             return list(sides)
         first, last = gather_rows(sides[0]), gather_rows(sides[-1])
-        found = [_means(within[0], len(sides[0]), last)]
+        plan = dense_rows(within[0], len(sides[0]), last)
+        found = [_means(plan, last)]
         if len(sides) == 2:
             # The columns of the plan are the rows of the way back.
-            back = gather_rows(_dense(within[0], len(sides[0]), last)).T
             odd_before = step.share.start // 2
-            own = back[odd_before : odd_before + len(sides[1])]
-            found.append(own @ first / own.sum(1, keepdim=True))
+            found.append(_means(gather_rows(plan).T[odd_before : odd_before + len(sides[1])], first))
         return found
 
 
-def _dense(block: RowBlock, rows: int, points: Float[Tensor, "m d"]) -> Float[Tensor, "{rows} m"]:
-    """The rows of a plan to these points as an array."""
-    plan = points.new_zeros(rows, len(points))
-    at = torch.as_tensor(block.rows, device=points.device), torch.as_tensor(block.columns, device=points.device)
-    plan[at] = torch.as_tensor(block.mass, device=points.device).to(points.dtype)
-    return plan
-
-
-def _means(block: RowBlock, rows: int, points: Float[Tensor, "m d"]) -> Float[Tensor, "{rows} d"]:
-    """Of each row, the mean of the points that it sends its mass to (barycentric projection)."""
-    plan = _dense(block, rows, points)
+def _means(plan: Float[Tensor, "n m"], points: Float[Tensor, "m d"]) -> Float[Tensor, "n d"]:
+    """Of each row of a plan, the mean of the points that it sends its mass to (barycentric projection)."""
     return plan @ points / plan.sum(1, keepdim=True)

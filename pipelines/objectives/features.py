@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -108,9 +108,7 @@ class Features:
     @torch.no_grad()
     def _fitted(self, train: Split, chosen: np.ndarray) -> list[Points]:
         def make(part: slice) -> list[Points]:
-            rows = chosen[part]
-            blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
-            found = [self._layers(to_float(train.take(block)[0].to(self._device))) for block in blocks]
+            found = [self._layers(images) for images in _blocks(train, chosen[part], self._device)]
             return [torch.cat(layer) for layer in zip(*found, strict=True)]
 
         return gather_parts(len(chosen), BLOCK, make)
@@ -167,18 +165,22 @@ class RealPoints:
 
     @torch.no_grad()
     def _embedded(self, indices: np.ndarray) -> Points:
-        blocks = [indices[start : start + BLOCK] for start in range(0, len(indices), BLOCK)]
-        return torch.cat([self._features(to_float(self._train.take(b)[0].to(self._device))) for b in blocks])
+        return torch.cat([self._features(images) for images in _blocks(self._train, indices, self._device)])
 
+    @torch.no_grad()
     def _all(self, part: slice) -> list[Tensor]:
-        rows = np.arange(part.start, part.stop)
-        blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
         kept: list[list[Tensor]] = []
-        for block in blocks:
-            points = self._embedded(block)
+        for images in _blocks(self._train, np.arange(part.start, part.stop), self._device):
+            points = self._features(images)
             reduced = self._features.reduced(points)
             kept.append([points.half()] if reduced is points else [points.half(), reduced])
         return [torch.cat(rows) for rows in zip(*kept, strict=True)]
+
+
+def _blocks(train: Split, indices: np.ndarray, device: torch.device) -> Iterator[Tensor]:
+    """These images of the training split, some at a time, (k, c, h, w) in [−1, 1]."""
+    for start in range(0, len(indices), BLOCK):
+        yield to_float(train.take(indices[start : start + BLOCK])[0].to(device))
 
 
 def _principal(points: Points, count: int | None) -> Float[Tensor, "d e"] | None:

@@ -18,7 +18,7 @@ from pipelines.objectives.gan import Images, samples
 from pipelines.objectives.phase import Loss, Phase, Step
 from pipelines.objectives.wasserstein import interpolates
 from pipelines.spec import LearnedTransportSpec
-from pipelines.transport.planner import Planner, Share
+from pipelines.transport.planner import Planner, Share, dense_rows
 from pipelines.transport.precision import in_full_precision, wide
 
 SLOPES = 4
@@ -114,11 +114,7 @@ class LearnedTransport:
         waited = time.perf_counter() - started
         costs: dict[str, Tensor] = {}
         for (one, other), block in zip(pairs, blocks, strict=True):
-            rows, columns, mass = (
-                torch.as_tensor(a).to(embedded.device) for a in (block.rows, block.columns, block.mass)
-            )
-            plan = embedded.new_zeros(len(sides[one]), len(everywhere[other]))
-            plan[rows, columns] = mass.to(plan.dtype)
+            plan = dense_rows(block, len(sides[one]), everywhere[other].detach())
             costs[one + other] = (gather_rows(plan) * (1 - everywhere[one] @ everywhere[other].T)).sum()
         between = costs["xy"] + costs["xy'"] + costs["x'y"] + costs["x'y'"]
         distance = between - 2 * costs["xx'"] - 2 * costs["yy'"]

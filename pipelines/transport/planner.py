@@ -39,6 +39,14 @@ class Share:
     b: torch.Tensor | None = None
 
 
+def dense_rows(block: RowBlock, rows: int, points: torch.Tensor) -> torch.Tensor:
+    """One rank's rows of a plan as an array, (rows, m), of the device and the precision of all m target points."""
+    plan = points.new_zeros(rows, len(points))
+    at = torch.as_tensor(block.rows, device=points.device), torch.as_tensor(block.columns, device=points.device)
+    plan[at] = torch.as_tensor(block.mass, device=points.device).to(points.dtype)
+    return plan
+
+
 @runtime_checkable
 class Planner(Protocol):
     """Solves transport problems: in this process, or in a service."""
