@@ -117,6 +117,25 @@ JOBS: dict[str, dict[str, Any]] = {
         },
         "optimizer": {"learning_rate": 0.01, "momentum": 0.5},
     },
+    "pooled-transport": {
+        "model": {
+            "kind": "conv-generator",
+            "latent": 8,
+            "width": 4,
+            "normalisation": "batch",
+            "conditional": True,
+        },
+        "objective": {
+            "kind": "transport",
+            "features": [{"network": "pixels", "side": 6}],
+            "distance": {"kind": "sinkhorn-divergence", "epsilon": 0.05},
+            "self_term": "two-batch",
+            "pool": 64,
+            "condition_weight": 2,
+            "plans": "local",
+        },
+        "optimizer": {"learning_rate": 0.01, "momentum": 0.5},
+    },
     "gan": {
         "model": {"kind": "conv-generator", "latent": 8, "width": 4},
         "objective": {"kind": "gan", "loss": "hinge", "critic": {"width": 4, "spectral": True}},

@@ -19,20 +19,24 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         """(b, channels, h, w) of this rank's images, normalised by the moments over all ranks' images."""
         if not self.training or world_size() == 1:
             return super().forward(maps)
-        assert self.running_mean is not None
-        assert self.running_var is not None
         wide = maps.float() if maps.dtype == torch.bfloat16 else maps
         count = float(sum_with_gradient(wide.new_tensor([wide[:, 0].numel()])))
         mean = sum_with_gradient(wide.sum((0, 2, 3))) / count
         centred = wide - mean[:, None, None]
         variance = sum_with_gradient(centred.square().sum((0, 2, 3))) / count
-        with torch.no_grad():
-            # As in one process: what is kept for evaluation is the unbiased variance.
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum or 0.0)
-            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum or 0.0)
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked += 1
+        if self.track_running_stats:
+            self._track(mean, variance * count / (count - 1))
         normal = centred * (variance + self.eps).rsqrt()[:, None, None]
         if self.affine:
             normal = normal * self.weight[:, None, None] + self.bias[:, None, None]
         return normal.to(maps.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        """Keep moments for evaluation; as in one process, the unbiased variance."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum or 0.0)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum or 0.0)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked += 1

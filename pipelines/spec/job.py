@@ -47,7 +47,7 @@ _LATER: tuple[tuple[str, type[Section], tuple[str, ...]], ...] = (
     (
         "objective",
         TransportSpec,
-        ("features", "self_term", "reals", "condition_weight", "components", "normalise"),
+        ("features", "self_term", "pool", "reals", "condition_weight", "components", "normalise"),
     ),
 )
 """Fields that sections got after there were checkpoints: a spec that leaves them out keeps its fingerprint."""
@@ -172,6 +172,8 @@ class JobSpec(Section):
                 f"train.batch {self.train.batch} leaves some of {self.workers.count} workers without samples in both "
                 "of its halves, which objective.self_term two-batch compares"
             )
+        if objective.pool is not None and objective.pool % self.train.batch:
+            raise ValueError(f"objective.pool {objective.pool} is not a multiple of train.batch {self.train.batch}")
         if objective.reals is not None and objective.reals < self.workers.count:
             raise ValueError(
                 f"objective.reals {objective.reals} leaves some of {self.workers.count} workers without images"

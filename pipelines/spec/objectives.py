@@ -148,8 +148,19 @@ class TransportSpec(Section):
         "with the other, which they have not met either; the bias of finite batches cancels then where reals is half "
         "of train.batch",
     )
+    pool: int | None = Field(
+        default=None,
+        ge=1,
+        le=65536,
+        description="in features, samples in each plan, a multiple of train.batch: plans are solved once for "
+        "pool / train.batch steps; by default for each step, between the samples that it trains on",
+    )
     reals: int | None = Field(
-        default=None, ge=1, le=65536, description="in features, real images in each plan; train.batch by default"
+        default=None,
+        ge=1,
+        le=65536,
+        description="in features, real images in each plan; by default train.batch, or of a pool as many as it has "
+        "samples in a plan",
     )
     condition_weight: float = Field(
         default=0.0,
@@ -187,7 +198,7 @@ class TransportSpec(Section):
                     "images is 1; use about 0.01"
                 )
             return self
-        for name in ("self_term", "reals", "condition_weight", "components", "normalise"):
+        for name in ("self_term", "pool", "reals", "condition_weight", "components", "normalise"):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} {getattr(self, name)} without features; give objective.features")
         return self

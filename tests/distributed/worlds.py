@@ -50,6 +50,7 @@ KINDS = (
     "reconstruction",
     "feature-transport",
     "conditional-transport",
+    "pooled-transport",
     "gan",
     "biggan",
     "wasserstein",

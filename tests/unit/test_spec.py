@@ -177,6 +177,14 @@ def test_faults_of_a_coupling_are_told_by_their_path_in_the_file(coupling: Any, 
         (
             {
                 "model": {"kind": "conv-generator"},
+                "objective": {"kind": "transport", "features": [{}], "pool": 24},
+                "train": {"images": 1, "batch": 16},
+            },
+            "objective.pool 24 is not a multiple of train.batch 16",
+        ),
+        (
+            {
+                "model": {"kind": "conv-generator"},
                 "objective": {"kind": "transport", "features": [{}], "reals": 1},
             },
             "objective.reals 1 leaves some of 2 workers without images",
@@ -241,6 +249,7 @@ def test_sections_belong_together(sections: dict[str, Any], message: str) -> Non
     [
         ({"self_term": "two-batch"}, "self_term two-batch without features"),
         ({"reals": 8}, "reals 8 without features"),
+        ({"pool": 8}, "pool 8 without features"),
         ({"normalise": True}, "normalise True without features"),
         ({"features": [{}], "distance": {"kind": "sliced"}}, "distance sliced in features"),
         ({"features": [{}], "cost": "cosine"}, "cost 'cosine' in features"),

@@ -1,7 +1,7 @@
 """Generators trained by the transport distance in features, and these features."""
 
 import re
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -114,7 +114,7 @@ def test_samples_of_a_class_are_drawn_to_images_of_it(striped: ShardedDataset) -
     """Where another class costs much, no plan leads there."""
     made, step = objective_of(striped, classes=2, condition_weight=1e3)
     points, real = made.features(made.generator(torch.zeros(1))).detach(), made.reals.take(step.indices)[0]
-    ends = [made._with_classes(side, step.labels) for side in (points, real)]
+    ends = [made.drifts._with_classes(side, step.labels) for side in (points, real)]
     plan = solve(TransportProblem.between(*ends, epsilon=EPSILON)).dense()
     other = step.labels[:, None] != step.labels[None]
     assert 0 < int(other.sum()) < other.numel()
@@ -124,11 +124,63 @@ def test_samples_of_a_class_are_drawn_to_images_of_it(striped: ShardedDataset) -
 
 def test_more_real_images_than_the_batch_are_drawn_from_the_whole_split(striped: ShardedDataset) -> None:
     made, step = objective_of(striped, reals=1000)
-    drawn = made._chosen(step)
-    assert len(drawn) == 1000
-    assert set(drawn.tolist()) == set(range(len(striped.train)))
-    assert torch.equal(drawn, made._chosen(step))
-    assert torch.equal(objective_of(striped)[0]._chosen(step), step.indices)
+    asked: list[Tensor] = []
+    take = made.reals.take
+
+    def watched(indices: Tensor) -> tuple[Tensor, Tensor]:
+        asked.append(indices)
+        return take(indices)
+
+    made.reals.take = watched  # type: ignore[method-assign]
+    for _ in range(2):
+        made.phases[0].loss(step)
+    assert len(asked[0]) == 1000
+    assert set(asked[0].tolist()) == set(range(len(striped.train)))
+    assert torch.equal(asked[0], asked[1])
+
+
+def test_the_first_step_of_a_pool_follows_its_drift(striped: ShardedDataset) -> None:
+    """Towards fixed targets, the gradient begins as that of the distance."""
+    whole, pooled = (objective_of(striped, reals=BATCH, pool=pool) for pool in (None, BATCH))
+    torch.testing.assert_close(gradient(*pooled), gradient(*whole), rtol=1e-4, atol=1e-7)
+
+
+def test_plans_of_a_pool_serve_its_steps(striped: ShardedDataset) -> None:
+    asked: list[Share] = []
+
+    class Planner(LocalPlanner):
+        def plan_rows(self, share: Share) -> RowBlock:
+            asked.append(share)
+            return super().plan_rows(share)
+
+    made, step = objective_of(striped, classes=2, condition_weight=2, self_term="two-batch", pool=3 * BATCH)
+    pooled = FeatureTransport(made.spec, made.generator, Planner(), made.features, made.reals)
+    targets = []
+    for index in range(6):
+        sums = pooled.phases[0].loss(replace(step, index=index)).sums
+        assert (sums["plan_solve_ms"] > 0) == (index % 3 == 0)
+        assert pooled._pool is not None
+        targets.append(pooled._pool.targets)
+        with torch.no_grad():
+            made.generator.samples.mul_(0.9)  # type: ignore[union-attr,operator]
+    assert [share.key for share in asked] == [f"step-{n}-{name}" for n in (0, 3) for name in ("0z", "1z", "within")]
+    assert {(len(share.x), len(share.y)) for share in asked} == {(24, 24)}
+    # In each half as many samples of a class as real images of it: none must pay for another class.
+    classes = [[share.x[:, -2:].sum(0), share.y[:, -2:].sum(0)] for share in asked]
+    assert all(torch.equal(samples, images) for samples, images in classes)
+    assert targets[0] is targets[2]
+    assert not torch.equal(targets[2], targets[3])
+
+
+def test_a_pool_leaves_the_generator_as_it_was(striped: ShardedDataset) -> None:
+    """Neither its weights nor its moving statistics follow samples that are drawn for plans alone."""
+    spec = job("pooled-transport")
+    objective, state = start(spec, striped)
+    assert isinstance(objective, FeatureTransport)
+    before = {name: value.clone() for name, value in tensors(state).items()}
+    _, step = objective_of(striped)
+    objective._drawn_pool(step, 0)
+    assert all(torch.equal(value, before[name]) for name, value in tensors(state).items())
 
 
 def test_samples_that_are_not_finite_end_the_run(striped: ShardedDataset) -> None:
@@ -240,8 +292,9 @@ def test_points_that_would_fill_the_memory_are_refused(
     features_of(striped, {"side": 4}, {"side": 4})
 
 
-def test_a_run_resumes_bit_for_bit(striped: ShardedDataset, tmp_path: Path) -> None:
-    document = job("feature-transport").model_dump(mode="json")
+@pytest.mark.parametrize("kind", ["feature-transport", "pooled-transport"])
+def test_a_run_resumes_bit_for_bit(striped: ShardedDataset, kind: str) -> None:
+    document = job(kind).model_dump(mode="json")
     document["objective"]["features"] = [{"network": "an-encoder", "layer": 1}, {"network": "an-encoder"}]
     spec = parse_spec(document)
     assert encoders(spec, striped).keys() == {"an-encoder"}

@@ -1,0 +1,144 @@
+"""Which parts generated characters show: classifiers of attributes that are known exactly for training images.
+
+A :class:`Reader` is trained for each set on characters of a seed of their own, and tested on those of another seed. A
+category that it reads in fewer than :data:`READABLE` of them does not count.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipelines.data.sources.characters import CharacterSource, open_characters
+from pipelines.models.bundle import to_float
+from pipelines.spec import CharacterSet, CharactersSpec, DataSpec
+
+READABLE = 0.9
+"""Least held-out accuracy of a category that counts."""
+
+SHOWN = 0.2
+"""A part is covered where samples show it this often at least, of how often training images do."""
+
+SEEDS = 101, 102
+"""Of the characters that readers learn from and are tested on; the training data has another."""
+
+BATCH = 128
+RATE = 2e-3
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many of the parts that training images show are seen in samples.
+
+    Attributes:
+        covered: number of those that are.
+        parts: number of all in the categories that can be read.
+        missing: names of the others.
+        unread: categories that cannot be read, with the reader's held-out accuracy.
+    """
+
+    covered: int
+    parts: int
+    missing: tuple[str, ...]
+    unread: dict[str, float]
+
+
+class Reader(nn.Module):
+    """Reads all attributes of a character at once: (b, 3, s, s) in [−1, 1] → logits of all parts of all categories.
+
+    Args:
+        side: of the images, a multiple of 16.
+        counts: parts of each category.
+        width: channels of the first layer.
+    """
+
+    def __init__(self, side: int, counts: list[int], width: int = 32) -> None:
+        super().__init__()
+        self.counts = counts
+        layers: list[nn.Module] = []
+        channels = (3, width, 2 * width, 4 * width, 4 * width)
+        for before, after in itertools.pairwise(channels):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Flatten())
+        self.heads = nn.Linear(4 * width * (side // 16) ** 2, sum(counts))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Logits of each category, (b, parts)."""
+        return list(self.heads(self.layers(images)).split(self.counts, dim=1))
+
+    @torch.no_grad()
+    def read(self, images: Tensor) -> Tensor:
+        """The part of each category, (b, categories) int64, of (b, 3, s, s) uint8 images."""
+        self.eval()
+        return torch.cat(
+            [torch.stack([logits.argmax(1) for logits in self(to_float(block))], 1) for block in images.split(BATCH)]
+        )
+
+
+def composed(data: DataSpec, name: CharacterSet, count: int, seed: int, cache: Path) -> tuple[Tensor, Tensor]:
+    """Characters of one set, (n, 3, s, s) uint8, and their parts, (n, categories)."""
+    source = _source(data, name, count, seed, cache)
+    images = torch.from_numpy(np.stack([source.item(i)[2] for i in range(count)]))
+    return images, torch.from_numpy(source.attributes()[name].parts)
+
+
+def learn(images: Tensor, parts: Tensor, counts: list[int], epochs: int) -> Reader:
+    """A reader of one set."""
+    torch.manual_seed(0)
+    reader = Reader(images.shape[-1], counts).train()
+    optimizer = torch.optim.Adam(reader.parameters(), RATE)
+    steps = epochs * (len(images) // BATCH)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(images)).split(BATCH)[: len(images) // BATCH]:
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = reader(to_float(images[chosen]))
+            loss = sum(F.cross_entropy(one.float(), part) for one, part in zip(logits, parts[chosen].T, strict=True))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[union-attr]
+            optimizer.step()
+            falling.step()
+    return reader
+
+
+def coverage(
+    samples: Tensor, data: DataSpec, name: CharacterSet, cache: Path, count: int = 12_000, epochs: int = 4
+) -> Coverage:
+    """How many of the parts of a set are seen in samples of it.
+
+    Args:
+        samples: (n, 3, s, s) uint8.
+        data: of the characters that the generator learned from.
+        name: of the set.
+        cache: folder of downloads.
+        count: characters that the reader learns from; it is tested on a fifth of as many others.
+        epochs: passes over them.
+    """
+    categories = _source(data, name, 1, 0, cache).attributes()[name].categories
+    counts = [len(category.parts) for category in categories]
+    reader = learn(*composed(data, name, count, SEEDS[0], cache), counts, epochs)
+    images, parts = composed(data, name, max(count // 5, 1), SEEDS[1], cache)
+    accuracy = (reader.read(images) == parts).double().mean(0).tolist()
+    found = reader.read(samples)
+    missing, total, unread = [], 0, {}
+    for place, category in enumerate(categories):
+        if accuracy[place] < READABLE:
+            unread[category.name] = accuracy[place]
+            continue
+        # Every part of a category is drawn equally often.
+        times = torch.bincount(found[:, place], minlength=counts[place])
+        least = SHOWN * len(samples) / counts[place]
+        missing += [f"{category.name} {category.parts[part]}" for part in (times < least).nonzero().flatten().tolist()]
+        total += counts[place]
+    return Coverage(total - len(missing), total, tuple(missing), unread)
+
+
+def _source(data: DataSpec, name: CharacterSet, count: int, seed: int, cache: Path) -> CharacterSource:
+    characters = CharactersSpec(sets=(name,), count=count, seed=seed)
+    return open_characters(data.model_copy(update={"characters": characters}), cache)

@@ -1,0 +1,183 @@
+"""The directions in which generated points move to come nearer to real ones, along transport plans."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from pipelines.distributed import gather_rows, sum_over_ranks
+from pipelines.errors import DivergedError, ProblemError
+from pipelines.objectives.features import Features, Points, RealPoints
+from pipelines.spec import SinkhornDistanceSpec, TransportSpec
+from pipelines.transport.cost import with_known_conditions
+from pipelines.transport.plan import RowBlock
+from pipelines.transport.planner import Planner, Share, dense_rows
+from pipelines.transport.precision import in_full_precision
+
+
+@dataclass(frozen=True, eq=False)
+class Drift:
+    """How this rank's generated points are to move.
+
+    Attributes:
+        directions: (k, d), of each point.
+        squares: mean of their squared lengths over all ranks' points, (): 0 where generated and real points are one.
+        cost: of the plans to real points.
+        within: cost of the plan among generated points; None where there is none.
+        waited, solved: seconds until all plans were there, and milliseconds of their solvers.
+        relative_gap: the largest of the plans.
+    """
+
+    directions: Points
+    squares: Float[Tensor, ""]
+    cost: float
+    within: float | None
+    waited: float
+    solved: float
+    relative_gap: float
+
+
+@dataclass(frozen=True, eq=False)
+class Cloud:
+    """This rank's generated points.
+
+    Attributes:
+        points: (k, d), detached.
+        labels: the classes that were asked for, (k,).
+        places: (k,), by which all points are told apart in two halves: even and odd.
+        before: points of ranks before this one that are in the odd half.
+        total: points of all ranks.
+    """
+
+    points: Points
+    labels: Int64[Tensor, " k"]
+    places: Int64[Tensor, " k"]
+    before: int
+    total: int
+
+
+class Drifts:
+    """Follows the gradient of the distance between generated and real points.
+
+    With the plans held fixed (envelope theorem, Peyré & Cuturi 2019, prop. 9.2) minus half of a point's gradient is the
+    mean of the real points that its row of the plan gives it, less the mean of the generated points that a plan among
+    generated points gives it. The second term keeps them apart. It is that of the Sinkhorn divergence (Feydy et al.
+    2019, eq. 3) where points are compared with themselves; where one half of them is compared with the other, both
+    plans are between points that have not met, and the bias of finite batches cancels where there are as many real
+    points as points in a half.
+
+    Args:
+        spec: distance and self term.
+        planner: who solves the plans, which are between all ranks' points.
+        features: the points are of.
+        reals: points of the training images.
+        classes: of a conditional generator; 0 of another.
+    """
+
+    def __init__(
+        self, spec: TransportSpec, planner: Planner, features: Features, reals: RealPoints, classes: int
+    ) -> None:
+        self._spec = spec
+        self._planner = planner
+        self._features = features
+        self._reals = reals
+        self._classes = classes
+
+    @in_full_precision
+    def of(self, step: int, cloud: Cloud, chosen: Int64[Tensor, " l"]) -> Drift:
+        """The drift of this rank's points; every rank calls it.
+
+        Args:
+            step: whose samples the points are; no two calls of a job share it.
+            cloud: the points.
+            chosen: this rank's real images, as places in the training split, (l,).
+
+        Raises:
+            DivergedError: the points are not finite.
+            TransportError: a plan cannot be solved.
+        """
+        real, target = self._reals.take(chosen)
+        halves = self._halves(cloud.places)
+        sides = [cloud.points[half] for half in halves]
+        ends = [self._features.reduced(side) for side in sides]
+        if self._spec.condition_weight:
+            ends = [self._with_classes(end, cloud.labels[half]) for end, half in zip(ends, halves, strict=True)]
+            target = self._with_classes(target, self._reals.labels(chosen))
+        pairs = [(f"{number}z", end, target) for number, end in enumerate(ends)] + self._within(ends)
+        started = time.perf_counter()
+        blocks = self._plans(step, pairs)
+        waited = time.perf_counter() - started
+
+        everywhere = gather_rows(real)
+        to_real = [
+            _means(dense_rows(block, len(end), everywhere), everywhere)
+            for end, block in zip(ends, blocks, strict=False)
+        ]
+        directions = torch.zeros_like(cloud.points)
+        within = self._own_means(sides, blocks[len(ends) :], cloud.before)
+        for half, means, own in zip(halves, to_real, within, strict=True):
+            directions[half] = means - own
+        squares = sum_over_ranks(directions.square().sum()) / cloud.total
+        if self._spec.normalise:
+            directions = directions * (squares + 1e-12).rsqrt()
+        costs = [block.certificate.primal for block in blocks]
+        return Drift(
+            directions,
+            squares,
+            cost=sum(costs[: len(ends)]) / len(ends),
+            within=costs[-1] if len(costs) > len(ends) else None,
+            waited=waited,
+            solved=sum(block.certificate.milliseconds for block in blocks),
+            relative_gap=max(block.certificate.relative_gap for block in blocks),
+        )
+
+    def _halves(self, places: Tensor) -> list[Tensor]:
+        """Which of the points are compared with one another: all, or those of each half."""
+        if self._spec.self_term == "same-batch":
+            return [torch.arange(len(places), device=places.device)]
+        return [torch.nonzero(places % 2 == half).flatten() for half in (0, 1)]
+
+    @property
+    def _has_self_term(self) -> bool:
+        # The exact plan of points with themselves leaves each where it is.
+        return self._spec.self_term == "two-batch" or isinstance(self._spec.distance, SinkhornDistanceSpec)
+
+    def _within(self, ends: Sequence[Tensor]) -> list[tuple[str, Tensor, Tensor]]:
+        return [("within", ends[0], ends[-1])] if self._has_self_term else []
+
+    def _with_classes(self, points: Points, labels: Tensor) -> Float[Tensor, "k e"]:
+        """Points of a conditional model as plans compare them, with their classes as further coordinates."""
+        return with_known_conditions(points, labels, self._classes, self._spec.condition_weight)
+
+    def _plans(self, step: int, pairs: Sequence[tuple[str, Tensor, Tensor]]) -> list[RowBlock]:
+        epsilon = self._spec.distance.epsilon if isinstance(self._spec.distance, SinkhornDistanceSpec) else 0.0
+        shares = [Share(f"step-{step}-{name}", x, y, epsilon=epsilon) for name, x, y in pairs]
+        try:
+            return self._planner.plan_rows_each(shares)
+        except ProblemError as error:
+            raise DivergedError(
+                f"at step {step} the features of the generator's samples make no transport problem: {error.args[0]}",
+                cure="lower optimizer.learning_rate",
+            ) from error
+
+    def _own_means(self, sides: Sequence[Tensor], within: Sequence[RowBlock], before: int) -> list[Tensor]:
+        """For this rank's points, of each half: the mean of the generated points that a plan gives them."""
+        if not within:
+            return list(sides)
+        first, last = gather_rows(sides[0]), gather_rows(sides[-1])
+        plan = dense_rows(within[0], len(sides[0]), last)
+        found = [_means(plan, last)]
+        if len(sides) == 2:
+            # The columns of the plan are the rows of the way back.
+            found.append(_means(gather_rows(plan).T[before : before + len(sides[1])], first))
+        return found
+
+
+def _means(plan: Float[Tensor, "n m"], points: Float[Tensor, "m d"]) -> Float[Tensor, "n d"]:
+    """Of each row of a plan, the mean of the points that it sends its mass to (barycentric projection)."""
+    return plan @ points / plan.sum(1, keepdim=True)
