@@ -120,7 +120,7 @@ def coverage(
         count: characters that the reader learns from; it is tested on a fifth of as many others.
         epochs: passes over them.
     """
-    categories = _source(data, name, 1, 0, cache).attributes()[name].categories
+    categories = _source(data, name, 10, 0, cache).attributes()[name].categories
     counts = [len(category.parts) for category in categories]
     reader = learn(*composed(data, name, count, SEEDS[0], cache), counts, epochs)
     images, parts = composed(data, name, max(count // 5, 1), SEEDS[1], cache)

@@ -42,7 +42,7 @@ BAR = 2.0
 """Least ratio of the best adversary's Fréchet distance to ours."""
 
 WARM, TIMED = 4, 12
-"""Steps before the cost of a step is measured, and steps that it is measured on."""
+"""Least steps before the cost of a step is measured, and steps that it is measured on."""
 
 LEAST_SHARE = 0.7
 """Of the least shown class, times the number of classes."""
@@ -56,26 +56,46 @@ def specified(config: str, scale: Scale, *more: str) -> JobSpec:
     return load_spec(CONFIGS / f"{config}.yaml", [*scale.data, "workers.count=1", "objective.plans=local", *more])
 
 
-def lasting(config: str, scale: Scale, seconds: float, seed: int, data: ShardedDataset, encoder: Bundle) -> JobSpec:
-    """A config with as many images as take so many CPU seconds here, and an average of a twentieth of them."""
-    spec = specified(config, scale, f"seed={seed}")
+def affordable(spec: JobSpec, seconds: float, data: ShardedDataset, encoder: Bundle) -> int:
+    """Images that a spec trains on here in so many CPU seconds."""
     starting, cost = _costs(spec, data, encoder)
-    images = max(int((seconds - starting) / cost), 4 * spec.train.batch)
-    train_fields = {"images": images, "log_every": max(images // 5, 1), "ema_half_life": max(images // 20, 1)}
-    return specified(config, scale, f"seed={seed}", *(f"train.{name}={value}" for name, value in train_fields.items()))
+    return max(int((seconds - starting) / cost), 4 * spec.train.batch)
 
 
-def run(config: str, seed: int, scale: Scale, seconds: float, folder: Path, pictures: Path) -> dict[str, float]:
-    """Train a config for some CPU seconds; its scores."""
+def run(
+    config: str,
+    seed: int,
+    scale: Scale,
+    folder: Path,
+    picture_at: Path,
+    *more: str,
+    seconds: float = 0.0,
+    images: int | None = None,
+) -> dict[str, float]:
+    """Train a config, and judge it.
+
+    Args:
+        config: its name.
+        seed: of the job, and of the network of its features.
+        scale: of the data.
+        folder: where the networks that :func:`learn` trained lie.
+        picture_at: where to leave samples.
+        more: fields of the spec.
+        seconds: CPU seconds that the run takes, if the number of images is not given.
+        images: that it sees. Averages of weights have a half-life of a twentieth of them.
+    """
     torch.set_num_threads(1)
     data = shards(specified(REFERENCE, scale))
     encoder = Bundle.load(folder / f"{ENCODER}-{seed}")
-    spec = lasting(config, scale, seconds, seed, data, encoder)
+    fields = (f"seed={seed}", *more)
+    images = images or affordable(specified(config, scale, *fields), seconds, data, encoder)
+    length = {"images": images, "log_every": max(images // 5, 1), "ema_half_life": max(images // 20, 1)}
+    spec = specified(config, scale, *fields, *(f"train.{name}={value}" for name, value in length.items()))
     state, spent = _train(spec, data, encoder)
     network = state.judged.eval()
     reference = Bundle.load(folder / REFERENCE)
     judge = FeatureJudge(ClassifierFeatures("reference", reference), data.train, data.test, scale.samples, 0)
-    picture(network, pictures / f"{config}-{seed}.png")  # type: ignore[arg-type]
+    picture(network, picture_at)  # type: ignore[arg-type]
     return judge.scores(network) | {"cpu_seconds": spent, "images": float(spec.train.images)}  # type: ignore[arg-type]
 
 
@@ -90,6 +110,21 @@ def learn(config: str, seed: int, scale: Scale, images: int, folder: Path) -> fl
     name = config if config == REFERENCE else f"{config}-{seed}"
     Bundle(network, spec.model, data.image, data.classes).save(folder / name)
     return spent
+
+
+def processes() -> ProcessPoolExecutor:
+    """As many as there are processors; each run is on one thread."""
+    return ProcessPoolExecutor(os.cpu_count() or 1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def learn_all(pool: ProcessPoolExecutor, scale: Scale, seeds: Sequence[int], folder: Path, *, quick: bool) -> float:
+    """Train the judge and the features of each seed, into a folder; mean CPU seconds of the features."""
+    shards(specified(REFERENCE, scale))
+    judge = pool.submit(learn, REFERENCE, 0, scale, scale.reference, folder)
+    images = 2_560 if quick else load_spec(CONFIGS / f"{ENCODER}.yaml").train.images
+    encoders = [pool.submit(learn, ENCODER, seed, scale, images, folder) for seed in seeds]
+    judge.result()
+    return statistics.mean(encoder.result() for encoder in encoders)
 
 
 def _networks(spec: JobSpec, encoder: Bundle) -> dict[str, Network]:
@@ -111,18 +146,21 @@ def _costs(spec: JobSpec, data: ShardedDataset, encoder: Bundle) -> tuple[float,
     began = time.process_time()
     objective, state = start(spec, data, LocalPlanner(), CPU, networks=_networks(spec, encoder))
     starting = time.process_time() - began
+    # Whole pools: their plans are solved at the first of their steps.
+    pool = (getattr(spec.objective, "pool", None) or spec.train.batch) // spec.train.batch
+    warm, timed = pool * -(-WARM // pool), pool * -(-TIMED // pool)
     at: list[float] = []
     with Loader(data.train, spec.train.batch, spec.seed) as batches:
 
         def counted() -> object:
-            for batch in itertools.islice(batches, WARM + TIMED + 1):
+            for batch in itertools.islice(batches, warm + timed + 1):
                 at.append(time.process_time())
                 yield batch
 
         never = dict.fromkeys(("images", "log_every", "evaluate_every", "checkpoint_every"), 10**12)
         long = spec.model_copy(update={"train": spec.train.model_copy(update=never)})
         train(long, objective, state, counted(), lambda _: Evaluation({}, {}), Teller("", 1), CPU)  # type: ignore[arg-type]
-    return starting, (at[-1] - at[WARM]) / TIMED / spec.train.batch
+    return starting, (at[-1] - at[warm]) / timed / spec.train.batch
 
 
 def main() -> None:
@@ -133,20 +171,16 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, default=HOME / "benchmarks", help="where to leave samples")
     arguments = parser.parse_args()
     scale, seeds, seconds = (QUICK, (0,), 2.0) if arguments.quick else (FULL, SEEDS, 60 * arguments.minutes)
-    shards(specified(REFERENCE, scale))
     configs = (ONE_STEP, *ADVERSARIES)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(os.cpu_count() or 1, mp_context=spawn) as pool:
-            judge = pool.submit(learn, REFERENCE, 0, scale, scale.reference, folder)
-            images = 2_560 if arguments.quick else load_spec(CONFIGS / f"{ENCODER}.yaml").train.images
-            encoders = [pool.submit(learn, ENCODER, seed, scale, images, folder) for seed in seeds]
-            judge.result()
-            learned = statistics.mean(encoder.result() for encoder in encoders)
+        with processes() as pool:
+            learned = learn_all(pool, scale, seeds, folder, quick=arguments.quick)
             print(f"features: {learned:.0f} CPU seconds for a seed", flush=True)
             runs = {
-                (config, seed): pool.submit(run, config, seed, scale, seconds, folder, arguments.pictures)
+                (config, seed): pool.submit(
+                    run, config, seed, scale, folder, arguments.pictures / f"{config}-{seed}.png", seconds=seconds
+                )
                 for seed in seeds
                 for config in configs
             }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.data.partition import rank_slice
-from pipelines.distributed import rank, world_size
+from pipelines.distributed import gather_rows, rank, world_size
 from pipelines.models.network import Generator
 from pipelines.models.normalisation import GlobalBatchNorm
 from pipelines.objectives.drift import Cloud, Drift, Drifts
@@ -77,15 +77,35 @@ class FeatureTransport:
         self.phases = [Phase("generator", generator, self._loss if spec.pool is None else self._pooled_loss)]
 
     def _loss(self, step: Step) -> Loss:
-        asked = self.generator.asked(step.labels)
-        samples = self.generator(step.normal("latents", self.generator.latent), asked)
+        labels, chosen = self._compared(step)
+        samples = self.generator(step.normal("latents", self.generator.latent), self.generator.asked(labels))
         points = self.features(samples)
-        cloud = Cloud(points.detach(), step.labels, _places(step), step.share.start // 2, step.batch)
-        chosen = step.indices
-        if self.spec.reals is not None:
-            chosen = self._drawn(step.seed, step.index, self.spec.reals)[_own(self.spec.reals)]
+        cloud = Cloud(points.detach(), labels, _places(step), step.share.start // 2, step.batch)
         drift = self.drifts.of(step.index, cloud, chosen)
         return _told(-2 * (points * drift.directions).sum() / step.batch, drift)
+
+    def _compared(self, step: Step) -> tuple[Tensor, Tensor]:
+        """The classes that this rank's samples are asked for, and the places of its real images.
+
+        Both sides of a plan hold the classes in the same shares: otherwise some mass must pay for changing its class,
+        and Sinkhorn's algorithm takes long to find which.
+        """
+        if self.spec.reals is not None:
+            drawn = self._drawn(step.seed, step.index, self.spec.reals)
+            asked = self._asked(drawn, step.batch)[step.share]
+            return asked, drawn[_own(self.spec.reals)]
+        if not self.generator.conditions or self._halves == 1:
+            return step.labels, step.indices
+        even = _places(step) % 2 == 0
+        return gather_rows(step.labels)[_places(step) // 2 * 2], step.indices[even.cpu()]
+
+    @property
+    def _halves(self) -> int:
+        return 2 if self.spec.self_term == "two-batch" else 1
+
+    def _asked(self, drawn: Tensor, samples: int) -> Tensor:
+        """Classes of so many samples, (samples,), in the shares of these real images, in each half of them."""
+        return self.reals.labels(drawn[torch.arange(samples) // self._halves % len(drawn)])
 
     def _pooled_loss(self, step: Step) -> Loss:
         assert self.spec.pool is not None
@@ -106,16 +126,13 @@ class FeatureTransport:
         """The samples of a pool by the copy of the generator, and where they are to move; every rank calls it."""
         assert self.spec.pool is not None
         steps, device = self.spec.pool // step.batch, step.images.device
-        halves = 2 if self.spec.self_term == "two-batch" else 1
-        reals = self.spec.reals or self.spec.pool // halves
+        reals = self.spec.reals or self.spec.pool // self._halves
         drawn = self._drawn(step.seed, number, reals)
-        # Each class has as many samples in each half as real images.
-        asked = self.reals.labels(drawn[torch.arange(self.spec.pool) // halves % reals])
         noise = torch.randn(
             self.spec.pool, self.generator.latent, generator=step_generator(step.seed, number, "pool of latents")
         )
         latents = noise.unflatten(0, (steps, -1))[:, step.share].to(device)
-        labels = asked.unflatten(0, (steps, -1))[:, step.share]
+        labels = self._asked(drawn, self.spec.pool).unflatten(0, (steps, -1))[:, step.share]
         found = [
             self.features(self._copy(own, self._copy.asked(classes)))
             for own, classes in zip(latents, labels, strict=True)

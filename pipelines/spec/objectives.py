@@ -159,8 +159,8 @@ class TransportSpec(Section):
         default=None,
         ge=1,
         le=65536,
-        description="in features, real images in each plan; by default train.batch, or of a pool as many as it has "
-        "samples in a plan",
+        description="in features, real images in each plan; by default train.batch, or as many as samples where there "
+        "is a pool or the model is conditional",
     )
     condition_weight: float = Field(
         default=0.0,

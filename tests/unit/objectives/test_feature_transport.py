@@ -172,6 +172,26 @@ def test_plans_of_a_pool_serve_its_steps(striped: ShardedDataset) -> None:
     assert not torch.equal(targets[2], targets[3])
 
 
+@pytest.mark.parametrize("reals", [None, 8, 24])
+def test_both_sides_of_a_plan_hold_the_classes_in_the_same_shares(striped: ShardedDataset, reals: int | None) -> None:
+    asked: list[Share] = []
+
+    class Planner(LocalPlanner):
+        def plan_rows(self, share: Share) -> RowBlock:
+            asked.append(share)
+            return super().plan_rows(share)
+
+    made, step = objective_of(striped, classes=2, condition_weight=2, self_term="two-batch", reals=reals)
+    planned = FeatureTransport(made.spec, made.generator, Planner(), made.features, made.reals)
+    planned.phases[0].loss(step)
+    if reals != 24:
+        assert {(len(share.x), len(share.y)) for share in asked} == {(8, 8)}
+        assert all(torch.equal(share.x[:, -2:].sum(0), share.y[:, -2:].sum(0)) for share in asked)
+    else:  # the first 8 of them say which classes are asked for
+        drawn = planned._drawn(step.seed, step.index, reals)[:8]
+        assert torch.equal((asked[0].x[:, -1] > 0).long(), made.reals.labels(drawn))
+
+
 def test_a_pool_leaves_the_generator_as_it_was(striped: ShardedDataset) -> None:
     """Neither its weights nor its moving statistics follow samples that are drawn for plans alone."""
     spec = job("pooled-transport")

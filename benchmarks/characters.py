@@ -1,0 +1,144 @@
+"""Cartoon characters, all parts known: ``python -m benchmarks.characters [--quick] [--only CONFIG …] [--json FILE]``.
+
+``configs/characters.yaml``, one-step transport in the features of ``configs/features-characters.yaml``, and
+``configs/biggan.yaml`` on the same images are trained on one thread each. A LeNet says whether a sample is of the set
+that was asked for, and readers of attributes which of the parts that training images show are seen in samples. Trained
+networks are kept in ``.monge/benchmarks/`` and used again as long as their configs stay the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from benchmarks.attributes import coverage
+from benchmarks.generators import CONFIGS, CPU, HOME, Teller, picture, shards
+from benchmarks.one_step import processes
+from benchmarks.report import Row, table, write_json
+from pipelines.data.loader import Loader
+from pipelines.evaluation.features import ClassifierFeatures
+from pipelines.evaluation.generation import sample
+from pipelines.evaluation.judging import FeatureJudge
+from pipelines.evaluation.result import Evaluation
+from pipelines.models.bundle import Bundle, to_uint8
+from pipelines.models.network import Generator, Network
+from pipelines.spec import JobSpec, TransportSpec, load_spec
+from pipelines.training.loop import train
+from pipelines.training.run import start
+from pipelines.transport.planner import LocalPlanner
+
+ENCODER, JUDGE = "features-characters", "lenet"
+GENERATORS = ("characters", "biggan")
+ASKED, COVERED = 0.95, 0.9
+"""Least shares of samples that are of the set that was asked for, and of parts that are seen."""
+
+SAMPLES = 6_000
+
+
+def specified(config: str, quick: bool) -> JobSpec:
+    """A config on characters, in one process."""
+    data = load_spec(CONFIGS / f"{ENCODER}.yaml").data.model_dump(exclude_defaults=True)
+    if quick:
+        data |= {"characters": data["characters"] | {"count": 600}}
+    fields = [f"data={data}", "workers.count=1", f"name=characters-by-{config}"]
+    if load_spec(CONFIGS / f"{config}.yaml").objective.kind == "transport":
+        fields.append("objective.plans=local")
+    if quick:
+        fields += ["train.images=256", "train.batch=64", "train.log_every=128"]
+        fields += ["objective.pool=128"] if config == "characters" else []
+    return load_spec(CONFIGS / f"{config}.yaml", fields)
+
+
+def learn(config: str, quick: bool, folder: Path) -> float:
+    """Train a config into a folder, unless it lies there; the CPU minutes that it took, 0 then."""
+    torch.set_num_threads(1)
+    spec = specified(config, quick)
+    at = kept(spec, folder)
+    if at.exists():
+        return 0.0
+    data = shards(spec)
+    networks: Mapping[str, Network] = {}
+    if isinstance(spec.objective, TransportSpec):
+        encoder = Bundle.load(kept(specified(ENCODER, quick), folder)).network
+        networks = dict.fromkeys(spec.objective.registered, encoder)
+    began = time.process_time()
+    objective, state = start(spec, data, LocalPlanner(), CPU, networks=networks)
+    with Loader(data.train, spec.train.batch, spec.seed) as batches:
+        teller = Teller(spec.name, spec.train.images)
+        train(spec, objective, state, batches, lambda _: Evaluation({}, {}), teller, CPU)
+    taken = (time.process_time() - began) / 60
+    Bundle(state.judged.eval(), spec.model, data.image, data.classes).save(at)  # type: ignore[arg-type]
+    return taken
+
+
+def kept(spec: JobSpec, folder: Path) -> Path:
+    """Where the network of a spec lies."""
+    return folder / f"{spec.name}-{spec.fingerprint()[:12]}"
+
+
+def judged(config: str, quick: bool, folder: Path) -> list[Row]:
+    """What samples of a trained config show."""
+    torch.set_num_threads(1)
+    spec = specified(config, quick)
+    data = shards(spec)
+    judge = ClassifierFeatures("judge", Bundle.load(kept(specified(JUDGE, quick), folder)))
+    network = Bundle.load(kept(spec, folder)).network.eval()
+    assert isinstance(network, Generator)
+    picture(network, folder / f"{spec.name}.png")
+    count = 600 if quick else SAMPLES
+    scores = FeatureJudge(judge, data.train, data.test, count, 0, classes=data.classes).scores(network)
+    samples = to_uint8(sample(network, count, 0, CPU))
+    rows = [
+        Row(
+            f"characters, {config}: samples of another set than asked",
+            max(100 * (1 - scores["asked_class_share"]), 1e-2),
+            100 * (1 - ASKED),
+            "limit",
+            "%",
+            1.0,
+        )
+    ]
+    learned, epochs = (200, 1) if quick else (12_000, 4)
+    covered = parts = 0
+    for place, name in enumerate(data.classes):
+        found = coverage(samples[place :: len(data.classes)], spec.data, name, HOME / "cache", learned, epochs)  # type: ignore[arg-type]
+        unread = ", ".join(f"{category} {accuracy:.2f}" for category, accuracy in found.unread.items())
+        print(f"  {config}, {name}: {found.covered} of {found.parts} parts; missing: {', '.join(found.missing)}")
+        print(f"    not read: {unread or 'none'}", flush=True)
+        covered, parts = covered + found.covered, parts + found.parts
+    missing = 100 * (1 - covered / max(parts, 1))
+    rows.append(
+        Row(f"characters, {config}: parts not seen", max(missing, 1e-2), 100 * (1 - COVERED), "limit", "%", 1.0)
+    )
+    rows.append(Row(f"characters, {config}", scores["fid"], scores["fid_gaussian"], "Gaussian", "FID", 1.0))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small images, short runs: shows that it works")
+    parser.add_argument("--only", nargs="+", choices=GENERATORS, default=GENERATORS, help="configs to train")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the rows")
+    arguments = parser.parse_args()
+    quick, folder = arguments.quick, HOME / "benchmarks"
+    shards(specified(ENCODER, quick))
+    with processes() as pool:
+        first = [pool.submit(learn, config, quick, folder) for config in (ENCODER, JUDGE)]
+        minutes = [run.result() for run in first]
+        runs = [pool.submit(learn, config, quick, folder) for config in arguments.only]
+        minutes += [run.result() for run in runs]
+        for config, taken in zip((ENCODER, JUDGE, *arguments.only), minutes, strict=True):
+            print(f"  {config}: {f'{taken:.1f} CPU minutes' if taken else 'trained before'}", flush=True)
+        found = [pool.submit(judged, config, quick, folder) for config in arguments.only]
+        rows = [row for run in found for row in run.result()]
+    print(table(rows))
+    if arguments.json:
+        write_json(rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
