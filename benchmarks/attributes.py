@@ -108,7 +108,7 @@ def learn(images: Tensor, parts: Tensor, counts: list[int], epochs: int) -> Read
 
 
 def coverage(
-    samples: Tensor, data: DataSpec, name: CharacterSet, cache: Path, count: int = 12_000, epochs: int = 4
+    samples: Tensor, data: DataSpec, name: CharacterSet, cache: Path, count: int = 12_000, epochs: int = 6
 ) -> Coverage:
     """How many of the parts of a set are seen in samples of it.
 
@@ -131,12 +131,20 @@ def coverage(
         if accuracy[place] < READABLE:
             unread[category.name] = accuracy[place]
             continue
-        # Every part of a category is drawn equally often.
-        times = torch.bincount(found[:, place], minlength=counts[place])
-        least = SHOWN * len(samples) / counts[place]
-        missing += [f"{category.name} {category.parts[part]}" for part in (times < least).nonzero().flatten().tolist()]
+        missing += [f"{category.name} {category.parts[part]}" for part in rare(found[:, place], counts[place])]
         total += counts[place]
     return Coverage(total - len(missing), total, tuple(missing), unread)
+
+
+def rare(found: Tensor, count: int) -> list[int]:
+    """Which of so many parts, drawn equally often for training images, samples hardly show.
+
+    Args:
+        found: the part of each sample, (n,) int64.
+        count: of parts.
+    """
+    times = torch.bincount(found, minlength=count)
+    return (times < SHOWN * len(found) / count).nonzero().flatten().tolist()
 
 
 def _source(data: DataSpec, name: CharacterSet, count: int, seed: int, cache: Path) -> CharacterSource:

@@ -102,7 +102,7 @@ def judged(config: str, quick: bool, folder: Path) -> list[Row]:
             1.0,
         )
     ]
-    learned, epochs = (200, 1) if quick else (12_000, 4)
+    learned, epochs = (200, 1) if quick else (12_000, 6)
     covered = parts = 0
     for place, name in enumerate(data.classes):
         found = coverage(samples[place :: len(data.classes)], spec.data, name, HOME / "cache", learned, epochs)  # type: ignore[arg-type]
