@@ -13,23 +13,20 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.attributes import coverage
-from benchmarks.generators import CONFIGS, CPU, HOME, Teller, picture, shards
+from benchmarks.generators import CONFIGS, CPU, HOME, picture, shards, trained
 from benchmarks.one_step import processes
 from benchmarks.report import Row, table, write_json
-from pipelines.data.loader import Loader
 from pipelines.evaluation.features import ClassifierFeatures
+from pipelines.evaluation.figures import encode_png, image_grid
 from pipelines.evaluation.generation import sample
 from pipelines.evaluation.judging import FeatureJudge
-from pipelines.evaluation.result import Evaluation
 from pipelines.models.bundle import Bundle, to_uint8
 from pipelines.models.network import Generator, Network
 from pipelines.spec import JobSpec, TransportSpec, load_spec
-from pipelines.training.loop import train
-from pipelines.training.run import start
-from pipelines.transport.planner import LocalPlanner
 
 ENCODER, JUDGE = "features-characters", "lenet"
 GENERATORS = ("characters", "biggan")
@@ -37,6 +34,9 @@ ASKED, COVERED = 0.95, 0.9
 """Least shares of samples that are of the set that was asked for, and of parts that are seen."""
 
 SAMPLES = 6_000
+
+ROWS, STEPS = 4, 6
+"""Of a picture of paths: noises, and images on the way from one set to the next, both included."""
 
 
 def specified(config: str, quick: bool) -> JobSpec:
@@ -66,12 +66,9 @@ def learn(config: str, quick: bool, folder: Path) -> float:
         encoder = Bundle.load(kept(specified(ENCODER, quick), folder)).network
         networks = dict.fromkeys(spec.objective.registered, encoder)
     began = time.process_time()
-    objective, state = start(spec, data, LocalPlanner(), CPU, networks=networks)
-    with Loader(data.train, spec.train.batch, spec.seed) as batches:
-        teller = Teller(spec.name, spec.train.images)
-        train(spec, objective, state, batches, lambda _: Evaluation({}, {}), teller, CPU)
+    network, _ = trained(spec, data, networks)
     taken = (time.process_time() - began) / 60
-    Bundle(state.judged.eval(), spec.model, data.image, data.classes).save(at)  # type: ignore[arg-type]
+    Bundle(network, spec.model, data.image, data.classes).save(at)
     return taken
 
 
@@ -80,15 +77,27 @@ def kept(spec: JobSpec, folder: Path) -> Path:
     return folder / f"{spec.name}-{spec.fingerprint()[:12]}"
 
 
+def paths(bundle: Bundle, path: Path) -> None:
+    """A picture: in each row the same noise, while the set that is asked for changes from one to the next."""
+    between = [
+        bundle.path(start, start + 1, STEPS, ROWS, seed=1).reshape(ROWS, STEPS, *bundle.image.dims)
+        for start in range(len(bundle.classes) - 1)
+    ]
+    shown = np.concatenate([between[0], *(frames[:, 1:] for frames in between[1:])], axis=1)
+    path.write_bytes(encode_png(image_grid(shown.reshape(-1, *bundle.image.dims), columns=shown.shape[1])))
+
+
 def judged(config: str, quick: bool, folder: Path) -> list[Row]:
     """What samples of a trained config show."""
     torch.set_num_threads(1)
     spec = specified(config, quick)
     data = shards(spec)
     judge = ClassifierFeatures("judge", Bundle.load(kept(specified(JUDGE, quick), folder)))
-    network = Bundle.load(kept(spec, folder)).network.eval()
+    bundle = Bundle.load(kept(spec, folder))
+    network = bundle.network.eval()
     assert isinstance(network, Generator)
     picture(network, folder / f"{spec.name}.png")
+    paths(bundle, folder / f"{spec.name}-paths.png")
     count = 600 if quick else SAMPLES
     scores = FeatureJudge(judge, data.train, data.test, count, 0, classes=data.classes).scores(network)
     samples = to_uint8(sample(network, count, 0, CPU))

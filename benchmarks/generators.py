@@ -28,7 +28,7 @@ from pipelines.evaluation.judging import FeatureJudge
 from pipelines.evaluation.result import Evaluation
 from pipelines.models.bundle import Bundle, to_uint8
 from pipelines.models.flow import FlowUNet
-from pipelines.models.network import Generator
+from pipelines.models.network import Generator, Network
 from pipelines.spec import JobSpec, load_spec
 from pipelines.training.loop import train
 from pipelines.training.run import start
@@ -104,9 +104,15 @@ class Teller:
         """See :class:`pipelines.training.loop.Listener`; not kept."""
 
 
-def trained(spec: JobSpec, data: ShardedDataset) -> tuple[Any, float]:
-    """The network of a spec after its training, and the seconds that it took."""
-    objective, state = start(spec, data, LocalPlanner(), CPU)
+def trained(spec: JobSpec, data: ShardedDataset, networks: Mapping[str, Network] | None = None) -> tuple[Any, float]:
+    """The network of a spec after its training, and the seconds that it took.
+
+    Args:
+        spec: what is trained.
+        data: on what.
+        networks: by name, those in whose features images are compared.
+    """
+    objective, state = start(spec, data, LocalPlanner(), CPU, networks=networks)
     started = time.perf_counter()
     with Loader(data.train, spec.train.batch, spec.seed) as batches:
         train(spec, objective, state, batches, lambda _: Evaluation({}, {}), Teller(spec.name, spec.train.images), CPU)

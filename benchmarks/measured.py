@@ -39,9 +39,11 @@ from benchmarks.generators import (
 )
 from pipelines.data.loader import ShardedDataset
 from pipelines.evaluation.classification import accuracy
+from pipelines.evaluation.features import ClassifierFeatures
 from pipelines.evaluation.generation import TransportJudge
 from pipelines.evaluation.judging import FeatureJudge
-from pipelines.models.network import Classifier, Generator
+from pipelines.models.bundle import Bundle
+from pipelines.models.network import Classifier, Generator, Network
 from pipelines.spec import JobSpec, load_spec
 from pipelines.transport.planner import LocalPlanner
 
@@ -92,15 +94,17 @@ class Bench:
         """Of the rows that the reference judges."""
         return SMALL if self.quick else FULL
 
-    def network(self, config: str, seed: int) -> tuple[JobSpec, ShardedDataset, Any]:
-        """A config, its data and its network, trained."""
+    def network(
+        self, config: str, seed: int, networks: Mapping[str, Network] | None = None
+    ) -> tuple[JobSpec, ShardedDataset, Any]:
+        """A config, its data and its network, trained; in features of these networks, where it compares by any."""
         fields = [f"seed={seed}", "workers.count=1"]
         spec = load_spec(CONFIGS / f"{config}.yaml", fields)
         images = 4 * spec.train.batch if self.quick else spec.train.images
         fields += [f"train.images={images}", f"train.log_every={max(images // 5, 1)}"]
         spec = load_spec(CONFIGS / f"{config}.yaml", [*fields, *(QUICK.data if self.quick else ())])
         data = shards(spec)
-        return spec, data, trained(spec, data)[0]
+        return spec, data, trained(spec, data, networks)[0]
 
 
 def classifies(config: str) -> Callable[[Bench, int], Figures]:
@@ -130,6 +134,31 @@ def generates(config: str) -> Callable[[Bench, int], Figures]:
         }
 
     return run
+
+
+def asks(config: str, classifier: str) -> Callable[[Bench, int], Figures]:
+    """Of samples of a config, the share that a classifier takes for the class that was asked for."""
+
+    def run(bench: Bench, seed: int) -> Figures:
+        spec, data, reader = bench.network(classifier, seed)
+        extractor = ClassifierFeatures(classifier, Bundle(reader, spec.model, data.image, data.classes))
+        _, data, network = bench.network(config, seed)
+        picture(network, bench.pictures / f"{config}-{seed}.png")
+        judge = FeatureJudge(extractor, data.train, data.test, bench.scale.samples, seed, classes=data.classes)
+        scores = judge.scores(network)
+        return {"of the class that was asked for": scores["asked_class_share"], "FID": scores["fid"]}
+
+    return run
+
+
+def one_step(bench: Bench, seed: int) -> Figures:
+    """FID of one-step transport in features that are learned first, without labels."""
+    _, judge, _ = bench.reference
+    _, _, encoder = bench.network("features-fashion-mnist", seed)
+    _, _, network = bench.network("one-step", seed, {"fashion-mnist-features": encoder})
+    picture(network, bench.pictures / f"one-step-{seed}.png")
+    scores = judge.scores(network)
+    return {"FID": scores["fid"], "of real images": scores["fid_real"], "of a Gaussian": scores["fid_gaussian"]}
 
 
 def games(bench: Bench, seed: int) -> Figures:
@@ -175,6 +204,7 @@ ROWS |= {
         "sliced-generator": "sliced distance",
     }.items()
 }
+ROWS["biggan"] = Row("cats and dogs, BigGAN", ("biggan", "lenet"), asks("biggan", "lenet"))
 ROWS |= {
     "lenet-fashion-mnist": Row(
         "Fashion-MNIST, LeNet, which judges the rows below",
@@ -184,6 +214,12 @@ ROWS |= {
     ),
     "resnet": Row("Fashion-MNIST, ResNet of 10 layers", ("resnet",), classifies("resnet")),
     "games": Row("Fashion-MNIST, generators against a critic", ADVERSARIES, games, judged=True),
+    "one-step": Row(
+        "Fashion-MNIST, one-step transport in features",
+        ("features-fashion-mnist", "one-step"),
+        one_step,
+        judged=True,
+    ),
     "flows": Row("Fashion-MNIST, flows along three couplings", ("flow",), flows, judged=True),
     "paths": Row("Fashion-MNIST, flows told the class", ("flow",), paths, judged=True),
 }

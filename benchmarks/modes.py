@@ -14,20 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.generators import CONFIGS, CPU, HOME, Teller, picture, shards, trained
+from benchmarks.generators import CONFIGS, CPU, HOME, picture, shards, trained
 from benchmarks.report import Row, table, write_json
 from pipelines.data.arrays import map_arrays
 from pipelines.data.catalogue import fetch
-from pipelines.data.loader import Loader
 from pipelines.evaluation.classification import accuracy
 from pipelines.evaluation.generation import sample
-from pipelines.evaluation.result import Evaluation
 from pipelines.models.bundle import to_float, to_uint8
 from pipelines.models.network import Classifier, Generator
 from pipelines.spec import JobSpec, load_spec
-from pipelines.training.loop import train
-from pipelines.training.run import start
-from pipelines.transport.planner import LocalPlanner
 
 SIDE, STACKED = 16, 30_000
 MODES, BAR = 1000, 950
@@ -94,12 +89,8 @@ def main() -> None:
     )  # fmt: skip
     spec = specified("one-step", source, images, *fields)
     began = time.process_time()
-    objective, state = start(spec, data, LocalPlanner(), CPU, networks={"fashion-mnist-features": encoder})
-    with Loader(data.train, spec.train.batch, spec.seed) as batches:
-        teller = Teller("stacked digits", images)
-        train(spec, objective, state, batches, lambda _: Evaluation({}, {}), teller, CPU)
+    network, _ = trained(spec, data, {"fashion-mnist-features": encoder})
     minutes = (time.process_time() - began) / 60
-    network = state.judged.eval()
     assert isinstance(network, Generator)
     picture(network, HOME / "benchmarks" / "stacked-digits.png")
     found = modes(network, reader, 2_000 if quick else SAMPLES)
