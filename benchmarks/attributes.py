@@ -1,7 +1,7 @@
 """Which parts generated characters show: classifiers of attributes that are known exactly for training images.
 
-A :class:`Reader` is trained for each set on characters of a seed of their own, and tested on those of another seed. A
-category that it reads in fewer than :data:`READABLE` of them does not count.
+A :class:`Reader` is trained for each set on characters of a seed of their own, and tested on those of another seed.
+Parts that it does not read reliably there do not count.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ from pipelines.data.sources.characters import CharacterSource, open_characters
 from pipelines.models.bundle import to_float
 from pipelines.spec import CharacterSet, CharactersSpec, DataSpec
 
-READABLE = 0.9
-"""Least held-out accuracy of a category that counts."""
-
 SHOWN = 0.2
-"""A part is covered where samples show it this often at least, of how often training images do."""
+"""A part counts as covered when samples show it at least this fraction as often as training images do."""
+
+READ = 0.8
+"""Least fraction of held-out characters with a part in which the reader finds it."""
+
+MISTAKEN = SHOWN / 2
+"""Largest number of others that the reader takes for a part, relative to the characters with that part: samples without
+the part then do not look as if they showed it."""
 
 SEEDS = 101, 102
 """Of the characters that readers learn from and are tested on; the training data has another."""
@@ -38,15 +42,15 @@ class Coverage:
 
     Attributes:
         covered: number of those that are.
-        parts: number of all in the categories that can be read.
-        missing: names of the others.
-        unread: categories that cannot be read, with the reader's held-out accuracy.
+        parts: number of all that can be read.
+        missing: names of those that can be read and are not covered.
+        unread: names of those that cannot be read.
     """
 
     covered: int
     parts: int
     missing: tuple[str, ...]
-    unread: dict[str, float]
+    unread: tuple[str, ...]
 
 
 class Reader(nn.Module):
@@ -124,20 +128,36 @@ def coverage(
     counts = [len(category.parts) for category in categories]
     reader = learn(*composed(data, name, count, SEEDS[0], cache), counts, epochs)
     images, parts = composed(data, name, max(count // 5, 1), SEEDS[1], cache)
-    accuracy = (reader.read(images) == parts).double().mean(0).tolist()
-    found = reader.read(samples)
-    missing, total, unread = [], 0, {}
-    for place, category in enumerate(categories):
-        if accuracy[place] < READABLE:
-            unread[category.name] = accuracy[place]
-            continue
-        missing += [f"{category.name} {category.parts[part]}" for part in rare(found[:, place], counts[place])]
-        total += counts[place]
-    return Coverage(total - len(missing), total, tuple(missing), unread)
+    told, found = reader.read(images), reader.read(samples)
+    missing, unread, total = [], [], 0
+    for place, (category, number) in enumerate(zip(categories, counts, strict=True)):
+        reliable = readable(told[:, place], parts[:, place], number)
+        scarce = rare(found[:, place], number)
+        for part, shown in enumerate(category.parts):
+            if part not in reliable:
+                unread.append(f"{category.name} {shown}")
+            elif part in scarce:
+                missing.append(f"{category.name} {shown}")
+        total += len(reliable)
+    return Coverage(total - len(missing), total, tuple(missing), tuple(unread))
+
+
+def readable(found: Tensor, shown: Tensor, count: int) -> list[int]:
+    """Parts that a reader finds where they are, and rarely elsewhere.
+
+    Args:
+        found: the part that the reader finds in each held-out character, (n,) int64.
+        shown: the part that it has, (n,) int64.
+        count: of parts.
+    """
+    have = torch.bincount(shown, minlength=count)
+    right = torch.bincount(shown[found == shown], minlength=count)
+    mistaken = torch.bincount(found[found != shown], minlength=count)
+    return ((right >= READ * have) & (mistaken <= MISTAKEN * have) & (have > 0)).nonzero().flatten().tolist()
 
 
 def rare(found: Tensor, count: int) -> list[int]:
-    """Which of so many parts, drawn equally often for training images, samples hardly show.
+    """Parts that samples show too rarely, given that training images show all parts equally often.
 
     Args:
         found: the part of each sample, (n,) int64.

@@ -9,6 +9,9 @@ networks are kept in ``.monge/benchmarks/`` and used again as long as their conf
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,10 +44,10 @@ ROWS, STEPS = 4, 6
 
 def specified(config: str, quick: bool) -> JobSpec:
     """A config on characters, in one process."""
-    data = load_spec(CONFIGS / f"{ENCODER}.yaml").data.model_dump(exclude_defaults=True)
+    data = load_spec(CONFIGS / f"{ENCODER}.yaml").data.model_dump(mode="json", exclude_defaults=True)
     if quick:
         data |= {"characters": data["characters"] | {"count": 600}}
-    fields = [f"data={data}", "workers.count=1", f"name=characters-by-{config}"]
+    fields = [f"data={json.dumps(data)}", "workers.count=1", f"name=characters-by-{config}"]
     if load_spec(CONFIGS / f"{config}.yaml").objective.kind == "transport":
         fields.append("objective.plans=local")
     if quick:
@@ -57,24 +60,31 @@ def learn(config: str, quick: bool, folder: Path) -> float:
     """Train a config into a folder, unless it lies there; the CPU minutes that it took, 0 then."""
     torch.set_num_threads(1)
     spec = specified(config, quick)
-    at = kept(spec, folder)
+    at = kept(spec, folder, quick)
     if at.exists():
         return 0.0
     data = shards(spec)
     networks: Mapping[str, Network] = {}
     if isinstance(spec.objective, TransportSpec):
-        encoder = Bundle.load(kept(specified(ENCODER, quick), folder)).network
+        encoder = Bundle.load(kept(specified(ENCODER, quick), folder, quick)).network
         networks = dict.fromkeys(spec.objective.registered, encoder)
     began = time.process_time()
     network, _ = trained(spec, data, networks)
     taken = (time.process_time() - began) / 60
-    Bundle(network, spec.model, data.image, data.classes).save(at)
+    # Whole or not at all: a run can be interrupted.
+    partial = at.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    Bundle(network, spec.model, data.image, data.classes).save(partial)
+    partial.rename(at)
     return taken
 
 
-def kept(spec: JobSpec, folder: Path) -> Path:
-    """Where the network of a spec lies."""
-    return folder / f"{spec.name}-{spec.fingerprint()[:12]}"
+def kept(spec: JobSpec, folder: Path, quick: bool) -> Path:
+    """Where the network of a spec lies; another place if it, or the features that it is trained in, change."""
+    digest = spec.fingerprint()
+    if isinstance(spec.objective, TransportSpec):
+        digest = hashlib.sha256((digest + specified(ENCODER, quick).fingerprint()).encode()).hexdigest()
+    return folder / f"{spec.name}-{digest[:12]}"
 
 
 def paths(bundle: Bundle, path: Path) -> None:
@@ -92,8 +102,8 @@ def judged(config: str, quick: bool, folder: Path) -> list[Row]:
     torch.set_num_threads(1)
     spec = specified(config, quick)
     data = shards(spec)
-    judge = ClassifierFeatures("judge", Bundle.load(kept(specified(JUDGE, quick), folder)))
-    bundle = Bundle.load(kept(spec, folder))
+    judge = ClassifierFeatures("judge", Bundle.load(kept(specified(JUDGE, quick), folder, quick)))
+    bundle = Bundle.load(kept(spec, folder, quick))
     network = bundle.network.eval()
     assert isinstance(network, Generator)
     picture(network, folder / f"{spec.name}.png")
@@ -115,9 +125,10 @@ def judged(config: str, quick: bool, folder: Path) -> list[Row]:
     covered = parts = 0
     for place, name in enumerate(data.classes):
         found = coverage(samples[place :: len(data.classes)], spec.data, name, HOME / "cache", learned, epochs)  # type: ignore[arg-type]
-        unread = ", ".join(f"{category} {accuracy:.2f}" for category, accuracy in found.unread.items())
-        print(f"  {config}, {name}: {found.covered} of {found.parts} parts; missing: {', '.join(found.missing)}")
-        print(f"    not read: {unread or 'none'}", flush=True)
+        print(
+            f"  {config}, {name}: {found.covered} of {found.parts} parts; missing: {', '.join(found.missing) or 'none'}"
+        )
+        print(f"    not read: {', '.join(found.unread) or 'none'}", flush=True)
         covered, parts = covered + found.covered, parts + found.parts
     missing = 100 * (1 - covered / max(parts, 1))
     rows.append(

@@ -110,7 +110,7 @@ def trained(spec: JobSpec, data: ShardedDataset, networks: Mapping[str, Network]
     Args:
         spec: what is trained.
         data: on what.
-        networks: by name, those in whose features images are compared.
+        networks: feature networks by name.
     """
     objective, state = start(spec, data, LocalPlanner(), CPU, networks=networks)
     started = time.perf_counter()

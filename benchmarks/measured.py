@@ -146,7 +146,10 @@ def asks(config: str, classifier: str) -> Callable[[Bench, int], Figures]:
         picture(network, bench.pictures / f"{config}-{seed}.png")
         judge = FeatureJudge(extractor, data.train, data.test, bench.scale.samples, seed, classes=data.classes)
         scores = judge.scores(network)
-        return {"of the class that was asked for": scores["asked_class_share"], "FID": scores["fid"]}
+        return {
+            "samples of the class that was asked for": scores["asked_class_share"],
+            "held-out accuracy of the classifier": accuracy(reader, data.test, CPU)["accuracy"],
+        }
 
     return run
 

@@ -27,7 +27,11 @@ from pipelines.spec import JobSpec, load_spec
 SIDE, STACKED = 16, 30_000
 MODES, BAR = 1000, 950
 SAMPLES = 26_000
-"""As many as modes are usually counted in."""
+"""Number of samples, as is usual for this test."""
+
+SHOWN = 0.2
+"""A mode counts as found when samples show it at least this fraction as often as all modes on average: the reader
+misreads some digits, and single samples of a mode can be samples of another one."""
 
 FEATURES = (
     "{network: pixels, weight: 0.5}",
@@ -46,15 +50,16 @@ def stacked(cache: Path, count: int) -> Path:
     return path
 
 
-def modes(generator: Generator, reader: Classifier, count: int) -> int:
-    """Triples of digits that are read in samples."""
+def modes(generator: Generator, reader: Classifier, count: int) -> tuple[int, int]:
+    """Numbers of triples of digits that are read in enough samples, and in any."""
     images = to_uint8(sample(generator, count, 0, CPU))
     with torch.no_grad():
         digits = [
             torch.cat([reader(to_float(block)).argmax(1) for block in images[:, channel : channel + 1].split(1000)])
             for channel in range(3)
         ]
-    return len(torch.unique(100 * digits[0] + 10 * digits[1] + digits[2]))
+    times = torch.bincount(100 * digits[0] + 10 * digits[1] + digits[2], minlength=MODES)
+    return int((times >= SHOWN * count / MODES).sum()), int((times > 0).sum())
 
 
 def specified(config: str, source: object, images: int, *more: str) -> JobSpec:
@@ -93,8 +98,9 @@ def main() -> None:
     minutes = (time.process_time() - began) / 60
     assert isinstance(network, Generator)
     picture(network, HOME / "benchmarks" / "stacked-digits.png")
-    found = modes(network, reader, 2_000 if quick else SAMPLES)
-    print(f"  {found} modes after {minutes:.1f} CPU minutes; the reader is right about {right:.3f} of held-out digits")
+    found, seen = modes(network, reader, 2_000 if quick else SAMPLES)
+    print(f"  {found} modes after {minutes:.1f} CPU minutes, {seen} of them and others in single samples")
+    print(f"  the reader is right about {right:.3f} of held-out digits")
     missing, allowed = max(MODES - found, 0.1), MODES - BAR
     rows = [Row("one step: modes of 1,000 that are missing", missing, allowed, "limit", "modes", 1.0)]
     print(table(rows))

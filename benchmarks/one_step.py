@@ -42,7 +42,8 @@ BAR = 2.0
 """Least ratio of the best adversary's Fréchet distance to ours."""
 
 WARM, TIMED = 4, 12
-"""Least steps before the cost of a step is measured, and steps that it is measured on."""
+"""Minimum numbers of warm-up steps and of timed steps when the cost of a step is measured; both are rounded up to whole
+pools."""
 
 LEAST_SHARE = 0.7
 """Of the least shown class, times the number of classes."""

@@ -1,7 +1,7 @@
-"""How many samples in a plan: ``python -m benchmarks.pools [--quick] [--minutes M] [--json FILE] [--picture PNG]``.
+"""The size of a pool: ``python -m benchmarks.pools [--quick] [--minutes M] [--json FILE] [--picture PNG]``.
 
-``configs/one-step.yaml`` is trained with plans of a batch and of pools of growing size, for equally many steps and for
-equal CPU minutes on one thread, and judged by the features of one LeNet. Runs are processes, as many at a time as there
+``configs/one-step.yaml`` is trained without a pool and with pools of growing size, for equally many steps and for equal
+CPU minutes on one thread, and judged by the features of one LeNet. Runs are processes, as many at a time as there
 are processors.
 """
 
@@ -18,7 +18,7 @@ from benchmarks.report import Row, table, write_json
 
 BATCH, POOLS = 128, (256, 1024, 4096)
 IMAGES = 120_000
-"""That each of the runs of equally many steps sees."""
+"""Images seen by each run of the comparison at equal steps."""
 
 STEPS, TIME = "equal steps", "equal time"
 SEED = 0
@@ -27,17 +27,17 @@ Distances = Mapping[tuple[str, int], float]
 
 
 def rows(found: Distances, pools: Sequence[int], images: int, minutes: str) -> list[Row]:
-    """What larger plans are to give."""
+    """Compares larger pools with smaller ones, and with a batch: 64 samples by 128 images in each plan."""
     at_steps, at_time = ({n: found[kind, n] for n in (BATCH, *pools)} for kind in (STEPS, TIME))
     least, middle, *_, largest = pools
     best = min((BATCH, *pools[:-1]), key=lambda n: at_time[n])
     return [
         *(
-            Row(f"one step: plans of {n}, {images:,} images", at_steps[n], at_steps[BATCH], f"{BATCH}", "FID", 1.0)
+            Row(f"one step: pool of {n}, {images:,} images", at_steps[n], at_steps[BATCH], "no pool", "FID", 1.0)
             for n in pools
         ),
-        Row(f"one step: plans of {middle}, {minutes}", at_time[middle], at_time[least], f"{least}", "FID", 1.0),
-        Row(f"one step: plans of {largest}, {minutes}", at_time[largest], at_time[best], f"{best}", "FID", 1.0),
+        Row(f"one step: pool of {middle}, {minutes}", at_time[middle], at_time[least], f"{least}", "FID", 1.0),
+        Row(f"one step: pool of {largest}, {minutes}", at_time[largest], at_time[best], f"{best}", "FID", 1.0),
     ]
 
 
@@ -52,7 +52,7 @@ def draw(found: Distances, pools: Sequence[int], images: int, minutes: str, path
         axes.plot(sizes, [found[kind, n] for n in sizes], "o-", label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(n) for n in sizes])
-    axes.set_xlabel("samples in the plans")
+    axes.set_xlabel("samples in a pool, twice those in a plan; 128: no pool")
     axes.set_ylabel("Fréchet distance, Fashion-MNIST")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -80,12 +80,12 @@ def main() -> None:
             more = () if n == BATCH else (f"objective.pool={n}",)
             for kind in (STEPS, TIME):
                 length = {"images": images} if kind == STEPS else {"seconds": seconds}
-                at = HOME / "benchmarks" / f"plans-of-{n}-{kind.replace(' ', '-')}.png"
+                at = HOME / "benchmarks" / f"pool-of-{n}-{kind.replace(' ', '-')}.png"
                 futures[kind, n] = pool.submit(run, ONE_STEP, SEED, scale, folder, at, *more, **length)
         scores = {key: future.result() for key, future in futures.items()}
     for (kind, n), told in scores.items():
         print(
-            f"  {kind}, plans of {n}: FID {told['fid']:.2f}, {told['images']:,.0f} images, {told['cpu_seconds']:.0f} s"
+            f"  {kind}, pool of {n}: FID {told['fid']:.2f}, {told['images']:,.0f} images, {told['cpu_seconds']:.0f} s"
         )
     found = {key: told["fid"] for key, told in scores.items()}
     print(table(rows(found, pools, images, minutes)))

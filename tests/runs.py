@@ -130,7 +130,7 @@ JOBS: dict[str, dict[str, Any]] = {
             "features": [{"network": "pixels", "side": 6}],
             "distance": {"kind": "sinkhorn-divergence", "epsilon": 0.05},
             "self_term": "two-batch",
-            "pool": 64,
+            "pool": 32,
             "condition_weight": 2,
             "plans": "local",
         },

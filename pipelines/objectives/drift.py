@@ -1,4 +1,4 @@
-"""The directions in which generated points move to come nearer to real ones, along transport plans."""
+"""Directions that move generated points towards real ones, computed from transport plans."""
 
 from __future__ import annotations
 
@@ -22,18 +22,16 @@ from pipelines.transport.precision import in_full_precision
 
 @dataclass(frozen=True, eq=False)
 class Drift:
-    """How this rank's generated points are to move.
+    """What a set of plans says about generated points; the same on every rank.
 
     Attributes:
-        directions: (k, d), of each point.
-        squares: mean of their squared lengths over all ranks' points, (): 0 where generated and real points are one.
-        cost: of the plans to real points.
+        squares: mean squared length of the directions over all ranks' points, before normalisation, ().
+        cost: mean cost of the plans to real points.
         within: cost of the plan among generated points; None where there is none.
         waited, solved: seconds until all plans were there, and milliseconds of their solvers.
         relative_gap: the largest of the plans.
     """
 
-    directions: Points
     squares: Float[Tensor, ""]
     cost: float
     within: float | None
@@ -48,9 +46,9 @@ class Cloud:
 
     Attributes:
         points: (k, d), detached.
-        labels: the classes that were asked for, (k,).
-        places: (k,), by which all points are told apart in two halves: even and odd.
-        before: points of ranks before this one that are in the odd half.
+        labels: requested classes, (k,).
+        places: position of each point in its batch, (k,); even and odd positions form the two halves.
+        before: number of points of the odd half on lower ranks.
         total: points of all ranks.
     """
 
@@ -64,17 +62,17 @@ class Cloud:
 class Drifts:
     """Follows the gradient of the distance between generated and real points.
 
-    With the plans held fixed (envelope theorem, Peyré & Cuturi 2019, prop. 9.2) minus half of a point's gradient is the
-    mean of the real points that its row of the plan gives it, less the mean of the generated points that a plan among
-    generated points gives it. The second term keeps them apart. It is that of the Sinkhorn divergence (Feydy et al.
-    2019, eq. 3) where points are compared with themselves; where one half of them is compared with the other, both
-    plans are between points that have not met, and the bias of finite batches cancels where there are as many real
-    points as points in a half.
+    With the plans held fixed (envelope theorem, Peyré & Cuturi 2019, prop. 9.2) the negative gradient of a point is
+    proportional to the mean of the real points that its row of the plan gives it, minus the mean of the generated
+    points that a plan among generated points gives it. The second term keeps them apart. It is that of the Sinkhorn
+    divergence (Feydy et al. 2019, eq. 3) where points are compared with themselves; where one half of them is compared
+    with the other, both plans are between points that have not met, and the bias of finite batches cancels where there
+    are as many real points as points in a half.
 
     Args:
         spec: distance and self term.
         planner: who solves the plans, which are between all ranks' points.
-        features: the points are of.
+        features: map from images to points.
         reals: points of the training images.
         classes: of a conditional generator; 0 of another.
     """
@@ -89,8 +87,8 @@ class Drifts:
         self._classes = classes
 
     @in_full_precision
-    def of(self, step: int, cloud: Cloud, chosen: Int64[Tensor, " l"]) -> Drift:
-        """The drift of this rank's points; every rank calls it.
+    def of(self, step: int, cloud: Cloud, chosen: Int64[Tensor, " l"]) -> tuple[Points, Drift]:
+        """Directions of this rank's points, (k, d), and what the plans say; every rank calls it.
 
         Args:
             step: whose samples the points are; no two calls of a job share it.
@@ -102,7 +100,7 @@ class Drifts:
             TransportError: a plan cannot be solved.
         """
         real, target = self._reals.take(chosen)
-        halves = self._halves(cloud.places)
+        halves = self._halves(cloud)
         sides = [cloud.points[half] for half in halves]
         ends = [self._features.reduced(side) for side in sides]
         if self._spec.condition_weight:
@@ -126,8 +124,7 @@ class Drifts:
         if self._spec.normalise:
             directions = directions * (squares + 1e-12).rsqrt()
         costs = [block.certificate.primal for block in blocks]
-        return Drift(
-            directions,
+        return directions, Drift(
             squares,
             cost=sum(costs[: len(ends)]) / len(ends),
             within=costs[-1] if len(costs) > len(ends) else None,
@@ -136,11 +133,11 @@ class Drifts:
             relative_gap=max(block.certificate.relative_gap for block in blocks),
         )
 
-    def _halves(self, places: Tensor) -> list[Tensor]:
+    def _halves(self, cloud: Cloud) -> list[Tensor | slice]:
         """Which of the points are compared with one another: all, or those of each half."""
         if self._spec.self_term == "same-batch":
-            return [torch.arange(len(places), device=places.device)]
-        return [torch.nonzero(places % 2 == half).flatten() for half in (0, 1)]
+            return [slice(None)]
+        return [torch.nonzero(cloud.places % 2 == half).flatten().to(cloud.points.device) for half in (0, 1)]
 
     @property
     def _has_self_term(self) -> bool:

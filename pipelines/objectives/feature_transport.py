@@ -14,7 +14,7 @@ from pipelines.models.network import Generator
 from pipelines.models.normalisation import GlobalBatchNorm
 from pipelines.objectives.drift import Cloud, Drift, Drifts
 from pipelines.objectives.features import Features, RealPoints
-from pipelines.objectives.phase import Loss, Phase, Step
+from pipelines.objectives.phase import POOL, Loss, Phase, Step
 from pipelines.randomness import step_generator
 from pipelines.spec import TransportSpec
 from pipelines.transport.planner import Planner
@@ -22,14 +22,14 @@ from pipelines.transport.planner import Planner
 
 @dataclass(frozen=True, eq=False)
 class _Pool:
-    """Samples whose plans were solved at once, this rank's of each of the steps that train on them.
+    """Samples whose plans were solved together: this rank's share for each step that trains on them.
 
     Attributes:
         number: of the pool.
         latents: (steps, k, latent).
-        labels: (steps, k).
-        targets: where the points of the samples are to move, (steps, k, d).
-        drift: by which they were found.
+        labels: requested classes, (steps, k).
+        targets: where the points of the samples should move, (steps, k, d).
+        drift: what the plans say.
     """
 
     number: int
@@ -46,11 +46,12 @@ class FeatureTransport:
     :class:`Drifts`. The batch is global: plans are between all ranks' samples and all real images, whichever rank holds
     them.
 
-    Plans may be between many more samples than a batch: a *pool* of them is drawn without gradient, by a copy of the
+    Plans can be between many more samples than a batch: a *pool* of them is drawn without gradient, by a copy of the
     generator, and its plans are solved once. The steps that follow train on the samples of the pool, a batch at a time,
-    and bring their points to where the drift of the pool moves them (squared distance to a fixed target, as W-Flow,
-    arXiv 2605.11755). A pool costs one more forward pass for each sample, and memory for the points of all of its
-    samples. The copy is saved with the generator, so that a resumed run computes the same targets.
+    and move their points to where the drift of the pool takes them (squared distance to a fixed target, as in W-Flow,
+    arXiv 2605.11755). A pool costs one more forward pass for each sample, and memory for the points of its samples and
+    for dense plans between them. The copy is saved with the generator, so that a resumed run computes the same targets
+    (on another number of workers, up to rounding).
 
     Args:
         spec: distance, self term, and numbers of samples and of real images.
@@ -73,7 +74,7 @@ class FeatureTransport:
         self.networks: dict[str, nn.Module] = {"generator": generator}
         self._pool: _Pool | None = None
         if spec.pool is not None:
-            self.networks["pool"] = self._copy = _frozen(generator)
+            self.networks[POOL] = self._copy = _Copy(generator)
         self.phases = [Phase("generator", generator, self._loss if spec.pool is None else self._pooled_loss)]
 
     def _loss(self, step: Step) -> Loss:
@@ -81,14 +82,14 @@ class FeatureTransport:
         samples = self.generator(step.normal("latents", self.generator.latent), self.generator.asked(labels))
         points = self.features(samples)
         cloud = Cloud(points.detach(), labels, _places(step), step.share.start // 2, step.batch)
-        drift = self.drifts.of(step.index, cloud, chosen)
-        return _told(-2 * (points * drift.directions).sum() / step.batch, drift)
+        directions, drift = self.drifts.of(step.index, cloud, chosen)
+        return _told(-2 * (points * directions).sum() / step.batch, drift)
 
     def _compared(self, step: Step) -> tuple[Tensor, Tensor]:
-        """The classes that this rank's samples are asked for, and the places of its real images.
+        """Classes of this rank's samples, and places of its real images in the training split.
 
-        Both sides of a plan hold the classes in the same shares: otherwise some mass must pay for changing its class,
-        and Sinkhorn's algorithm takes long to find which.
+        Both sides of a plan hold the classes in the same shares. If the shares differ, some mass has to change its
+        class, and Sinkhorn's algorithm needs many more iterations.
         """
         if self.spec.reals is not None:
             drawn = self._drawn(step.seed, step.index, self.spec.reals)
@@ -96,15 +97,15 @@ class FeatureTransport:
             return asked, drawn[_own(self.spec.reals)]
         if not self.generator.conditions or self._halves == 1:
             return step.labels, step.indices
-        even = _places(step) % 2 == 0
-        return gather_rows(step.labels)[_places(step) // 2 * 2], step.indices[even.cpu()]
+        places = _places(step)
+        return gather_rows(step.labels)[places // 2 * 2], step.indices[places % 2 == 0]
 
     @property
     def _halves(self) -> int:
         return 2 if self.spec.self_term == "two-batch" else 1
 
     def _asked(self, drawn: Tensor, samples: int) -> Tensor:
-        """Classes of so many samples, (samples,), in the shares of these real images, in each half of them."""
+        """Classes for this many samples, (samples,), in the same shares as the real images, within each half."""
         return self.reals.labels(drawn[torch.arange(samples) // self._halves % len(drawn)])
 
     def _pooled_loss(self, step: Step) -> Loss:
@@ -112,8 +113,8 @@ class FeatureTransport:
         number, place = divmod(step.index, self.spec.pool // step.batch)
         new = self._pool is None or self._pool.number != number
         if new:
-            if place == 0:
-                self._copy.load_state_dict(self.generator.state_dict())
+            self._pool = None  # two pools at a time would take twice the memory
+            self._copy.follow(self.generator, number, self.spec.pool, step.batch, step.seed)
             self._pool = self._drawn_pool(step, number)
         assert self._pool is not None
         pool = self._pool
@@ -123,7 +124,7 @@ class FeatureTransport:
 
     @torch.no_grad()
     def _drawn_pool(self, step: Step, number: int) -> _Pool:
-        """The samples of a pool by the copy of the generator, and where they are to move; every rank calls it."""
+        """The samples of a pool by the copy of the generator, and their targets; every rank calls it."""
         assert self.spec.pool is not None
         steps, device = self.spec.pool // step.batch, step.images.device
         reals = self.spec.reals or self.spec.pool // self._halves
@@ -134,17 +135,17 @@ class FeatureTransport:
         latents = noise.unflatten(0, (steps, -1))[:, step.share].to(device)
         labels = self._asked(drawn, self.spec.pool).unflatten(0, (steps, -1))[:, step.share]
         found = [
-            self.features(self._copy(own, self._copy.asked(classes)))
+            self.features(self._copy(own, self.generator.asked(classes)))
             for own, classes in zip(latents, labels, strict=True)
         ]
         points = torch.cat(found)
         odd_before = steps * (step.share.start // 2)
         cloud = Cloud(points, labels.flatten(), _places(step).repeat(steps), odd_before, self.spec.pool)
-        drift = self.drifts.of(step.index, cloud, drawn[_own(reals)])
-        return _Pool(number, latents, labels, (points + drift.directions).unflatten(0, (steps, -1)), drift)
+        directions, drift = self.drifts.of(step.index, cloud, drawn[_own(reals)])
+        return _Pool(number, latents, labels, (points + directions).unflatten(0, (steps, -1)), drift)
 
     def _drawn(self, seed: int, number: int, count: int) -> Tensor:
-        """Places of real images that are drawn from the whole training split, for all ranks, (count,)."""
+        """Places of real images drawn from the whole training split, for all ranks, (count,)."""
         return torch.randint(len(self.reals), (count,), generator=step_generator(seed, number, "real images"))
 
 
@@ -153,7 +154,7 @@ def _own(count: int) -> slice:
 
 
 def _places(step: Step) -> Tensor:
-    return torch.arange(step.share.start, step.share.stop, device=step.images.device)
+    return torch.arange(step.share.start, step.share.stop)
 
 
 def _told(loss: Tensor, drift: Drift, solved_now: bool = True) -> Loss:
@@ -170,11 +171,31 @@ def _told(loss: Tensor, drift: Drift, solved_now: bool = True) -> Loss:
     return Loss(loss, sums, {"plan_relative_gap": drift.relative_gap})
 
 
-def _frozen(generator: Generator) -> Generator:
-    """A copy that normalises by the batch that it is given, as in training, and that no sample changes."""
-    made = copy.deepcopy(generator).requires_grad_(False).eval()
-    for module in made.modules():
-        if isinstance(module, GlobalBatchNorm):
-            module.train()
-            module.track_running_stats = False
-    return made
+class _Copy(nn.Module):
+    """A generator as it was when a pool was drawn.
+
+    It normalises by the batch it is given, as in training, and its buffers do not change. It remembers the pool that it
+    was copied for: a resumed run draws the same pool again, and a run with other pools copies anew.
+    """
+
+    drawn: Tensor
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = copy.deepcopy(generator).requires_grad_(False).eval()
+        for module in self.generator.modules():
+            if isinstance(module, GlobalBatchNorm):
+                module.train()
+                module.track_running_stats = False
+        self.register_buffer("drawn", torch.full((4,), -1, device=next(generator.parameters()).device))
+
+    def follow(self, generator: Generator, *pool: int) -> None:
+        """Take the weights as they are now, unless they are those for this pool already."""
+        if self.drawn.tolist() != list(pool):
+            self.generator.load_state_dict(generator.state_dict())
+            self.drawn.copy_(torch.tensor(pool))
+
+    def forward(self, latents: Tensor, conditions: Tensor | None) -> Tensor:
+        """Samples, (b, latent) → (b, c, h, w)."""
+        samples: Tensor = self.generator(latents, conditions)
+        return samples

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from pipelines.randomness import step_generator
 from pipelines.spec import OptimizerSpec
 
+POOL = "pool"
+"""Among the networks of an objective, the name of a copy of the served one, by which pools of samples are drawn."""
+
 
 @dataclass(frozen=True, eq=False)
 class Step:

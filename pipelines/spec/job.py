@@ -174,6 +174,15 @@ class JobSpec(Section):
             )
         if objective.pool is not None and objective.pool % self.train.batch:
             raise ValueError(f"objective.pool {objective.pool} is not a multiple of train.batch {self.train.batch}")
+        if objective.pool is not None and objective.pool > self.train.images:
+            raise ValueError(
+                f"objective.pool {objective.pool} is larger than train.images {self.train.images}: the job would end "
+                "before a second pool; train on many pools"
+            )
+        if objective.self_term == "two-batch" and self.train.batch % 2 and (objective.pool or conditional):
+            raise ValueError(
+                f"train.batch {self.train.batch} is odd, while objective.self_term two-batch needs two equal halves"
+            )
         if objective.reals is not None and objective.reals < self.workers.count:
             raise ValueError(
                 f"objective.reals {objective.reals} leaves some of {self.workers.count} workers without images"

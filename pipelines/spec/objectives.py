@@ -145,22 +145,22 @@ class TransportSpec(Section):
     self_term: Literal["same-batch", "two-batch"] = Field(
         default="same-batch",
         description="in features, what samples are compared with to keep them apart: themselves, or each half of them "
-        "with the other, which they have not met either; the bias of finite batches cancels then where reals is half "
-        "of train.batch",
+        "with the other half; the bias of finite batches cancels when reals equals the number of samples in a half",
     )
     pool: int | None = Field(
         default=None,
         ge=1,
-        le=65536,
-        description="in features, samples in each plan, a multiple of train.batch: plans are solved once for "
-        "pool / train.batch steps; by default for each step, between the samples that it trains on",
+        le=16384,
+        description="in features, number of samples generated at once, a multiple of train.batch: their plans are "
+        "solved once and used for pool / train.batch steps; with self_term two-batch, each plan holds half of them. By "
+        "default, plans are solved at every step, between the samples of that step",
     )
     reals: int | None = Field(
         default=None,
         ge=1,
         le=65536,
-        description="in features, real images in each plan; by default train.batch, or as many as samples where there "
-        "is a pool or the model is conditional",
+        description="in features, real images in each plan; by default train.batch; with a pool or a conditional "
+        "model, as many as there are samples in each plan",
     )
     condition_weight: float = Field(
         default=0.0,
@@ -196,6 +196,11 @@ class TransportSpec(Section):
                 raise ValueError(
                     f"distance.epsilon {self.distance.epsilon:g} in features, where the mean cost between two real "
                     "images is 1; use about 0.01"
+                )
+            if self.pool is not None and self.normalise:
+                raise ValueError(
+                    f"normalise with pool {self.pool}: the samples of a pool move to fixed targets, whose distance is "
+                    "not free; leave one of them out"
                 )
             return self
         for name in ("self_term", "pool", "reals", "condition_weight", "components", "normalise"):

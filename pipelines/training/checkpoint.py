@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from pipelines.errors import CheckpointError
+from pipelines.objectives.phase import POOL
 from pipelines.spec import JobSpec
 from pipelines.training.optimizer import SLOTS
 from pipelines.training.state import TrainState
@@ -81,13 +82,18 @@ def load_origin(state: TrainState, folder: Path, spec: JobSpec) -> None:
     """Put the saved state of another run into a freshly started one, in place: a run of ``spec`` that goes on from it.
 
     The specs of both may differ in all that leaves the state's shapes: durations, rates, batch, seed, data. Without an
-    average in the checkpoint, the average begins at its weights.
+    average in the checkpoint, the average begins at its weights. One of them may draw pools of samples and the other
+    one not.
 
     Raises:
         CheckpointError: a file is missing or damaged; networks, shapes of tensors or kinds of optimizers differ.
         SpecError: the checkpoint has seen ``spec.train.images`` images already.
     """
     numbers, tensors = _read(folder)
+    if POOL not in state.networks:
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(f"networks/{POOL}/")}
+    elif not _under(f"networks/{POOL}", tensors):
+        tensors |= {f"networks/{POOL}/{name}": value for name, value in state.networks[POOL].state_dict().items()}
     _require_fit(state, folder, numbers, tensors)
     spec.require_more(numbers["images"])
     if not _under("average", tensors):

@@ -185,6 +185,23 @@ def test_faults_of_a_coupling_are_told_by_their_path_in_the_file(coupling: Any, 
         (
             {
                 "model": {"kind": "conv-generator"},
+                "objective": {"kind": "transport", "features": [{}], "pool": 32},
+                "train": {"images": 31, "batch": 16},
+            },
+            "objective.pool 32 is larger than train.images 31: the job would end before a second pool; train on many "
+            "pools",
+        ),
+        (
+            {
+                "model": {"kind": "conv-generator"},
+                "objective": {"kind": "transport", "features": [{}], "self_term": "two-batch", "pool": 10},
+                "train": {"images": 31, "batch": 5},
+            },
+            "train.batch 5 is odd, while objective.self_term two-batch needs two equal halves",
+        ),
+        (
+            {
+                "model": {"kind": "conv-generator"},
                 "objective": {"kind": "transport", "features": [{}], "reals": 1},
             },
             "objective.reals 1 leaves some of 2 workers without images",
@@ -250,6 +267,7 @@ def test_sections_belong_together(sections: dict[str, Any], message: str) -> Non
         ({"self_term": "two-batch"}, "self_term two-batch without features"),
         ({"reals": 8}, "reals 8 without features"),
         ({"pool": 8}, "pool 8 without features"),
+        ({"features": [{}], "pool": 8, "normalise": True}, "normalise with pool 8"),
         ({"normalise": True}, "normalise True without features"),
         ({"features": [{}], "distance": {"kind": "sliced"}}, "distance sliced in features"),
         ({"features": [{}], "cost": "cosine"}, "cost 'cosine' in features"),

@@ -163,7 +163,13 @@ def test_a_generator_is_trained_in_features_that_another_job_has_learned(
     assert "registering features@live" in output
     features = "[{network: pixels, side: 10}, {network: features, layer: 1}, {network: features}]"
     fields = ("name=told", "model={kind: biggan, latent: 12, width: 4}", f"objective.features={features}")
-    more = ("objective.condition_weight=2", "train.images=2048", "train.batch=64", "evaluation.samples=100")
+    more = (
+        "objective.condition_weight=2",
+        "train.images=2048",
+        "train.batch=64",
+        "objective.pool=256",
+        "evaluation.samples=100",
+    )
     output = submit("one-step", *fields, *more)
     assert "registering told@live" in output
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from benchmarks.attributes import learn, rare
+from benchmarks.attributes import learn, rare, readable
 from benchmarks.modes import modes
 from benchmarks.pools import STEPS, TIME, rows
 from pipelines.models.classifiers import Perceptron
@@ -16,6 +16,17 @@ def test_a_part_is_rare_that_is_seen_less_than_a_fifth_as_often_as_it_was_drawn(
     assert rare(found, 3) == [2]
     assert rare(found, 4) == [3]
     assert rare(torch.cat([found, torch.tensor([2, 2])]), 3) == []
+
+
+def test_a_part_can_be_read_that_is_found_where_it_is_and_rarely_elsewhere() -> None:
+    shown = torch.arange(3).repeat_interleave(100)
+    assert readable(shown, shown, 3) == [0, 1, 2]
+    blind = shown.clone()
+    blind[:30] = 1  # of the first part 30 are not found, and as many are mistaken for the second
+    assert readable(blind, shown, 3) == [2]
+    few = shown.clone()
+    few[:10] = 1
+    assert readable(few, shown, 3) == [0, 1, 2]
 
 
 def test_a_reader_learns_what_images_show() -> None:
@@ -35,9 +46,12 @@ class _Listed(Generator):
     def __init__(self, images: Tensor) -> None:
         super().__init__(ImageShape(*images.shape[1:]), 2)
         self.images = nn.Parameter(images)
+        self.given = 0
 
     def forward(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
-        return self.images[torch.arange(len(latents)) % len(self.images)]
+        places = torch.arange(self.given, self.given + len(latents))
+        self.given += len(latents)
+        return self.images[places % len(self.images)]
 
 
 def test_modes_are_triples_of_digits() -> None:
@@ -51,7 +65,9 @@ def test_modes_are_triples_of_digits() -> None:
     linear.bias.data[2:] = -9.0
     corners = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 1]]) * 2.0 - 1
     generator = _Listed(corners[:, :, None, None].expand(-1, -1, 2, 2).contiguous())
-    assert modes(generator, reader, 40) == 3
+    assert modes(generator, reader, 40) == (3, 3)
+    once = torch.cat([generator.images[:2].repeat(3000, 1, 1, 1), generator.images[2:3]]).detach()
+    assert modes(_Listed(once), reader, 6001) == (2, 3)
 
 
 def test_rows_compare_plans_at_equal_steps_and_at_equal_time() -> None:

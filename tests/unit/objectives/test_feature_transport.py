@@ -192,6 +192,21 @@ def test_both_sides_of_a_plan_hold_the_classes_in_the_same_shares(striped: Shard
         assert torch.equal((asked[0].x[:, -1] > 0).long(), made.reals.labels(drawn))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"self_term": "two-batch"}, {"distance": {"kind": "exact"}}, {"self_term": "two-batch", "reals": 20}],
+)
+def test_each_step_of_a_pool_moves_its_own_samples(striped: ShardedDataset, fields: dict[str, Any]) -> None:
+    """A generator that has not moved is as far from all of the targets as the drift is long."""
+    made, step = objective_of(striped, classes=2, condition_weight=2, pool=3 * BATCH, **fields)
+    generator = ConvGenerator(striped.image, LATENT, 4, conditions=2)
+    pooled = FeatureTransport(made.spec, generator, LocalPlanner(), made.features, made.reals)
+    losses = [pooled.phases[0].loss(replace(step, index=index)) for index in range(3)]
+    drift = float(losses[0].sums["drift"])
+    assert sum(float(loss.total.detach()) for loss in losses) / 3 == pytest.approx(drift, rel=1e-4)
+    assert drift > 0
+
+
 def test_a_pool_leaves_the_generator_as_it_was(striped: ShardedDataset) -> None:
     """Neither its weights nor its moving statistics follow samples that are drawn for plans alone."""
     spec = job("pooled-transport")

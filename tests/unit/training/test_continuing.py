@@ -38,7 +38,7 @@ def continued(spec: JobSpec, data: ShardedDataset, origin: Path) -> TrainState:
     return run.start(spec, data, LocalPlanner(), CPU, origin=origin)[1]
 
 
-@pytest.mark.parametrize("kind", ["mlp", "resnet", "gan", "learned-transport", "pool-flow"])
+@pytest.mark.parametrize("kind", ["mlp", "resnet", "gan", "learned-transport", "pool-flow", "pooled-transport"])
 def test_more_images_give_the_bits_of_one_longer_run(tmp_path: Path, data: ShardedDataset, kind: str) -> None:
     longer = constant(kind, images=96)
     objective, whole = start(longer, data)
@@ -76,6 +76,26 @@ def test_with_another_batch_the_place_in_the_data_is_that_of_the_images_seen(
     assert (state.step, state.images) == (2, 96)
     go_on(wider, data, objective, state)
     assert (state.step, state.images) == (3, 144)
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 32), (64, None), (64, 96), (64, 32)])
+def test_a_run_with_other_pools_draws_them_by_the_weights_of_the_origin(
+    tmp_path: Path, data: ShardedDataset, before: int | None, after: int | None
+) -> None:
+    def pooled(pool: int | None, images: int) -> JobSpec:
+        spec = constant("pooled-transport", images=images)
+        return spec.model_copy(update={"objective": spec.objective.model_copy(update={"pool": pool})})
+
+    # After 5 steps, within a pool of 6 steps and of 2.
+    origin = trained(tmp_path, pooled(before, 80), data)
+    objective, state = run.start(pooled(after, 96), data, LocalPlanner(), CPU, origin=origin)
+    weights = {name: value.clone() for name, value in state.networks["generator"].state_dict().items()}
+    go_on(pooled(after, 96), data, objective, state)
+    assert (state.step, state.images) == (6, 96)
+    assert ("pool" in state.networks) == (after is not None)
+    if after is not None:
+        copied = state.networks["pool"].generator.state_dict()  # type: ignore[operator, union-attr]
+        assert all(torch.equal(value, weights[name]) for name, value in copied.items())
 
 
 def test_an_average_that_the_origin_has_not_begins_at_its_weights(tmp_path: Path, data: ShardedDataset) -> None:
