@@ -37,6 +37,8 @@ ASKED, COVERED = 0.95, 0.9
 """Least shares of samples that are of the set that was asked for, and of parts that are seen."""
 
 SAMPLES = 6_000
+NAMED = 10
+"""Parts that are listed by name."""
 
 ROWS, STEPS = 4, 6
 """Of a picture of paths: noises, and images on the way from one set to the next, both included."""
@@ -128,7 +130,7 @@ def judged(config: str, quick: bool, folder: Path) -> list[Row]:
         print(
             f"  {config}, {name}: {found.covered} of {found.parts} parts; missing: {', '.join(found.missing) or 'none'}"
         )
-        print(f"    not read: {', '.join(found.unread) or 'none'}", flush=True)
+        print(f"    {len(found.unread)} parts cannot be read: {', '.join(found.unread[:NAMED])}", flush=True)
         covered, parts = covered + found.covered, parts + found.parts
     missing = 100 * (1 - covered / max(parts, 1))
     rows.append(
