@@ -58,4 +58,4 @@ def test_a_short_run_of_all_rows(tmp_path: Path) -> None:
     assert list(found) == list(ROWS)
     assert "short runs on small images" in done.stdout
     assert len({row["extractor"] for row in found.values()}) == 2  # the same for all that it judges, none for others
-    assert len(list((tmp_path / ".monge" / "benchmarks").glob("*.png"))) == 12
+    assert len(list((tmp_path / ".monge" / "benchmarks").glob("*.png"))) == 14

@@ -33,6 +33,7 @@ CERTIFICATE = Certificate(1.0, 1.0, 0.0, 1, True, "fixed", 0.0)
 
 READS = {
     "sliced-generator": 1,  # whether the samples are finite
+    "characters": 1,  # once a pool, whether the copy of the generator is of this one
     "sinkhorn-generator": 7,  # the same, and whether both sides of its three problems are
 }
 """Times that a step of a config waits for its device, besides those for its plans; 0 where nothing is said."""
