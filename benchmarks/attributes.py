@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.data.sources.characters import CharacterSource, open_characters
+from pipelines.data.sources.parts import Category
 from pipelines.models.bundle import to_float
 from pipelines.spec import CharacterSet, CharactersSpec, DataSpec
 
@@ -111,14 +112,26 @@ def learn(images: Tensor, parts: Tensor, counts: list[int], epochs: int) -> Read
     return reader
 
 
-def coverage(
-    samples: Tensor, data: DataSpec, name: CharacterSet, cache: Path, count: int = 12_000, epochs: int = 6
-) -> Coverage:
-    """How many of the parts of a set are seen in samples of it.
+@dataclass(frozen=True, eq=False)
+class Examined:
+    """A reader of one set, and what it reads reliably.
+
+    Attributes:
+        reader: of the set.
+        categories: of the set.
+        reliable: for each category, the parts that it reads.
+    """
+
+    reader: Reader
+    categories: tuple[Category, ...]
+    reliable: tuple[list[int], ...]
+
+
+def examine(data: DataSpec, name: CharacterSet, cache: Path, count: int = 12_000, epochs: int = 6) -> Examined:
+    """Train a reader of one set, and test it.
 
     Args:
-        samples: (n, 3, s, s) uint8.
-        data: of the characters that the generator learned from.
+        data: of the characters that generators learn from.
         name: of the set.
         cache: folder of downloads.
         count: characters that the reader learns from; it is tested on a fifth of as many others.
@@ -128,17 +141,23 @@ def coverage(
     counts = [len(category.parts) for category in categories]
     reader = learn(*composed(data, name, count, SEEDS[0], cache), counts, epochs)
     images, parts = composed(data, name, max(count // 5, 1), SEEDS[1], cache)
-    told, found = reader.read(images), reader.read(samples)
-    missing, unread, total = [], [], 0
-    for place, (category, number) in enumerate(zip(categories, counts, strict=True)):
-        reliable = readable(told[:, place], parts[:, place], number)
-        scarce = rare(found[:, place], number)
+    told = reader.read(images)
+    reliable = tuple(readable(told[:, place], parts[:, place], number) for place, number in enumerate(counts))
+    return Examined(reader, categories, reliable)
+
+
+def coverage(samples: Tensor, examined: Examined) -> Coverage:
+    """How many of the parts of a set are seen in samples of it, (n, 3, s, s) uint8."""
+    found = examined.reader.read(samples)
+    missing, unread = [], []
+    for place, (category, reliable) in enumerate(zip(examined.categories, examined.reliable, strict=True)):
+        scarce = rare(found[:, place], len(category.parts))
         for part, shown in enumerate(category.parts):
             if part not in reliable:
                 unread.append(f"{category.name} {shown}")
             elif part in scarce:
                 missing.append(f"{category.name} {shown}")
-        total += len(reliable)
+    total = sum(map(len, examined.reliable))
     return Coverage(total - len(missing), total, tuple(missing), tuple(unread))
 
 

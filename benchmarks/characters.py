@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import shutil
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.attributes import coverage
+from benchmarks.attributes import Examined, coverage, examine
 from benchmarks.generators import CONFIGS, CPU, HOME, picture, shards, trained
 from benchmarks.one_step import processes
 from benchmarks.report import Row, table, write_json
@@ -29,7 +30,7 @@ from pipelines.evaluation.generation import sample
 from pipelines.evaluation.judging import FeatureJudge
 from pipelines.models.bundle import Bundle, to_uint8
 from pipelines.models.network import Generator, Network
-from pipelines.spec import JobSpec, TransportSpec, load_spec
+from pipelines.spec import CharacterSet, CharactersSpec, JobSpec, TransportSpec, load_spec
 
 ENCODER, JUDGE = "features-characters", "lenet"
 GENERATORS = ("characters", "biggan")
@@ -50,8 +51,6 @@ def specified(config: str, quick: bool) -> JobSpec:
     if quick:
         data |= {"characters": data["characters"] | {"count": 600}}
     fields = [f"data={json.dumps(data)}", "workers.count=1", f"name=characters-by-{config}"]
-    if load_spec(CONFIGS / f"{config}.yaml").objective.kind == "transport":
-        fields.append("objective.plans=local")
     if quick:
         fields += ["train.images=256", "train.batch=64", "train.log_every=128"]
         fields += ["objective.pool=128"] if config == "characters" else []
@@ -99,8 +98,15 @@ def paths(bundle: Bundle, path: Path) -> None:
     path.write_bytes(encode_png(image_grid(shown.reshape(-1, *bundle.image.dims), columns=shown.shape[1])))
 
 
-def judged(config: str, quick: bool, folder: Path) -> list[Row]:
-    """What samples of a trained config show."""
+def examined(name: CharacterSet, quick: bool) -> Examined:
+    """A reader of the parts of one set."""
+    torch.set_num_threads(1)
+    learned, epochs = (200, 1) if quick else (12_000, 6)
+    return examine(specified(ENCODER, quick).data, name, HOME / "cache", learned, epochs)
+
+
+def judged(config: str, quick: bool, folder: Path, readers: Mapping[CharacterSet, Examined]) -> list[Row]:
+    """What samples of a trained config show; readers by the sets that they read, in the order of the classes."""
     torch.set_num_threads(1)
     spec = specified(config, quick)
     data = shards(spec)
@@ -123,10 +129,9 @@ def judged(config: str, quick: bool, folder: Path) -> list[Row]:
             1.0,
         )
     ]
-    learned, epochs = (200, 1) if quick else (12_000, 6)
     covered = parts = 0
-    for place, name in enumerate(data.classes):
-        found = coverage(samples[place :: len(data.classes)], spec.data, name, HOME / "cache", learned, epochs)  # type: ignore[arg-type]
+    for place, (name, reader) in enumerate(readers.items()):
+        found = coverage(samples[place :: len(readers)], reader)
         print(
             f"  {config}, {name}: {found.covered} of {found.parts} parts; missing: {', '.join(found.missing) or 'none'}"
         )
@@ -155,7 +160,9 @@ def main() -> None:
         minutes += [run.result() for run in runs]
         for config, taken in zip((ENCODER, JUDGE, *arguments.only), minutes, strict=True):
             print(f"  {config}: {f'{taken:.1f} CPU minutes' if taken else 'trained before'}", flush=True)
-        found = [pool.submit(judged, config, quick, folder) for config in arguments.only]
+        sets = (specified(ENCODER, quick).data.characters or CharactersSpec()).sets
+        readers = dict(zip(sets, pool.map(examined, sets, itertools.repeat(quick)), strict=True))
+        found = [pool.submit(judged, config, quick, folder, readers) for config in arguments.only]
         rows = [row for run in found for row in run.result()]
     print(table(rows))
     if arguments.json:

@@ -115,7 +115,8 @@ def trained(spec: JobSpec, data: ShardedDataset, networks: Mapping[str, Network]
     objective, state = start(spec, data, LocalPlanner(), CPU, networks=networks)
     started = time.perf_counter()
     with Loader(data.train, spec.train.batch, spec.seed) as batches:
-        train(spec, objective, state, batches, lambda _: Evaluation({}, {}), Teller(spec.name, spec.train.images), CPU)
+        teller = Teller(f"{spec.name}, seed {spec.seed}", spec.train.images)
+        train(spec, objective, state, batches, lambda _: Evaluation({}, {}), teller, CPU)
     return state.judged.eval(), time.perf_counter() - started
 
 

@@ -89,9 +89,10 @@ def main() -> None:
     encoder, _ = trained(of_features, data)
     images = 1_280 if quick else arguments.images
     fields = (
-        "data.channels=3", f"objective.features=[{', '.join(FEATURES)}]", "objective.plans=local",
+        "data.channels=3",
+        f"objective.features=[{', '.join(FEATURES)}]",
         f"train.ema_half_life={max(images // 20, 1)}",
-    )  # fmt: skip
+    )
     spec = specified("one-step", source, images, *fields)
     began = time.process_time()
     network, _ = trained(spec, data, {"fashion-mnist-features": encoder})
@@ -99,7 +100,7 @@ def main() -> None:
     assert isinstance(network, Generator)
     picture(network, HOME / "benchmarks" / "stacked-digits.png")
     found, seen = modes(network, reader, 2_000 if quick else SAMPLES)
-    print(f"  {found} modes after {minutes:.1f} CPU minutes, {seen} of them and others in single samples")
+    print(f"  {found} modes after {minutes:.1f} CPU minutes; {seen} if a single sample were enough")
     print(f"  the reader is right about {right:.3f} of held-out digits")
     missing, allowed = max(MODES - found, 0.1), MODES - BAR
     rows = [Row("one step: modes of 1,000 that are missing", missing, allowed, "limit", "modes", 1.0)]

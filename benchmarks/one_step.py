@@ -21,8 +21,20 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.generators import ADVERSARIES, CONFIGS, CPU, FULL, HOME, QUICK, Scale, Teller, picture, shards, spec_of
-from benchmarks.generators import trained as trained_network
+from benchmarks.generators import (
+    ADVERSARIES,
+    CONFIGS,
+    CPU,
+    FULL,
+    HOME,
+    QUICK,
+    Scale,
+    Teller,
+    picture,
+    shards,
+    spec_of,
+    trained,
+)
 from benchmarks.report import Row, table, write_json
 from pipelines.data.loader import Loader, ShardedDataset
 from pipelines.evaluation.features import ClassifierFeatures
@@ -33,7 +45,6 @@ from pipelines.models.network import Network
 from pipelines.spec import JobSpec, TransportSpec, load_spec
 from pipelines.training.loop import train
 from pipelines.training.run import start
-from pipelines.training.state import TrainState
 from pipelines.transport.planner import LocalPlanner
 
 ONE_STEP, ENCODER, REFERENCE = "one-step", "features-fashion-mnist", "lenet-fashion-mnist"
@@ -51,10 +62,7 @@ LEAST_SHARE = 0.7
 
 def specified(config: str, scale: Scale, *more: str) -> JobSpec:
     """A config on the data of this run, in one process."""
-    spec = load_spec(CONFIGS / f"{config}.yaml", [*scale.data, "workers.count=1", *more])
-    if getattr(spec.objective, "plans", "local") == "local":
-        return spec
-    return load_spec(CONFIGS / f"{config}.yaml", [*scale.data, "workers.count=1", "objective.plans=local", *more])
+    return load_spec(CONFIGS / f"{config}.yaml", [*scale.data, "workers.count=1", *more])
 
 
 def affordable(spec: JobSpec, seconds: float, data: ShardedDataset, encoder: Bundle) -> int:
@@ -92,12 +100,13 @@ def run(
     images = images or affordable(specified(config, scale, *fields), seconds, data, encoder)
     length = {"images": images, "log_every": max(images // 5, 1), "ema_half_life": max(images // 20, 1)}
     spec = specified(config, scale, *fields, *(f"train.{name}={value}" for name, value in length.items()))
-    state, spent = _train(spec, data, encoder)
-    network = state.judged.eval()
+    began = time.process_time()
+    network, _ = trained(spec, data, _networks(spec, encoder))
+    spent = time.process_time() - began
     reference = Bundle.load(folder / REFERENCE)
     judge = FeatureJudge(ClassifierFeatures("reference", reference), data.train, data.test, scale.samples, 0)
-    picture(network, picture_at)  # type: ignore[arg-type]
-    return judge.scores(network) | {"cpu_seconds": spent, "images": float(spec.train.images)}  # type: ignore[arg-type]
+    picture(network, picture_at)
+    return judge.scores(network) | {"cpu_seconds": spent, "images": float(spec.train.images)}
 
 
 def learn(config: str, seed: int, scale: Scale, images: int, folder: Path) -> float:
@@ -106,7 +115,7 @@ def learn(config: str, seed: int, scale: Scale, images: int, folder: Path) -> fl
     spec = spec_of(config, scale, images, f"seed={seed}", "train.ema_half_life=null")
     data = shards(spec)
     began = time.process_time()
-    network, _ = trained_network(spec, data)
+    network, _ = trained(spec, data)
     spent = time.process_time() - began
     name = config if config == REFERENCE else f"{config}-{seed}"
     Bundle(network, spec.model, data.image, data.classes).save(folder / name)
@@ -131,15 +140,6 @@ def learn_all(pool: ProcessPoolExecutor, scale: Scale, seeds: Sequence[int], fol
 def _networks(spec: JobSpec, encoder: Bundle) -> dict[str, Network]:
     names: Sequence[str] = spec.objective.registered if isinstance(spec.objective, TransportSpec) else ()
     return dict.fromkeys(names, encoder.network)
-
-
-def _train(spec: JobSpec, data: ShardedDataset, encoder: Bundle) -> tuple[TrainState, float]:
-    began = time.process_time()
-    objective, state = start(spec, data, LocalPlanner(), CPU, networks=_networks(spec, encoder))
-    with Loader(data.train, spec.train.batch, spec.seed) as batches:
-        teller = Teller(f"{spec.name}, seed {spec.seed}", spec.train.images)
-        train(spec, objective, state, batches, lambda _: Evaluation({}, {}), teller, CPU)
-    return state, time.process_time() - began
 
 
 def _costs(spec: JobSpec, data: ShardedDataset, encoder: Bundle) -> tuple[float, float]:

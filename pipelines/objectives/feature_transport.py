@@ -93,7 +93,7 @@ class FeatureTransport:
         """
         if self.spec.reals is not None:
             drawn = self._drawn(step.seed, step.index, self.spec.reals)
-            asked = self._asked(drawn, step.batch)[step.share]
+            asked = self._asked(drawn, step.batch)[step.share] if self.generator.conditions else step.labels
             return asked, drawn[_own(self.spec.reals)]
         if not self.generator.conditions or self._halves == 1:
             return step.labels, step.indices

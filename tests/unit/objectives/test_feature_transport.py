@@ -49,6 +49,17 @@ class Fixed(Generator):
         return self.samples
 
 
+class Recording(LocalPlanner):
+    """Remembers what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[Share] = []
+
+    def plan_rows(self, share: Share) -> RowBlock:
+        self.asked.append(share)
+        return super().plan_rows(share)
+
+
 def features_of(data: ShardedDataset, *specs: dict[str, Any]) -> Features:
     named = [FeatureSpec(**spec) for spec in specs]
     networks = {spec.network: AutoEncoder(data.image, 4, 6) for spec in named if spec.network != "pixels"}
@@ -146,15 +157,9 @@ def test_the_first_step_of_a_pool_follows_its_drift(striped: ShardedDataset) -> 
 
 
 def test_plans_of_a_pool_serve_its_steps(striped: ShardedDataset) -> None:
-    asked: list[Share] = []
-
-    class Planner(LocalPlanner):
-        def plan_rows(self, share: Share) -> RowBlock:
-            asked.append(share)
-            return super().plan_rows(share)
-
+    planner = Recording()
     made, step = objective_of(striped, classes=2, condition_weight=2, self_term="two-batch", pool=3 * BATCH)
-    pooled = FeatureTransport(made.spec, made.generator, Planner(), made.features, made.reals)
+    pooled = FeatureTransport(made.spec, made.generator, planner, made.features, made.reals)
     targets = []
     for index in range(6):
         sums = pooled.phases[0].loss(replace(step, index=index)).sums
@@ -163,10 +168,12 @@ def test_plans_of_a_pool_serve_its_steps(striped: ShardedDataset) -> None:
         targets.append(pooled._pool.targets)
         with torch.no_grad():
             made.generator.samples.mul_(0.9)  # type: ignore[union-attr,operator]
-    assert [share.key for share in asked] == [f"step-{n}-{name}" for n in (0, 3) for name in ("0z", "1z", "within")]
-    assert {(len(share.x), len(share.y)) for share in asked} == {(24, 24)}
+    assert [share.key for share in planner.asked] == [
+        f"step-{n}-{name}" for n in (0, 3) for name in ("0z", "1z", "within")
+    ]
+    assert {(len(share.x), len(share.y)) for share in planner.asked} == {(24, 24)}
     # In each half as many samples of a class as real images of it: none must pay for another class.
-    classes = [[share.x[:, -2:].sum(0), share.y[:, -2:].sum(0)] for share in asked]
+    classes = [[share.x[:, -2:].sum(0), share.y[:, -2:].sum(0)] for share in planner.asked]
     assert all(torch.equal(samples, images) for samples, images in classes)
     assert targets[0] is targets[2]
     assert not torch.equal(targets[2], targets[3])
@@ -174,22 +181,16 @@ def test_plans_of_a_pool_serve_its_steps(striped: ShardedDataset) -> None:
 
 @pytest.mark.parametrize("reals", [None, 8, 24])
 def test_both_sides_of_a_plan_hold_the_classes_in_the_same_shares(striped: ShardedDataset, reals: int | None) -> None:
-    asked: list[Share] = []
-
-    class Planner(LocalPlanner):
-        def plan_rows(self, share: Share) -> RowBlock:
-            asked.append(share)
-            return super().plan_rows(share)
-
+    planner = Recording()
     made, step = objective_of(striped, classes=2, condition_weight=2, self_term="two-batch", reals=reals)
-    planned = FeatureTransport(made.spec, made.generator, Planner(), made.features, made.reals)
+    planned = FeatureTransport(made.spec, made.generator, planner, made.features, made.reals)
     planned.phases[0].loss(step)
     if reals != 24:
-        assert {(len(share.x), len(share.y)) for share in asked} == {(8, 8)}
-        assert all(torch.equal(share.x[:, -2:].sum(0), share.y[:, -2:].sum(0)) for share in asked)
+        assert {(len(share.x), len(share.y)) for share in planner.asked} == {(8, 8)}
+        assert all(torch.equal(share.x[:, -2:].sum(0), share.y[:, -2:].sum(0)) for share in planner.asked)
     else:  # the first 8 of them say which classes are asked for
         drawn = planned._drawn(step.seed, step.index, reals)[:8]
-        assert torch.equal((asked[0].x[:, -1] > 0).long(), made.reals.labels(drawn))
+        assert torch.equal((planner.asked[0].x[:, -1] > 0).long(), made.reals.labels(drawn))
 
 
 @pytest.mark.parametrize(
@@ -284,16 +285,10 @@ def test_principal_components_keep_distances_and_all_of_them_keep_all(striped: S
 def test_plans_are_of_components_and_drifts_of_all_numbers(striped: ShardedDataset) -> None:
     made, step = objective_of(striped)
     few = Features(made.features.specs, {}, striped.train, striped.image, CPU, 2)
-    asked: list[Share] = []
-
-    class Planner(LocalPlanner):
-        def plan_rows(self, share: Share) -> RowBlock:
-            asked.append(share)
-            return super().plan_rows(share)
-
-    reduced = FeatureTransport(made.spec, made.generator, Planner(), few, RealPoints(few, striped.train, CPU))
+    planner = Recording()
+    reduced = FeatureTransport(made.spec, made.generator, planner, few, RealPoints(few, striped.train, CPU))
     moved = gradient(reduced, step)
-    assert {share.x.shape[1] for share in asked} == {share.y.shape[1] for share in asked} == {2}
+    assert {share.x.shape[1] for share in planner.asked} == {share.y.shape[1] for share in planner.asked} == {2}
     assert moved.abs().sum() > 0
     assert not torch.allclose(moved, gradient(made, step))
 
