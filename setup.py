@@ -1,12 +1,15 @@
-"""The native assignment solver, built once for each instruction set; pyproject.toml has everything else.
+"""The native assignment solver, built once for each instruction set, and the example specs; the rest is pyproject.toml.
 
-All of it is optional: without a C++ compiler the package installs all the same, and exact plans come from lapx.
+The solver is optional: without a C++ compiler the package installs all the same, and exact plans come from lapx.
 """
 
 import os
 import platform
+import shutil
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 SOURCES = "pipelines/transport/native"
 FLAGS = [
@@ -34,10 +37,22 @@ def solver(level: str, flags: list[str]) -> Extension:
     )
 
 
+class BuildWithConfigs(build_py):
+    """Copies ``configs/`` into the wheel; an editable installation reads them from the checkout."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "services", "configs")
+            target.mkdir(parents=True, exist_ok=True)
+            for file in [*Path("configs").glob("*.yaml"), *Path("configs").glob("*.json")]:
+                shutil.copyfile(file, target / file.name)
+
+
 extensions = []
 if os.name == "posix":
     extensions.append(solver("baseline", []))
     if platform.machine() in ("x86_64", "AMD64"):
         extensions += [solver("avx2", AVX2), solver("avx512", AVX512)]
 
-setup(ext_modules=extensions)
+setup(ext_modules=extensions, cmdclass={"build_py": BuildWithConfigs})

@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     help="Train image models on a Ray cluster, watch them in MLflow, call them behind an endpoint.\n\n"
-    "Start with `monge up`, then `monge submit configs/lenet.yaml --follow`. Add `--debug` to any command for the "
+    "Start with `monge up`, then `monge submit configs/lenet.yaml --follow`; `monge init` copies the example specs into `configs/`. Add `--debug` to any command for the "
     "traceback of an error.",
 )
 transport = typer.Typer(no_args_is_help=True, help="The optimal-transport service.")
@@ -50,6 +50,18 @@ def main() -> None:
 
 
 # The commands import what they need when they run: `monge --help` should not wait for Ray, torch and MLflow.
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to put them.")] = Path("configs"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that differ.")] = False,
+) -> None:
+    """Copy the example job specs into a folder, with the JSON schema that gives an editor completion."""
+    from services import examples
+
+    copied = examples.copy(folder, overwrite)
+    say(f"{len(copied)} job specs in {folder}/; start with: monge submit {folder / 'lenet.yaml'} --follow")
 
 
 @app.command()

@@ -30,7 +30,7 @@ def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> JobSpec:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SpecError(f"{path}: no such file", cure="see configs/ for specs to start from") from None
+        raise SpecError(f"{path}: no such file", cure="`monge init` copies specs to start from into configs/") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read: {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date such as 2024-13-01

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from pipelines.errors import MongeError, ServiceError
 from pipelines.spec import JobSpec, load_spec
+from services import examples
 from services.jobs.client import Jobs
 from services.jobs.follow import follow
 from services.jobs.states import State
@@ -24,7 +25,6 @@ from services.platform import local
 from services.platform.processes import wait_until
 from services.settings import Settings
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 SPECS: dict[str, tuple[str, ...]] = {
     "perceptron": ("perceptron.yaml", "train.evaluate_every=32000"),
     "mlp": ("mlp.yaml",),
@@ -300,7 +300,7 @@ class _Demo:
 
 def _spec(name: str) -> JobSpec:
     file, *shorter = SPECS[name]
-    return load_spec(CONFIGS / file, shorter)
+    return load_spec(examples.folder() / file, shorter)
 
 
 def _await_model(endpoint: Any, name: str) -> None:
