@@ -23,8 +23,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     help="Train image models on a Ray cluster, watch them in MLflow, call them behind an endpoint.\n\n"
-    "Start with `monge up`, then `monge submit configs/lenet.yaml --follow`; `monge init` copies the example specs into `configs/`. Add `--debug` to any command for the "
-    "traceback of an error.",
+    "Start with `monge up`, then `monge submit configs/lenet.yaml --follow`; `monge init` copies the example specs "
+    "into `configs/`. Add `--debug` to any command for the traceback of an error.",
 )
 transport = typer.Typer(no_args_is_help=True, help="The optimal-transport service.")
 app.add_typer(transport, name="transport")

@@ -42,7 +42,9 @@ class TrainSpec(Section):
         default=1, ge=1, description="parts in which each worker's share of a batch passes through the network"
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of products and convolutions in training; weights are always float32"
+        default="float32",
+        description="of matrix products and convolutions in training; weights are always float32. Devices without "
+        "instructions for bfloat16 compute in float32",
     )
     channels_last: bool = Field(default=False, description="keep images with their channels innermost in memory")
     compile: bool = Field(default=False, description="translate the networks by torch.compile; needs a C++ compiler")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -20,6 +20,7 @@ from pipelines.spec import JobSpec
 from pipelines.training.meters import Meters
 from pipelines.training.optimizer import learning_rate
 from pipelines.training.position import Position
+from pipelines.training.precision import training_precision
 from pipelines.training.standing import renew_statistics
 from pipelines.training.state import TrainState
 from pipelines.training.stopping import Stopping
@@ -73,6 +74,7 @@ def train(
     position = position or Position()
     meters = Meters(device)
     stopping = None if asked_to_stop is None else Stopping(asked_to_stop)
+    precision = training_precision(spec.train, device)
     layout = torch.channels_last if spec.train.channels_last else torch.contiguous_format
     for batch in batches:
         if state.images >= spec.train.images:
@@ -90,7 +92,7 @@ def train(
         for phase in objective.phases:
             if state.step % phase.every == 0:
                 position.step, position.doing = state.step, f"in phase {phase.name}"
-                _move(spec, phase, step, state, meters)
+                _move(spec, phase, step, state, meters, precision)
         before = state.images
         state.advance(spec.train.batch, spec.train.ema_half_life)
         meters.count(spec.train.batch)
@@ -119,16 +121,15 @@ def train(
         position.step, position.doing = state.step, "waiting for images"
 
 
-def _move(spec: JobSpec, phase: Phase, step: Step, state: TrainState, meters: Meters) -> None:
+def _move(spec: JobSpec, phase: Phase, step: Step, state: TrainState, meters: Meters, precision: torch.dtype) -> None:
     optimizer = state.optimizers[phase.name]
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(phase.optimizer or spec.optimizer, min(1.0, state.images / spec.train.images))
     optimizer.zero_grad(set_to_none=True)
-    low = spec.train.precision == "bfloat16"
     with _only(phase.module, state.networks.values()):
         parts = []
         for part in step.parts(spec.train.accumulate):
-            with torch.autocast(step.images.device.type, torch.bfloat16) if low else nullcontext():
+            with torch.autocast(step.images.device.type, precision, enabled=precision != torch.float32):
                 loss = phase.loss(part)
             loss.total.backward()
             parts.append(loss)

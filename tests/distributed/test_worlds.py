@@ -67,6 +67,10 @@ def test_all_ranks_stop_after_the_step_at_which_one_is_asked_to(ranks: list[dict
     assert [found["stopped"] for found in ranks] == [(7, 8)] * len(ranks)
 
 
+def test_all_ranks_train_in_the_same_precision(ranks: list[dict[str, Any]]) -> None:
+    assert [found["precision"] for found in ranks] == [torch.float32] * len(ranks)
+
+
 def test_alone_there_is_nobody_to_meet() -> None:
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
     rows = torch.arange(4.0).requires_grad_()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+import unittest.mock
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -29,7 +30,8 @@ from pipelines.evaluation.features import ClassifierFeatures
 from pipelines.models.bundle import Bundle
 from pipelines.models.network import Classifier
 from pipelines.objectives.phase import Loss, Phase, Step
-from pipelines.spec import JobSpec
+from pipelines.spec import JobSpec, TrainSpec
+from pipelines.training import precision
 from pipelines.training.meters import Meters
 from pipelines.training.state import TrainState
 from pipelines.training.stopping import Stopping
@@ -224,6 +226,9 @@ def collectives() -> dict[str, Any]:
     if rank == 1:
         somewhere.grad = torch.ones(2, 3)
     distributed.sum_gradients([everywhere, frozen, somewhere, nowhere])
+    # Rank 1 has no instructions for bfloat16.
+    with unittest.mock.patch.object(precision, "has_bfloat16", return_value=rank != 1):
+        agreed = precision.training_precision(TrainSpec(images=1, precision="bfloat16"), CPU)
     # Rank 1 is asked to stop at step 7, the others never.
     now, asked = 0.0, []
     stopping = Stopping(lambda: bool(asked.append(now)) or (rank == 1 and now >= 7), clock=lambda: now)
@@ -231,6 +236,7 @@ def collectives() -> dict[str, Any]:
         now += 1
     return {
         "stopped": (now, len(asked)),
+        "precision": agreed,
         "gathered": distributed.gather_rows(rows).clone(),
         "gathered numbers": distributed.gather_rows(numbers),
         "gathered images": distributed.gather_rows(torch.full((1, 1, 2, 2), rank, dtype=torch.uint8)),
