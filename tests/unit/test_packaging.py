@@ -6,6 +6,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = """
+from pathlib import Path
+from services import examples
+print(examples.__file__, *examples.copy(Path("here")))
+"""
 NEEDED = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE")
 
 
@@ -18,11 +23,7 @@ def test_a_built_package_finds_its_example_specs(tmp_path: Path) -> None:
     build = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(built)]
     subprocess.run(build, cwd=source, check=True, capture_output=True, text=True)
     found = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from pathlib import Path; from services import examples; print(examples.__file__, *examples.copy(Path('here')))",
-        ],
+        [sys.executable, "-c", SCRIPT],
         cwd=built,
         check=True,
         capture_output=True,
