@@ -11,6 +11,7 @@ from services.jobs.documents import Attempt, Event, Job, Progress
 from services.jobs.states import State
 from services.jobs.tables import AttemptRow, EventRow, JobRow, TokenRow
 from services.tokens import Role, Token
+from services.tracking.pages import run_page
 from services.training.placement import Placement
 
 
@@ -47,7 +48,7 @@ def _maybe(seconds: float | None) -> datetime | None:
 
 def job_of(row: JobRow) -> Job:
     """A job; the link to its run has yet to be completed with the address of MLflow."""
-    run = f"/#/experiments/{row.experiment_id}/runs/{row.run_id}" if row.run_id else None
+    run = run_page(row.experiment_id, row.run_id) if row.experiment_id and row.run_id else None
     return Job(
         id=row.id,
         number=row.number,

@@ -24,6 +24,7 @@ from services.locks import alone
 from services.platform import local
 from services.platform.processes import wait_until
 from services.settings import Settings
+from services.tracking.pages import EXPERIMENTS
 
 SPECS: dict[str, tuple[str, ...]] = {
     "perceptron": ("perceptron.yaml", "train.evaluate_every=32000"),
@@ -292,7 +293,8 @@ class _Demo:
         table.add_row("total", f"{sum(stage.seconds for stage in self.summary.stages):.1f}", "", "")
         self.console.print(table)
         addresses = local.Platform.read(self.home).addresses
-        for what, setting, page in (("runs and models", "mlflow_uri", ""), ("endpoint", "endpoint_url", "/docs")):
+        pages = (("runs and models", "mlflow_uri", EXPERIMENTS), ("endpoint", "endpoint_url", "/docs"))
+        for what, setting, page in pages:
             if setting in addresses:
                 self.console.print(f"  {what}: {addresses[setting]}{page}", highlight=False)
         self.console.print(f"  pictures and summary.json: {self.folder}", highlight=False, soft_wrap=True)

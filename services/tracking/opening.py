@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 EXPERIMENT = "monge"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""What MLflow's UI calls model training."""
 JOB_TAG = "monge.job"
 FINGERPRINT_TAG = "monge.fingerprint"
 DESCRIBED_TAG = "monge.described"
@@ -121,7 +123,7 @@ def _experiment(client: MlflowClient) -> str:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         try:
-            return str(client.create_experiment(EXPERIMENT))
+            return str(client.create_experiment(EXPERIMENT, tags=_KIND))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

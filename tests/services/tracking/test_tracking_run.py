@@ -33,6 +33,8 @@ def test_a_run_carries_the_spec_as_parameters_tags_and_file(uri: str, tmp_path: 
     assert stored.data.tags["monge.job"] == "job-1"
     assert stored.data.tags["monge.fingerprint"] == spec.fingerprint()
     assert Path(client.download_artifacts(run.run_id, "spec.yaml", str(tmp_path))).read_text() == spec.to_yaml()
+    experiment = client.get_experiment(run.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     run.close()
     assert client.get_run(run.run_id).info.status == "FINISHED"
 
