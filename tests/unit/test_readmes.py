@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 READMES = sorted(
     [
         *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
         ROOT / "pipelines/README.md",
         *ROOT.glob("services/*/README.md"),
         *ROOT.glob("infra/*/README.md"),
@@ -86,7 +87,7 @@ def test_the_map_of_the_house_is_complete() -> None:
     assert _drawn(house, "pipelines/") == _parts("pipelines")
     # A folder without a module of its own is not a room yet.
     assert _drawn(house, "services/") == _parts("services")
-    for folder in ("configs/", "benchmarks/", "infra/", ".ci/"):
+    for folder in ("configs/", "docs/", "benchmarks/", "infra/", ".ci/"):
         assert f"\n{folder}" in house
         assert (ROOT / folder).is_dir()
     tests = {f"{path.name}/" for path in (ROOT / "tests").iterdir() if any(path.rglob("test_*.py"))}
