@@ -54,7 +54,7 @@ def build_model(spec: ModelSpec, image: ImageShape, classes: int) -> Classifier 
                 image,
                 spec.latent,
                 spec.width,
-                transposed=spec.upsampling == "transposed",
+                upsampling=spec.upsampling,
                 batch_norm=spec.normalisation == "batch",
                 conditions=classes if spec.conditional else 0,
             )

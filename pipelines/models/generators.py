@@ -9,6 +9,7 @@ from torch import nn
 
 from pipelines.models.network import Conditions, Generator, Images, Latents
 from pipelines.models.normalisation import GlobalBatchNorm
+from pipelines.models.upsampling import Upsampling, upsampled
 from pipelines.shape import ImageShape
 
 
@@ -17,15 +18,15 @@ class ConvGenerator(Generator):
 
     After DCGAN (Radford, Metz & Chintala 2016). With group normalisation a sample does not depend on the samples beside
     it, and the ranks of a job need not exchange statistics; with batch normalisation, DCGAN's own, they do, and samples
-    that would all become one another are held apart. ``nearest`` upsampling repeats pixels
-    before a convolution; ``transposed`` convolutions, DCGAN's own, compute less but leave a checkerboard in what was
-    trained little (Odena, Dumoulin & Olah 2016).
+    that would all become one another are held apart. ``nearest`` upsampling repeats pixels before a convolution.
+    ``transposed`` convolutions, DCGAN's own, compute less but leave a checkerboard in what was trained little (Odena,
+    Dumoulin & Olah 2016). ``filtered`` ones cost the same and leave none, see :class:`FilteredConvTranspose`.
 
     Args:
         image: shape of the output; any size.
         latent: dimension of the input.
         width: channels of the last hidden layer; each coarser layer has twice as many, up to 8 times.
-        transposed: whether convolutions are transposed.
+        upsampling: how maps are enlarged.
         batch_norm: whether maps are normalised over the global batch in place of each image.
         conditions: number of classes of which an image can be asked for; the class moves the first map.
     """
@@ -36,7 +37,7 @@ class ConvGenerator(Generator):
         latent: int,
         width: int,
         *,
-        transposed: bool = False,
+        upsampling: Upsampling = "nearest",
         batch_norm: bool = False,
         conditions: int = 0,
     ) -> None:
@@ -56,11 +57,7 @@ class ConvGenerator(Generator):
         self.by_condition = nn.Linear(conditions, size, bias=False) if conditions else None
         blocks: list[nn.Module] = []
         for wide, narrow in itertools.pairwise(channels):
-            if transposed:
-                blocks.append(nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1))
-            else:
-                blocks += [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(wide, narrow, 3, padding=1)]
-            blocks += [norm(narrow), nn.ReLU()]
+            blocks += [*upsampled(upsampling, wide, narrow), norm(narrow), nn.ReLU()]
         self.blocks = nn.Sequential(*blocks)
         self.to_pixels = nn.Conv2d(channels[-1], image.channels, 3, padding=1)
 

@@ -65,9 +65,10 @@ class ConvGeneratorSpec(Section):
     kind: Literal["conv-generator"]
     latent: int = Field(default=64, ge=1, le=4096, description="dimension of the latent vector")
     width: int = Field(default=32, ge=4, le=512, description="channels of the last hidden layer")
-    upsampling: Literal["nearest", "transposed"] = Field(
+    upsampling: Literal["nearest", "transposed", "filtered"] = Field(
         default="nearest",
-        description="pixels are repeated, then convolved; or one transposed convolution does both, 2.4 times as fast",
+        description="nearest: pixels are repeated, then convolved; transposed: one transposed convolution does both, "
+        "2.4 times as fast, but may leave a checkerboard; filtered: the same, with a filter that prevents it",
     )
     normalisation: Literal["group", "batch"] = Field(
         default="group",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -126,10 +126,11 @@ def _move(spec: JobSpec, phase: Phase, step: Step, state: TrainState, meters: Me
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(phase.optimizer or spec.optimizer, min(1.0, state.images / spec.train.images))
     optimizer.zero_grad(set_to_none=True)
+    low = precision != torch.float32
     with _only(phase.module, state.networks.values()):
         parts = []
         for part in step.parts(spec.train.accumulate):
-            with torch.autocast(step.images.device.type, precision, enabled=precision != torch.float32):
+            with torch.autocast(step.images.device.type, precision) if low else nullcontext():
                 loss = phase.loss(part)
             loss.total.backward()
             parts.append(loss)

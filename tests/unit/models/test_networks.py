@@ -11,6 +11,7 @@ from torch import nn
 from pipelines.errors import SpecError
 from pipelines.models.build import build_model
 from pipelines.models.network import Classifier, Generator
+from pipelines.models.upsampling import FilteredConvTranspose, upsampled
 from pipelines.shape import ImageShape
 from pipelines.spec import ModelSpec
 
@@ -52,6 +53,7 @@ WITH_DROPOUT = [spec for spec in CLASSIFIERS if spec["kind"] in ("mlp", "lenet",
 GENERATORS = [
     {"kind": "conv-generator", "latent": 5, "width": 4},
     {"kind": "conv-generator", "latent": 5, "width": 4, "upsampling": "transposed", "normalisation": "batch"},
+    {"kind": "conv-generator", "latent": 5, "width": 4, "upsampling": "filtered"},
     {"kind": "flow-unet", "width": 8, "steps": 2},
     {"kind": "conv-generator", "latent": 5, "width": 4, "conditional": True},
     {"kind": "biggan", "latent": 8, "width": 4},
@@ -224,3 +226,21 @@ def test_a_residual_block_adds_to_its_input() -> None:
     nn.init.zeros_(block.branch[-1].weight)
     maps = torch.randn(2, 4, 6, 6)
     torch.testing.assert_close(block(maps), maps.relu())
+
+
+@pytest.mark.parametrize("kind", ["nearest", "filtered"])
+def test_upsampling_of_a_constant_map_has_no_checkerboard(kind: str) -> None:
+    torch.manual_seed(0)
+    found = nn.Sequential(*upsampled(kind, 3, 5))(torch.ones(2, 3, 6, 6))
+    assert found.shape == (2, 5, 12, 12)
+    inside = found[..., 2:-2, 2:-2]
+    torch.testing.assert_close(inside, inside[..., :1, :1].expand_as(inside))
+
+
+def test_a_filtered_transposed_convolution_is_one_followed_by_sums_of_neighbours() -> None:
+    torch.manual_seed(0)
+    layer = FilteredConvTranspose(3, 5)
+    maps = torch.randn(2, 3, 6, 7)
+    enlarged = nn.functional.conv_transpose2d(maps, layer.weight, stride=2)
+    summed = 4 * nn.functional.avg_pool2d(enlarged, 2, stride=1)
+    torch.testing.assert_close(layer(maps), summed / 2 + layer.bias[:, None, None])

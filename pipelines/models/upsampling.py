@@ -1,0 +1,46 @@
+"""Layers that double the side of their maps."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Upsampling = Literal["nearest", "transposed", "filtered"]
+
+
+def upsampled(kind: Upsampling, wide: int, narrow: int) -> list[nn.Module]:
+    """Layers from (n, wide, h, w) to (n, narrow, 2h, 2w)."""
+    if kind == "nearest":
+        return [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(wide, narrow, 3, padding=1)]
+    if kind == "transposed":
+        return [nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)]
+    return [FilteredConvTranspose(wide, narrow)]
+
+
+class FilteredConvTranspose(nn.Module):
+    """A transposed convolution, 3 × 3 with stride 2, followed by a sum over 2 × 2 neighbours.
+
+    Even and odd pixels then get kernels of the same sum, so that a constant map stays constant: there is no
+    checkerboard, neither at initialisation nor later (zero-order hold; Sugawara, Shiota & Kiya 2018, arXiv 1806.02658).
+    Filtering the kernel in place of the map costs next to nothing.
+
+    Args:
+        wide: channels of the input.
+        narrow: channels of the output.
+    """
+
+    def __init__(self, wide: int, narrow: int) -> None:
+        super().__init__()
+        convolution = nn.ConvTranspose2d(wide, narrow, 3, stride=2)
+        self.weight, self.bias = convolution.weight, convolution.bias
+
+    def forward(self, maps: Float[Tensor, "n wide h w"]) -> Float[Tensor, "n narrow h2 w2"]:
+        """Maps of twice the side."""
+        kernel = F.pad(self.weight, (1, 1, 1, 1))
+        kernel = kernel[..., 1:, :] + kernel[..., :-1, :]
+        # Half the sum of four independent weights has the variance of one.
+        kernel = (kernel[..., 1:] + kernel[..., :-1]) / 2
+        return F.conv_transpose2d(maps, kernel, self.bias, stride=2, padding=1)
