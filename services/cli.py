@@ -26,9 +26,9 @@ app = typer.Typer(
     "Start with `monge up`, then `monge submit configs/lenet.yaml --follow`; `monge init` copies the example specs "
     "into `configs/`. Add `--debug` to any command for the traceback of an error.",
 )
-transport = typer.Typer(no_args_is_help=True, help="The optimal-transport service.")
+transport = typer.Typer(no_args_is_help=True, help="Run the optimal-transport service, or verify its plans.")
 app.add_typer(transport, name="transport")
-node = typer.Typer(no_args_is_help=True, help="This machine as a node of another one's cluster.")
+node = typer.Typer(no_args_is_help=True, help="Join this machine to the cluster of another one.")
 app.add_typer(node, name="node")
 app.add_typer(job_commands)
 
@@ -66,13 +66,13 @@ def init(
 
 @app.command()
 def up(
-    cpus: Annotated[int | None, typer.Option(help="Processors that Ray offers to jobs; all by default.")] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPUs for jobs; all by default.")] = None,
     host: Annotated[
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Address of this machine on which all services listen, so that others can join; it is remembered. "
-            "127.0.0.1 at first.",
+            help="Address of this machine that all services listen on, so that other machines can join. Kept for later "
+            "calls; 127.0.0.1 at first.",
         ),
     ] = None,
 ) -> None:
@@ -90,11 +90,11 @@ def up(
 
 @app.command()
 def down() -> None:
-    """End the local platform; data, runs, models and checkpoints stay."""
+    """Stop the local platform; data, runs, models and checkpoints are kept."""
     from services.platform import local
 
     if not local.down(load_settings().home, say):
-        say("nothing ran")
+        say("nothing was running")
 
 
 @app.command()
@@ -118,31 +118,33 @@ def _show_status() -> bool:
 
 @app.command()
 def sweep(
-    spec: Annotated[Path, typer.Argument(help="A job spec in YAML; see configs/.")],
+    spec: Annotated[Path, typer.Argument(help="A job spec in YAML, such as configs/lenet.yaml.")],
     grid: Annotated[
         list[str],
         typer.Option(
             metavar="KEY=[VALUE,…]",
-            help='Try every value of a field, as in "model.dropout=[0, 0.5]"; may be repeated, for all combinations. '
-            "Those of `seed` repeat a measurement.",
+            help='Values of a field to try, such as "model.dropout=[0, 0.5]". Repeat it to try all combinations. '
+            "Values of `seed` are repetitions: the table shows their mean and spread.",
         ),
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a field of all runs, as in train.images=20000."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a field in all runs, such as train.images=20000."),
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="What to compare; may be repeated. By default test_accuracy, or test_transport_cost."),
+        typer.Option(
+            help="Metric to compare; repeatable. Default: test_accuracy, or test_transport_cost for generators."
+        ),
     ] = None,
     curves: Annotated[
-        bool, typer.Option("--curves", help="Draw metrics over images seen, not against the first field.")
+        bool, typer.Option("--curves", help="Plot metrics against images seen instead of the first field.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="The PNG file to write; the numbers go to a .json beside it.")] = Path(
+    out: Annotated[Path, typer.Option(help="PNG file to write, with a .json of the numbers beside it.")] = Path(
         "sweep.png"
     ),
 ) -> None:
-    """Train a grid of specs on the cluster through Ray Tune, one MLflow run each below one of the sweep."""
+    """Train a grid of specs on the cluster with Ray Tune: one parent MLflow run, one child run per point."""
     from services.cluster import ray_environment
     from services.jobs.paths import with_absolute_paths
     from services.tuning.grid import read_grid
@@ -158,35 +160,48 @@ def sweep(
 @app.command()
 def shard(
     source: Annotated[
-        str, typer.Argument(help="What data.source may be: a folder, a tar, s3://bucket/prefix, a name.")
+        str,
+        typer.Argument(
+            help="As data.source in a job spec: a folder, a tar file, s3://bucket/prefix, or a built-in name."
+        ),
     ],
-    destination: Annotated[str, typer.Argument(help="A new folder, or s3://bucket/prefix.")],
-    size: Annotated[int | None, typer.Option(help="Side of the square images; the source's own by default.")] = None,
+    destination: Annotated[str, typer.Argument(help="New folder, or s3://bucket/prefix.")],
+    size: Annotated[
+        int | None, typer.Option(help="Side of the square images in pixels; that of the source by default.")
+    ] = None,
     channels: Annotated[int, typer.Option(help="1 for grey, 3 for colour.")] = 1,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Another field of a spec's data section, as drop_twins=true."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set another field of the data section of a spec, such as drop_twins=true.",
+        ),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Ray tasks at a time, by default one for each CPU; 0 for none: without a cluster."),
+        typer.Option(
+            min=0, help="Number of concurrent Ray tasks; one per CPU by default. 0 shards in this process, without Ray."
+        ),
     ] = None,
     shard_mib: Annotated[
         int | None,
-        typer.Option(min=1, max=512, help="Pixels of a shard at most, in MiB; a task needs four times as much memory."),
+        typer.Option(
+            min=1, max=512, help="Maximum size of a shard in MiB of pixels; a task needs four times as much memory."
+        ),
     ] = None,
     unique: Annotated[
-        bool, typer.Option("--unique", help="Keep the first of the images that have the same pixels: data.drop_twins.")
+        bool, typer.Option("--unique", help="Keep only the first of identical images (data.drop_twins).")
     ] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Discard what an earlier `monge shard` left at DESTINATION.")
+        bool, typer.Option("--restart", help="Delete what an earlier `monge shard` wrote to DESTINATION.")
     ] = False,
 ) -> None:
-    """Turn a source of images into a data set of shards, for any number of jobs to name as their data.source.
+    """Convert images into a sharded data set that jobs can use as their data.source.
 
-    Images are decoded, cropped square, resized, hashed and split; the unreadable are set aside and listed. Interrupted
-    at any moment and started again, it goes on where it stopped and ends with the same bytes. Given again after the
-    end, it compares every shard with its hash and writes damaged ones anew.
+    Images are decoded, cropped to a square, resized, hashed and split. Unreadable files are skipped and listed. If the
+    command is interrupted, run it again: it continues, and writes the same bytes. If the data set is complete, it
+    checks the hash of every shard and rewrites damaged ones.
     """
     from services.cluster import ray_environment
 
@@ -203,20 +218,22 @@ def shard(
 
 @app.command()
 def couple(
-    spec: Annotated[Path, typer.Argument(help="A job spec in YAML, of which the data section counts.")],
-    out: Annotated[Path, typer.Option(help="The file to write, for objective.coupling.file of a flow.")],
+    spec: Annotated[Path, typer.Argument(help="A job spec in YAML; only its data section is used.")],
+    out: Annotated[Path, typer.Option(help="File to write; a flow reads it as objective.coupling.file.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a field, as in data.source=digits; may be repeated."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a field, such as data.source=digits; repeatable."),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Noise vectors for each image, one an epoch.")] = 4,
-    pool: Annotated[int, typer.Option(min=1, max=65536, help="Most points on each side of a plan.")] = 4096,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Noise vectors per image, one for each epoch.")] = 4,
+    pool: Annotated[
+        int, typer.Option(min=1, max=65536, help="Maximum number of points on each side of a plan.")
+    ] = 4096,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same pairs.")] = 0,
     condition_weight: Annotated[
-        float, typer.Option(min=0, help="For a conditional flow: what a plan pays to pair across classes, as 10000.")
+        float, typer.Option(min=0, help="For a conditional flow: extra cost of pairs across classes, such as 10000.")
     ] = 0.0,
 ) -> None:
-    """Couple noise with a whole data set by optimal plans, ahead of the jobs that will read the pairs like labels."""
+    """Pair noise with a whole data set by optimal plans, for flows to train on."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from pipelines.spec import load_spec
@@ -281,20 +298,22 @@ def predict(
 
 
 Truncation = typer.Option(
-    min=0.001, max=100, help="Largest coordinate of the latent vectors: lower ones make samples more typical and alike."
+    min=0.001,
+    max=100,
+    help="Maximum absolute value of latent coordinates. Lower values give more typical, less varied samples.",
 )
 
 
 @app.command()
 def generate(
     model: Annotated[str, typer.Option(help="NAME, NAME@ALIAS or NAME/VERSION.")],
-    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("grid.png"),
-    count: Annotated[int, typer.Option(min=1, help="How many samples.")] = 64,
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("grid.png"),
+    count: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same samples.")] = 0,
-    label: Annotated[str | None, typer.Option("--class", help="Draw this class alone, of a conditional model.")] = None,
+    label: Annotated[str | None, typer.Option("--class", help="Class to sample; conditional models only.")] = None,
     truncation: Annotated[float | None, Truncation] = None,
 ) -> None:
-    """Draw samples from a generator behind the endpoint, as one picture."""
+    """Sample from a generator behind the endpoint and save a grid of images."""
     from services.serving.client import EndpointClient
 
     settings = load_settings()
@@ -304,16 +323,16 @@ def generate(
 
 @app.command()
 def path(
-    model: Annotated[str, typer.Option(help="NAME, NAME@ALIAS or NAME/VERSION, of a conditional generator.")],
-    start: Annotated[str, typer.Option("--from", help="The class at which every path begins.")],
-    end: Annotated[str, typer.Option("--to", help="The class at which it ends.")],
-    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("path.png"),
-    steps: Annotated[int, typer.Option(min=2, help="Images on a path, both ends included.")] = 8,
-    count: Annotated[int, typer.Option(min=1, help="Paths, one below the other.")] = 4,
+    model: Annotated[str, typer.Option(help="NAME, NAME@ALIAS or NAME/VERSION of a conditional generator.")],
+    start: Annotated[str, typer.Option("--from", help="Class at the start of each path.")],
+    end: Annotated[str, typer.Option("--to", help="Class at the end of each path.")],
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("path.png"),
+    steps: Annotated[int, typer.Option(min=2, help="Images per path, including both ends.")] = 8,
+    count: Annotated[int, typer.Option(min=1, help="Number of paths, one per row.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same paths.")] = 0,
     truncation: Annotated[float | None, Truncation] = None,
 ) -> None:
-    """Draw images on the way from one class to another, as one picture."""
+    """Interpolate between two classes and save the images, one path per row."""
     from services.serving.client import EndpointClient
 
     settings = load_settings()
@@ -323,7 +342,7 @@ def path(
 
 @app.command()
 def doctor() -> None:
-    """Say what is installed, what answers, what is missing, and the cure."""
+    """Check the installation and the services, and say how to fix what is wrong."""
     from services.platform.doctor import examine
 
     table = Table("what", "found", "cure")
@@ -337,9 +356,9 @@ def doctor() -> None:
 
 @app.command()
 def demo(
-    stop: Annotated[bool, typer.Option("--stop", help="End the platform afterwards.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the platform afterwards.")] = False,
 ) -> None:
-    """The whole way on cats and dogs: fetch, shard, train four networks, register, serve, call."""
+    """Run everything on cats and dogs: download, shard, train five models, register, serve, call."""
     from services.platform.demo import run_demo
 
     raise typer.Exit(0 if run_demo(load_settings(), console, stop) else 1)
@@ -347,7 +366,7 @@ def demo(
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of a job spec, for editors."""
+    """Print the JSON schema of job specs, for completion in editors."""
     from pipelines.spec import json_schema
 
     print(json_schema(), end="")
@@ -358,7 +377,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = LOOPBACK,
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
 ) -> None:
-    """Serve every registered model, in this process; `monge up` runs it for you."""
+    """Serve all registered models in this process; `monge up` starts this for you."""
     from services.serving.server import serve as serve_models
 
     serve_models(host, port)
@@ -366,19 +385,20 @@ def serve(
 
 @node.command("join")
 def node_join(
-    url: Annotated[str, typer.Argument(help="The head's job service, as http://10.0.0.1:8200.")],
+    url: Annotated[str, typer.Argument(help="URL of the head's job service, such as http://10.0.0.1:8200.")],
     token: Annotated[
-        str | None, typer.Option(help="An administrator's; MONGE_TOKEN is better where others see command lines.")
+        str | None, typer.Option(help="Admin token. Set MONGE_TOKEN instead if other users can see command lines.")
     ] = None,
-    cpus: Annotated[int | None, typer.Option(min=0, help="Processors offered to jobs; all by default.")] = None,
+    cpus: Annotated[int | None, typer.Option(min=0, help="CPUs for jobs; all by default.")] = None,
     host: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Own address; by default that which leads to the head.")
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Address of this machine; by default the one that reaches the head."),
     ] = None,
 ) -> None:
-    """Be a node of the cluster that `monge up --host` started on another machine, until Ctrl-C or SIGTERM.
+    """Join the cluster that `monge up --host` started on another machine, until Ctrl-C or SIGTERM.
 
-    Both machines see the home folder of the head under the same path, unless the head has MONGE_STORAGE. A node that
-    ends, as by a crash or because its head was away, joins again; one that was drained does not.
+    Both machines must see the head's home folder under the same path, unless the head sets MONGE_STORAGE. After a
+    crash, or if the head was unreachable, the node joins again; after a drain it does not.
     """
     from pydantic import SecretStr
 
@@ -392,10 +412,10 @@ def node_join(
 def transport_serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = LOOPBACK,
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8100,
-    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster that is to solve the plans.")] = None,
-    replicas: Annotated[int, typer.Option(min=1, help="Solving processes on the cluster.")] = 1,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster that solves the plans.")] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Number of solver processes on the cluster.")] = 1,
     most: Annotated[
-        int | None, typer.Option(min=1, help="How many there may be while many problems wait; by default no more.")
+        int | None, typer.Option(min=1, help="Maximum number of replicas while problems wait; --replicas by default.")
     ] = None,
 ) -> None:
     """Solve transport plans over HTTP: in this process, or on a Ray cluster."""
@@ -406,10 +426,10 @@ def transport_serve(
 
 @transport.command("verify")
 def transport_verify(
-    problem: Annotated[Path, typer.Argument(help="A request for a plan, .json or .npz, as POST /v1/plans takes it.")],
-    plan: Annotated[Path, typer.Argument(help="Its answer, with ?potentials=true.")],
+    problem: Annotated[Path, typer.Argument(help="Body of a request to POST /v1/plans, .json or .npz.")],
+    plan: Annotated[Path, typer.Argument(help="Body of its answer, with ?potentials=true.")],
 ) -> None:
-    """Prove what a plan's certificate says, from the problem's own numbers; asks no service.
+    """Verify the certificate of a plan from the problem alone, without the service.
 
     Example: monge transport verify problem.json plan.json
     """

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from services.jobs.documents import Progress
 
 app = typer.Typer()
-token = typer.Typer(no_args_is_help=True, help="Tokens of the job service: who may read, submit and administer.")
+token = typer.Typer(no_args_is_help=True, help="Manage tokens of the job service: who may read, submit and administer.")
 app.add_typer(token, name="token")
 
 COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "recovering": "magenta"}
 
-JobId = Annotated[str, typer.Argument(help="Id of the job; see `monge jobs`.")]
+JobId = Annotated[str, typer.Argument(help="Job id, as `monge jobs` shows it.")]
 
 
 # The commands import what they need when they run: `monge --help` should not wait for it.
@@ -33,40 +33,40 @@ JobId = Annotated[str, typer.Argument(help="Id of the job; see `monge jobs`.")]
 
 @app.command()
 def submit(
-    spec: Annotated[Path, typer.Argument(help="A job spec in YAML; see configs/.")],
+    spec: Annotated[Path, typer.Argument(help="A job spec in YAML, such as configs/lenet.yaml.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a field, as in train.images=20000; may be repeated."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a field of the spec, such as train.images=20000; repeatable."
+        ),
     ] = None,
     origin: Annotated[
         str | None,
         typer.Option(
             "--from",
             metavar="JOB[@IMAGES]",
-            help="Start with the latest checkpoint of a job that is over, or with the one of so many images.",
+            help="Start from the last checkpoint of a finished job, or from its checkpoint after IMAGES images.",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec and submit nothing.")] = False,
-    ask: Annotated[bool, typer.Option("--ask", help="Show the plan and wait for a yes before submitting.")] = False,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show the job until it ends.")] = False,
-    priority: Annotated[int, typer.Option(min=-100, max=100, help="Jobs with a higher one start first.")] = 0,
-    timeout: Annotated[
-        float | None, typer.Option(help="Seconds that the job may take from its first start on.")
-    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec without submitting.")] = False,
+    ask: Annotated[bool, typer.Option("--ask", help="Show the plan and ask before submitting.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show progress until the job ends.")] = False,
+    priority: Annotated[int, typer.Option(min=-100, max=100, help="Jobs with higher priority start first.")] = 0,
+    timeout: Annotated[float | None, typer.Option(help="Time limit in seconds, from the first start.")] = None,
     labels: Annotated[
-        list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="To find it again; may be repeated.")
+        list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="Label to find the job by; repeatable.")
     ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Queue it even if the cluster has too few nodes today: some will come.")
+        bool, typer.Option("--wait", help="Queue the job even if the cluster is too small for it now.")
     ] = False,
 ) -> None:
     """Submit a training job.
 
-    First its plan is shown: what was found of its data, the size of its network, and its workers. A missing folder, a
-    misspelt name, too few nodes or images too small are told here, and nothing is submitted.
+    The plan is shown first: the data that was found, the size of the network, and the workers. A missing folder, a
+    misspelt name, images that are too small or a cluster that is too small are errors here, and nothing is submitted.
 
-    With --from the new job continues another one, as in `monge submit SPEC --from JOB --set train.images=200000`: more
-    images, another rate, batch or data, with the networks and the kind of optimizer that it had.
+    With --from, the new job continues another one: `monge submit SPEC --from JOB --set train.images=200000`. The number
+    of images, the learning rate, the batch and the data may differ; networks and optimizer must be the same.
     """
     from pipelines.spec import load_spec
     from services.jobs.client import Jobs
@@ -114,13 +114,14 @@ def _label(text: str) -> tuple[str, str]:
 
 @app.command()
 def jobs(
-    job: Annotated[str | None, typer.Argument(help="Show the story of this job; without it, list all.")] = None,
+    job: Annotated[str | None, typer.Argument(help="Show the history of this job; list all jobs by default.")] = None,
     state: Annotated[
-        list[str] | None, typer.Option(help="Only these: queued, starting, running, recovering, succeeded, …")
+        list[str] | None,
+        typer.Option(help="Only jobs in this state: queued, starting, running, recovering, succeeded, …; repeatable."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=0, help="So many at most; 0 for all.")] = 50,
+    limit: Annotated[int, typer.Option(min=0, help="Maximum number of jobs; 0 for all.")] = 50,
 ) -> None:
-    """List jobs, newest first; or tell the story of one."""
+    """List jobs, newest first, or show the history of one."""
     from services.jobs.client import Jobs
 
     with Jobs(load_settings()) as service:
@@ -178,7 +179,7 @@ def _tell(service: Jobs, job: str) -> None:
 @app.command()
 def logs(
     job: JobId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job ends.")] = False,
 ) -> None:
     """Print the log of a job, all attempts in order."""
     from services.jobs.client import Jobs
@@ -201,7 +202,7 @@ def cancel(job: JobId) -> None:
 
 @app.command()
 def retry(job: JobId) -> None:
-    """Queue a failed or cancelled job again: it goes on from its last checkpoint, in the same MLflow run."""
+    """Queue a failed or cancelled job again. It resumes from its last checkpoint, in the same MLflow run."""
     from services.jobs.client import Jobs
 
     with Jobs(load_settings()) as service:
@@ -211,7 +212,7 @@ def retry(job: JobId) -> None:
 
 @app.command()
 def cluster() -> None:
-    """Show how much of the cluster is free, which jobs hold workers, and what the others wait for."""
+    """Show free resources, the jobs that hold workers, and why other jobs wait."""
     from services.jobs.client import Jobs
 
     with Jobs(load_settings()) as service:
@@ -228,7 +229,7 @@ def cluster() -> None:
 
 @app.command()
 def nodes() -> None:
-    """List the nodes of the cluster: how much of each is used, which is the head, and which is being taken out."""
+    """List the nodes of the cluster, what is used of each, the head, and draining nodes."""
     from services.jobs.client import Jobs
 
     with Jobs(load_settings()) as service:
@@ -249,21 +250,21 @@ def _used(used: float | None, total: float) -> str:
 @app.command()
 def drain(
     node: Annotated[
-        str | None, typer.Argument(help="Take out this node alone: its address or id, as `monge nodes` shows them.")
+        str | None, typer.Argument(help="Drain only this node: its address or id, as `monge nodes` shows them.")
     ] = None,
     end: Annotated[
         bool,
         typer.Option(
             "--end",
-            help="Start jobs again; those that were stopped come first. Not for a node: Ray does not take one back "
-            "that drains; it has to join again with `monge node join`.",
+            help="Start jobs again; stopped jobs come first. Not for a node: Ray cannot undo a drain. Run "
+            "`monge node join` on it instead.",
         ),
     ] = False,
 ) -> None:
-    """Stop what runs and start nothing, before work on the cluster; each job goes on later from its last checkpoint.
+    """Stop all jobs with a checkpoint and start no others, for maintenance. `monge drain --end` resumes them.
 
-    With NODE, that machine is taken out alone: nothing new is placed there, workers on it save a checkpoint and leave,
-    and their jobs go on elsewhere, if there is room.
+    With NODE, only that machine is drained: nothing new starts there, its workers save a checkpoint and stop, and their
+    jobs resume on other nodes if there is room.
     """
     from services.jobs.client import Jobs
 
@@ -286,10 +287,10 @@ def drain(
 
 @token.command("create")
 def token_create(
-    name: Annotated[str, typer.Argument(help="Who will use it.")],
+    name: Annotated[str, typer.Argument(help="Name of the user or service.")],
     role: Annotated[str, typer.Option(help="read, submit, admin, or call (the endpoint and the transport service).")],
 ) -> None:
-    """Make a token and print it, this once; its user sets MONGE_TOKEN to it."""
+    """Create a token and print it; it cannot be shown again. Users set MONGE_TOKEN to it."""
     from services.jobs.client import Jobs
     from services.jobs.documents import Role
 
@@ -314,7 +315,7 @@ def token_list() -> None:
 
 @token.command("revoke")
 def token_revoke(name: Annotated[str, typer.Argument(help="As `monge token list` shows it.")]) -> None:
-    """Revoke a token: it is refused from now on."""
+    """Revoke a token."""
     from services.jobs.client import Jobs
 
     with Jobs(load_settings()) as service:
