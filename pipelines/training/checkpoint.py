@@ -1,4 +1,4 @@
-"""A :class:`TrainState` on disk: tensors as safetensors, numbers as JSON, nothing that executes on loading."""
+"""Checkpoints of a :class:`TrainState`: safetensors and JSON, so that loading one executes no code."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ NUMBERS = "state.json"
 
 
 def save_checkpoint(state: TrainState, folder: Path) -> None:
-    """Write a state; the file of numbers comes last and carries the hash of the tensors, so that a write cut short
-    is never taken for a checkpoint."""
+    """Write a state. The JSON file is written last and contains the hash of the tensors: an incomplete checkpoint is
+    never accepted."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
     for name, network in state.networks.items():
@@ -55,7 +55,7 @@ def save_checkpoint(state: TrainState, folder: Path) -> None:
 
 
 def verify_checkpoint(folder: Path) -> None:
-    """Read a saved state and compare it with its hashes, whatever job it is of.
+    """Read a checkpoint of any job and compare it with its hashes.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -64,10 +64,10 @@ def verify_checkpoint(folder: Path) -> None:
 
 
 def load_checkpoint(state: TrainState, folder: Path) -> None:
-    """Put a saved state into a freshly started one, in place.
+    """Load a checkpoint into a new state, in place.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or it is a checkpoint of another spec.
+        CheckpointError: a file is missing or damaged, or the checkpoint is of another spec.
     """
     numbers, tensors = _read(folder)
     if numbers["fingerprint"] != state.fingerprint:
@@ -79,11 +79,10 @@ def load_checkpoint(state: TrainState, folder: Path) -> None:
 
 
 def load_origin(state: TrainState, folder: Path, spec: JobSpec) -> None:
-    """Put the saved state of another run into a freshly started one, in place: a run of ``spec`` that goes on from it.
+    """Load a checkpoint of another run into the new state of a run of ``spec``, in place.
 
-    The specs of both may differ in all that leaves the state's shapes: durations, rates, batch, seed, data. Without an
-    average in the checkpoint, the average begins at its weights. One of them may draw pools of samples and the other
-    one not.
+    The two specs may differ in everything that keeps the shapes of the state: durations, learning rates, batch, seed,
+    data, pools. If the checkpoint has no average, the average starts at its weights.
 
     Raises:
         CheckpointError: a file is missing or damaged; networks, shapes of tensors or kinds of optimizers differ.
@@ -146,7 +145,7 @@ def _put(state: TrainState, folder: Path, numbers: dict[str, Any], tensors: dict
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The numbers and the tensors of a checkpoint that is whole."""
+    """The numbers and the tensors of a checkpoint, after checking their hashes."""
     try:
         numbers = json.loads((folder / NUMBERS).read_text())
         blob = (folder / TENSORS).read_bytes()

@@ -1,4 +1,4 @@
-"""On which images a run is judged: a validation split for choosing, the test split once."""
+"""Chooses the split of each evaluation: validation during training if there is one, test at the end."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def evaluation_of(
     device: torch.device,
     reference: FeatureExtractor | None = None,
 ) -> Callable[[nn.Module], Evaluation]:
-    """What judges a run: see :func:`pipelines.training.loop.train`.
+    """The function that evaluates a run; :func:`pipelines.training.loop.train` calls it.
 
-    Without a validation split every evaluation is of the test split. With one they are of the validation split, and
-    the last, when the run has seen all its images, is of both: whoever chooses durations, rates or networks by these
-    curves has not seen the test split.
+    Without a validation split, every evaluation uses the test split. With one, evaluations use the validation split,
+    and only the last one also uses the test split. Hyperparameters can then be chosen without looking at the test
+    split.
 
     Args:
-        spec: what is trained.
-        data: its splits.
-        state: of the run, which tells how far it is.
-        planner, device, reference: as :class:`~pipelines.evaluation.build.Evaluator` takes them.
+        spec: the job spec.
+        data: the data set.
+        state: of the run; its ``images`` decide whether an evaluation is the last one.
+        planner, device, reference: see :class:`~pipelines.evaluation.build.Evaluator`.
 
     Raises:
         ShardError: there are no test images.
-        SpecError: the reference is not for such images.
+        SpecError: the reference takes images of another shape.
     """
     if data.validation is None:
         return Evaluator(spec, data, planner, device, reference)

@@ -1,31 +1,31 @@
-"""What is wrong with a generator's training, told from its curves."""
+"""Detects collapse and saturation from the metrics of a generator's training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 SURE = 0.995
-"""Accuracy of a critic above which a generator learns next to nothing from it."""
+"""Accuracy of the critic above which the generator learns almost nothing."""
 
 POLE = 0.02
-"""Cost of transport between two halves of real images, below which a learned cost has sent them all to one point."""
+"""Transport cost between two halves of the real images below which a learned cost maps all of them to one point."""
 
 SPREAD = 0.1
-"""Variance of samples, as a fraction of that of held-out images, below which they are taken to be one image."""
+"""Variance of samples relative to held-out images, below which they count as collapsed."""
 
 SEEN = 0.2
-"""Coverage and share of the rarest class, as fractions of those of real images, below which samples leave most out."""
+"""Coverage, and share of the rarest class, relative to real images, below which samples count as collapsed."""
 
 
 def ailments(metrics: Mapping[str, float]) -> dict[str, str]:
-    """What a point of the curves says is wrong, by kind; empty where nothing is.
+    """Problems that the metrics show, as messages by kind.
 
-    - ``saturation``: the critic is so sure that its slope no longer moves the generator (Arjovsky & Bottou 2017,
-      "Towards principled methods for training generative adversarial networks");
-    - ``collapse``: samples are alike, or leave a class or most of the images out.
+    - ``saturation``: the critic is so accurate that its gradient no longer trains the generator (Arjovsky &
+      Bottou 2017, "Towards principled methods for training generative adversarial networks");
+    - ``collapse``: samples are alike, or miss a class or most of the images.
 
     Args:
-        metrics: by name; those of evaluations have the split before them.
+        metrics: by name; names of evaluation metrics start with their split.
     """
     saturation, collapse = [], []
     for name, value in metrics.items():

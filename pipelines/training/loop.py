@@ -1,4 +1,4 @@
-"""The training loop: phases over batches, with curves, evaluations and checkpoints at their times."""
+"""The training loop: runs all phases on each batch, and logs, evaluates and saves at the intervals of the spec."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from pipelines.training.stopping import Stopping
 
 @runtime_checkable
 class Listener(Protocol):
-    """Who hears of a run's progress. All ranks call it at the same images, with the same metrics."""
+    """Receives the progress of a run. All ranks call it after the same images, with the same metrics."""
 
     def metrics(self, values: dict[str, float], images: int) -> None:
-        """A point of the curves."""
+        """Called every ``log_every`` images, with the means since the last call."""
         ...
 
     def evaluation(self, evaluation: Evaluation, images: int) -> None:
-        """An evaluation."""
+        """Called after each evaluation."""
         ...
 
     def checkpoint(self, state: TrainState) -> None:
-        """A state worth keeping."""
+        """Called when a checkpoint is due."""
         ...
 
 
@@ -54,22 +54,22 @@ def train(
     asked_to_stop: Callable[[], bool] | None = None,
     position: Position | None = None,
 ) -> None:
-    """Train until ``spec.train.images`` images were seen; resumes where ``state`` stands.
+    """Train until ``spec.train.images`` images were seen, from the step that ``state`` has reached.
 
     Args:
-        spec: durations, batch, rates.
-        objective: the phases.
-        state: moved in place.
-        batches: this rank's batches from ``state.step`` on, without end.
-        evaluate: judges the network that will be served; called on every rank.
-        listener: hears of curves, evaluations and checkpoints.
+        spec: durations, batch size, learning rates.
+        objective: provides the phases.
+        state: updated in place.
+        batches: this rank's batches, endless, starting with that of step ``state.step``.
+        evaluate: evaluates the network that will be served; called on every rank.
+        listener: receives metrics, evaluations and checkpoints.
         device: where the networks are.
         asked_to_stop: whether this rank was asked to stop before that. All ranks then stop after the same step, with a
             checkpoint.
-        position: moved along, for who watches from another thread.
+        position: updated during training, for a monitoring thread.
 
     Raises:
-        DivergedError: a loss or a weight is no longer finite; on every rank.
+        DivergedError: a loss or a weight is not finite; raised on every rank.
     """
     position = position or Position()
     meters = Meters(device)
@@ -92,7 +92,7 @@ def train(
         for phase in objective.phases:
             if state.step % phase.every == 0:
                 position.step, position.doing = state.step, f"in phase {phase.name}"
-                _move(spec, phase, step, state, meters, precision)
+                _update(spec, phase, step, state, meters, precision)
         before = state.images
         state.advance(spec.train.batch, spec.train.ema_half_life)
         meters.count(spec.train.batch)
@@ -104,7 +104,7 @@ def train(
         if finished or _crossed(before, state.images, spec.train.log_every):
             listener.metrics(meters.point(), state.images)
         if evaluates or saves:
-            # The losses told of the weights before the step; these are the ones after it.
+            # Losses were computed before the step; this checks the weights after it.
             state.require_finite()
         if evaluates:
             position.doing = "evaluating"
@@ -121,7 +121,7 @@ def train(
         position.step, position.doing = state.step, "waiting for images"
 
 
-def _move(spec: JobSpec, phase: Phase, step: Step, state: TrainState, meters: Meters, precision: torch.dtype) -> None:
+def _update(spec: JobSpec, phase: Phase, step: Step, state: TrainState, meters: Meters, precision: torch.dtype) -> None:
     optimizer = state.optimizers[phase.name]
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(phase.optimizer or spec.optimizer, min(1.0, state.images / spec.train.images))
@@ -143,7 +143,7 @@ def _move(spec: JobSpec, phase: Phase, step: Step, state: TrainState, meters: Me
 
 @contextmanager
 def _only(module: nn.Module, networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Let the weights of one network have gradients: those of the others pass them on and need none of their own."""
+    """Compute gradients for the weights of one network only; they still flow through the other networks."""
     own = {id(parameter) for parameter in module.parameters()}
     others = [p for network in networks for p in network.parameters() if p.requires_grad and id(p) not in own]
     for parameter in others:

@@ -1,4 +1,4 @@
-"""Curves: numbers gathered over the steps and ranks between two points."""
+"""Averages the metrics of all steps and ranks between two log points."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.objectives.phase import Loss
 
 
 class Meters:
-    """Means of sums and maxima of maxima, kept on the device until a point is asked for."""
+    """Accumulates the sums and maxima of losses on the device until :meth:`point` is called."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -27,7 +27,7 @@ class Meters:
         self._started = time.perf_counter()
 
     def add(self, *parts: Loss) -> None:
-        """Add the numbers of one phase of one step, whose batch may have come in parts."""
+        """Add the metrics of one phase of one step, one loss per part of the batch."""
         for name in {name for loss in parts for name in loss.sums}:
             self._counts[name] = self._counts.get(name, 0) + 1
         for loss in parts:
@@ -36,8 +36,7 @@ class Meters:
                 self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
             for name, value in loss.maxima.items():
                 value = torch.as_tensor(value, dtype=torch.float32, device=self._device)
-                # Of what is not finite, a maximum over steps forgets −∞, and one over gloo's ranks NaN: it must do
-                # neither.
+                # A maximum over steps would lose −∞, and gloo's maximum over ranks would lose NaN.
                 value = torch.where(value.isfinite(), value, torch.inf)
                 self._maxima[name] = torch.maximum(self._maxima.get(name, value), value)
 
@@ -46,7 +45,7 @@ class Meters:
         self._images += images
 
     def point(self) -> dict[str, float]:
-        """The numbers since the last point, over all ranks; every rank calls it and gets the same.
+        """Metrics since the last call, over all ranks. Collective; returns the same on every rank.
 
         Raises:
             DivergedError: one of them is not finite.

@@ -1,4 +1,4 @@
-"""Where a run stands on this rank, for who looks from another thread."""
+"""The current step and activity of this rank, for a monitoring thread."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass
 class Position:
-    """What a rank does now.
+    """What this rank is doing.
 
     Attributes:
-        step: steps done.
-        doing: in a few words.
+        step: number of finished steps.
+        doing: short description, for error messages.
     """
 
     step: int = 0

@@ -1,4 +1,4 @@
-"""One run, from its data to its last step: where spec, networks, planner, evaluation and loop meet."""
+"""One run: builds the networks and the objective of a spec, and trains them."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def start(
     origin: Path | None = None,
     networks: Mapping[str, Network] | None = None,
 ) -> tuple[Objective, TrainState]:
-    """The objective of a run, and its state before the first step or as a checkpoint holds it.
+    """Build the objective of a run and its state: new, or from a checkpoint.
 
     Args:
-        spec: what is trained.
-        data: on what.
-        planner: solves the objective's plans.
-        device: where the networks are.
-        checkpoint: folder of a checkpoint of this run to go on from.
-        origin: folder of a checkpoint of another run to go on from, where there is none of this one.
-        networks: by name, those in whose features the objective compares images.
+        spec: the job spec.
+        data: the data set.
+        planner: solves the plans of the objective.
+        device: where to put the networks.
+        checkpoint: folder of a checkpoint of this run, to resume from.
+        origin: folder of a checkpoint of another run, to start from if ``checkpoint`` is None.
+        networks: frozen feature networks of the objective, by name.
 
     Raises:
-        SpecError: the objective cannot train such a network, or the origin has seen all images that the run would see.
-        CheckpointError: the checkpoint is damaged, or of another spec; or the origin's state does not fit.
+        SpecError: the objective cannot train this network, or the origin has already seen ``train.images`` images.
+        CheckpointError: the checkpoint is damaged or of another spec, or the origin does not fit the networks.
     """
     torch.manual_seed(derived_seed(spec.seed, 0, "initialisation"))
     network = build_model(spec.model, data.image, spec.outputs(len(data.classes))).to(device)
@@ -71,20 +71,20 @@ def run(
     asked_to_stop: Callable[[], bool] | None = None,
     position: Position | None = None,
 ) -> None:
-    """Train until ``spec.train.images`` images were seen, with evaluations; every rank calls it.
+    """Train until ``spec.train.images`` images were seen, with evaluations. Collective: every rank calls it.
 
     Args:
-        spec: what is trained.
-        data: on what, and its held-out images.
-        objective, state: of :func:`start`; the state is moved in place.
-        planner: solves the plans behind evaluations.
-        listener: receives curves, evaluations and checkpoints.
+        spec: the job spec.
+        data: the data set, with its held-out images.
+        objective, state: from :func:`start`; the state is updated in place.
+        planner: solves the plans of evaluations.
+        listener: receives metrics, evaluations and checkpoints.
         device: where the networks are.
-        reference: whose features judge a generator.
-        asked_to_stop, position: as :func:`pipelines.training.loop.train` takes them.
+        reference: feature network for the evaluation of generators.
+        asked_to_stop, position: see :func:`pipelines.training.loop.train`.
 
     Raises:
-        MongeError: on every rank the same, whichever rank it happened to; see :func:`pipelines.distributed.agree`.
+        MongeError: the same on every rank, even if only one failed; see :func:`pipelines.distributed.agree`.
     """
     position = position or Position()
     position.doing = "preparing the evaluation"

@@ -1,4 +1,4 @@
-"""Everything that a run carries from one step to the next."""
+"""The state of a run between two steps."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pipelines.training.optimizer import build_optimizer
 
 @dataclass(eq=False)
 class TrainState:
-    """The resumable whole of a run.
+    """Everything that a checkpoint has to hold for an exact resume.
 
-    Randomness and learning rates are pure functions of the step (see ``pipelines.randomness``), and the place in the
-    data is the step itself, so networks, their averages and all optimizers are all there is.
+    Randomness, learning rates and the position in the data are functions of the step (see ``pipelines.randomness``), so
+    the networks, their average and the optimizers are enough.
 
     Attributes:
-        networks: every network of the objective, by name.
-        optimizers: one for each phase, by the phase's name.
-        average: exponential moving average of the served network; None where the spec asks for none.
-        served: the name of the served network.
+        networks: all networks of the objective, by name.
+        optimizers: one per phase, by the name of the phase.
+        average: exponential moving average of the served network; None without ``train.ema_half_life``.
+        served: name of the network that is evaluated, registered and served.
         fingerprint: of the spec.
-        step: steps done.
-        images: images seen by all ranks together.
+        step: number of finished steps.
+        images: number of images seen, over all ranks.
     """
 
     networks: dict[str, nn.Module]
@@ -64,11 +64,11 @@ class TrainState:
 
     @property
     def judged(self) -> nn.Module:
-        """The network that is evaluated, registered and served: the average where there is one."""
+        """The network that is evaluated, registered and served: the average if there is one."""
         return self.networks[self.served] if self.average is None else self.average
 
     def require_finite(self) -> None:
-        """Refuse networks that must not be judged, saved or served. Ranks hold the same weights, so all of them raise.
+        """Check all weights. All ranks hold the same weights, so all of them raise or none.
 
         Raises:
             DivergedError: a weight is not finite.
@@ -83,7 +83,7 @@ class TrainState:
 
     @torch.no_grad()
     def advance(self, batch: int, half_life: int | None) -> None:
-        """Count a step of ``batch`` images, and let the average follow with that half-life (in images)."""
+        """Count a step of ``batch`` images, and update the average with this half-life (in images)."""
         self.step += 1
         self.images += batch
         if self.average is not None and half_life is not None:

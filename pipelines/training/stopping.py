@@ -1,4 +1,4 @@
-"""How ranks agree on the step after which they stop, once one of them is asked to."""
+"""Lets all ranks stop after the same step when one of them is asked to stop."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from pipelines.distributed import rank, reduce_over_ranks
 
 EVERY = 0.5
-"""Seconds between two questions, about: each is a message between all ranks."""
+"""Approximate seconds between two checks; each is an all-reduce."""
 
 MOST_STEPS = 10_000
-"""Steps between two questions at most."""
+"""Maximum number of steps between two checks."""
 
 
 class Stopping:
-    """Asks all ranks now and then, at steps that they know beforehand, and tells all of them whether one said yes.
+    """Checks at steps that all ranks agree on in advance whether any rank was asked to stop.
 
     Args:
         asked: whether this rank was asked to stop.
-        clock: seconds.
+        clock: returns the time in seconds.
     """
 
     def __init__(self, asked: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
@@ -30,7 +30,7 @@ class Stopping:
         self._last: tuple[int, float] | None = None
 
     def after(self, step: int) -> bool:
-        """Whether all ranks stop after this step; every rank calls it after every step."""
+        """Whether all ranks stop after this step. Collective: every rank calls it after every step."""
         if step < self._next:
             return False
         answer = torch.tensor([int(self._asked()), self._interval(step) if rank() == 0 else 0])
@@ -39,7 +39,7 @@ class Stopping:
         return bool(stops)
 
     def _interval(self, step: int) -> int:
-        """Steps until the next question, from the time that the last ones took."""
+        """Steps until the next check, estimated from the duration of the last ones."""
         now, last = self._clock(), self._last
         self._last = step, now
         if last is None:

@@ -1,4 +1,4 @@
-"""The one interface by which an objective asks for a plan."""
+"""The interface through which objectives request transport plans."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pipelines.transport.solve import solve
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """What one rank holds of a global problem.
+    """One rank's part of a global transport problem.
 
     Attributes:
-        key: names the problem; every rank gives the same one, and no two problems of a job share it.
+        key: identifies the problem: the same on every rank, and unique within the job.
         x: this rank's source points, (k, ...).
         y: this rank's target points, (l, ...).
         cost: name of the cost.
         epsilon: entropic regularisation; 0 for the exact problem.
-        power: the exponent of cost ``power``.
-        b: weights of this rank's target points, (l,), of which all ranks' need not sum to 1; uniform by default, then
-            on every rank.
+        power: exponent of the cost ``power``.
+        b: weights of this rank's target points, (l,); over all ranks they need not sum to 1. Uniform by default. Either
+            all ranks pass weights or none does.
     """
 
     key: str
@@ -40,7 +40,16 @@ class Share:
 
 
 def dense_rows(block: RowBlock, rows: int, points: torch.Tensor) -> torch.Tensor:
-    """One rank's rows of a plan as an array, (rows, m), of the device and the precision of all m target points."""
+    """Convert one rank's rows of a plan to a dense tensor.
+
+    Args:
+        block: this rank's rows.
+        rows: their number.
+        points: the target points of all ranks, (m, ...).
+
+    Returns:
+        (rows, m), with the device and the dtype of ``points``.
+    """
     plan = points.new_zeros(rows, len(points))
     at = torch.as_tensor(block.rows, device=points.device), torch.as_tensor(block.columns, device=points.device)
     plan[at] = torch.as_tensor(block.mass, device=points.device).to(points.dtype)
@@ -49,35 +58,35 @@ def dense_rows(block: RowBlock, rows: int, points: torch.Tensor) -> torch.Tensor
 
 @runtime_checkable
 class Planner(Protocol):
-    """Solves transport problems: in this process, or in a service."""
+    """Solves transport problems, in this process or in the transport service."""
 
     def plan(self, problem: TransportProblem) -> TransportPlan:
         """Solve one problem.
 
         Raises:
-            TransportError: a plan that is not what was asked for is never returned.
+            TransportError: no plan of the requested accuracy was found.
         """
         ...
 
     def plan_rows(self, share: Share) -> RowBlock:
-        """Solve the problem over all ranks' points, and return this rank's rows of its plan.
+        """Solve the problem over all ranks' points and return this rank's rows of the plan.
 
-        Every rank calls it with the same key. Columns of the block count over all ranks' target points in rank order,
-        the order in which ``pipelines.distributed.gather_rows`` returns them.
+        Collective: every rank calls it with the same key. The columns of the block are the target points of all ranks
+        in rank order, as ``pipelines.distributed.gather_rows`` returns them.
 
         Raises:
-            RendezvousError: a rank did not come.
-            TransportError: as for :meth:`plan`; every rank gets the same error.
+            RendezvousError: a rank did not call it before the deadline.
+            TransportError: as for :meth:`plan`; the same error is raised on every rank.
         """
         ...
 
     def plan_rows_each(self, shares: Sequence[Share]) -> list[RowBlock]:
-        """Solve several problems at once, each as :meth:`plan_rows` does; every rank gives them in the same order."""
+        """Solve several problems as :meth:`plan_rows` does; every rank passes them in the same order."""
         ...
 
 
 class LocalPlanner:
-    """Plans in this process; ranks exchange points by ``torch.distributed`` and each solves the same problem."""
+    """Solves plans in this process. Ranks gather all points with ``torch.distributed``, and each solves the problem."""
 
     def plan(self, problem: TransportProblem) -> TransportPlan:
         """See :class:`Planner`."""
@@ -85,7 +94,7 @@ class LocalPlanner:
 
     def plan_rows(self, share: Share) -> RowBlock:
         """See :class:`Planner`."""
-        # Where the points are: a group of NCCL alone exchanges nothing that is on the CPU.
+        # On the device of the points: NCCL cannot communicate CPU tensors.
         device = share.x.device
         sizes = distributed.gather_rows(torch.tensor([len(share.x)], device=device)).tolist()
         start = sum(sizes[: distributed.rank()])
@@ -96,5 +105,5 @@ class LocalPlanner:
         return plan.block(start, start + len(share.x))
 
     def plan_rows_each(self, shares: Sequence[Share]) -> list[RowBlock]:
-        """See :class:`Planner`; one after the other, for ranks meet in an order."""
+        """See :class:`Planner`; solves them one after the other, since collectives must be called in the same order."""
         return [self.plan_rows(share) for share in shares]
