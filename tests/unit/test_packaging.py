@@ -1,4 +1,4 @@
-"""A built package holds the example specs, and finds them."""
+"""A built package contains the example specs and the marks of typed packages."""
 
 import shutil
 import subprocess
@@ -30,4 +30,5 @@ def test_a_built_package_finds_its_example_specs(tmp_path: Path) -> None:
         text=True,
     ).stdout.split()
     assert Path(found[0]).is_relative_to(built)
+    assert all((built / package / "py.typed").is_file() for package in ("pipelines", "services"))
     assert [Path(name).name for name in found[1:]] == sorted(file.name for file in (ROOT / "configs").glob("*.yaml"))
