@@ -149,7 +149,7 @@ def changed(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return out
 
 
-class ImageFolder(torch.utils.data.Dataset):
+class ImageFolder(torch.utils.data.Dataset[torch.Tensor]):
     """JPEG files, decoded and changed where they are asked for: what torchvision's class of that name does."""
 
     def __init__(self, paths: list[Path]) -> None:

@@ -43,7 +43,7 @@ def evaluate(rank: int, world: int, folder: Path, name: str, samples: int) -> No
     """What one rank does; rank 0 writes the milliseconds of a first and of a second evaluation."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    store = dist.FileStore(str(folder / f"{name}.store"), world)
+    store = dist.FileStore(str(folder / f"{name}.store"), world)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(minutes=10))
     spec, data = spec_of(samples), open_dataset(folder / "data")
     generator = build_model(spec.model, data.image, 1).eval()
@@ -78,7 +78,7 @@ def main() -> None:
         for repeat in range(repeats):
             for world in WORLDS:
                 name = f"{world}-{repeat}"
-                mp.spawn(evaluate, (world, folder, name, samples), world)
+                mp.spawn(evaluate, (world, folder, name, samples), world)  # type: ignore[attr-defined, no-untyped-call]
                 times[world].append(np.loadtxt(folder / f"{name}.txt"))
     rows = []
     for index, which in enumerate(("first", "later")):

@@ -62,7 +62,7 @@ def shares(spec: JobSpec, home: Path) -> dict[str, float]:
 
     address = dataset_address(home, spec.data)
     shard_dataset(spec.data, address, home / "cache", workers=0)
-    trainer.on_worker = on_worker  # type: ignore[assignment]
+    trainer.on_worker = on_worker  # type: ignore[assignment, attr-defined]
     outcome = trainer.fit("overhead", spec, address, settings, Placement(spec.workers.count, gpu=False))
     return {name: seconds / outcome["seconds"] for name, seconds in outcome["spent"].items()}
 

@@ -133,7 +133,7 @@ class _Sum(torch.autograd.Function):
 
 def sum_with_gradient(values: torch.Tensor) -> torch.Tensor:
     """The sum of a tensor over ranks, differentiable: each rank's values get the gradients of all ranks' losses."""
-    return _Sum.apply(values) if world_size() > 1 else values
+    return _Sum.apply(values) if world_size() > 1 else values  # type: ignore[no-untyped-call]
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -226,7 +226,7 @@ def _shared(place: str, error: Exception) -> Exception:
     return error
 
 
-def _answering(store: dist.Store, others: list[int]) -> list[int]:
+def _answering(store: dist.Store, others: list[int]) -> list[int]:  # type: ignore[name-defined]
     """The other ranks whose collective failed as well; a rank that is dead, or busy elsewhere, does not answer."""
     store.set(f"monge/alive/{rank()}", "")
     _wait(lambda: store.check([_FAILURE]) or store.check([f"monge/alive/{other}" for other in others]))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from pipelines.objectives.conditions import Conditions
 from pipelines.randomness import derived_seed, normal_rows
 from pipelines.transport.planner import Planner
 from pipelines.transport.problem import TransportProblem
+
+_Result = TypeVar("_Result")
 
 KIND = "monge coupling 1"
 IN_FLIGHT = 2
@@ -148,9 +151,11 @@ def _pools(images: int, rounds: int, pool: int, seed: int) -> Iterator[tuple[int
             yield next(index), number, places
 
 
-def _in_flight(threads: ThreadPoolExecutor, call: Callable, tasks: Iterator[tuple]) -> Iterator:
+def _in_flight(
+    threads: ThreadPoolExecutor, call: Callable[..., _Result], tasks: Iterator[tuple[Any, ...]]
+) -> Iterator[_Result]:
     """Results in the order of the tasks, of which a few are under way at any time."""
-    waiting: list[Future] = []
+    waiting: list[Future[_Result]] = []
     for task in tasks:
         waiting.append(threads.submit(call, *task))
         if len(waiting) > IN_FLIGHT:

@@ -56,7 +56,7 @@ def sinkhorn_divergence(
     for left, right, of_left, of_right, sign in ((x, y, a, b, 1.0), (x, x, a, a, -0.5), (y, y, b, b, -0.5)):
         problem = TransportProblem.between(left, right, a=of_left, b=of_right, **terms)  # type: ignore[arg-type]
         plan = sinkhorn.solve(problem, tolerance=tolerance)
-        total = total + sign * _Value.apply(left, right, plan)
+        total = total + sign * _Value.apply(left, right, plan)  # type: ignore[no-untyped-call]
     return total.to(x.dtype)
 
 

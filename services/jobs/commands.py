@@ -292,7 +292,7 @@ def token_create(
 ) -> None:
     """Create a token and print it; it cannot be shown again. Users set MONGE_TOKEN to it."""
     from services.jobs.client import Jobs
-    from services.jobs.documents import Role
+    from services.tokens import Role
 
     if role not in list(Role):
         raise typer.BadParameter(f"{role!r} is none of {', '.join(Role)}", param_hint="--role")

@@ -280,7 +280,7 @@ def _write(
     at_once = workers or cpus
     shared = ray.put(source)
     waiting = iter(missing)
-    running: dict[ray.ObjectRef, int] = {}
+    running: dict[ray.ObjectRef[Any], int] = {}
     try:
         while True:
             for number, start, stop in islice(waiting, at_once - len(running)):
@@ -315,12 +315,12 @@ def _task() -> tuple[Any, int]:
 
 
 @ray.remote(num_cpus=1, max_retries=3)
-def _write_shard(held: list[ray.ObjectRef], store: Storage, number: int, start: int, stop: int) -> Receipt:
+def _write_shard(held: list[ray.ObjectRef[Source]], store: Storage, number: int, start: int, stop: int) -> Receipt:
     return write_shard(_source(held[0]), store, number, start, stop)
 
 
 @lru_cache(maxsize=1)
-def _source(reference: ray.ObjectRef) -> Source:
+def _source(reference: ray.ObjectRef[Source]) -> Source:
     """A source with a million names takes a second to be read from the object store: once in each process."""
     return ray.get(reference)
 

@@ -52,7 +52,7 @@ def reaching(settings: Settings, purpose: str) -> Iterator[None]:
         raise StorageError(told, cure="check that the server answers") from error
 
 
-class S3Files(S3FileSystem):
+class S3Files(S3FileSystem):  # type: ignore[misc]
     """S3 by the settings and the keys that boto3 finds.
 
     Another process to which it is sent finds the keys by itself: none is in its pickle.

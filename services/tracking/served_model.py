@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc.model import PythonModel
 
 from pipelines.models.bundle import Bundle, to_uint8, truncated
 from pipelines.models.network import Classifier, Encoder

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from pipelines.errors import BusyError, MongeError, ProblemError, RendezvousError, ServiceError
+from pipelines.spec import CostName
 from pipelines.transport.plan import RowBlock, TransportPlan
-from pipelines.transport.problem import CostName, TransportProblem
+from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import SolverName
 from services.transport.cache import size_of
 from services.transport.engine import Engine

@@ -145,7 +145,9 @@ class _Watch(Callback):
         # Tune writes its callbacks to disk, which no terminal can be; it reads them back in no sweep.
         return {}
 
-    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         """See :class:`ray.tune.Callback`."""
         if "images" in result:
             self._images[trial.trial_id] = result["images"]
