@@ -1,4 +1,4 @@
-"""Directions that move generated points towards real ones, computed from transport plans."""
+"""Drift of generated points towards real ones, computed from transport plans."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from pipelines.transport.precision import in_full_precision
 
 @dataclass(frozen=True, eq=False)
 class Drift:
-    """What a set of plans says about generated points; the same on every rank.
+    """Statistics of the plans of one drift; the same on every rank.
 
     Attributes:
-        squares: mean squared length of the directions over all ranks' points, before normalisation, ().
+        squares: mean squared length of the drift over all ranks' points, before normalisation, ().
         cost: mean cost of the plans to real points.
-        within: cost of the plan among generated points; None where there is none.
-        waited, solved: seconds until all plans were there, and milliseconds of their solvers.
-        relative_gap: the largest of the plans.
+        within: cost of the plan among generated points; None without a self term.
+        waited: seconds spent waiting for the plans.
+        solved: milliseconds of their solvers.
+        relative_gap: largest relative duality gap of the plans.
     """
 
     squares: Float[Tensor, ""]
@@ -47,9 +48,9 @@ class Cloud:
     Attributes:
         points: (k, d), detached.
         labels: requested classes, (k,).
-        places: position of each point in its batch, (k,); even and odd positions form the two halves.
+        places: position of each point in its batch, (k,); the even and the odd positions are the two halves.
         before: number of points of the odd half on lower ranks.
-        total: points of all ranks.
+        total: number of points of all ranks.
     """
 
     points: Points
@@ -60,21 +61,26 @@ class Cloud:
 
 
 class Drifts:
-    """Follows the gradient of the distance between generated and real points.
+    """Computes the drift of generated points: the negative gradient of their distance to real points.
 
-    With the plans held fixed (envelope theorem, Peyré & Cuturi 2019, prop. 9.2) the negative gradient of a point is
-    proportional to the mean of the real points that its row of the plan gives it, minus the mean of the generated
-    points that a plan among generated points gives it. The second term keeps them apart. It is that of the Sinkhorn
-    divergence (Feydy et al. 2019, eq. 3) where points are compared with themselves; where one half of them is compared
-    with the other, both plans are between points that have not met, and the bias of finite batches cancels where there
-    are as many real points as points in a half.
+    For the squared Euclidean cost and fixed plans (envelope theorem, Peyré & Cuturi 2019, prop. 9.2), the negative
+    gradient at a point x_i is proportional to ``T_real(x_i) - T_generated(x_i)``. Here ``T(x_i)``, which is
+    ``Σ_j P_ij y_j / Σ_j P_ij``, is the barycentric projection of x_i under a plan P. The first term attracts generated
+    points to real ones, the second one keeps generated points apart.
+
+    With ``self_term: same-batch``, the second plan is between the batch and itself, as in the Sinkhorn divergence
+    (Feydy et al. 2019, eq. 3). With ``two-batch``, the batch is split into two halves: each has a plan to the real
+    points, and the second plan is between the halves. No point is then compared with itself, and the bias of finite
+    batches cancels if there are as many real points as points in a half.
+
+    Plans are solved between points of reduced dimension, see :meth:`Features.reduced`; the drift is between full ones.
 
     Args:
         spec: distance and self term.
-        planner: who solves the plans, which are between all ranks' points.
+        planner: solves the plans, between the points of all ranks.
         features: map from images to points.
         reals: points of the training images.
-        classes: of a conditional generator; 0 of another.
+        classes: number of classes of a conditional generator, else 0.
     """
 
     def __init__(
@@ -88,12 +94,12 @@ class Drifts:
 
     @in_full_precision
     def of(self, step: int, cloud: Cloud, chosen: Int64[Tensor, " l"]) -> tuple[Points, Drift]:
-        """Directions of this rank's points, (k, d), and what the plans say; every rank calls it.
+        """The drift of this rank's points, (k, d), and its statistics. Collective: every rank calls it.
 
         Args:
-            step: whose samples the points are; no two calls of a job share it.
-            cloud: the points.
-            chosen: this rank's real images, as places in the training split, (l,).
+            step: index of the step; names the problems, so that it must differ between calls.
+            cloud: this rank's generated points.
+            chosen: indices of this rank's real images in the training split, (l,).
 
         Raises:
             DivergedError: the points are not finite.
@@ -134,21 +140,21 @@ class Drifts:
         )
 
     def _halves(self, cloud: Cloud) -> list[Tensor | slice]:
-        """Which of the points are compared with one another: all, or those of each half."""
+        """Indices of the points of each half; of all points if the batch is not split."""
         if self._spec.self_term == "same-batch":
             return [slice(None)]
         return [torch.nonzero(cloud.places % 2 == half).flatten().to(cloud.points.device) for half in (0, 1)]
 
     @property
     def _has_self_term(self) -> bool:
-        # The exact plan of points with themselves leaves each where it is.
+        # Without regularisation, the plan between a batch and itself is the identity.
         return self._spec.self_term == "two-batch" or isinstance(self._spec.distance, SinkhornDistanceSpec)
 
     def _within(self, ends: Sequence[Tensor]) -> list[tuple[str, Tensor, Tensor]]:
         return [("within", ends[0], ends[-1])] if self._has_self_term else []
 
     def _with_classes(self, points: Points, labels: Tensor) -> Float[Tensor, "k e"]:
-        """Points of a conditional model as plans compare them, with their classes as further coordinates."""
+        """Points with their classes appended as coordinates, so that plans across classes cost more."""
         return with_known_conditions(points, labels, self._classes, self._spec.condition_weight)
 
     def _plans(self, step: int, pairs: Sequence[tuple[str, Tensor, Tensor]]) -> list[RowBlock]:
@@ -158,23 +164,23 @@ class Drifts:
             return self._planner.plan_rows_each(shares)
         except ProblemError as error:
             raise DivergedError(
-                f"at step {step} the features of the generator's samples make no transport problem: {error.args[0]}",
+                f"at step {step}, no transport problem can be built from features of samples: {error.args[0]}",
                 cure="lower optimizer.learning_rate",
             ) from error
 
     def _own_means(self, sides: Sequence[Tensor], within: Sequence[RowBlock], before: int) -> list[Tensor]:
-        """For this rank's points, of each half: the mean of the generated points that a plan gives them."""
+        """Barycentric projections of this rank's points, of each half, under the plan between generated points."""
         if not within:
             return list(sides)
         first, last = gather_rows(sides[0]), gather_rows(sides[-1])
         plan = dense_rows(within[0], len(sides[0]), last)
         found = [_means(plan, last)]
         if len(sides) == 2:
-            # The columns of the plan are the rows of the way back.
+            # The transposed plan maps the second half to the first.
             found.append(_means(gather_rows(plan).T[before : before + len(sides[1])], first))
         return found
 
 
 def _means(plan: Float[Tensor, "n m"], points: Float[Tensor, "m d"]) -> Float[Tensor, "n d"]:
-    """Of each row of a plan, the mean of the points that it sends its mass to (barycentric projection)."""
+    """Barycentric projection of each row of a plan."""
     return plan @ points / plan.sum(1, keepdim=True)

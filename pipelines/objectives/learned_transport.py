@@ -108,7 +108,7 @@ class LearnedTransport:
             blocks = self.planner.plan_rows_each(shares)
         except ProblemError as error:
             raise DivergedError(
-                f"at step {step.index} the critic's features make no transport problem: {error.args[0]}",
+                f"at step {step.index}, no transport problem can be built from features of the critic: {error.args[0]}",
                 cure="lower optimizer.learning_rate",
             ) from error
         waited = time.perf_counter() - started

@@ -137,6 +137,6 @@ def sliced_distance(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
 
 def _diverged(step: Step, reason: str) -> DivergedError:
     return DivergedError(
-        f"at step {step.index} the generator's samples make no transport problem: {reason}",
+        f"at step {step.index}, no transport problem can be built from samples: {reason}",
         cure="lower optimizer.learning_rate",
     )

@@ -64,8 +64,8 @@ def train(
         evaluate: evaluates the network that will be served; called on every rank.
         listener: receives metrics, evaluations and checkpoints.
         device: where the networks are.
-        asked_to_stop: whether this rank was asked to stop before that. All ranks then stop after the same step, with a
-            checkpoint.
+        asked_to_stop: returns whether this rank was asked to stop early, for example by SIGTERM. All ranks then stop
+            after the same step, with a checkpoint.
         position: updated during training, for a monitoring thread.
 
     Raises:
@@ -135,6 +135,7 @@ def _update(spec: JobSpec, phase: Phase, step: Step, state: TrainState, meters: 
             loss.total.backward()
             parts.append(loss)
     meters.add(*parts)
+    # Losses are means over the global batch: summing the gradients of all ranks gives those of the global loss.
     sum_gradients(phase.module.parameters())
     optimizer.step()
     if phase.project is not None:

@@ -25,7 +25,7 @@ class Share:
         y: this rank's target points, (l, ...).
         cost: name of the cost.
         epsilon: entropic regularisation; 0 for the exact problem.
-        power: exponent of the cost ``power``.
+        power: exponent; only used by the cost ``power``.
         b: weights of this rank's target points, (l,); over all ranks they need not sum to 1. Uniform by default. Either
             all ranks pass weights or none does.
     """
@@ -44,7 +44,7 @@ def dense_rows(block: RowBlock, rows: int, points: torch.Tensor) -> torch.Tensor
 
     Args:
         block: this rank's rows.
-        rows: their number.
+        rows: number of rows.
         points: the target points of all ranks, (m, ...).
 
     Returns:

@@ -49,7 +49,7 @@ def submit(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec without submitting.")] = False,
-    ask: Annotated[bool, typer.Option("--ask", help="Show the plan and ask before submitting.")] = False,
+    ask: Annotated[bool, typer.Option("--ask", help="Ask for confirmation after the summary.")] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show progress until the job ends.")] = False,
     priority: Annotated[int, typer.Option(min=-100, max=100, help="Jobs with higher priority start first.")] = 0,
     timeout: Annotated[float | None, typer.Option(help="Time limit in seconds, from the first start.")] = None,
@@ -62,8 +62,9 @@ def submit(
 ) -> None:
     """Submit a training job.
 
-    The plan is shown first: the data that was found, the size of the network, and the workers. A missing folder, a
-    misspelt name, images that are too small or a cluster that is too small are errors here, and nothing is submitted.
+    Requires a running platform (`monge up`), except with --dry-run. The spec is checked first, and a summary is
+    printed: the data, the size of the network, and the workers. If a folder is missing, a name is unknown, or images or
+    cluster are too small, nothing is submitted.
 
     With --from, the new job continues another one: `monge submit SPEC --from JOB --set train.images=200000`. The number
     of images, the learning rate, the batch and the data may differ; networks and optimizer must be the same.
@@ -117,7 +118,7 @@ def jobs(
     job: Annotated[str | None, typer.Argument(help="Show the history of this job; list all jobs by default.")] = None,
     state: Annotated[
         list[str] | None,
-        typer.Option(help="Only jobs in this state: queued, starting, running, recovering, succeeded, …; repeatable."),
+        typer.Option(help="Only jobs in this state (see the column `state`); repeatable."),
     ] = None,
     limit: Annotated[int, typer.Option(min=0, help="Maximum number of jobs; 0 for all.")] = 50,
 ) -> None:

@@ -303,7 +303,7 @@ def test_every_plan_has_a_key_of_its_own() -> None:
 def test_features_that_are_not_finite_have_diverged() -> None:
     made = learned()
     next(made.critic.parameters()).data[0] = float("nan")
-    with pytest.raises(DivergedError, match="at step 5 the critic's features make no transport problem"):
+    with pytest.raises(DivergedError, match="at step 5, no transport problem can be built from features of the critic"):
         made.phases[1].loss(step(5))
 
 

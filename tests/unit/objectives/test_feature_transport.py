@@ -223,7 +223,7 @@ def test_samples_that_are_not_finite_end_the_run(striped: ShardedDataset) -> Non
     made, step = objective_of(striped)
     with torch.no_grad():
         made.generator.samples.fill_(torch.nan)  # type: ignore[union-attr,operator]
-    with pytest.raises(DivergedError, match="at step 0 the features of the generator's samples make no transport"):
+    with pytest.raises(DivergedError, match="at step 0, no transport problem can be built from features of samples"):
         made.phases[0].loss(step)
 
 
