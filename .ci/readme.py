@@ -1,4 +1,4 @@
-"""Run every command of a README: each line of its ``sh`` blocks, in order, in one shell session per file.
+"""Run every command of a README: each line of its ``sh`` blocks, in order, in a shell of its own.
 
 A line that fails ends the run. Blocks of other languages (``console``, ``yaml``, ``text``) are not run.
 """
@@ -40,7 +40,7 @@ def main() -> int:
             continue
         print(f"$ {command}", flush=True)
         started = time.monotonic()
-        # Activating the environment lasts for the lines that follow, as it does in a reader's shell.
+        # A reader activates the virtual environment once, for all lines.
         environment = {**os.environ, "PATH": f"{Path('.venv/bin').absolute()}:{os.environ['PATH']}"}
         code = subprocess.run(["bash", "-c", command], env=environment, timeout=TIMEOUT, check=False).returncode
         print(f"  → {code} after {time.monotonic() - started:.1f} s", flush=True)
