@@ -43,10 +43,7 @@ class BuildWithConfigs(build_py):
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            target = Path(self.build_lib, "services", "configs")
-            target.mkdir(parents=True, exist_ok=True)
-            for file in [*Path("configs").glob("*.yaml"), *Path("configs").glob("*.json")]:
-                shutil.copyfile(file, target / file.name)
+            shutil.copytree("configs", Path(self.build_lib, "services", "configs"), dirs_exist_ok=True)
 
 
 extensions = []

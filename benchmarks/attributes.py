@@ -19,7 +19,7 @@ from pipelines.data.sources.characters import CharacterSource, open_characters
 from pipelines.data.sources.parts import Category
 from pipelines.models.bundle import to_float
 from pipelines.spec import CharacterSet, CharactersSpec, DataSpec
-from pipelines.training.precision import has_bfloat16
+from pipelines.training.precision import supports_bfloat16
 
 SHOWN = 0.2
 """A part counts as covered when samples show it at least this fraction as often as training images do."""
@@ -103,7 +103,7 @@ def learn(images: Tensor, parts: Tensor, counts: list[int], epochs: int) -> Read
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     for _ in range(epochs):
         for chosen in torch.randperm(len(images)).split(BATCH)[: len(images) // BATCH]:
-            with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16(images.device)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=supports_bfloat16(images.device)):
                 logits = reader(to_float(images[chosen]))
             loss = sum(F.cross_entropy(one.float(), part) for one, part in zip(logits, parts[chosen].T, strict=True))
             optimizer.zero_grad()

@@ -9,8 +9,9 @@ from torch import nn
 
 from pipelines.models.network import Conditions, Generator, Images, Latents
 from pipelines.models.normalisation import GlobalBatchNorm
-from pipelines.models.upsampling import Upsampling, upsampled
+from pipelines.models.upsampling import upsampled
 from pipelines.shape import ImageShape
+from pipelines.spec import Upsampling
 
 
 class ConvGenerator(Generator):

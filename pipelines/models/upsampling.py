@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Upsampling = Literal["nearest", "transposed", "filtered"]
+from pipelines.spec import Upsampling
 
 
 def upsampled(kind: Upsampling, wide: int, narrow: int) -> list[nn.Module]:

@@ -11,7 +11,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from pipelines.distributed import gather_rows, sum_over_ranks
-from pipelines.errors import DivergedError, ProblemError
+from pipelines.errors import ProblemError
+from pipelines.objectives.diverged import diverged
 from pipelines.objectives.features import Features, Points, RealPoints
 from pipelines.spec import SinkhornDistanceSpec, TransportSpec
 from pipelines.transport.cost import with_known_conditions
@@ -163,10 +164,7 @@ class Drifts:
         try:
             return self._planner.plan_rows_each(shares)
         except ProblemError as error:
-            raise DivergedError(
-                f"at step {step}, no transport problem can be built from features of samples: {error.args[0]}",
-                cure="lower optimizer.learning_rate",
-            ) from error
+            raise diverged(step, "features of samples", error.args[0]) from error
 
     def _own_means(self, sides: Sequence[Tensor], within: Sequence[RowBlock], before: int) -> list[Tensor]:
         """Barycentric projections of this rank's points, of each half, under the plan between generated points."""

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.distributed import gather_rows, gather_rows_with_gradient, world_size
-from pipelines.errors import DivergedError, ProblemError
+from pipelines.errors import ProblemError
 from pipelines.models.critics import Critic
 from pipelines.models.network import Generator
+from pipelines.objectives.diverged import diverged
 from pipelines.objectives.gan import Images, samples
 from pipelines.objectives.phase import Loss, Phase, Step
 from pipelines.objectives.wasserstein import interpolates
@@ -107,10 +108,7 @@ class LearnedTransport:
         try:
             blocks = self.planner.plan_rows_each(shares)
         except ProblemError as error:
-            raise DivergedError(
-                f"at step {step.index}, no transport problem can be built from features of the critic: {error.args[0]}",
-                cure="lower optimizer.learning_rate",
-            ) from error
+            raise diverged(step.index, "features of the critic", error.args[0]) from error
         waited = time.perf_counter() - started
         costs: dict[str, Tensor] = {}
         for (one, other), block in zip(pairs, blocks, strict=True):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pipelines.distributed import gather_rows, gather_rows_with_gradient, world_size
-from pipelines.errors import DivergedError, ProblemError
+from pipelines.errors import ProblemError
 from pipelines.models.network import Generator
+from pipelines.objectives.diverged import diverged
 from pipelines.objectives.phase import Loss, Phase, Step
 from pipelines.randomness import step_generator
 from pipelines.spec import SinkhornDistanceSpec, SlicedDistanceSpec, TransportSpec
@@ -63,7 +64,7 @@ class TransportObjective:
         """The distance between all ranks' points, on every rank; differentiable in this rank's samples."""
         x, y = gather_rows_with_gradient(samples), gather_rows(real).to(samples.dtype)
         if not bool(torch.isfinite(x).all()):
-            raise _diverged(step, "they are not finite")
+            raise diverged(step.index, "samples", "they are not finite")
         distance = self.spec.distance
         if isinstance(distance, SlicedDistanceSpec):
             lines = torch.randn(
@@ -95,7 +96,7 @@ class TransportObjective:
         except ProblemError as error:
             # Real images are bytes, as many as samples, and weigh something: only samples that are not finite make no
             # problem.
-            raise _diverged(step, error.args[0]) from error
+            raise diverged(step.index, "samples", error.args[0]) from error
         waited = time.perf_counter() - started
         rows, columns, mass = (torch.as_tensor(a).to(samples.device) for a in (block.rows, block.columns, block.mass))
         costs = matched_cost(samples[rows], gather_rows(real)[columns], self.spec.cost, self.spec.power)
@@ -133,10 +134,3 @@ def sliced_distance(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
     """
     units = directions / directions.norm(dim=0)
     return ((x @ units).sort(0).values - (y @ units).sort(0).values).square().mean()
-
-
-def _diverged(step: Step, reason: str) -> DivergedError:
-    return DivergedError(
-        f"at step {step.index}, no transport problem can be built from samples: {reason}",
-        cure="lower optimizer.learning_rate",
-    )

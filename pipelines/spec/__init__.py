@@ -18,6 +18,7 @@ from pipelines.spec.models import (
     ModelSpec,
     PerceptronSpec,
     ResNetSpec,
+    Upsampling,
 )
 from pipelines.spec.objectives import (
     BatchPlanSpec,
@@ -84,6 +85,7 @@ __all__ = [
     "SlicedDistanceSpec",
     "TrainSpec",
     "TransportSpec",
+    "Upsampling",
     "WassersteinSpec",
     "WorkersSpec",
     "apply_overrides",

@@ -9,6 +9,8 @@ from pydantic import Field
 from pipelines.spec.section import Section
 from pipelines.spec.training import OptimizerSpec
 
+Upsampling = Literal["nearest", "transposed", "filtered"]
+
 
 class PerceptronSpec(Section):
     """One linear layer (Rosenblatt 1958)."""
@@ -65,7 +67,7 @@ class ConvGeneratorSpec(Section):
     kind: Literal["conv-generator"]
     latent: int = Field(default=64, ge=1, le=4096, description="dimension of the latent vector")
     width: int = Field(default=32, ge=4, le=512, description="channels of the last hidden layer")
-    upsampling: Literal["nearest", "transposed", "filtered"] = Field(
+    upsampling: Upsampling = Field(
         default="nearest",
         description="nearest: pixels are repeated, then convolved; transposed: one transposed convolution does both, "
         "2.4 times as fast, but may leave a checkerboard; filtered: the same, with a filter that prevents it",

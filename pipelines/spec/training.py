@@ -43,8 +43,8 @@ class TrainSpec(Section):
     )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",
-        description="of matrix products and convolutions in training; weights are always float32. Devices without "
-        "instructions for bfloat16 compute in float32",
+        description="of matrix products and convolutions in training; weights are always float32. Devices that do not "
+        "support bfloat16 compute in float32",
     )
     channels_last: bool = Field(default=False, description="keep images with their channels innermost in memory")
     compile: bool = Field(default=False, description="translate the networks by torch.compile; needs a C++ compiler")

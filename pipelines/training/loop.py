@@ -20,7 +20,6 @@ from pipelines.spec import JobSpec
 from pipelines.training.meters import Meters
 from pipelines.training.optimizer import learning_rate
 from pipelines.training.position import Position
-from pipelines.training.precision import training_precision
 from pipelines.training.standing import renew_statistics
 from pipelines.training.state import TrainState
 from pipelines.training.stopping import Stopping
@@ -74,7 +73,6 @@ def train(
     position = position or Position()
     meters = Meters(device)
     stopping = None if asked_to_stop is None else Stopping(asked_to_stop)
-    precision = training_precision(spec.train, device)
     layout = torch.channels_last if spec.train.channels_last else torch.contiguous_format
     for batch in batches:
         if state.images >= spec.train.images:
@@ -92,7 +90,7 @@ def train(
         for phase in objective.phases:
             if state.step % phase.every == 0:
                 position.step, position.doing = state.step, f"in phase {phase.name}"
-                _update(spec, phase, step, state, meters, precision)
+                _update(spec, phase, step, state, meters)
         before = state.images
         state.advance(spec.train.batch, spec.train.ema_half_life)
         meters.count(spec.train.batch)
@@ -121,16 +119,16 @@ def train(
         position.step, position.doing = state.step, "waiting for images"
 
 
-def _update(spec: JobSpec, phase: Phase, step: Step, state: TrainState, meters: Meters, precision: torch.dtype) -> None:
+def _update(spec: JobSpec, phase: Phase, step: Step, state: TrainState, meters: Meters) -> None:
     optimizer = state.optimizers[phase.name]
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(phase.optimizer or spec.optimizer, min(1.0, state.images / spec.train.images))
     optimizer.zero_grad(set_to_none=True)
-    low = precision != torch.float32
+    low = state.precision != torch.float32
     with _only(phase.module, state.networks.values()):
         parts = []
         for part in step.parts(spec.train.accumulate):
-            with torch.autocast(step.images.device.type, precision) if low else nullcontext():
+            with torch.autocast(step.images.device.type, state.precision) if low else nullcontext():
                 loss = phase.loss(part)
             loss.total.backward()
             parts.append(loss)

@@ -12,6 +12,7 @@ from pipelines.errors import DivergedError
 from pipelines.objectives.phase import Objective
 from pipelines.spec import JobSpec
 from pipelines.training.optimizer import build_optimizer
+from pipelines.training.precision import training_precision
 
 
 @dataclass(eq=False)
@@ -27,6 +28,7 @@ class TrainState:
         average: exponential moving average of the served network; None without ``train.ema_half_life``.
         served: name of the network that is evaluated, registered and served.
         fingerprint: of the spec.
+        precision: of matrix products and convolutions; it depends on the devices and is not part of a checkpoint.
         step: number of finished steps.
         images: number of images seen, over all ranks.
     """
@@ -36,12 +38,13 @@ class TrainState:
     average: nn.Module | None
     served: str
     fingerprint: str
+    precision: torch.dtype
     step: int = 0
     images: int = field(default=0)
 
     @classmethod
     def start(cls, spec: JobSpec, objective: Objective) -> TrainState:
-        """The state before the first step."""
+        """The state before the first step. Collective: every rank calls it."""
         networks = dict(objective.networks)
         average = None
         if spec.train.ema_half_life is not None:
@@ -60,6 +63,7 @@ class TrainState:
             average=average,
             served=objective.served,
             fingerprint=spec.fingerprint(),
+            precision=training_precision(spec.train, next(networks[objective.served].parameters()).device),
         )
 
     @property

@@ -41,7 +41,6 @@ from pipelines.spec import JobSpec
 from pipelines.training.checkpoint import save_checkpoint
 from pipelines.training.health import ailments
 from pipelines.training.position import Position
-from pipelines.training.precision import training_precision
 from pipelines.training.run import run, start
 from pipelines.training.state import TrainState
 from pipelines.transport.planner import LocalPlanner, Planner
@@ -169,9 +168,8 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings, position: Po
             f"{device}" + (f", from image {state.images:,}" if state.images else ""),
             trains=True,
         )
-    precision = training_precision(spec.train, device)
-    if tracker and precision != getattr(torch, spec.train.precision):
-        text = "float32, because not all workers' devices have instructions for bfloat16"
+    if tracker and state.precision != getattr(torch, spec.train.precision):
+        text = "float32, because not all workers' devices support bfloat16"
         tracker.say(f"precision: {text}", trains=True)
         tracker.run.tag("monge.precision", text)
     with StopRequest(first=tracker is not None) as request:

@@ -226,8 +226,8 @@ def collectives() -> dict[str, Any]:
     if rank == 1:
         somewhere.grad = torch.ones(2, 3)
     distributed.sum_gradients([everywhere, frozen, somewhere, nowhere])
-    # Rank 1 has no instructions for bfloat16.
-    with unittest.mock.patch.object(precision, "has_bfloat16", return_value=rank != 1):
+    # The device of rank 1 does not support bfloat16.
+    with unittest.mock.patch.object(precision, "supports_bfloat16", return_value=rank != 1):
         agreed = precision.training_precision(TrainSpec(images=1, precision="bfloat16"), CPU)
     # Rank 1 is asked to stop at step 7, the others never.
     now, asked = 0.0, []

@@ -21,7 +21,7 @@ from pipelines.spec import JobSpec, OptimizerSpec
 from pipelines.training.loop import train
 from pipelines.training.meters import Meters
 from pipelines.training.optimizer import build_optimizer, learning_rate
-from pipelines.training.precision import has_bfloat16
+from pipelines.training.precision import supports_bfloat16
 from pipelines.training.state import TrainState
 
 
@@ -225,7 +225,7 @@ def test_low_precision_and_layout_train_alike_and_leave_weights_in_float32(data:
     exact, laid_out, low = curves
     assert laid_out == pytest.approx(exact, rel=1e-4)
     assert low == pytest.approx(exact, rel=0.05)
-    assert (low != exact) == has_bfloat16(torch.device("cpu"))
+    assert (low != exact) == supports_bfloat16(torch.device("cpu"))
 
 
 TRANSLATED = """

@@ -1,4 +1,4 @@
-"""bfloat16 where devices have instructions for it, float32 elsewhere."""
+"""bfloat16 where devices support it, float32 elsewhere."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ from pipelines.training.precision import training_precision
 def test_emulated_bfloat16_is_not_used(
     asked: str, has: bool, used: torch.dtype, data: ShardedDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "has_bfloat16", lambda device: has)
+    monkeypatch.setattr(precision, "supports_bfloat16", lambda device: has)
     spec = job("mlp", images=32, precision=asked)
     assert training_precision(spec.train, CPU) == used
     objective, state = start(spec, data)
