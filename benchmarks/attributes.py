@@ -1,7 +1,7 @@
 """Which parts generated characters show: classifiers of attributes that are known exactly for training images.
 
-A :class:`Reader` is trained for each set on characters of a seed of their own, and tested on those of another seed.
-Parts that it does not read reliably there do not count.
+An :class:`AttributeReader` is trained for each set on characters of one seed, and tested on those of another seed.
+Parts that it does not read reliably do not count.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Coverage:
     unread: tuple[str, ...]
 
 
-class Reader(nn.Module):
+class AttributeReader(nn.Module):
     """Reads all attributes of a character at once: (b, 3, s, s) in [−1, 1] → logits of all parts of all categories.
 
     Args:
@@ -94,10 +94,10 @@ def composed(data: DataSpec, name: CharacterSet, count: int, seed: int, cache: P
     return images, torch.from_numpy(source.attributes()[name].parts)
 
 
-def learn(images: Tensor, parts: Tensor, counts: list[int], epochs: int) -> Reader:
+def learn(images: Tensor, parts: Tensor, counts: list[int], epochs: int) -> AttributeReader:
     """A reader of one set."""
     torch.manual_seed(0)
-    reader = Reader(images.shape[-1], counts).train()
+    reader = AttributeReader(images.shape[-1], counts).train()
     optimizer = torch.optim.Adam(reader.parameters(), RATE)
     steps = epochs * (len(images) // BATCH)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
@@ -123,7 +123,7 @@ class Examined:
         reliable: for each category, the parts that it reads.
     """
 
-    reader: Reader
+    reader: AttributeReader
     categories: tuple[Category, ...]
     reliable: tuple[list[int], ...]
 

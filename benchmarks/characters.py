@@ -35,7 +35,7 @@ from pipelines.spec import CharacterSet, CharactersSpec, JobSpec, TransportSpec,
 ENCODER, JUDGE = "features-characters", "lenet"
 GENERATORS = ("characters", "biggan")
 ASKED, COVERED = 0.95, 0.9
-"""Least shares of samples that are of the set that was asked for, and of parts that are seen."""
+"""Least fractions of samples that are of the set that was asked for, and of parts that are seen."""
 
 SAMPLES = 6_000
 NAMED = 10

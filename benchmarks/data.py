@@ -50,7 +50,7 @@ FEED_BAR, RAY_DATA_BAR, JPEG_BAR, SCALING_BAR, COLD_SECONDS, GROWTH_MIB = 0.95, 
 
 
 @dataclass(frozen=True)
-class Scale:
+class DataScale:
     """How much is measured."""
 
     images: int
@@ -59,7 +59,7 @@ class Scale:
     repeats: int
 
 
-FULL, QUICK = Scale(100_000, 4_000, 100_000, 5), Scale(100_000, 400, 4_000, 2)
+FULL, QUICK = DataScale(100_000, 4_000, 100_000, 5), DataScale(100_000, 400, 4_000, 2)
 
 
 def digits(home: Path, count: int) -> ShardedDataset:
@@ -75,7 +75,7 @@ def digits(home: Path, count: int) -> ShardedDataset:
     return open_dataset(folder / "shards")
 
 
-def feeding(home: Path, scale: Scale) -> list[Row]:
+def feeding(home: Path, scale: DataScale) -> list[Row]:
     """Microseconds of a batch over an epoch in a full shuffle, ready as a tensor."""
     import ray.data
 
@@ -188,7 +188,7 @@ def webdataset(names: list[str], batch: int) -> Iterable[Any]:
     return torch.utils.data.DataLoader(data.map(lambda parts: parts[0]), batch, num_workers=2, persistent_workers=True)
 
 
-def decoding(home: Path, scale: Scale) -> list[Row]:
+def decoding(home: Path, scale: DataScale) -> list[Row]:
     """Images of 224 pixels, augmented: shards hold them decoded, files are decoded at every epoch."""
     from services.sharding.dataset import shard_dataset
 
@@ -272,7 +272,7 @@ def import_and_stay(seconds: float) -> None:
     time.sleep(seconds)
 
 
-def sharding(home: Path, scale: Scale) -> list[Row]:
+def sharding(home: Path, scale: DataScale) -> list[Row]:
     """JPEGs of 96 × 80 pixels into shards of 64 × 64, listing included, by Ray workers that run already."""
     import ray
 
@@ -334,7 +334,7 @@ def s3_server() -> Iterator[Settings]:
             server.stdin.close()
 
 
-def cold(home: Path, scale: Scale) -> list[Row]:
+def cold(home: Path, scale: DataScale) -> list[Row]:
     """Seconds from nothing but an address in S3 to the first batch of 256 out of 100,000 images in a full shuffle."""
     from services.storage.datasets import open_data
     from services.storage.open import open_storage
@@ -357,7 +357,7 @@ def cold(home: Path, scale: Scale) -> list[Row]:
     return [Row(name, milliseconds / 1e3, COLD_SECONDS, "limit", "s", 1.0)]
 
 
-def memory(home: Path, scale: Scale) -> list[Row]:
+def memory(home: Path, scale: DataScale) -> list[Row]:
     """MiB by which the process grows between the second epoch and the tenth."""
     train = digits(home, scale.images).train
     steps = len(train) // BATCH

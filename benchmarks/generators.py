@@ -63,7 +63,7 @@ ADVERSARIES = ("gan", "wasserstein-gan", "learned-transport")
 
 
 @dataclass(frozen=True)
-class Scale:
+class TrainingScale:
     """How much of everything.
 
     Attributes:
@@ -81,8 +81,8 @@ class Scale:
     pool: int
 
 
-FULL = Scale(("data.source=fashion-mnist",), 1_200_000, 180_000, 300_000, 5_000, 4096)
-QUICK = Scale(("data.source=digits", "data.size=12"), 20_000, 2_560, 1_280, 200, 256)
+FULL = TrainingScale(("data.source=fashion-mnist",), 1_200_000, 180_000, 300_000, 5_000, 4096)
+QUICK = TrainingScale(("data.source=digits", "data.size=12"), 20_000, 2_560, 1_280, 200, 256)
 
 
 class Teller:
@@ -120,7 +120,7 @@ def trained(spec: JobSpec, data: ShardedDataset, networks: Mapping[str, Network]
     return state.judged.eval(), time.perf_counter() - started
 
 
-def spec_of(config: str, scale: Scale, images: int, *more: str) -> JobSpec:
+def spec_of(config: str, scale: TrainingScale, images: int, *more: str) -> JobSpec:
     """A config at the scale of this run."""
     train = {"images": images, "log_every": max(images // 5, 1), "ema_half_life": max(images // 12, 1)}
     fields = (*scale.data, *(f"train.{name}={value}" for name, value in train.items()), "workers.count=1")
@@ -129,7 +129,7 @@ def spec_of(config: str, scale: Scale, images: int, *more: str) -> JobSpec:
 
 def flow_distances(
     couplings: Mapping[str, str],
-    scale: Scale,
+    scale: TrainingScale,
     data: ShardedDataset,
     judge: FeatureJudge,
     folder: Path,
@@ -156,7 +156,7 @@ def flow_distances(
     return found, seconds
 
 
-def flows(scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder: Path) -> list[Row]:
+def flows(scale: TrainingScale, data: ShardedDataset, judge: FeatureJudge, folder: Path) -> list[Row]:
     """Each coupling beside independent pairs."""
     found, seconds = flow_distances(COUPLINGS, scale, data, judge, folder)
     plain = "independent pairs"
@@ -167,7 +167,7 @@ def flows(scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder: Path)
     return [*rows, Row("time of plans of pools", seconds["plans of pools"], seconds[plain], plain, "s", WAIT_BAR)]
 
 
-def paths(scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder: Path) -> list[Row]:
+def paths(scale: TrainingScale, data: ShardedDataset, judge: FeatureJudge, folder: Path) -> list[Row]:
     """Plans that know of classes, beside independent pairs and beside plans that do not."""
     found, _ = flow_distances(TOLD, scale, data, judge, folder, conditional=True)
     *others, ours = TOLD
@@ -179,7 +179,7 @@ def paths(scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder: Path)
 
 
 def adversary_scores(
-    scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder: Path
+    scale: TrainingScale, data: ShardedDataset, judge: FeatureJudge, folder: Path
 ) -> dict[str, dict[str, float]]:
     """The scores of each of the games, by config."""
     found = {}
@@ -195,7 +195,7 @@ def adversary_scores(
     return found
 
 
-def adversaries(scale: Scale, data: ShardedDataset, judge: FeatureJudge, folder: Path) -> list[Row]:
+def adversaries(scale: TrainingScale, data: ShardedDataset, judge: FeatureJudge, folder: Path) -> list[Row]:
     """Each of the games beside the Gaussian."""
     return [
         Row(config, scores["fid"], scores["fid_gaussian"], "Gaussian of the pixels", "FID", 1.0)
@@ -222,7 +222,7 @@ def shards(spec: JobSpec) -> ShardedDataset:
     return open_dataset(address)
 
 
-def judged(scale: Scale) -> tuple[ShardedDataset, FeatureJudge, float]:
+def judged(scale: TrainingScale) -> tuple[ShardedDataset, FeatureJudge, float]:
     """The images, a judge by the features of a LeNet that is trained on them first, and that LeNet's accuracy."""
     spec = spec_of("lenet-fashion-mnist", scale, scale.reference)
     data = shards(spec)

@@ -27,7 +27,7 @@ from pipelines.spec import JobSpec, load_spec
 from services.jobs.documents import Submission, TokenRequest
 from services.jobs.policy import Move
 from services.jobs.states import State
-from services.jobs.store import Store
+from services.jobs.store import JobStore
 from services.platform.processes import free_port, wait_until
 from services.tokens import Role
 
@@ -42,7 +42,7 @@ def fill(home: Path, spec: JobSpec, jobs: int) -> tuple[str, list[str]]:
     """A store with that many jobs; returns an administrator's secret, and the ids."""
     folder = home / "jobservice"
     folder.mkdir(parents=True)
-    store = Store(f"sqlite:///{folder / 'jobs.db'}")
+    store = JobStore(f"sqlite:///{folder / 'jobs.db'}")
     asked = TokenRequest(name="load", role=Role.ADMIN, requests_per_second=10_000, max_jobs=10**6)
     token = store.create_token(asked)
     submission = Submission(spec=spec.model_dump(mode="json"))

@@ -29,7 +29,7 @@ from benchmarks.generators import (
     QUICK,
     STEPS,
     TOLD,
-    Scale,
+    TrainingScale,
     adversary_scores,
     flow_distances,
     judged,
@@ -49,13 +49,13 @@ from pipelines.transport.planner import LocalPlanner
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
-SMALL = Scale(QUICK.data, reference=2_560, flow=512, adversary=512, samples=100, pool=128)
+SMALL = TrainingScale(QUICK.data, reference=2_560, flow=512, adversary=512, samples=100, pool=128)
 
 Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Row:
+class ConfigRow:
     """A row of the table.
 
     Attributes:
@@ -90,7 +90,7 @@ class Bench:
         return judged(self.scale)
 
     @property
-    def scale(self) -> Scale:
+    def scale(self) -> TrainingScale:
         """Of the rows that the reference judges."""
         return SMALL if self.quick else FULL
 
@@ -137,7 +137,7 @@ def generates(config: str) -> Callable[[Bench, int], Figures]:
 
 
 def asks(config: str, classifier: str) -> Callable[[Bench, int], Figures]:
-    """Of samples of a config, the share that a classifier takes for the class that was asked for."""
+    """Of samples of a config, the fraction that a classifier takes for the class that was asked for."""
 
     def run(bench: Bench, seed: int) -> Figures:
         spec, data, reader = bench.network(classifier, seed)
@@ -190,8 +190,8 @@ def _distances(bench: Bench, couplings: Mapping[str, str], *, conditional: bool)
     return {f"FID at {steps} Euler steps, {name}": at[steps] for name, at in found.items() for steps in STEPS}
 
 
-ROWS: dict[str, Row] = {
-    name: Row(f"cats and dogs, {what}", (name,), classifies(name), SEEDS)
+ROWS: dict[str, ConfigRow] = {
+    name: ConfigRow(f"cats and dogs, {what}", (name,), classifies(name), SEEDS)
     for name, what in {
         "perceptron": "perceptron",
         "mlp": "two layers",
@@ -200,35 +200,35 @@ ROWS: dict[str, Row] = {
     }.items()
 }
 ROWS |= {
-    name: Row(f"cats and dogs, generator by {what}", (name,), generates(name))
+    name: ConfigRow(f"cats and dogs, generator by {what}", (name,), generates(name))
     for name, what in {
         "transport-generator": "exact plans",
         "sinkhorn-generator": "Sinkhorn divergence",
         "sliced-generator": "sliced distance",
     }.items()
 }
-ROWS["biggan"] = Row("cats and dogs, BigGAN", ("biggan", "lenet"), asks("biggan", "lenet"))
+ROWS["biggan"] = ConfigRow("cats and dogs, BigGAN", ("biggan", "lenet"), asks("biggan", "lenet"))
 ROWS |= {
-    "lenet-fashion-mnist": Row(
+    "lenet-fashion-mnist": ConfigRow(
         "Fashion-MNIST, LeNet, which judges the rows below",
         ("lenet-fashion-mnist",),
         lambda bench, seed: {"held-out accuracy": bench.reference[2]},
         judged=True,
     ),
-    "resnet": Row("Fashion-MNIST, ResNet of 10 layers", ("resnet",), classifies("resnet")),
-    "games": Row("Fashion-MNIST, generators against a critic", ADVERSARIES, games, judged=True),
-    "one-step": Row(
+    "resnet": ConfigRow("Fashion-MNIST, ResNet of 10 layers", ("resnet",), classifies("resnet")),
+    "games": ConfigRow("Fashion-MNIST, generators against a critic", ADVERSARIES, games, judged=True),
+    "one-step": ConfigRow(
         "Fashion-MNIST, one-step transport in features",
         ("features-fashion-mnist", "one-step"),
         one_step,
         judged=True,
     ),
-    "flows": Row("Fashion-MNIST, flows along three couplings", ("flow",), flows, judged=True),
-    "paths": Row("Fashion-MNIST, flows told the class", ("flow",), paths, judged=True),
+    "flows": ConfigRow("Fashion-MNIST, flows along three couplings", ("flow",), flows, judged=True),
+    "paths": ConfigRow("Fashion-MNIST, flows told the class", ("flow",), paths, judged=True),
 }
 
 
-def record(row: Row, bench: Bench) -> dict[str, Any]:
+def record(row: ConfigRow, bench: Bench) -> dict[str, Any]:
     """Run a row; what it found, as JSON holds it."""
     started = time.perf_counter()
     found = [row.run(bench, seed) for seed in (row.seeds[:1] if bench.quick else row.seeds)]

@@ -28,8 +28,8 @@ from benchmarks.generators import (
     FULL,
     HOME,
     QUICK,
-    Scale,
     Teller,
+    TrainingScale,
     picture,
     shards,
     spec_of,
@@ -56,11 +56,11 @@ WARM, TIMED = 4, 12
 """Minimum numbers of warm-up steps and of timed steps when the cost of a step is measured; both are rounded up to whole
 pools."""
 
-LEAST_SHARE = 0.7
+LEAST_CLASS = 0.7
 """Of the least shown class, times the number of classes."""
 
 
-def specified(config: str, scale: Scale, *more: str) -> JobSpec:
+def specified(config: str, scale: TrainingScale, *more: str) -> JobSpec:
     """A config on the data of this run, in one process."""
     return load_spec(CONFIGS / f"{config}.yaml", [*scale.data, "workers.count=1", *more])
 
@@ -74,7 +74,7 @@ def affordable(spec: JobSpec, seconds: float, data: ShardedDataset, encoder: Bun
 def run(
     config: str,
     seed: int,
-    scale: Scale,
+    scale: TrainingScale,
     folder: Path,
     picture_at: Path,
     *more: str,
@@ -109,7 +109,7 @@ def run(
     return judge.scores(network) | {"cpu_seconds": spent, "images": float(spec.train.images)}
 
 
-def learn(config: str, seed: int, scale: Scale, images: int, folder: Path) -> float:
+def learn(config: str, seed: int, scale: TrainingScale, images: int, folder: Path) -> float:
     """Train a network that the runs use, into a folder; the CPU seconds that it took."""
     torch.set_num_threads(1)
     spec = spec_of(config, scale, images, f"seed={seed}", "train.ema_half_life=null")
@@ -127,7 +127,9 @@ def processes() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(os.cpu_count() or 1, mp_context=multiprocessing.get_context("spawn"))
 
 
-def learn_all(pool: ProcessPoolExecutor, scale: Scale, seeds: Sequence[int], folder: Path, *, quick: bool) -> float:
+def learn_all(
+    pool: ProcessPoolExecutor, scale: TrainingScale, seeds: Sequence[int], folder: Path, *, quick: bool
+) -> float:
     """Train the judge and the features of each seed, into a folder; mean CPU seconds of the features."""
     shards(specified(REFERENCE, scale))
     judge = pool.submit(learn, REFERENCE, 0, scale, scale.reference, folder)
@@ -198,7 +200,7 @@ def main() -> None:
     ]
     least = min(found[ONE_STEP, seed]["smallest_class_share"] for seed in seeds)
     rows.append(
-        Row(f"one step: least class, {minutes}", 1 / max(least, 1e-9), 1 / LEAST_SHARE, "limit", "× rarer", 1.0)
+        Row(f"one step: least class, {minutes}", 1 / max(least, 1e-9), 1 / LEAST_CLASS, "limit", "× rarer", 1.0)
     )
     print(table(rows))
     if arguments.json:

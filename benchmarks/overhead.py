@@ -1,8 +1,8 @@
 """What checkpoints and MLflow cost a job: ``python -m benchmarks.overhead [--quick] [--json FILE]``.
 
 A generator and its critic on Fashion-MNIST, as ``configs/gan.yaml`` has them, on two workers of a platform of its own.
-Rank 0 measures how long it is in the calls that write checkpoints and points of curves, as a share of the time between
-its first point and its last: all ranks wait for these calls.
+Rank 0 measures how long it is in the calls that write checkpoints and points of curves, as a fraction of the time
+between its first point and its last: all ranks wait for these calls.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from services.settings import Settings
 from services.training.placement import Placement
 
 LIMITS = {"checkpoints": 0.01, "points of curves in MLflow": 0.005}
-"""Largest shares of the time of a run."""
+"""Largest fractions of the time of a run."""
 
 
 def on_worker(carried: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def on_worker(carried: dict[str, Any]) -> dict[str, Any]:
     return outcome | {"spent": spent, "seconds": at[-1] - at[0]}
 
 
-def shares(spec: JobSpec, home: Path) -> dict[str, float]:
+def fractions(spec: JobSpec, home: Path) -> dict[str, float]:
     """Of the time of a job, by what it was spent on."""
     up(home)
     settings = Settings(home=home)
@@ -81,7 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary) / "home"
         try:
-            found = shares(load_spec(CONFIG, changes), home)
+            found = fractions(load_spec(CONFIG, changes), home)
         finally:
             local.down(home, lambda _: None)
     rows = [Row(name, 100 * found[name], 100 * limit, "limit", "% of the run", 1.0) for name, limit in LIMITS.items()]

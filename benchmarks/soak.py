@@ -33,7 +33,7 @@ RATE = 2_700
 KILLED_EVERY = (15.0, 45.0)
 """Seconds between two kills, at least and at most."""
 
-SHARE = 0.35
+TRAINING_FRACTION = 0.35
 """Of the time, that the jobs would take undisturbed."""
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the figures")
     arguments = parser.parse_args()
     count = 1 if arguments.quick else 3
-    images = 38_400 if arguments.quick else int(arguments.minutes * 60 * SHARE * RATE / count) // 64 * 64
+    images = 38_400 if arguments.quick else int(arguments.minutes * 60 * TRAINING_FRACTION * RATE / count) // 64 * 64
     kinds = ["a worker"] if arguments.quick else list(FAULTS)
     specs = [adversary(f"soak-{index}", images, max(1_600, images // 40), f"seed={index}") for index in range(count)]
     with tempfile.TemporaryDirectory() as temporary:

@@ -53,9 +53,9 @@ def dense_rows(noise: np.ndarray, pictures: np.ndarray, quick: bool) -> list[Row
     if not quick:
         clouds.append(("generated", images.blurred(pictures[n : 2 * n])))
     rows = []
-    for (label, x), share in itertools.product(clouds, (0.01, 0.002)):
+    for (label, x), fraction in itertools.product(clouds, (0.01, 0.002)):
         y = pictures[:n]
-        epsilon = share * float(ot.dist(x, y).mean())
+        epsilon = fraction * float(ot.dist(x, y).mean())
         calls: dict[str, Callable[[], object]] = dict([pot_solver(x, y, epsilon)])
         if importlib.util.find_spec("ott"):
             calls["OTT-JAX"] = ott_solver(x, y, epsilon)
@@ -65,7 +65,7 @@ def dense_rows(noise: np.ndarray, pictures: np.ndarray, quick: bool) -> list[Row
             *calls.values(),
             repeats=1,
         )
-        name = f"Sinkhorn, n={n}, {label}, epsilon={share:g} mean"
+        name = f"Sinkhorn, n={n}, {label}, epsilon={fraction:g} mean"
         rows += [Row(name, mine, peer, who, "ms", 4.0) for who, peer in zip(calls, theirs, strict=True)]
     return rows
 

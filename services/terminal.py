@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Console
 from rich.table import Table
 
 LONGEST_LINE = 160
 """Columns of a table that is no terminal's: for another program to read."""
+
+OnProgress = Callable[[int, int], None]
+"""Called with the work done so far and the work in all."""
 
 console = Console()
 errors = Console(stderr=True)

@@ -59,7 +59,7 @@ _FASHION_MAX_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogueEntry:
     """One data set of the catalogue.
 
     Attributes:
@@ -111,7 +111,7 @@ def digest(arrays: Arrays) -> str:
     return state.hexdigest()
 
 
-def _is_intact(path: Path, entry: Entry) -> bool:
+def _is_intact(path: Path, entry: CatalogueEntry) -> bool:
     try:
         return digest(map_arrays(path)) == entry.sha256
     except (OSError, ValueError):
@@ -186,13 +186,13 @@ def _fetch_points(cache: Path) -> Arrays:
     return {"images": images, "labels": (points[:, 1] > points[:, 0]).astype(np.int64)}
 
 
-CATALOGUE: dict[str, Entry] = {
-    "cats-and-dogs": Entry(
+CATALOGUE: dict[str, CatalogueEntry] = {
+    "cats-and-dogs": CatalogueEntry(
         tuple(_ANIMALS),
         "2fbf0904653e14d5bf0e781eb3a6ab1abecb3906c491b50b57b39a45f23b3b10",
         _fetch_cats_and_dogs,
     ),
-    "fashion-mnist": Entry(
+    "fashion-mnist": CatalogueEntry(
         (
             "T-shirt/top",
             "trouser",
@@ -208,12 +208,12 @@ CATALOGUE: dict[str, Entry] = {
         "8ea5c5000cffa0c9a67a54668238b86394598f694a0f111fe0e2fa901a129037",
         _fetch_fashion_mnist,
     ),
-    "digits": Entry(
+    "digits": CatalogueEntry(
         tuple("0123456789"),
         "0e9c562247a40434c9a8fd6377415a900eb63341041c62668621f974f5133152",
         _fetch_digits,
     ),
-    "points": Entry(
+    "points": CatalogueEntry(
         ("left brighter", "right brighter"),
         "80c369a5a8a6c43c4862648d4f8797310a6a90e1757bf5df9e011590209df1a2",
         _fetch_points,

@@ -17,7 +17,7 @@ from pipelines.data.arrays import file_sha256, map_arrays, unpack_arrays
 from pipelines.data.cache import ShardCache
 from pipelines.data.manifest import INDEX, MANIFEST, Manifest, parse_manifest, read_manifest
 from pipelines.data.partition import batch_indices, rank_slice
-from pipelines.data.shard import Store
+from pipelines.data.shard import ShardStore
 from pipelines.data.shards import CachedShards, MappedShards, Shards
 from pipelines.data.split import SIDES, SplitName
 from pipelines.errors import ShardError
@@ -189,7 +189,7 @@ def open_dataset(folder: str | Path, verify: slice = ALL) -> ShardedDataset:
     return _dataset(str(folder), manifest, index, MappedShards(shards))
 
 
-def open_stored(store: Store, address: str, cache: ShardCache) -> ShardedDataset:
+def open_stored(store: ShardStore, address: str, cache: ShardCache) -> ShardedDataset:
     """Open a data set that lies elsewhere: its shards are fetched when images of theirs are needed, and verified.
 
     Args:

@@ -30,13 +30,13 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 
 
-class Record(BaseModel):
+class FrozenDocument(BaseModel):
     """A frozen document that admits no unknown field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ShardEntry(Record):
+class ShardEntry(FrozenDocument):
     """One shard: its file, number of images, and the sha256 of the file."""
 
     # The pattern keeps a manifest from pointing outside its folder.
@@ -45,7 +45,7 @@ class ShardEntry(Record):
     sha256: Sha256
 
 
-class Manifest(Record):
+class Manifest(FrozenDocument):
     """A data set of shards.
 
     Attributes:

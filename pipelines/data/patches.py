@@ -15,17 +15,17 @@ def patch_count(image: ImageShape, side: int) -> int:
 
 
 def hide(
-    images: Float32[Tensor, "k c h w"], draws: Float[Tensor, "k patches"], share: float, side: int
+    images: Float32[Tensor, "k c h w"], draws: Float[Tensor, "k patches"], fraction: float, side: int
 ) -> Float32[Tensor, "k c h w"]:
     """Images with the patches of the largest draws under grey, 0.
 
     Args:
         images: in [−1, 1].
         draws: a number for each patch, row by row.
-        share: of the patches, that is hidden.
+        fraction: of the patches that are hidden.
         side: of a patch, in pixels.
     """
     height, width = images.shape[2:]
     order = draws.argsort(dim=1, descending=True).argsort(dim=1)
-    shown = (order >= round(share * draws.shape[1])).to(images.dtype).view(len(draws), 1, -(-height // side), -1)
+    shown = (order >= round(fraction * draws.shape[1])).to(images.dtype).view(len(draws), 1, -(-height // side), -1)
     return images * F.interpolate(shown, scale_factor=side, mode="nearest")[..., :height, :width]

@@ -1,7 +1,7 @@
 """Sources into shards: each chunk of a source becomes a file by itself, then the driver writes what binds them.
 
-Every step is deterministic and every file is written atomically, into a folder or another :class:`Store`. A job that
-was killed goes on where it stopped, and two jobs that build the same data set at once write the same bytes.
+Every step is deterministic, and every file is written atomically into a :class:`ShardStore`. A job that was killed
+continues where it stopped. Two jobs that build the same data set at the same time write the same bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from pipelines.data.arrays import pack_arrays, unpack_arrays, write_atomically
-from pipelines.data.manifest import INDEX, MANIFEST, QUARANTINE, Count, Manifest, Record, Sha256, ShardEntry
+from pipelines.data.manifest import INDEX, MANIFEST, QUARANTINE, Count, FrozenDocument, Manifest, Sha256, ShardEntry
 from pipelines.data.source import Source
 from pipelines.data.split import (
     DROPPED,
@@ -50,7 +50,7 @@ _NAMED = 5
 
 
 @runtime_checkable
-class Store(Protocol):
+class ShardStore(Protocol):
     """Where a data set is written: files by name, each written in one piece."""
 
     def read(self, key: str) -> bytes:
@@ -80,7 +80,7 @@ class Folder:
         write_atomically(self.path / key, data)
 
 
-class BadImage(Record):
+class BadImage(FrozenDocument):
     """An image that was set aside: its position in the source, its name, and why."""
 
     position: Count
@@ -88,7 +88,7 @@ class BadImage(Record):
     reason: str
 
 
-class Receipt(Record):
+class Receipt(FrozenDocument):
     """What became of one chunk of a source.
 
     Attributes:
@@ -130,7 +130,7 @@ def receipt_file(number: int) -> str:
     return f"{RECEIPTS}/{number:05d}.safetensors"
 
 
-def write_shard(source: Source, folder: Path | Store, number: int, start: int, stop: int) -> Receipt:
+def write_shard(source: Source, folder: Path | ShardStore, number: int, start: int, stop: int) -> Receipt:
     """Decode one chunk of a source and write its shard and its receipt.
 
     Args:
@@ -175,7 +175,7 @@ def write_shard(source: Source, folder: Path | Store, number: int, start: int, s
     return receipt
 
 
-def finished(source: Source, folder: Path | Store, number: int, start: int, stop: int) -> Receipt | None:
+def finished(source: Source, folder: Path | ShardStore, number: int, start: int, stop: int) -> Receipt | None:
     """The receipt of a chunk whose shard was written before and is intact, else None."""
     store = _store(folder)
     try:
@@ -190,7 +190,7 @@ def finished(source: Source, folder: Path | Store, number: int, start: int, stop
     return receipt
 
 
-def is_intact(store: Store, file: str, sha256: str) -> bool:
+def is_intact(store: ShardStore, file: str, sha256: str) -> bool:
     """Whether a file is there and has its hash."""
     try:
         return hashlib.sha256(store.read(file)).hexdigest() == sha256
@@ -220,12 +220,12 @@ def check_bad(receipts: Sequence[Receipt], total: int, spec: DataSpec) -> None:
     )
 
 
-def bind(source: Source, spec: DataSpec, folder: Path | Store, receipts: Sequence[Receipt]) -> Manifest:
+def bind(source: Source, spec: DataSpec, folder: Path | ShardStore, receipts: Sequence[Receipt]) -> Manifest:
     """Split the images, and write index, quarantine and, last, the manifest.
 
     Args:
         source: where the images came from.
-        spec: name of the source, shares of the test and validation splits and of bad images.
+        spec: name of the source, fractions of the test split, the validation split and bad images.
         folder: of the data set, or another store.
         receipts: of all chunks, in order.
 
@@ -289,7 +289,7 @@ def content_hash(pixels: np.ndarray) -> np.ndarray:
     return np.frombuffer(state.digest()[:CONTENT_BYTES], np.uint8)
 
 
-def _store(folder: Path | Store) -> Store:
+def _store(folder: Path | ShardStore) -> ShardStore:
     return Folder(folder) if isinstance(folder, Path) else folder
 
 
@@ -306,7 +306,7 @@ def _moments(sums: np.ndarray, image: ImageShape) -> tuple[tuple[float, ...], tu
     return tuple(mean), tuple(float(max(s - m * m, 0.0) ** 0.5) for m, s in zip(mean, square, strict=True))
 
 
-def _columns(store: Store, number: int) -> dict[str, np.ndarray]:
+def _columns(store: ShardStore, number: int) -> dict[str, np.ndarray]:
     """All of a shard but its images, from its receipt."""
     try:
         return unpack_arrays(store.read(receipt_file(number)))

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.data.cache import ShardCache
 from pipelines.data.manifest import ShardEntry
-from pipelines.data.shard import Store
+from pipelines.data.shard import ShardStore
 from pipelines.errors import ShardError
 from pipelines.shape import ImageShape
 
@@ -86,7 +86,7 @@ class CachedShards:
     reads_ahead = True
 
     def __init__(
-        self, store: Store, address: str, entries: Sequence[ShardEntry], image: ImageShape, cache: ShardCache
+        self, store: ShardStore, address: str, entries: Sequence[ShardEntry], image: ImageShape, cache: ShardCache
     ) -> None:
         self.counts = [entry.count for entry in entries]
         self.dims = image.dims

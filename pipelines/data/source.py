@@ -12,7 +12,7 @@ from pipelines.data.catalogue import CATALOGUE, NAMES, fetch
 from pipelines.data.sources.arrays import array_source, npz_identity, open_npz
 from pipelines.data.sources.base import Source, identity_of, prepared
 from pipelines.data.sources.characters import character_identity, open_characters
-from pipelines.data.sources.folder import Found, listing, look, open_folder
+from pipelines.data.sources.folder import FolderFiles, listing, look, open_folder
 from pipelines.data.sources.parquet import open_parquets
 from pipelines.data.sources.tar import open_tars
 from pipelines.errors import SourceError
@@ -75,7 +75,7 @@ def fingerprint(spec: DataSpec) -> str:
     return prepared(spec, identity_of(root, archives) if archives else listing(root, found).identity)
 
 
-def _found(path: Path) -> tuple[Path, Found]:
+def _found(path: Path) -> tuple[Path, FolderFiles]:
     """The folder of a source and its files, of one kind.
 
     Raises:
@@ -83,7 +83,7 @@ def _found(path: Path) -> tuple[Path, Found]:
     """
     if path.is_file():
         is_tar = path.suffix.lower() == ".tar"
-        return path.parent, Found([], [path.name] * is_tar, [path.name] * (not is_tar), [], 0)
+        return path.parent, FolderFiles([], [path.name] * is_tar, [path.name] * (not is_tar), [], 0)
     found = look(path)
     kinds = {"image files": found.images, "tar files": found.tars, "Parquet files": found.parquets}
     held = {kind: names for kind, names in kinds.items() if names}

@@ -17,7 +17,7 @@ SIDES: dict[SplitName, int] = {"train": TRAIN, "test": TEST, "validation": VALID
 
 
 def split_by_content(content: np.ndarray, labels: np.ndarray, test_fraction: float) -> np.ndarray:
-    """Hold out a share of each class.
+    """Hold out a fraction of each class.
 
     Images of the same content get the same side, whatever their names and labels. Contents are taken in the order of
     their hashes, which is as good as random and depends on nothing else: neither on a seed nor on the order of the
@@ -26,7 +26,7 @@ def split_by_content(content: np.ndarray, labels: np.ndarray, test_fraction: flo
     Args:
         content: (n, 16) uint8 hashes of the images.
         labels: (n,) int64; a content with several labels counts for the least of them.
-        test_fraction: share of the distinct contents of each class that is held out, to the nearest image. A class
+        test_fraction: fraction of the distinct contents of each class that is held out, to the nearest image. A class
             of two or more keeps at least one on each side.
 
     Returns:
@@ -81,13 +81,13 @@ def drop_repeats(content: np.ndarray, split: np.ndarray) -> np.ndarray:
 
 
 def set_apart(content: np.ndarray, labels: np.ndarray, split: np.ndarray, fraction: float) -> np.ndarray:
-    """Move a share of the train images of each class to the validation split, in the way of :func:`split_by_content`.
+    """Move a fraction of each class's training images to the validation split, as :func:`split_by_content` does.
 
     Args:
         content: (n, 16) uint8 hashes of the images.
         labels: (n,) int64.
         split: (n,) uint8: the side of each image; all that are not train images stay where they are.
-        fraction: share of the distinct contents of each class that is moved; 0 moves none.
+        fraction: fraction of the distinct contents of each class that is moved; 0 moves none.
 
     Returns:
         (n,) uint8.

@@ -83,7 +83,7 @@ def calibration(
 
     Returns:
         The mean over predictions of |accuracy − confidence| of their bins; and (bins, 3): mean confidence, accuracy
-        and share of all predictions of each bin, 0 where it is empty.
+        and fraction of all predictions of each bin, 0 where it is empty.
     """
     confidence, right = rows.max(1).astype(np.float64), rows.argmax(1) == labels
     bin_of = np.minimum((confidence * bins).astype(np.int64), bins - 1)

@@ -21,7 +21,7 @@ LARGE_BATCH = 32
 """Images that a network reads at once: of the data's own size, and of ImageNet's."""
 
 Images = UInt8[np.ndarray, "n c h w"] | UInt8[Tensor, "n c h w"]
-Seen = tuple[Float32[Tensor, "n d"], Int64[Tensor, " n"] | None]
+Extracted = tuple[Float32[Tensor, "n d"], Int64[Tensor, " n"] | None]
 
 
 class FeatureExtractor(ABC):
@@ -48,7 +48,7 @@ class FeatureExtractor(ABC):
         """
 
     @abstractmethod
-    def __call__(self, images: Images) -> Seen:
+    def __call__(self, images: Images) -> Extracted:
         """Features of images, and the class that the network gives to each, if it tells classes apart."""
 
     @property
@@ -88,7 +88,7 @@ class ClassifierFeatures(FeatureExtractor):
             )
 
     @torch.inference_mode()
-    def __call__(self, images: Images) -> Seen:
+    def __call__(self, images: Images) -> Extracted:
         """See :meth:`FeatureExtractor.__call__`."""
         device = next(self._network.parameters()).device
         features, labels = [], []
@@ -118,7 +118,7 @@ class ImageNetFeatures(FeatureExtractor):
         """See :meth:`FeatureExtractor.require`; no image is refused."""
 
     @torch.inference_mode()
-    def __call__(self, images: Images) -> Seen:
+    def __call__(self, images: Images) -> Extracted:
         """See :meth:`FeatureExtractor.__call__`."""
         device = next(self.network.parameters()).device
         batches = torch.as_tensor(images).split(LARGE_BATCH)

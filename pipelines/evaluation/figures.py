@@ -79,7 +79,7 @@ def predictions_figure(
 
 
 def confusion_figure(counts: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """A matrix of (true class, predicted class) counts, shaded by the share of the true class; (H, W, 3) uint8."""
+    """A matrix of (true class, predicted class) counts, shaded by the fraction of the true class; (H, W, 3) uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -88,13 +88,13 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axis = figure.subplots()
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axis.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     if many <= MOST_NAMED:
         axis.set_xticks(range(many), classes, rotation=90)
         axis.set_yticks(range(many), classes)
         for row, column in np.argwhere(counts > 0):
-            shade = "white" if shares[row, column] > 0.5 else "black"
+            shade = "white" if fractions[row, column] > 0.5 else "black"
             axis.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=8, color=shade)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
@@ -106,7 +106,7 @@ def calibration_figure(table: np.ndarray, error: float) -> np.ndarray:
     """Accuracy against confidence, as bars whose shade tells how many predictions they stand for; (H, W, 3) uint8.
 
     Args:
-        table: (bins, 3) mean confidence, accuracy and share of the predictions of each bin.
+        table: (bins, 3) mean confidence, accuracy and fraction of the predictions of each bin.
         error: expected calibration error, for the title.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -116,8 +116,8 @@ def calibration_figure(table: np.ndarray, error: float) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     axis = figure.subplots()
     bins = len(table)
-    for place, (_, accuracy, share) in enumerate(table):
-        shade = 0.25 + 0.75 * (share / table[:, 2].max()) ** 0.5 if share else 0.0
+    for place, (_, accuracy, fraction) in enumerate(table):
+        shade = 0.25 + 0.75 * (fraction / table[:, 2].max()) ** 0.5 if fraction else 0.0
         axis.bar((place + 0.5) / bins, accuracy, 0.92 / bins, color="tab:blue", alpha=shade)
     axis.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--")
     axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")

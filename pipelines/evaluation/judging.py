@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipelines.data.loader import Split
 from pipelines.distributed import gather_parts, rank, sum_over_ranks, world_size
-from pipelines.evaluation.features import FeatureExtractor, Seen
+from pipelines.evaluation.features import Extracted, FeatureExtractor
 from pipelines.evaluation.figures import TILE, image_grid
 from pipelines.evaluation.generation import BATCH, gaussian, sample
 from pipelines.evaluation.scores import (
@@ -99,7 +99,7 @@ class FeatureJudge:
                 found["asked_class_share"] = float((labels == asked).double().mean())
         return found
 
-    def _seen(self, count: int, images: Callable[[slice], Tensor]) -> Seen:
+    def _seen(self, count: int, images: Callable[[slice], Tensor]) -> Extracted:
         """Features of a set of images, of which each rank makes and sees a part."""
 
         def see(part: slice) -> list[Tensor]:

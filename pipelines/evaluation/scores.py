@@ -90,10 +90,10 @@ class Neighbourhoods:
 def neighbourhood_scores(real: Neighbourhoods, generated: Others) -> dict[str, float]:
     """``precision``, ``recall``, ``density`` and ``coverage``.
 
-    Precision is the share of generated features among the real ones, recall the reverse: a feature is among others
+    Precision is the fraction of generated features among the real ones, recall the reverse: a feature is among others
     when it lies within the distance of one of them to its k-th nearest neighbour of its own set (Kynkäänniemi et al.
     2019, eq. 1 and 2, k = 3). Density counts the real neighbourhoods that hold a generated feature, over k; coverage is
-    the share of them that hold one (Naeem et al. 2020, eq. 4 and 5, k = 5): single outliers do not move these.
+    the fraction of them that hold one (Naeem et al. 2020, eq. 4 and 5, k = 5): single outliers do not move these.
 
     Args:
         real: with both numbers of neighbours.

@@ -194,8 +194,8 @@ class Bundle:
         latents = _latents(rows, network.latent, seed, truncation)
         ends = network.asked(torch.tensor([start, end], device=self._device))
         assert ends is not None
-        shares = torch.linspace(0, 1, steps, device=self._device)[:, None]
-        conditions = torch.lerp(ends[:1], ends[1:], shares).repeat(rows, 1)
+        weights = torch.linspace(0, 1, steps, device=self._device)[:, None]
+        conditions = torch.lerp(ends[:1], ends[1:], weights).repeat(rows, 1)
         return to_uint8(network(latents.repeat_interleave(steps, 0).to(self._device), conditions)).cpu().numpy()
 
     def _generator(self, conditional: bool) -> Generator:
@@ -221,9 +221,9 @@ def truncated(latents: Float[torch.Tensor, "b latent"], most: float) -> Float[to
         latents: (b, latent), standard normal.
         most: > 0.
     """
-    least, share = (torch.special.ndtr(torch.tensor(side, dtype=torch.float64)) for side in (-most, most))
+    least, greatest = (torch.special.ndtr(torch.tensor(side, dtype=torch.float64)) for side in (-most, most))
     ranks = torch.special.ndtr(latents.double())
-    return torch.special.ndtri(least + ranks * (share - least)).clamp(-most, most).to(latents.dtype)
+    return torch.special.ndtri(least + ranks * (greatest - least)).clamp(-most, most).to(latents.dtype)
 
 
 def _latents(count: int, width: int, seed: int, truncation: float | None) -> Float32[torch.Tensor, "b latent"]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from pipelines.models.network import Network
 
 Pixels = UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]
-Prepared = Float[Tensor, "b 3 {self.side} {self.side}"]
+ScaledImages = Float[Tensor, "b 3 {self.side} {self.side}"]
 Features = Float[Tensor, "b {self.features}"]
 
 
@@ -32,15 +32,15 @@ class ImageNetNetwork(Network):
     side: int
     features: int
 
-    def prepare(self, images: Pixels) -> Prepared:
+    def prepare(self, images: Pixels) -> ScaledImages:
         """(b, c, h, w) of 0 … 255 → (b, 3, side, side): three channels, resized, shifted and scaled."""
         raise NotImplementedError
 
-    def embed(self, images: Prepared) -> Features:
+    def embed(self, images: ScaledImages) -> Features:
         """What the last layer is given."""
         raise NotImplementedError
 
-    def forward(self, images: Prepared) -> Float[Tensor, "b classes"]:
+    def forward(self, images: ScaledImages) -> Float[Tensor, "b classes"]:
         """Logits of ImageNet's classes."""
         raise NotImplementedError
 
@@ -51,7 +51,7 @@ def in_colour(images: Pixels) -> Float[Tensor, "b 3 h w"]:
 
 
 @dataclass(frozen=True)
-class Stage:
+class BlockGroup:
     """Equal blocks in a row; the first of them strides.
 
     Attributes:
@@ -70,12 +70,12 @@ class Stage:
 
 
 MOBILENET_V2 = (
-    Stage(1, 16, 1, 1, 3), Stage(6, 24, 2, 2, 3), Stage(6, 32, 3, 2, 3), Stage(6, 64, 4, 2, 3),
-    Stage(6, 96, 3, 1, 3), Stage(6, 160, 3, 2, 3), Stage(6, 320, 1, 1, 3),
+    BlockGroup(1, 16, 1, 1, 3), BlockGroup(6, 24, 2, 2, 3), BlockGroup(6, 32, 3, 2, 3), BlockGroup(6, 64, 4, 2, 3),
+    BlockGroup(6, 96, 3, 1, 3), BlockGroup(6, 160, 3, 2, 3), BlockGroup(6, 320, 1, 1, 3),
 )  # fmt: skip
 EFFICIENTNET_LITE0 = (
-    Stage(1, 16, 1, 1, 3), Stage(6, 24, 2, 2, 3), Stage(6, 40, 2, 2, 5), Stage(6, 80, 3, 2, 3),
-    Stage(6, 112, 3, 1, 5), Stage(6, 192, 4, 2, 5), Stage(6, 320, 1, 1, 3),
+    BlockGroup(1, 16, 1, 1, 3), BlockGroup(6, 24, 2, 2, 3), BlockGroup(6, 40, 2, 2, 5), BlockGroup(6, 80, 3, 2, 3),
+    BlockGroup(6, 112, 3, 1, 5), BlockGroup(6, 192, 4, 2, 5), BlockGroup(6, 320, 1, 1, 3),
 )  # fmt: skip
 STEM, HEAD, CLASSES = 32, 1280, 1000
 
@@ -101,7 +101,7 @@ TORCH = Convention((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 1e-5, end
 TENSORFLOW = Convention((127.0, 127.0, 127.0), (128.0, 128.0, 128.0), 1e-3, ends_first=True)
 
 
-class Unit(nn.Module):
+class ConvNorm(nn.Module):
     """Convolution and normalisation, without what makes them nonlinear."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int, groups: int, convention: Convention) -> None:
@@ -125,9 +125,9 @@ class InvertedResidual(nn.Module):
     def __init__(self, channels: int, out: int, expansion: int, kernel: int, stride: int, how: Convention) -> None:
         super().__init__()
         inner = channels * expansion
-        self.expand = Unit(channels, inner, 1, 1, 1, how) if expansion > 1 else None
-        self.depthwise = Unit(inner, inner, kernel, stride, inner, how)
-        self.project = Unit(inner, out, 1, 1, 1, how)
+        self.expand = ConvNorm(channels, inner, 1, 1, 1, how) if expansion > 1 else None
+        self.depthwise = ConvNorm(inner, inner, kernel, stride, inner, how)
+        self.project = ConvNorm(inner, out, 1, 1, 1, how)
         self._adds = stride == 1 and channels == out
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
@@ -147,9 +147,9 @@ class InvertedResiduals(ImageNetNetwork):
     side = 224
     features = HEAD
 
-    def __init__(self, stages: tuple[Stage, ...], convention: Convention) -> None:
+    def __init__(self, stages: tuple[BlockGroup, ...], convention: Convention) -> None:
         super().__init__()
-        self.stem = Unit(3, STEM, 3, 2, 1, convention)
+        self.stem = ConvNorm(3, STEM, 3, 2, 1, convention)
         blocks: list[InvertedResidual] = []
         channels = STEM
         for stage in stages:
@@ -160,11 +160,11 @@ class InvertedResiduals(ImageNetNetwork):
                 )
                 channels = stage.channels
         self.blocks = nn.ModuleList(blocks)
-        self.head = Unit(channels, HEAD, 1, 1, 1, convention)
+        self.head = ConvNorm(channels, HEAD, 1, 1, 1, convention)
         self.last = nn.Linear(HEAD, CLASSES)
         self._convention = convention
 
-    def prepare(self, images: Pixels) -> Prepared:
+    def prepare(self, images: Pixels) -> ScaledImages:
         """See :meth:`ImageNetNetwork.prepare`."""
         # Antialiased, so that large images are averaged; it leaves the enlarging of small ones as it is.
         size = (self.side, self.side)
@@ -175,14 +175,14 @@ class InvertedResiduals(ImageNetNetwork):
         )
         return (resized - mean) / std
 
-    def embed(self, images: Prepared) -> Features:
+    def embed(self, images: ScaledImages) -> Features:
         """See :meth:`ImageNetNetwork.embed`."""
         images = F.relu6(self.stem(images))
         for block in self.blocks:
             images = block(images)
         return F.relu6(self.head(images)).mean((2, 3))
 
-    def forward(self, images: Prepared) -> Float[Tensor, "b classes"]:
+    def forward(self, images: ScaledImages) -> Float[Tensor, "b classes"]:
         """See :meth:`ImageNetNetwork.forward`."""
         return self.last(self.embed(images))
 

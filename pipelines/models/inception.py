@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.models.imagenet import CLASSES, Features, ImageNetNetwork, Pixels, Prepared, in_colour
+from pipelines.models.imagenet import CLASSES, Features, ImageNetNetwork, Pixels, ScaledImages, in_colour
 
 GRAPH_OUTPUTS = 1008
 """Outputs of the TensorFlow graph: ImageNet's classes and eight that mean nothing."""
@@ -24,7 +24,7 @@ GRAPH_OUTPUTS = 1008
 Pool = Literal["average", "padless average", "maximum", "strided maximum"]
 
 
-class Step(NamedTuple):
+class ConvUnit(NamedTuple):
     """A unit of a chain: its name, output channels, kernel (a side, or height and width) and stride."""
 
     name: str
@@ -33,16 +33,16 @@ class Step(NamedTuple):
     stride: int = 1
 
 
-Chain = Sequence[tuple[Step, ...]]
+Chain = Sequence[tuple[ConvUnit, ...]]
 """Units one after the other; where several stand in one place, all read the same, and their outputs are put side by
 side."""
 
 
-def _chain(*steps: Step) -> Chain:
+def _chain(*steps: ConvUnit) -> Chain:
     return [(step,) for step in steps]
 
 
-class Unit(nn.Module):
+class ConvNormReLU(nn.Module):
     """Convolution, normalisation, ReLU; padded so that a stride of 1 keeps the size, unless told otherwise."""
 
     def __init__(
@@ -70,12 +70,12 @@ class Mixed(nn.Module):
             width = channels
             for steps in chain:
                 for step in steps:
-                    self.add_module(step.name, Unit(width, step.out, step.kernel, step.stride))
+                    self.add_module(step.name, ConvNormReLU(width, step.out, step.kernel, step.stride))
                 width = sum(step.out for step in steps)
             self._chains.append([tuple(step.name for step in steps) for steps in chain])
             self.out += width
         self._pool = pool
-        self.branch_pool = None if pooled is None else Unit(channels, pooled, 1)
+        self.branch_pool = None if pooled is None else ConvNormReLU(channels, pooled, 1)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
         found = []
@@ -100,9 +100,9 @@ def _pooled(images: Tensor, pool: Pool) -> Tensor:
 def _fives() -> list[Chain]:
     """Figure 5 of the paper."""
     return [
-        _chain(Step("branch1x1", 64, 1)),
-        _chain(Step("branch5x5_1", 48, 1), Step("branch5x5_2", 64, 5)),
-        _chain(Step("branch3x3dbl_1", 64, 1), Step("branch3x3dbl_2", 96, 3), Step("branch3x3dbl_3", 96, 3)),
+        _chain(ConvUnit("branch1x1", 64, 1)),
+        _chain(ConvUnit("branch5x5_1", 48, 1), ConvUnit("branch5x5_2", 64, 5)),
+        _chain(ConvUnit("branch3x3dbl_1", 64, 1), ConvUnit("branch3x3dbl_2", 96, 3), ConvUnit("branch3x3dbl_3", 96, 3)),
     ]
 
 
@@ -111,42 +111,49 @@ def _sevens(inner: int) -> list[Chain]:
     kernels = ((7, 1), (1, 7), (7, 1), (1, 7))
     widths = (inner, inner, inner, 192)
     long = [
-        Step(f"branch7x7dbl_{place}", width, kernel)
+        ConvUnit(f"branch7x7dbl_{place}", width, kernel)
         for place, (width, kernel) in enumerate(zip(widths, kernels, strict=True), start=2)
     ]
     return [
-        _chain(Step("branch1x1", 192, 1)),
-        _chain(Step("branch7x7_1", inner, 1), Step("branch7x7_2", inner, (1, 7)), Step("branch7x7_3", 192, (7, 1))),
-        _chain(Step("branch7x7dbl_1", inner, 1), *long),
+        _chain(ConvUnit("branch1x1", 192, 1)),
+        _chain(
+            ConvUnit("branch7x7_1", inner, 1),
+            ConvUnit("branch7x7_2", inner, (1, 7)),
+            ConvUnit("branch7x7_3", 192, (7, 1)),
+        ),
+        _chain(ConvUnit("branch7x7dbl_1", inner, 1), *long),
     ]
 
 
 def _wide() -> list[Chain]:
     """Figure 7 of the paper."""
     fan, double = (
-        (Step(f"{name}a", 384, (1, 3)), Step(f"{name}b", 384, (3, 1))) for name in ("branch3x3_2", "branch3x3dbl_3")
+        (ConvUnit(f"{name}a", 384, (1, 3)), ConvUnit(f"{name}b", 384, (3, 1)))
+        for name in ("branch3x3_2", "branch3x3dbl_3")
     )
     return [
-        _chain(Step("branch1x1", 320, 1)),
-        [*_chain(Step("branch3x3_1", 384, 1)), fan],
-        [*_chain(Step("branch3x3dbl_1", 448, 1), Step("branch3x3dbl_2", 384, 3)), double],
+        _chain(ConvUnit("branch1x1", 320, 1)),
+        [*_chain(ConvUnit("branch3x3_1", 384, 1)), fan],
+        [*_chain(ConvUnit("branch3x3dbl_1", 448, 1), ConvUnit("branch3x3dbl_2", 384, 3)), double],
     ]
 
 
 def _to_17() -> list[Chain]:
     """Figure 10 of the paper, from 35 × 35 places to 17 × 17."""
     return [
-        _chain(Step("branch3x3", 384, 3, 2)),
-        _chain(Step("branch3x3dbl_1", 64, 1), Step("branch3x3dbl_2", 96, 3), Step("branch3x3dbl_3", 96, 3, 2)),
+        _chain(ConvUnit("branch3x3", 384, 3, 2)),
+        _chain(
+            ConvUnit("branch3x3dbl_1", 64, 1), ConvUnit("branch3x3dbl_2", 96, 3), ConvUnit("branch3x3dbl_3", 96, 3, 2)
+        ),
     ]
 
 
 def _to_8() -> list[Chain]:
     """From 17 × 17 places to 8 × 8."""
-    flat = Step("branch7x7x3_2", 192, (1, 7)), Step("branch7x7x3_3", 192, (7, 1))
+    flat = ConvUnit("branch7x7x3_2", 192, (1, 7)), ConvUnit("branch7x7x3_3", 192, (7, 1))
     return [
-        _chain(Step("branch3x3_1", 192, 1), Step("branch3x3_2", 320, 3, 2)),
-        _chain(Step("branch7x7x3_1", 192, 1), *flat, Step("branch7x7x3_4", 192, 3, 2)),
+        _chain(ConvUnit("branch3x3_1", 192, 1), ConvUnit("branch3x3_2", 320, 3, 2)),
+        _chain(ConvUnit("branch7x7x3_1", 192, 1), *flat, ConvUnit("branch7x7x3_4", 192, 3, 2)),
     ]
 
 
@@ -164,11 +171,11 @@ class InceptionV3(ImageNetNetwork):
         super().__init__()
         self._is_graph = outputs == GRAPH_OUTPUTS
         average: Pool = "padless average" if self._is_graph else "average"
-        self.Conv2d_1a_3x3 = Unit(3, 32, 3, 2)
-        self.Conv2d_2a_3x3 = Unit(32, 32, 3, pads=False)
-        self.Conv2d_2b_3x3 = Unit(32, 64, 3)
-        self.Conv2d_3b_1x1 = Unit(64, 80, 1)
-        self.Conv2d_4a_3x3 = Unit(80, 192, 3, pads=False)
+        self.Conv2d_1a_3x3 = ConvNormReLU(3, 32, 3, 2)
+        self.Conv2d_2a_3x3 = ConvNormReLU(32, 32, 3, pads=False)
+        self.Conv2d_2b_3x3 = ConvNormReLU(32, 64, 3)
+        self.Conv2d_3b_1x1 = ConvNormReLU(64, 80, 1)
+        self.Conv2d_4a_3x3 = ConvNormReLU(80, 192, 3, pads=False)
         last: Pool = "maximum" if self._is_graph else "average"
         blocks: dict[str, tuple[list[Chain], Pool, int | None]] = {
             "5b": (_fives(), average, 32),
@@ -191,7 +198,7 @@ class InceptionV3(ImageNetNetwork):
             channels = block.out
         self.fc = nn.Linear(channels, outputs)
 
-    def prepare(self, images: Pixels) -> Prepared:
+    def prepare(self, images: Pixels) -> ScaledImages:
         """See :meth:`~pipelines.models.imagenet.ImageNetNetwork.prepare`."""
         pixels = in_colour(images)
         if self._is_graph:
@@ -199,7 +206,7 @@ class InceptionV3(ImageNetNetwork):
         size = (self.side, self.side)
         return F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True) / 127.5 - 1
 
-    def embed(self, images: Prepared) -> Features:
+    def embed(self, images: ScaledImages) -> Features:
         """See :meth:`~pipelines.models.imagenet.ImageNetNetwork.embed`."""
         images = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(images)))
         images = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(images, 3, 2)))
@@ -208,7 +215,7 @@ class InceptionV3(ImageNetNetwork):
             images = self.get_submodule(name)(images)
         return images.mean((2, 3))
 
-    def forward(self, images: Prepared) -> Float[Tensor, "b classes"]:
+    def forward(self, images: ScaledImages) -> Float[Tensor, "b classes"]:
         """See :meth:`~pipelines.models.imagenet.ImageNetNetwork.forward`."""
         return self.fc(self.embed(images))
 
@@ -234,8 +241,8 @@ def resized_from_corners(images: Float[Tensor, "b c h w"], side: int) -> Float[T
         size = images.shape[dim]
         places = torch.arange(side, device=images.device) * (size / side)
         low = places.long()
-        shares = (places - low).view((-1, 1) if dim == 2 else (-1,))
+        weights = (places - low).view((-1, 1) if dim == 2 else (-1,))
         images = torch.lerp(
-            images.index_select(dim, low), images.index_select(dim, (low + 1).clamp_max(size - 1)), shares
+            images.index_select(dim, low), images.index_select(dim, (low + 1).clamp_max(size - 1)), weights
         )
     return images

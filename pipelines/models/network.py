@@ -92,7 +92,7 @@ class Generator(Network):
 
         Args:
             latents: (b, latent).
-            conditions: (b, conditions) shares of the classes in each image, summing to 1: a basis vector asks for one
+            conditions: (b, conditions) weights of the classes in each image, summing to 1: a basis vector asks for one
                 class, a mixture for something between. Given if and only if the generator is conditional.
         """
         raise NotImplementedError

@@ -63,18 +63,18 @@ class Mixture:
     Attributes:
         images: (k, c, h, w).
         labels: (k,) the classes of what was mixed into them.
-        shares: (k,) of the images' own classes, in [0, 1]; the rest is of ``labels``.
+        weights: (k,) of the images' own classes, in [0, 1]; the rest is of ``labels``.
     """
 
     images: Images
     labels: Int64[Tensor, " k"]
-    shares: Float[Tensor, " k"]
+    weights: Float[Tensor, " k"]
 
 
 def mixed(images: Images, step: Step, spec: ClassificationSpec) -> Mixture:
     """A step's images, each mixed with another one of the *global* batch.
 
-    Which ones and in what shares are drawn for the whole batch, and ranks exchange their images: the mixtures do not
+    Which ones and with what weights are drawn for the whole batch, and ranks exchange their images: the mixtures do not
     depend on the number of ranks. An image that is its own partner stays as it is.
 
     Args:
@@ -86,16 +86,16 @@ def mixed(images: Images, step: Step, spec: ClassificationSpec) -> Mixture:
     partners = drawn[step.share].to(images.device)
     others, labels = gather_rows(images)[partners], gather_rows(step.labels)[partners]
     if spec.mixup:
-        shares = _beta(step, spec.mixup).to(images)
-        weights = shares[:, None, None, None]
-        return Mixture(weights * images + (1 - weights) * others, labels, shares)
+        weights = _beta(step, spec.mixup).to(images)
+        own = weights[:, None, None, None]
+        return Mixture(own * images + (1 - own) * others, labels, weights)
     _, _, height, width = images.shape
     pasted = (1 - _beta(step, spec.cutmix)).sqrt()
     heights, widths = ((size * pasted).long().to(images.device) for size in (height, width))
     inside = _rectangles(images, step, "paste", heights, widths)
     # Rectangles are cut at the borders: what counts is the area that is left.
-    shares = 1 - inside.to(images.dtype).mean((1, 2))
-    return Mixture(torch.where(inside[:, None], others, images), labels, shares)
+    weights = 1 - inside.to(images.dtype).mean((1, 2))
+    return Mixture(torch.where(inside[:, None], others, images), labels, weights)
 
 
 def _beta(step: Step, alpha: float) -> Float[Tensor, " b"]:

@@ -14,10 +14,10 @@ from pipelines.models.critics import ConvCritic, Critic, ResidualCritic
 from pipelines.models.flow import FlowUNet
 from pipelines.models.network import Classifier, Encoder, Generator, Network
 from pipelines.objectives.classification import Classification
-from pipelines.objectives.conditions import Conditions
+from pipelines.objectives.conditions import ConditionCost
 from pipelines.objectives.couplings import BatchPlan, Coupling, Independent, PoolPlan, Recorded
 from pipelines.objectives.feature_transport import FeatureTransport
-from pipelines.objectives.features import Features, RealPoints
+from pipelines.objectives.features import FeatureMap, RealPoints
 from pipelines.objectives.flow import FlowMatching
 from pipelines.objectives.gan import Gan
 from pipelines.objectives.learned_transport import LearnedTransport
@@ -79,7 +79,7 @@ def build_objective(
             return Reconstruction(spec.objective, network)
         case TransportSpec(features=[_, *_]), Generator():
             device = next(network.parameters()).device
-            features = Features(
+            features = FeatureMap(
                 spec.objective.features, networks or {}, data.train, data.image, device, spec.objective.components
             )
             return FeatureTransport(
@@ -131,8 +131,8 @@ def _weights(spec: TransportSpec, data: ShardedDataset) -> torch.Tensor | None:
     return weights
 
 
-def _conditions(weight: float, spec: JobSpec, data: ShardedDataset) -> Conditions | None:
-    return Conditions(len(data.classes), weight, spec.seed) if weight else None
+def _conditions(weight: float, spec: JobSpec, data: ShardedDataset) -> ConditionCost | None:
+    return ConditionCost(len(data.classes), weight, spec.seed) if weight else None
 
 
 def _coupling(coupling: CouplingSpec, spec: JobSpec, planner: Planner, data: ShardedDataset) -> Coupling:

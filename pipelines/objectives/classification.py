@@ -31,8 +31,8 @@ class Classification:
             logits = self.classifier(mixture.images)
             # Blending losses in place of labels: the same of cross-entropy, and of least squares up to a constant.
             own, other = (self._each(logits, classes) for classes in (labels, mixture.labels))
-            each = mixture.shares * own + (1 - mixture.shares) * other
-            labels = torch.where(mixture.shares < 0.5, mixture.labels, labels)
+            each = mixture.weights * own + (1 - mixture.weights) * other
+            labels = torch.where(mixture.weights < 0.5, mixture.labels, labels)
         else:
             logits = self.classifier(images)
             each = self._each(logits, labels)
@@ -54,7 +54,7 @@ def classification_loss(
         labels: (b,) int64.
         loss: ``cross-entropy`` −log p_label, or ``least-squares`` ‖p − e_label‖², with p the softmax of the logits and
             e the basis vectors: the article's own empirical risk, on probabilities.
-        smoothing: share of each label that is spread evenly over all classes (Szegedy et al. 2016, section 7).
+        smoothing: fraction of each label that is spread evenly over all classes (Szegedy et al. 2016, section 7).
 
     Returns:
         (b,) tensor.

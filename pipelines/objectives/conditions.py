@@ -13,7 +13,7 @@ from pipelines.transport.cost import with_known_conditions
 
 
 @dataclass(frozen=True)
-class Conditions:
+class ConditionCost:
     """What a plan pays for pairing noise that is meant for one class with an image of another.
 
     Without it the noise of an image says something of its class: a conditional flow learns to start from noise of

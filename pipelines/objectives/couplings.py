@@ -16,7 +16,7 @@ from pipelines.data.loader import Split
 from pipelines.data.partition import batch_indices
 from pipelines.distributed import gather_rows, world_size
 from pipelines.models.bundle import to_float
-from pipelines.objectives.conditions import Conditions
+from pipelines.objectives.conditions import ConditionCost
 from pipelines.objectives.phase import Step
 from pipelines.objectives.recorded import RecordedCoupling
 from pipelines.randomness import normal_rows, step_generator
@@ -60,10 +60,10 @@ class BatchPlan:
 
     Args:
         planner: who solves; every rank gets the rows of its own images.
-        conditions: what the plan pays between classes; see :class:`Conditions`.
+        conditions: what the plan pays between classes; see :class:`ConditionCost`.
     """
 
-    def __init__(self, planner: Planner, conditions: Conditions | None = None) -> None:
+    def __init__(self, planner: Planner, conditions: ConditionCost | None = None) -> None:
         self._planner, self._conditions = planner, conditions
 
     def noise(self, step: Step) -> Coupled:
@@ -100,7 +100,7 @@ class PoolPlan:
         batch: global batch.
         seed: of the job.
         steps: of the job; no plan beyond them is solved.
-        conditions: what the plan pays between classes; see :class:`Conditions`.
+        conditions: what the plan pays between classes; see :class:`ConditionCost`.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class PoolPlan:
         batch: int,
         seed: int,
         steps: int,
-        conditions: Conditions | None = None,
+        conditions: ConditionCost | None = None,
     ) -> None:
         self._split, self._points, self._seed, self._conditions = split, points, seed, conditions
         self._stream = CouplingStream(planner, self._draw, pool=points, batch=batch, steps=steps)

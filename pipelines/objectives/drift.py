@@ -13,7 +13,7 @@ from torch import Tensor
 from pipelines.distributed import gather_rows, sum_over_ranks
 from pipelines.errors import ProblemError
 from pipelines.objectives.diverged import diverged
-from pipelines.objectives.features import Features, Points, RealPoints
+from pipelines.objectives.features import FeatureMap, Points, RealPoints
 from pipelines.spec import SinkhornDistanceSpec, TransportSpec
 from pipelines.transport.cost import with_known_conditions
 from pipelines.transport.plan import RowBlock
@@ -22,7 +22,7 @@ from pipelines.transport.precision import in_full_precision
 
 
 @dataclass(frozen=True, eq=False)
-class Drift:
+class DriftStats:
     """Statistics of the plans of one drift; the same on every rank.
 
     Attributes:
@@ -61,7 +61,7 @@ class Cloud:
     total: int
 
 
-class Drifts:
+class DriftField:
     """Computes the drift of generated points: the negative gradient of their distance to real points.
 
     For the squared Euclidean cost and fixed plans (envelope theorem, Peyré & Cuturi 2019, prop. 9.2), the negative
@@ -74,7 +74,7 @@ class Drifts:
     points, and the second plan is between the halves. No point is then compared with itself, and the bias of finite
     batches cancels if there are as many real points as points in a half.
 
-    Plans are solved between points of reduced dimension, see :meth:`Features.reduced`; the drift is between full ones.
+    Plans are solved between points of reduced dimension (:meth:`FeatureMap.reduced`); the drift is between full ones.
 
     Args:
         spec: distance and self term.
@@ -85,7 +85,7 @@ class Drifts:
     """
 
     def __init__(
-        self, spec: TransportSpec, planner: Planner, features: Features, reals: RealPoints, classes: int
+        self, spec: TransportSpec, planner: Planner, features: FeatureMap, reals: RealPoints, classes: int
     ) -> None:
         self._spec = spec
         self._planner = planner
@@ -94,7 +94,7 @@ class Drifts:
         self._classes = classes
 
     @in_full_precision
-    def of(self, step: int, cloud: Cloud, chosen: Int64[Tensor, " l"]) -> tuple[Points, Drift]:
+    def compute(self, step: int, cloud: Cloud, chosen: Int64[Tensor, " l"]) -> tuple[Points, DriftStats]:
         """The drift of this rank's points, (k, d), and its statistics. Collective: every rank calls it.
 
         Args:
@@ -131,7 +131,7 @@ class Drifts:
         if self._spec.normalise:
             directions = directions * (squares + 1e-12).rsqrt()
         costs = [block.certificate.primal for block in blocks]
-        return directions, Drift(
+        return directions, DriftStats(
             squares,
             cost=sum(costs[: len(ends)]) / len(ends),
             within=costs[-1] if len(costs) > len(ends) else None,

@@ -12,8 +12,8 @@ from pipelines.data.partition import rank_slice
 from pipelines.distributed import gather_rows, rank, world_size
 from pipelines.models.network import Generator
 from pipelines.models.normalisation import GlobalBatchNorm
-from pipelines.objectives.drift import Cloud, Drift, Drifts
-from pipelines.objectives.features import Features, RealPoints
+from pipelines.objectives.drift import Cloud, DriftField, DriftStats
+from pipelines.objectives.features import FeatureMap, RealPoints
 from pipelines.objectives.phase import POOL, Loss, Phase, Step
 from pipelines.randomness import step_generator
 from pipelines.spec import TransportSpec
@@ -36,15 +36,14 @@ class _Pool:
     latents: Tensor
     labels: Tensor
     targets: Tensor
-    drift: Drift
+    drift: DriftStats
 
 
 class FeatureTransport:
     """``min_w Distance({φ(g_w(y_i))}, {φ(z_i)})`` for a fixed map φ to features, without adversary.
 
     Samples follow the gradient of the distance: the point ``φ(x)`` of a sample moves along its drift, see
-    :class:`Drifts`. The batch is global: plans are between all ranks' samples and all real images, whichever rank holds
-    them.
+    :class:`DriftField`. The batch is global: plans are between the samples and the real images of all ranks.
 
     Plans can be between many more samples than a batch: a *pool* of them is drawn without gradient, by a copy of the
     generator, and its plans are solved once. The steps that follow train on the samples of the pool, a batch at a time,
@@ -64,13 +63,13 @@ class FeatureTransport:
     served = "generator"
 
     def __init__(
-        self, spec: TransportSpec, generator: Generator, planner: Planner, features: Features, reals: RealPoints
+        self, spec: TransportSpec, generator: Generator, planner: Planner, features: FeatureMap, reals: RealPoints
     ) -> None:
         self.spec = spec
         self.generator = generator
         self.features = features
         self.reals = reals
-        self.drifts = Drifts(spec, planner, features, reals, generator.conditions)
+        self.drift_field = DriftField(spec, planner, features, reals, generator.conditions)
         self.networks: dict[str, nn.Module] = {"generator": generator}
         self._pool: _Pool | None = None
         if spec.pool is not None:
@@ -82,14 +81,14 @@ class FeatureTransport:
         samples = self.generator(step.normal("latents", self.generator.latent), self.generator.asked(labels))
         points = self.features(samples)
         cloud = Cloud(points.detach(), labels, _places(step), step.share.start // 2, step.batch)
-        directions, drift = self.drifts.of(step.index, cloud, chosen)
+        directions, drift = self.drift_field.compute(step.index, cloud, chosen)
         return _told(-2 * (points * directions).sum() / step.batch, drift)
 
     def _compared(self, step: Step) -> tuple[Tensor, Tensor]:
         """Classes of this rank's samples, and places of its real images in the training split.
 
-        Both sides of a plan hold the classes in the same shares. If the shares differ, some mass has to change its
-        class, and Sinkhorn's algorithm needs many more iterations.
+        Both sides of a plan hold the classes in the same proportions. If the proportions differ, some mass has to
+        change its class, and Sinkhorn's algorithm needs many more iterations.
         """
         if self.spec.reals is not None:
             drawn = self._drawn(step.seed, step.index, self.spec.reals)
@@ -105,7 +104,7 @@ class FeatureTransport:
         return 2 if self.spec.self_term == "two-batch" else 1
 
     def _asked(self, drawn: Tensor, samples: int) -> Tensor:
-        """Classes for this many samples, (samples,), in the same shares as the real images, within each half."""
+        """Classes for this many samples, (samples,), in the same proportions as the real images, within each half."""
         return self.reals.labels(drawn[torch.arange(samples) // self._halves % len(drawn)])
 
     def _pooled_loss(self, step: Step) -> Loss:
@@ -141,7 +140,7 @@ class FeatureTransport:
         points = torch.cat(found)
         odd_before = steps * (step.share.start // 2)
         cloud = Cloud(points, labels.flatten(), _places(step).repeat(steps), odd_before, self.spec.pool)
-        directions, drift = self.drifts.of(step.index, cloud, drawn[_own(reals)])
+        directions, drift = self.drift_field.compute(step.index, cloud, drawn[_own(reals)])
         return _Pool(number, latents, labels, (points + directions).unflatten(0, (steps, -1)), drift)
 
     def _drawn(self, seed: int, number: int, count: int) -> Tensor:
@@ -157,7 +156,7 @@ def _places(step: Step) -> Tensor:
     return torch.arange(step.share.start, step.share.stop)
 
 
-def _told(loss: Tensor, drift: Drift, solved_now: bool = True) -> Loss:
+def _told(loss: Tensor, drift: DriftStats, solved_now: bool = True) -> Loss:
     curves: dict[str, Tensor | float] = {
         "transport_cost": drift.cost,
         "plan_wait_ms": 1e3 * drift.waited * solved_now,

@@ -39,12 +39,12 @@ Images = Float[Tensor, "k c h w"]
 Points = Float[Tensor, "k d"]
 
 
-class Features:
+class FeatureMap:
     """Maps images to points between which a transport cost is measured: (k, c, h, w) in [−1, 1] → (k, d).
 
     The points of several layers lie side by side, each layer scaled so that two training images are 1 apart on
-    average, in squared distance, and weighted by its share. So the mean cost between two real images is 1, whatever the
-    layers are, and an epsilon means the same for all of them.
+    average, in squared distance, and multiplied by its weight. So the mean cost between two real images is 1, whatever
+    the layers are, and an epsilon means the same for all of them.
 
     Args:
         specs: the layers and their weights.
@@ -129,7 +129,7 @@ class Features:
 
 
 class RealPoints:
-    """The points of training images, whole and :meth:`~Features.reduced`: kept where memory allows, so that no step
+    """The points of training images, whole and :meth:`~FeatureMap.reduced`: kept where memory allows, so that no step
     embeds an image again.
 
     Args:
@@ -138,7 +138,7 @@ class RealPoints:
         device: where the points are to be.
     """
 
-    def __init__(self, features: Features, train: Split, device: torch.device) -> None:
+    def __init__(self, features: FeatureMap, train: Split, device: torch.device) -> None:
         self._features, self._train, self._device = features, train, device
         self._kept: Tensor | None = None
         self._reduced: Tensor | None = None

@@ -82,7 +82,7 @@ class Gan:
         loss = each.sum() / step.batch
         sums = {"generator_loss": loss.detach()}
         if self.spec.orthogonal:
-            # Of the weights alone: each part of the batch pays its share.
+            # Of the weights alone: each part of the batch adds its fraction.
             overlaps = overlap(self.generator) * len(fake) / step.batch
             loss = loss + self.spec.orthogonal * overlaps
             sums |= {"overlap": overlaps.detach()}

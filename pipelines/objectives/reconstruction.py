@@ -11,9 +11,9 @@ from pipelines.spec import ReconstructionSpec
 class Reconstruction:
     """One phase: the mean squared distance of pixels between images and what the network makes of them.
 
-    A share of each image's patches, drawn anew at each step, is hidden under grey before the network sees it (Pathak et
-    al. 2016, "Context encoders: feature learning by inpainting"). To fill them in, it has to know what goes together in
-    such images; no label says so. See :class:`pipelines.objectives.phase.Objective`.
+    A fraction of each image's patches, drawn anew at each step, is hidden under grey before the network sees it (Pathak
+    et al. 2016, "Context encoders: feature learning by inpainting"). To fill them in, it has to know what goes together
+    in such images; no label says so. See :class:`pipelines.objectives.phase.Objective`.
     """
 
     served = "encoder"

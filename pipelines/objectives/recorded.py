@@ -19,7 +19,7 @@ from safetensors.numpy import save
 
 from pipelines.data.arrays import write_atomically
 from pipelines.errors import ProblemError, ShardError
-from pipelines.objectives.conditions import Conditions
+from pipelines.objectives.conditions import ConditionCost
 from pipelines.randomness import derived_seed, normal_rows
 from pipelines.transport.planner import Planner
 from pipelines.transport.problem import TransportProblem
@@ -89,7 +89,7 @@ def record(
     rounds: int,
     pool: int,
     seed: int = 0,
-    conditions: Conditions | None = None,
+    conditions: ConditionCost | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RecordedCoupling:
     """Couple noise with a whole data set by exact plans over large pools.
@@ -105,7 +105,7 @@ def record(
         rounds: couplings of the whole data set, each with noise of its own.
         pool: most points on each side of a plan.
         seed: of shuffles and noise.
-        conditions: what a plan pays between classes; see :class:`Conditions`.
+        conditions: what a plan pays between classes; see :class:`ConditionCost`.
         on_progress: called with the images coupled and the number of them in all.
 
     Raises:

@@ -29,8 +29,8 @@ class TransportObjective:
       "Learning generative models with Sinkhorn divergences"; every rank solves it for itself;
     - ``sliced``: :func:`sliced_distance`, along lines that are a function of the job's seed and the step.
 
-    Real images may weigh by their classes: the generator then learns a law in which the classes have other shares than
-    in the data, along weighted plans (Kantorovich's problem) that may split the mass of a sample between images.
+    Real images may weigh by their classes: the generator then learns a law in which the classes have other frequencies
+    than in the data, along weighted plans (Kantorovich's problem) that may split the mass of a sample between images.
 
     Args:
         spec: the distance and its cost.

@@ -50,13 +50,15 @@ class DataSpec(Section):
         description="side of the square images, in pixels; the source's own by default",
     )
     channels: Literal[1, 3] = Field(default=1, description="1 for grey, 3 for colour")
-    test_fraction: float = Field(default=0.2, gt=0, lt=1, description="share of each class held out, split by content")
+    test_fraction: float = Field(
+        default=0.2, gt=0, lt=1, description="fraction of each class that is held out, by content"
+    )
     validation_fraction: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="share of each class of the train split that is set apart by content: evaluations during training "
-        "are then made on it, and the test split is looked at once, at the end",
+        description="fraction of each class of the training split that is set apart by content: evaluations during "
+        "training then use it, and the test split is used once, at the end",
     )
     drop_twins: bool = Field(
         default=False, description="keep the first of the images that have the same pixels, and list the others"
@@ -65,7 +67,7 @@ class DataSpec(Section):
         default=None, ge=1, description="train on the first so many training images of each class alone"
     )
     max_bad_fraction: float = Field(
-        default=0.05, ge=0, lt=1, description="share of unreadable images above which the job refuses to start"
+        default=0.05, ge=0, lt=1, description="fraction of unreadable images above which the job refuses to start"
     )
     characters: CharactersSpec | None = Field(
         default=None, description="what the source `characters` composes; for that source alone, which has defaults"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipelines.spec.models import CriticSpec
-from pipelines.spec.section import ModelName, Section
+from pipelines.spec.section import ModelReference, Section
 from pipelines.spec.training import imagenet
 
 CostName = Literal["squared-euclidean", "euclidean", "power", "cosine"]
@@ -22,10 +22,13 @@ class ClassificationSpec(Section):
     shift: int = Field(default=0, ge=0, le=64, description="pixels by which training images are moved at most")
     cutout: int = Field(default=0, ge=0, le=256, description="side of a square that is blanked in training images")
     label_smoothing: float = Field(
-        default=0.0, ge=0, lt=1, description="share of each label that is spread evenly over all classes"
+        default=0.0, ge=0, lt=1, description="fraction of each label that is spread evenly over all classes"
     )
     mixup: float = Field(
-        default=0.0, ge=0, le=100, description="α: images are blended with others of the batch in shares of Beta(α, α)"
+        default=0.0,
+        ge=0,
+        le=100,
+        description="α: each image is mixed with another one of the batch, weights from Beta(α, α)",
     )
     cutmix: float = Field(
         default=0.0,
@@ -61,7 +64,7 @@ class ReconstructionSpec(Section):
     """An auto-encoder that makes whole images of images with hidden patches; labels are not used."""
 
     kind: Literal["reconstruction"]
-    hidden: float = Field(default=0.5, ge=0, lt=1, description="share of the patches that is hidden")
+    hidden: float = Field(default=0.5, ge=0, lt=1, description="fraction of the patches that are hidden")
     patch: int = Field(default=4, ge=1, le=256, description="side of a patch, in pixels")
 
 
@@ -96,7 +99,7 @@ DistanceSpec = Annotated[ExactDistanceSpec | SinkhornDistanceSpec | SlicedDistan
 class FeatureSpec(Section):
     """What a transport cost compares: pixels, or one layer of a network that is not trained by this job."""
 
-    network: ModelName = Field(
+    network: ModelReference = Field(
         default="pixels",
         description="pixels; a registered auto-encoder or classifier, NAME, NAME@ALIAS or NAME/VERSION; or "
         "imagenet-mobilenet-v2 or imagenet-efficientnet-lite0",
@@ -111,7 +114,7 @@ class FeatureSpec(Section):
     side: int | None = Field(
         default=None, ge=1, le=1024, description="pixels a side to which maps are averaged; as they are by default"
     )
-    weight: float = Field(default=1.0, gt=0, le=1e6, description="share in the cost, beside those of the others")
+    weight: float = Field(default=1.0, gt=0, le=1e6, description="weight of this feature in the cost")
 
     @model_validator(mode="after")
     def _of_maps(self) -> FeatureSpec:

@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
-ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9._-]+|/[0-9]+)?$")]
-Images = Annotated[int, Field(ge=1, description="a duration, in images seen by the whole job")]
+ModelReference = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9._-]+|/[0-9]+)?$")]
+ImageCount = Annotated[int, Field(ge=1, description="a duration, in images seen by the whole job")]
 
 
 class Section(BaseModel):

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
-from pipelines.spec.section import Images, ModelName, Section
+from pipelines.spec.section import ImageCount, ModelReference, Section
 
 ImageNetName = Literal["imagenet-mobilenet-v2", "imagenet-efficientnet-lite0", "imagenet-inception-v3"]
 """Networks that others trained on ImageNet, by whose features generators can be judged."""
@@ -36,7 +36,7 @@ class OptimizerSpec(Section):
 class TrainSpec(Section):
     """How long and in what steps."""
 
-    images: Images = Field(description="images seen before the run ends")
+    images: ImageCount = Field(description="images seen before the run ends")
     batch: int = Field(default=128, ge=1, description="global batch: images in one step over all workers")
     accumulate: int = Field(
         default=1, ge=1, description="parts in which each worker's share of a batch passes through the network"
@@ -51,15 +51,17 @@ class TrainSpec(Section):
     ema_half_life: int | None = Field(
         default=None, ge=1, description="images after which the moving average has forgotten half of a weight"
     )
-    log_every: Images = Field(default=2_000, description="images between two points of a curve")
-    evaluate_every: Images = Field(default=20_000, description="images between two evaluations on the held-out split")
-    checkpoint_every: Images = Field(default=20_000, description="images between two checkpoints")
+    log_every: ImageCount = Field(default=2_000, description="images between two points of a curve")
+    evaluate_every: ImageCount = Field(
+        default=20_000, description="images between two evaluations on the held-out split"
+    )
+    checkpoint_every: ImageCount = Field(default=20_000, description="images between two checkpoints")
 
 
 class EvaluationSpec(Section):
     """How generators are judged, beside their transport distance to held-out images."""
 
-    reference: ModelName | None = Field(
+    reference: ModelReference | None = Field(
         default=None,
         description="a registered classifier of such images, NAME, NAME@ALIAS or NAME/VERSION, or a network trained "
         "on ImageNet: imagenet-mobilenet-v2, imagenet-efficientnet-lite0, imagenet-inception-v3. Its features give "

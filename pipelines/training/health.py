@@ -14,7 +14,7 @@ SPREAD = 0.1
 """Variance of samples relative to held-out images, below which they count as collapsed."""
 
 SEEN = 0.2
-"""Coverage, and share of the rarest class, relative to real images, below which samples count as collapsed."""
+"""Coverage, and frequency of the rarest class, relative to real images, below which samples count as collapsed."""
 
 
 def ailments(metrics: Mapping[str, float]) -> dict[str, str]:
@@ -42,6 +42,6 @@ def ailments(metrics: Mapping[str, float]) -> dict[str, str]:
             case "coverage" if value < SEEN * (real := metrics.get(f"{name}_real", 0.0)):
                 collapse.append(f"samples come near {value:.1%} of the images, real ones near {real:.1%}")
             case "smallest_class_share" if value < SEEN * (real := metrics.get(f"{name}_real", 1.0)):
-                collapse.append(f"the rarest class has {value:.1%} of an equal share, among real images {real:.1%}")
+                collapse.append(f"the rarest class has {value:.1%} of an equal frequency, among real images {real:.1%}")
     found = {"saturation": saturation, "collapse": collapse}
     return {kind: "; ".join(dict.fromkeys(texts)) for kind, texts in found.items() if texts}

@@ -10,7 +10,7 @@ from torch import nn
 from pipelines.spec import OptimizerSpec
 
 RISE = 0.2
-"""Share of a run over which the rate of one cycle rises (Smith & Topin 2019)."""
+"""Fraction of a run over which the rate of one cycle rises (Smith & Topin 2019)."""
 
 SLOTS: dict[type[torch.optim.Optimizer], frozenset[str]] = {
     torch.optim.AdamW: frozenset({"step", "exp_avg", "exp_avg_sq"}),
@@ -38,7 +38,7 @@ def build_optimizer(spec: OptimizerSpec, module: nn.Module) -> torch.optim.Optim
 
 
 def learning_rate(spec: OptimizerSpec, done: float) -> float:
-    """The rate after a share of the run, 0 to 1; there is no scheduler whose state could be lost."""
+    """The rate after a fraction of the run, 0 to 1; there is no scheduler whose state could be lost."""
     match spec.schedule:
         case "constant":
             return spec.learning_rate

@@ -56,7 +56,7 @@ class EntropicBounds:
 
 
 @dataclass(frozen=True, eq=False)
-class Weights:
+class MarginalWeights:
     """Both marginals of these rows and all columns, float64, and how sums over all ranks' rows are made."""
 
     a: torch.Tensor
@@ -69,7 +69,7 @@ class Weights:
         return rounding.gamma(self.total(torch.ones_like(self.a)) + len(self.b) + 64)
 
     @classmethod
-    def of(cls, problem: TransportProblem, device: torch.device, gather: Gather | None = None) -> Weights:
+    def of(cls, problem: TransportProblem, device: torch.device, gather: Gather | None = None) -> MarginalWeights:
         """Those of a problem; ``gather`` for a part of its rows."""
         a, b = (torch.as_tensor(w, device=device) for w in (problem.source_weights(), problem.target_weights()))
         return cls(a, b, gather or (lambda parts, _: parts))
@@ -79,7 +79,9 @@ class Weights:
         return float(self.gather(over_rows.sum()[None], "sum"))
 
 
-def balanced(cost: TrueCost, weights: Weights, f: torch.Tensor, g: torch.Tensor, epsilon: float) -> EntropicBounds:
+def balanced(
+    cost: TrueCost, weights: MarginalWeights, f: torch.Tensor, g: torch.Tensor, epsilon: float
+) -> EntropicBounds:
     """Bounds after one more exact step of the source potentials, which meets the row marginals.
 
     The lower bound is the dual objective ``<a, f> + <b, g> − epsilon (Σ P − 1)`` (Peyré & Cuturi 2019, eq. 4.30). The
@@ -123,7 +125,7 @@ def balanced(cost: TrueCost, weights: Weights, f: torch.Tensor, g: torch.Tensor,
     if not math.isfinite(product):
         primal, ambiguous = _around_forbidden(cost, weights, kept, met, objective, epsilon)
         return EntropicBounds(max(rounding.at_most(primal, widened), dual), dual, error, f, ambiguous)
-    # Of the kept part, of the product, and of their shares of the mass.
+    # Of the kept part, of the product, and of their fractions of the mass.
     entropy = weights.total(_relative(lost, a)) + float(_relative(short, b).sum())
     entropy -= 2 * missing * math.log(missing) + ((1 - missing) * math.log1p(-missing) if missing < 1 else 0.0)
     dearest = -float(weights.gather(-across.abs().amax()[None], "min")) / missing
@@ -132,7 +134,7 @@ def balanced(cost: TrueCost, weights: Weights, f: torch.Tensor, g: torch.Tensor,
 
 
 def unbalanced(
-    cost: TrueCost, weights: Weights, f: torch.Tensor, g: torch.Tensor, epsilon: float, penalty: float
+    cost: TrueCost, weights: MarginalWeights, f: torch.Tensor, g: torch.Tensor, epsilon: float, penalty: float
 ) -> EntropicBounds:
     """The same for ``min <P, C> + epsilon KL(P | a bᵀ) + rho KL(P 1 | a) + rho KL(Pᵀ 1 | b)``.
 
@@ -156,7 +158,7 @@ def unbalanced(
 
 
 def marginal_error(
-    cost: TrueCost, weights: Weights, f: torch.Tensor, g: torch.Tensor, epsilon: float
+    cost: TrueCost, weights: MarginalWeights, f: torch.Tensor, g: torch.Tensor, epsilon: float
 ) -> tuple[float, float]:
     """``‖P 1 − a‖₁ + ‖Pᵀ 1 − b‖₁`` of the plan at given potentials, and how far that may be off."""
     rows, columns, eta, _ = _masses(cost, weights, f, g, epsilon, meet_rows=False)
@@ -164,7 +166,7 @@ def marginal_error(
 
 
 def objectives(
-    weights: Weights,
+    weights: MarginalWeights,
     rows: torch.Tensor,
     columns: torch.Tensor,
     f: torch.Tensor,
@@ -186,7 +188,7 @@ def objectives(
 
 
 def _masses(
-    cost: TrueCost, weights: Weights, f: torch.Tensor, g: torch.Tensor, epsilon: float, *, meet_rows: bool
+    cost: TrueCost, weights: MarginalWeights, f: torch.Tensor, g: torch.Tensor, epsilon: float, *, meet_rows: bool
 ) -> tuple[torch.Tensor, torch.Tensor, float, torch.Tensor]:
     """Masses of rows and columns, η, and the source potentials: those that meet the row marginals, if asked for."""
     new_f = f.clone()
@@ -225,7 +227,7 @@ def _masses(
 
 def _kept(
     cost: TrueCost,
-    weights: Weights,
+    weights: MarginalWeights,
     f: torch.Tensor,
     g: torch.Tensor,
     short: torch.Tensor,
@@ -244,11 +246,11 @@ def _kept(
 
 
 def _around_forbidden(
-    cost: TrueCost, weights: Weights, kept: torch.Tensor, met: torch.Tensor, objective: float, epsilon: float
+    cost: TrueCost, weights: MarginalWeights, kept: torch.Tensor, met: torch.Tensor, objective: float, epsilon: float
 ) -> tuple[float, float]:
     """An upper bound where the product would use forbidden pairs: the rest is an exact plan that does not.
 
-    A share t of the kept part is given up until the rest has such a plan: for t = 1 it is that of the whole problem.
+    A fraction t of the kept part is given up until the rest has such a plan: for t = 1 it is that of the whole problem.
 
     Returns:
         The bound, and how far those of other exact plans may be from it.
@@ -282,7 +284,7 @@ def _exponents(block: torch.Tensor, f: torch.Tensor, g: torch.Tensor, epsilon: f
     return torch.sub(g, block).add_(f[:, None]).div_(epsilon)
 
 
-def _largest(weights: Weights, f: torch.Tensor) -> float:
+def _largest(weights: MarginalWeights, f: torch.Tensor) -> float:
     """``max |f|`` over the numbers of all ranks."""
     return -float(weights.gather(-f.abs().amax()[None], "min"))
 

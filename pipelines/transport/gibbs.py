@@ -11,7 +11,7 @@ from pipelines.transport.problem import TransportProblem
 from pipelines.transport.true_cost import BLOCK, TrueCost
 
 NEGLIGIBLE = 1e-9
-"""Share of a row's mass that may be left out of its sparse form, in entries of less than that over m each."""
+"""Fraction of a row's mass that may be left out of its sparse form, in entries of less than that over m each."""
 
 
 class GibbsRows:

@@ -28,9 +28,9 @@ class SemidiscretePlan:
         y: the data, (m, d), in their own precision.
         g: their potentials, (m,) float64.
         semidual: estimate of the semidual at ``g``, a lower bound of the cost of transport to equal weights.
-        certificate: by K fresh samples, and so up to their noise. The map is optimal for the shares of mass that data
+        certificate: by K fresh samples, and so up to their noise. The map is optimal for the masses that data
             points receive from it: ``primal`` and ``dual`` are both its cost. ``marginal_error`` is the L1 distance
-            between these shares and equal ones; the noise alone makes it ``√(2 m / (π K))`` for a perfect map.
+            between these masses and equal ones; the noise alone makes it ``√(2 m / (π K))`` for a perfect map.
     """
 
     y: torch.Tensor
@@ -99,10 +99,10 @@ def solve(
         received += torch.bincount(places, minlength=m)
         value += float(least.sum())
         done += count
-    shares = received / samples
-    error = float((shares - 1 / m).abs().sum())
+    masses = received / samples
+    error = float((masses - 1 / m).abs().sum())
     noise = (2 * m / (torch.pi * samples)) ** 0.5
-    cost = value / samples + float(g @ shares)
+    cost = value / samples + float(g @ masses)
     certificate = Certificate(
         primal=cost,
         dual=cost,

@@ -13,7 +13,7 @@ import torch
 
 from pipelines.errors import CertificateError, NotConvergedError, ProblemError
 from pipelines.transport import entropic_bounds
-from pipelines.transport.entropic_bounds import Weights
+from pipelines.transport.entropic_bounds import MarginalWeights
 from pipelines.transport.exact_bounds import GAP_TOLERANCE, MARGINAL_TOLERANCE, Entries, entries_of, exact_bounds
 from pipelines.transport.partial_bounds import partial_bounds
 from pipelines.transport.plan import Certificate, TransportPlan
@@ -137,7 +137,7 @@ def _entropic(
     # Points without weight carry no mass; their potentials may be anything.
     inner, sources, targets = problem.with_weight()
     cost = TrueCost(inner)
-    weights = Weights.of(inner, cost.device)
+    weights = MarginalWeights.of(inner, cost.device)
     of_rows, of_columns = (torch.as_tensor(side, device=cost.device) for side in (f[sources], g[targets]))
     if not bool(torch.isfinite(of_rows).all() and torch.isfinite(of_columns).all()):
         raise CertificateError(f"the plan of {plan.certificate.solver} has potentials that are not finite")

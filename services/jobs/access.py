@@ -23,8 +23,8 @@ def _needs(role: Role | None) -> Any:
     return Depends(admitted)
 
 
-Anyone = Annotated[Token, _needs(None)]
-Reader = Annotated[Token, _needs(Role.READ)]
-Submitter = Annotated[Token, _needs(Role.SUBMIT)]
-Admin = Annotated[Token, _needs(Role.ADMIN)]
+AnyToken = Annotated[Token, _needs(None)]
+ReadToken = Annotated[Token, _needs(Role.READ)]
+SubmitToken = Annotated[Token, _needs(Role.SUBMIT)]
+AdminToken = Annotated[Token, _needs(Role.ADMIN)]
 """The token of a route's request, which has to allow that much."""

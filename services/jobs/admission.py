@@ -18,7 +18,7 @@ from pipelines.spec import JobSpec, apply_overrides, parse_spec
 from services.error_documents import read_error
 from services.jobs import policy
 from services.jobs.continuing import Find, require_origin
-from services.jobs.documents import Plan, Submission
+from services.jobs.documents import DryRun, Submission
 from services.jobs.paths import named_files
 from services.jobs.policy import Cluster
 from services.settings import Settings
@@ -69,7 +69,7 @@ class Admission:
         """The checkpoint that a job starts with, if it continues another one and may; see :func:`require_origin`."""
         return None if asked.origin is None else require_origin(asked.origin, spec, find, self._settings)
 
-    def plan(self, asked: Submission, cluster: Cluster, find: Find) -> Plan:
+    def plan(self, asked: Submission, cluster: Cluster, find: Find) -> DryRun:
         """What a job would work on, and on what.
 
         Raises:
@@ -86,7 +86,7 @@ class Admission:
         finally:
             self._plans.release()
         continued = [] if origin is None else [f"from: {origin}"]
-        return Plan(lines=[*lines, *continued, f"workers: {_workers(spec, cluster)}"])
+        return DryRun(lines=[*lines, *continued, f"workers: {_workers(spec, cluster)}"])
 
     def _lines(self, spec: JobSpec) -> list[str]:
         # A process of its own: it imports torch, and decodes what strangers may have written.

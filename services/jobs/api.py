@@ -22,12 +22,13 @@ from services.error_documents import STATUS
 from services.gate import Access
 from services.http import protect
 from services.jobs import policy
-from services.jobs.access import Admin, Anyone, Reader, Submitter
+from services.jobs.access import AdminToken, AnyToken, ReadToken, SubmitToken
 from services.jobs.admission import Admission
 from services.jobs.attempt_logs import AttemptLogs
-from services.jobs.controller import Seen
+from services.jobs.controller import Snapshot
 from services.jobs.documents import (
     ClusterView,
+    DryRun,
     EventPage,
     Holder,
     Job,
@@ -37,17 +38,16 @@ from services.jobs.documents import (
     LogPage,
     NewToken,
     Node,
-    Plan,
     Submission,
     TokenList,
     TokenRequest,
     Waiting,
 )
-from services.jobs.metrics import Metrics
+from services.jobs.metrics import JobMetrics
 from services.jobs.node_routes import add_node_routes
 from services.jobs.nodes import Nodes
 from services.jobs.states import State
-from services.jobs.store import Store
+from services.jobs.store import JobStore
 from services.tokens import Role, Token
 
 MAX_BODY = 2**20
@@ -62,7 +62,7 @@ STALE = 30.0
 audit = logging.getLogger("monge.audit")
 
 
-class Service:
+class ApiContext:
     """What the routes share.
 
     Args:
@@ -78,17 +78,17 @@ class Service:
 
     def __init__(
         self,
-        store: Store,
+        store: JobStore,
         logs: AttemptLogs,
         admission: Admission,
-        seen: Callable[[], tuple[Seen, float]],
+        seen: Callable[[], tuple[Snapshot, float]],
         poke: Callable[[], None],
         mlflow: Callable[[], str],
         joining: Callable[[], Joining],
         nodes: Nodes,
     ) -> None:
         self.store, self.logs, self.admission, self.seen, self.poke = store, logs, admission, seen, poke
-        self.metrics = Metrics(store)
+        self.metrics = JobMetrics(store)
         self.joining, self.nodes = joining, nodes
         self._mlflow = mlflow
 
@@ -104,7 +104,7 @@ class Service:
         return {"run_url": self._mlflow() + job.run_url} if job.run_url else {}
 
 
-async def _asked(request: Request, token: Submitter) -> Submission:
+async def _asked(request: Request, token: SubmitToken) -> Submission:
     # In this order: a stranger's body is not read.
     return read_submission(await request.body(), request.headers.get("content-type", ""), request)
 
@@ -113,7 +113,7 @@ Asked = Annotated[Submission, Depends(_asked)]
 """What a request of a token that may submit asks for."""
 
 
-def build_app(service: Service, *, loopback: bool = True, close: Callable[[], None] = lambda: None) -> FastAPI:
+def build_app(service: ApiContext, *, loopback: bool = True, close: Callable[[], None] = lambda: None) -> FastAPI:
     """The ASGI application.
 
     Args:
@@ -174,13 +174,13 @@ def build_app(service: Service, *, loopback: bool = True, close: Callable[[], No
         return job.model_copy(update=service.linked(job))
 
     @app.post("/v1/plans", summary="Look at a job before it is submitted", openapi_extra=_SUBMISSION)
-    def plan(asked: Asked) -> Plan:
+    def plan(asked: Asked) -> DryRun:
         """What a job would work on, on what, and when; the same faults are found as by submitting it, and more."""
         return service.admission.plan(asked, service.seen()[0].cluster, store.job)
 
     @app.get("/v1/jobs", response_model=JobPage, summary="List jobs, newest first")
     def jobs(
-        token: Reader,
+        token: ReadToken,
         state: Annotated[list[State], Query()] = [],  # noqa: B006
         owner: Annotated[str | None, Query(max_length=64)] = None,
         name: Annotated[str | None, Query(max_length=128)] = None,
@@ -196,12 +196,12 @@ def build_app(service: Service, *, loopback: bool = True, close: Callable[[], No
         )
 
     @app.get("/v1/jobs/{job}", response_model=JobDetails, summary="One job, its attempts and its spec")
-    def one(job: str, token: Reader) -> Response:
+    def one(job: str, token: ReadToken) -> Response:
         """All that is known of a job but its log and its events."""
         return _json(details(job))
 
     @app.delete("/v1/jobs/{job}", summary="Cancel a job")
-    def cancel(job: str, request: Request, token: Submitter) -> JobDetails:
+    def cancel(job: str, request: Request, token: SubmitToken) -> JobDetails:
         """Stop its workers and mark its MLflow run KILLED. A job that is over stays as it is."""
         require_owner(job, token)
         store.cancel(job, token.name)
@@ -209,7 +209,7 @@ def build_app(service: Service, *, loopback: bool = True, close: Callable[[], No
         return details(job)
 
     @app.post("/v1/jobs/{job}/retry", summary="Queue a failed or cancelled job again")
-    def retry(job: str, request: Request, token: Submitter) -> JobDetails:
+    def retry(job: str, request: Request, token: SubmitToken) -> JobDetails:
         """It goes on from its last checkpoint, in the same MLflow run."""
         require_owner(job, token)
         store.retry(job, token.name)
@@ -217,14 +217,14 @@ def build_app(service: Service, *, loopback: bool = True, close: Callable[[], No
         return details(job)
 
     @app.get("/v1/jobs/{job}/logs", response_model=LogPage, summary="Lines of a job's log")
-    def logs(job: str, token: Reader, offset: Annotated[int, Query(ge=0, le=2**53)] = 0) -> Response:
+    def logs(job: str, token: ReadToken, offset: Annotated[int, Query(ge=0, le=2**53)] = 0) -> Response:
         """All attempts in order, from an offset; `next` is the offset of what follows."""
         return _json(log_page(job, offset))
 
     @app.get("/v1/jobs/{job}/logs/stream", response_class=EventSourceResponse, summary="The log as it is written")
     async def log_stream(
         job: str,
-        token: Reader,
+        token: ReadToken,
         offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
         last_event_id: Annotated[str | None, Header(max_length=32)] = None,
     ) -> AsyncIterator[ServerSentEvent]:
@@ -242,14 +242,14 @@ def build_app(service: Service, *, loopback: bool = True, close: Callable[[], No
                 await asyncio.sleep(FOLLOWING)
 
     @app.get("/v1/jobs/{job}/events", response_model=EventPage, summary="The history of a job")
-    def events(job: str, token: Reader, after: Annotated[int, Query(ge=0, le=2**53)] = 0) -> Response:
+    def events(job: str, token: ReadToken, after: Annotated[int, Query(ge=0, le=2**53)] = 0) -> Response:
         """Its states, stages and errors, oldest first."""
         return _json(EventPage(events=store.events(job, after)))
 
     @app.get("/v1/jobs/{job}/events/stream", response_class=EventSourceResponse, summary="The history as it happens")
     async def event_stream(
         job: str,
-        token: Reader,
+        token: ReadToken,
         after: Annotated[int, Query(ge=0, le=2**53)] = 0,
         last_event_id: Annotated[str | None, Header(max_length=32)] = None,
     ) -> AsyncIterator[ServerSentEvent]:
@@ -269,45 +269,45 @@ def build_app(service: Service, *, loopback: bool = True, close: Callable[[], No
             await asyncio.sleep(FOLLOWING)
 
     @app.get("/v1/cluster", summary="Nodes, who holds what, who waits for what")
-    def cluster(token: Reader) -> ClusterView:
+    def cluster(token: ReadToken) -> ClusterView:
         """What the controller saw last."""
         return _view(service)
 
     add_node_routes(app, service)
 
     @app.put("/v1/drain", summary="Stop what runs until later, and start nothing")
-    def drain(request: Request, token: Admin) -> ClusterView:
+    def drain(request: Request, token: AdminToken) -> ClusterView:
         """Each job goes on from its last checkpoint once draining has ended; what is submitted meanwhile waits."""
         store.drain(True)
         service.changed(request, "drain")
         return _view(service)
 
     @app.delete("/v1/drain", summary="End draining")
-    def end_drain(request: Request, token: Admin) -> ClusterView:
+    def end_drain(request: Request, token: AdminToken) -> ClusterView:
         """What was stopped goes on first."""
         store.drain(False)
         service.changed(request, "end drain")
         return _view(service)
 
     @app.post("/v1/tokens", status_code=201, summary="Make a token")
-    def create_token(wanted: TokenRequest, request: Request, token: Admin) -> NewToken:
+    def create_token(wanted: TokenRequest, request: Request, token: AdminToken) -> NewToken:
         """The answer holds its secret, which is told this once."""
         made = store.create_token(wanted)
         service.changed(request, "create token", token=made.name, role=made.role.value)
         return made
 
     @app.get("/v1/tokens", summary="List tokens")
-    def tokens(token: Admin) -> TokenList:
+    def tokens(token: AdminToken) -> TokenList:
         """All of them, without their secrets."""
         return TokenList(tokens=store.tokens())
 
     @app.get("/v1/tokens/self", summary="The token of the request")
-    def own_token(token: Anyone) -> Token:
+    def own_token(token: AnyToken) -> Token:
         """Without its secret; other servers ask here what a token allows."""
         return token
 
     @app.delete("/v1/tokens/{name}", summary="Revoke a token")
-    def revoke(name: str, request: Request, token: Admin) -> Token:
+    def revoke(name: str, request: Request, token: AdminToken) -> Token:
         """It is refused from now on."""
         revoked = store.revoke(name)
         service.changed(request, "revoke token", token=name)
@@ -378,7 +378,7 @@ def _resumed(last_event_id: str | None, start: int) -> int:
     return int(last_event_id) if last_event_id is not None and last_event_id.isdecimal() else start
 
 
-def _view(service: Service) -> ClusterView:
+def _view(service: ApiContext) -> ClusterView:
     seen, _ = service.seen()
     jobs = service.store.unfinished()
     holding = [(job, job.attempt) for job in jobs if job.attempt is not None]

@@ -15,18 +15,18 @@ from pipelines.errors import BusyError, ServiceError
 from services.error_documents import read_error
 from services.jobs.documents import (
     ClusterView,
+    DryRun,
     Event,
     EventPage,
     Job,
     JobDetails,
     JobPage,
+    JobProgress,
     Joining,
     LogPage,
     NewToken,
     NodeList,
     NodeUse,
-    Plan,
-    Progress,
     Submission,
     TokenList,
     TokenRequest,
@@ -117,14 +117,14 @@ class Jobs:
         headers = {"Idempotency-Key": key} if key else {}
         return self._ask(Job, "POST", "/v1/jobs", json=asked.model_dump(), headers=headers)
 
-    def plan(self, spec: JobSpec, *, wait: bool = False, origin: str | None = None) -> Plan:
+    def plan(self, spec: JobSpec, *, wait: bool = False, origin: str | None = None) -> DryRun:
         """What a job would work on, and on what.
 
         Raises:
             MongeError: what the service finds wrong.
         """
         asked = Submission(spec=spec.model_dump(mode="json"), wait=wait, origin=origin)
-        return self._ask(Plan, "POST", "/v1/plans", json=asked.model_dump(), timeout=PLAN_SECONDS)
+        return self._ask(DryRun, "POST", "/v1/plans", json=asked.model_dump(), timeout=PLAN_SECONDS)
 
     def find(self, limit: int = 100, **filters: Any) -> list[Job]:
         """Jobs, newest first.
@@ -183,7 +183,7 @@ class Jobs:
                 return
             offset = page.next
 
-    def follow(self, job: str) -> Iterator[Event | Progress]:
+    def follow(self, job: str) -> Iterator[Event | JobProgress]:
         """What happens to a job, as it happens, until it ends.
 
         Raises:
@@ -194,7 +194,7 @@ class Jobs:
             if kind == "event":
                 yield Event.model_validate(data)
             elif kind == "progress":
-                yield Progress.model_validate(data)
+                yield JobProgress.model_validate(data)
 
     def wait(self, job: str, timeout: float) -> Job:
         """A job once it is over.

@@ -17,7 +17,7 @@ from services.terminal import say
 
 if TYPE_CHECKING:
     from services.jobs.client import Jobs
-    from services.jobs.documents import Progress
+    from services.jobs.documents import JobProgress
 
 app = typer.Typer()
 token = typer.Typer(no_args_is_help=True, help="Manage tokens of the job service: who may read, submit and administer.")
@@ -328,13 +328,13 @@ def _coloured(state: str) -> str:
     return f"[{COLOURS.get(state, 'default')}]{state}[/]"
 
 
-def _brief(progress: Progress | None) -> str:
+def _brief(progress: JobProgress | None) -> str:
     if progress is None or not progress.total:
         return ""
     return f"{min(100, 100 * progress.images // progress.total)}%"
 
 
-def _whole(progress: Progress) -> str:
+def _whole(progress: JobProgress) -> str:
     parts = [f"{progress.images:,} of {progress.total:,} images"]
     if progress.images_per_second:
         parts.append(f"{progress.images_per_second:,.0f} a second")

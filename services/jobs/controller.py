@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 from services.jobs import policy
 from services.jobs.attempt_logs import AttemptLogs
-from services.jobs.policy import Cluster, EndAttempt, Limits, Move, Send, Start, Stop
+from services.jobs.policy import Cluster, EndAttempt, Move, SchedulingLimits, Send, Start, Stop
 from services.jobs.ray_jobs import EngineError, RayNode, RayStatus, RefusedError
-from services.jobs.states import State, Status
-from services.jobs.store import Store, Untracked
+from services.jobs.states import AttemptStatus, State
+from services.jobs.store import JobStore, Untracked
 from services.training.progress import read_event
 
 INTERVAL = 0.5
@@ -40,7 +40,7 @@ Track = Callable[[Untracked], None]
 """Tells MLflow where a job stands; raises where MLflow is away."""
 
 
-class Engine(Protocol):
+class JobRunner(Protocol):
     """What runs attempts; see :class:`services.jobs.ray_jobs.RayJobs`."""
 
     async def look(self) -> tuple[Cluster, list[RayNode]]:
@@ -73,7 +73,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Seen:
+class Snapshot:
     """The latest look at the cluster."""
 
     cluster: Cluster
@@ -108,7 +108,7 @@ class Controller:
 
     Args:
         store: what is remembered.
-        engine: the cluster.
+        runner: starts and observes attempts.
         logs: where the logs are kept.
         launch: how drivers are started.
         limits: on what runs.
@@ -116,15 +116,21 @@ class Controller:
     """
 
     def __init__(
-        self, store: Store, engine: Engine, logs: AttemptLogs, launch: Launch, limits: Limits, track: Track
+        self,
+        store: JobStore,
+        runner: JobRunner,
+        logs: AttemptLogs,
+        launch: Launch,
+        limits: SchedulingLimits,
+        track: Track,
     ) -> None:
-        self._store, self._engine, self._logs, self._launch = store, engine, logs, launch
+        self._store, self._runner, self._logs, self._launch = store, runner, logs, launch
         self._limits, self._track = limits, track
         self._tails: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._ended_since: dict[tuple[str, int], float] = {}
         self._refusals: dict[tuple[str, int], int] = {}
         self._tracking: asyncio.Task[None] | None = None
-        self.seen = Seen(Cluster(away="it was not looked at yet"))
+        self.seen = Snapshot(Cluster(away="it was not looked at yet"))
         self.looked = 0.0
         """When a look was last completed, by the monotonic clock."""
 
@@ -143,11 +149,11 @@ class Controller:
         for task in [*self._tails.values(), *([self._tracking] if self._tracking else [])]:
             task.cancel()
         await asyncio.gather(*self._tails.values(), return_exceptions=True)
-        await self._engine.close()
+        await self._runner.close()
 
     async def step(self) -> None:
         """One look, and what follows from it."""
-        cluster, nodes = await self._engine.look()
+        cluster, nodes = await self._runner.look()
         jobs = self._store.unfinished()
         statuses: dict[str, RayStatus] = {}
         if not cluster.away:
@@ -155,7 +161,7 @@ class Controller:
                 statuses = await self._statuses(jobs)
             except EngineError as error:
                 cluster = Cluster(away=str(error))
-        self.seen = Seen(cluster, nodes)
+        self.seen = Snapshot(cluster, nodes)
         jobs = [await self._informed(job, statuses.get(job.id)) for job in jobs]
         limits = replace(self._limits, draining=self._store.draining)
         actions = policy.decide(jobs, cluster, time.time(), limits)
@@ -168,13 +174,13 @@ class Controller:
         self._begin_tracking()
         self.looked = time.monotonic()
 
-    async def _statuses(self, jobs: Sequence[policy.Job]) -> dict[str, RayStatus]:
+    async def _statuses(self, jobs: Sequence[policy.JobView]) -> dict[str, RayStatus]:
         """Where each attempt stands that the cluster was told of."""
         asked = [job for job in jobs if job.attempt is not None]
-        found = await asyncio.gather(*(self._engine.status(attempt_id(job)) for job in asked))
+        found = await asyncio.gather(*(self._runner.status(attempt_id(job)) for job in asked))
         return {job.id: status for job, status in zip(asked, found, strict=True)}
 
-    async def _informed(self, job: policy.Job, status: RayStatus | None) -> policy.Job:
+    async def _informed(self, job: policy.JobView, status: RayStatus | None) -> policy.JobView:
         """The job with what the cluster shows of its attempt, once all of the attempt's log is here."""
         attempt = job.attempt
         if attempt is None:
@@ -182,10 +188,10 @@ class Controller:
         key = job.id, attempt.number
         if status is None:
             return job
-        if status.status is not Status.UNKNOWN and not attempt.sent:
+        if status.status is not AttemptStatus.UNKNOWN and not attempt.sent:
             self._store.sent(job.id)  # the answer to the request was lost
             attempt = replace(attempt, sent=True)
-        if attempt.sent and status.status not in (Status.PENDING, Status.UNKNOWN):
+        if attempt.sent and status.status not in (AttemptStatus.PENDING, AttemptStatus.UNKNOWN):
             self._follow(key)
         if status.status.ended and attempt.sent:
             if not await self._is_read(key, status):
@@ -201,7 +207,7 @@ class Controller:
 
     async def _is_read(self, key: tuple[str, int], status: RayStatus) -> bool:
         """Whether all is read of the log of an attempt that has ended."""
-        if status.status is Status.UNKNOWN:
+        if status.status is AttemptStatus.UNKNOWN:
             return True
         since = self._ended_since.setdefault(key, time.monotonic())
         tail = self._tails[key]
@@ -209,7 +215,7 @@ class Controller:
             return False
         tail.cancel()
         with contextlib.suppress(EngineError):
-            rest = (await self._engine.log(_attempt_id(*key))).encode()[self._logs.size(*key) :]
+            rest = (await self._runner.log(_attempt_id(*key))).encode()[self._logs.size(*key) :]
             # The last line of a driver that was killed may have no end.
             self._take(*key, rest)
             self._take(*key, b"\n" * (not self._logs.is_whole(*key)))
@@ -220,7 +226,7 @@ class Controller:
         while True:
             skip = self._logs.size(job, number)
             try:
-                async for text in self._engine.tail(_attempt_id(job, number)):
+                async for text in self._runner.tail(_attempt_id(job, number)):
                     content = text.encode()
                     content, skip = content[skip:], max(0, skip - len(content))
                     self._take(job, number, content)
@@ -242,7 +248,7 @@ class Controller:
             self._store.report(job, number, end, events)
             start = end
 
-    async def _carry_out(self, action: Start | Send | Stop | EndAttempt, job: policy.Job) -> None:
+    async def _carry_out(self, action: Start | Send | Stop | EndAttempt, job: policy.JobView) -> None:
         match action:
             case Start():
                 number = self._store.start(action.job, action.placement, action.reason)
@@ -253,7 +259,7 @@ class Controller:
             case Stop():
                 self._store.stopping(action.job)
                 with contextlib.suppress(EngineError):  # the next look tells
-                    await self._engine.stop(attempt_id(job))
+                    await self._runner.stop(attempt_id(job))
             case EndAttempt():
                 assert job.attempt is not None
                 self._store.end_attempt(action, job.attempt.error or job.attempt.message)
@@ -264,7 +270,7 @@ class Controller:
         workers = self._store.open_attempt(job).placement.workers
         command = self._launch.entrypoint(job, number, workers, spec, origin)
         try:
-            await self._engine.submit(_attempt_id(job, number), command, metadata)
+            await self._runner.submit(_attempt_id(job, number), command, metadata)
         except RefusedError as error:
             refused = self._refusals[job, number] = self._refusals.get((job, number), 0) + 1
             log.warning("the cluster refuses attempt %d of %s: %s", number, job, error)
@@ -339,7 +345,7 @@ class Controlling:
             self._loop.close()
 
 
-def attempt_id(job: policy.Job) -> str:
+def attempt_id(job: policy.JobView) -> str:
     """The name of a job's open attempt on the cluster."""
     assert job.attempt is not None
     return _attempt_id(job.id, job.attempt.number)

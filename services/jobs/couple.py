@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import ray
 import torch
 
 from pipelines.models.bundle import to_float
-from pipelines.objectives.conditions import Conditions
+from pipelines.objectives.conditions import ConditionCost
 from pipelines.objectives.recorded import RecordedCoupling, record
 from pipelines.spec import DataSpec
 from services.cluster import join_cluster
 from services.settings import Settings
 from services.sharding.dataset import dataset_address, shard_dataset
 from services.storage.datasets import open_data
+from services.terminal import OnProgress
 from services.transport.client import RayPlanner
-
-Progress = Callable[[int, int], None]
 
 
 def couple(
@@ -28,8 +25,8 @@ def couple(
     pool: int,
     seed: int,
     condition_weight: float,
-    shards: Progress,
-    pairs: Progress,
+    shards: OnProgress,
+    pairs: OnProgress,
 ) -> RecordedCoupling:
     """Couple noise with the training images of a data set, sharding it first if need be.
 
@@ -64,7 +61,7 @@ def couple(
             rounds=rounds,
             pool=pool,
             seed=seed,
-            conditions=Conditions(len(data.classes), condition_weight, seed) if condition_weight else None,
+            conditions=ConditionCost(len(data.classes), condition_weight, seed) if condition_weight else None,
             on_progress=pairs,
         )
     finally:

@@ -44,7 +44,7 @@ class Submission(BaseModel):
     )
 
 
-class Progress(Document):
+class JobProgress(Document):
     """How far a job is.
 
     Attributes:
@@ -95,7 +95,7 @@ class Job(Document):
     labels: dict[str, str]
     timeout: float | None
     attempts: int
-    progress: Progress | None
+    progress: JobProgress | None
     run_id: str | None
     run_url: str | None
     model: str | None
@@ -126,7 +126,7 @@ class JobDetails(Job):
     spec: dict[str, Any]
 
 
-class Plan(Document):
+class DryRun(Document):
     """What a job would do.
 
     Attributes:

@@ -10,7 +10,7 @@ from rich.progress import Progress as Bars
 
 from pipelines.errors import TrainingError
 from services.jobs.client import Jobs
-from services.jobs.documents import Event, Job, Progress
+from services.jobs.documents import Event, Job, JobProgress
 from services.jobs.states import State
 from services.training.progress import shown
 
@@ -41,7 +41,7 @@ def follow(jobs: Jobs, job: str, console: Console, on_event: Callable[[Event], N
 
 
 def show(
-    happening: Iterable[Event | Progress], console: Console, on_event: Callable[[Event], None] | None = None
+    happening: Iterable[Event | JobProgress], console: Console, on_event: Callable[[Event], None] | None = None
 ) -> None:
     """Show what happens to a job as it comes."""
     columns = (
@@ -55,7 +55,7 @@ def show(
         bar = bars.add_task("images", total=None, details="", visible=False)
         told: dict[str, float] = {}
         for one in happening:
-            if isinstance(one, Progress):
+            if isinstance(one, JobProgress):
                 details = " · ".join(shown(one.metrics))
                 bars.update(
                     bar, total=one.total, completed=one.images, details=details[:_LONGEST_DETAILS], visible=True

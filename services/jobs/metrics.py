@@ -13,14 +13,14 @@ from services.jobs.states import State
 
 
 class Counts(Protocol):
-    """What is counted; see :class:`services.jobs.store.Store`."""
+    """What is counted; see :class:`services.jobs.store.JobStore`."""
 
     def counts(self) -> dict[State, int]:
         """How many jobs there are of each state."""
         ...
 
 
-class Metrics:
+class JobMetrics:
     """A registry of its own, which asks the store when it is asked.
 
     Args:

@@ -29,7 +29,7 @@ INDEXED = (".tar",)
 
 
 @dataclass(frozen=True)
-class Plan:
+class WorkPlan:
     """What a job will work on, a line each.
 
     Attributes:
@@ -45,7 +45,7 @@ class Plan:
         return [f"data: {self.data}"] + [f"model: {self.model}"] * (self.model is not None)
 
 
-def plan_of(spec: JobSpec, cache: Path) -> Plan:
+def plan_of(spec: JobSpec, cache: Path) -> WorkPlan:
     """Look at a job's data on this machine and build its network on no device.
 
     Nothing is fetched; compressed arrays are unpacked into the cache, where the job finds them. What lies in S3, or
@@ -62,17 +62,17 @@ def plan_of(spec: JobSpec, cache: Path) -> Plan:
     """
     source = spec.data.source
     if source.startswith(SCHEME):
-        return Plan(f"{source}, which the job reads")
+        return WorkPlan(f"{source}, which the job reads")
     folder = Path(source).expanduser()
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         return _planned(spec, manifest.images, manifest.image, manifest.classes, "sharded already")
     if source in NAMES:
         require_classes(spec, classes_of(spec.data))
-        return Plan(f"{source}, of the catalogue")
+        return WorkPlan(f"{source}, of the catalogue")
     if folder.suffix.lower() in INDEXED or (folder.is_dir() and any(folder.glob("*.tar"))):
         fingerprint(spec.data)  # whether it is there
-        return Plan(f"{source}, which the job reads through")
+        return WorkPlan(f"{source}, which the job reads through")
     found = open_source(spec.data, cache)
     return _planned(spec, len(found), found.image, found.classes)
 
@@ -90,7 +90,7 @@ def require_classes(spec: JobSpec, classes: Sequence[str]) -> None:
         )
 
 
-def _planned(spec: JobSpec, images: int, image: ImageShape, classes: Sequence[str], note: str = "") -> Plan:
+def _planned(spec: JobSpec, images: int, image: ImageShape, classes: Sequence[str], note: str = "") -> WorkPlan:
     require_classes(spec, classes)
     with torch.device("meta"):
         network = build_model(spec.model, image, spec.outputs(len(classes)))
@@ -98,7 +98,7 @@ def _planned(spec: JobSpec, images: int, image: ImageShape, classes: Sequence[st
     named = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
     count = "1 class" if len(classes) == 1 else f"{len(classes)} classes"
     parts = [f"{spec.data.source}: {images:,} images of {image.dims} in {count} ({named})", *([note] if note else [])]
-    return Plan(", ".join(parts), f"{spec.model.kind}, {weights:,} weights")
+    return WorkPlan(", ".join(parts), f"{spec.model.kind}, {weights:,} weights")
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from pipelines.errors import ServiceError
 from pipelines.spec import WorkersSpec
-from services.jobs.states import State, Status
+from services.jobs.states import AttemptStatus, State
 from services.training.placement import Placement, placement_of
 
 AGING = 1800.0
@@ -45,7 +45,7 @@ PAUSE = "waiting for its next attempt"
 
 
 @dataclass(frozen=True)
-class Attempt:
+class AttemptView:
     """The latest attempt at a job, while it has not ended in the store.
 
     Attributes:
@@ -66,7 +66,7 @@ class Attempt:
     placement: Placement
     started: float
     sent: bool = True
-    status: Status | None = None
+    status: AttemptStatus | None = None
     stage: str | None = None
     trains: bool = False
     progressed: bool = False
@@ -76,7 +76,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Job:
+class JobView:
     """A job that is not over.
 
     Attributes:
@@ -105,7 +105,7 @@ class Job:
     cancelled: str | None = None
     timeout: float | None = None
     first_started: float | None = None
-    attempt: Attempt | None = None
+    attempt: AttemptView | None = None
     attempts: int = 0
     setbacks: int = 0
     not_before: float = 0.0
@@ -131,7 +131,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Limits:
+class SchedulingLimits:
     """Bounds on what runs.
 
     Attributes:
@@ -198,7 +198,9 @@ class EndAttempt:
 Action = Start | Send | Stop | Move | EndAttempt
 
 
-def decide(jobs: Sequence[Job], cluster: Cluster, now: float, limits: Limits | None = None) -> list[Action]:
+def decide(
+    jobs: Sequence[JobView], cluster: Cluster, now: float, limits: SchedulingLimits | None = None
+) -> list[Action]:
     """The next actions.
 
     Args:
@@ -211,10 +213,10 @@ def decide(jobs: Sequence[Job], cluster: Cluster, now: float, limits: Limits | N
         At most one action that changes a job, for each job; the same input gives the same actions, and once they are
         carried out and nothing else happens there are none.
     """
-    limits = limits or Limits()
+    limits = limits or SchedulingLimits()
     actions: list[Action] = []
-    holding: list[Job] = []
-    waiting: list[Job] = []
+    holding: list[JobView] = []
+    waiting: list[JobView] = []
     stand = {(job.id, job.state, job.reason) for job in jobs}
     for job in sorted(jobs, key=lambda job: job.number):
         if job.attempt is None:
@@ -250,7 +252,9 @@ def refusal(workers: WorkersSpec, cluster: Cluster) -> str | None:
     return None
 
 
-def _attended(job: Job, attempt: Attempt, cluster: Cluster, now: float, limits: Limits) -> Action | None:
+def _attended(
+    job: JobView, attempt: AttemptView, cluster: Cluster, now: float, limits: SchedulingLimits
+) -> Action | None:
     """What a job needs whose attempt has not ended in the store."""
     if cluster.away:
         waits = "to cancel it" if job.cancelled else "and the job with it, as far as is known"
@@ -258,14 +262,14 @@ def _attended(job: Job, attempt: Attempt, cluster: Cluster, now: float, limits: 
     status = attempt.status
     if not attempt.sent:
         if job.cancelled or _is_late(job, now):
-            return _ended(job, attempt, Status.UNKNOWN, now, limits)
+            return _ended(job, attempt, AttemptStatus.UNKNOWN, now, limits)
         if refusal(job.workers, cluster) is not None:
             # Its driver would find too few nodes, and give up the job.
             return _lost(job, attempt, "the cluster has become too small for it", job.setbacks, now)
         if limits.draining:
             return _drained(job, attempt, now, limits)
         return Send(job.id)
-    if status is None or (status is Status.UNKNOWN and now - attempt.started < GRACE and not attempt.trains):
+    if status is None or (status is AttemptStatus.UNKNOWN and now - attempt.started < GRACE and not attempt.trains):
         return None
     if status.ended:
         return _ended(job, attempt, status, now, limits)
@@ -278,22 +282,24 @@ def _attended(job: Job, attempt: Attempt, cluster: Cluster, now: float, limits: 
     return Move(job.id, starting, f"attempt {attempt.number}{does}")
 
 
-def _ended(job: Job, attempt: Attempt, status: Status, now: float, limits: Limits) -> EndAttempt:
+def _ended(
+    job: JobView, attempt: AttemptView, status: AttemptStatus, now: float, limits: SchedulingLimits
+) -> EndAttempt:
     """Where a job goes from an attempt that is over."""
-    if status is Status.SUCCEEDED:
+    if status is AttemptStatus.SUCCEEDED:
         return EndAttempt(job.id, "succeeded", State.SUCCEEDED, "all images were seen")
     if job.cancelled:
         return EndAttempt(job.id, "cancelled", State.CANCELLED, f"cancelled by {job.cancelled}")
     if _is_late(job, now):
         return EndAttempt(job.id, "late", State.FAILED, _late(job))
-    if status is Status.STOPPED and attempt.stopping:
+    if status is AttemptStatus.STOPPED and attempt.stopping:
         grows = attempt.placement.workers < job.workers.count and not limits.draining
         return _grows(job, attempt, now) if grows else _drained(job, attempt, now, limits)
-    if status is Status.STOPPED:
+    if status is AttemptStatus.STOPPED:
         return EndAttempt(job.id, "stopped", State.CANCELLED, "stopped on the cluster, not through this service")
     if attempt.error is not None:
         return EndAttempt(job.id, "failed", State.FAILED, attempt.error)
-    why = "the cluster that ran it is gone" if status is Status.UNKNOWN else attempt.message or "its driver died"
+    why = "the cluster that ran it is gone" if status is AttemptStatus.UNKNOWN else attempt.message or "its driver died"
     setbacks = 0 if attempt.progressed else job.setbacks + 1
     if setbacks > SETBACKS:
         reason = f"{setbacks} attempts in a row came no further than those before; of the last one {why}"
@@ -301,7 +307,7 @@ def _ended(job: Job, attempt: Attempt, status: Status, now: float, limits: Limit
     return _lost(job, attempt, why, setbacks, now)
 
 
-def _lost(job: Job, attempt: Attempt, why: str, setbacks: int, now: float) -> EndAttempt:
+def _lost(job: JobView, attempt: AttemptView, why: str, setbacks: int, now: float) -> EndAttempt:
     """The end of an attempt that another one follows."""
     pause = min(BACKOFF * 2 ** max(0, setbacks - 1), LONGEST_BACKOFF)
     why = why.replace("; ", ", ")  # see _told
@@ -309,21 +315,26 @@ def _lost(job: Job, attempt: Attempt, why: str, setbacks: int, now: float) -> En
     return EndAttempt(job.id, "lost", State.RECOVERING, reason, setbacks, now + pause)
 
 
-def _drained(job: Job, attempt: Attempt, now: float, limits: Limits) -> EndAttempt:
+def _drained(job: JobView, attempt: AttemptView, now: float, limits: SchedulingLimits) -> EndAttempt:
     """The end of an attempt that was asked for while the service was draining, which may be over since."""
     waits, until = (DRAINING, 0.0) if limits.draining else (PAUSE, now + NEXT_LOOK)
     reason = f"attempt {attempt.number} ended: the service was told to drain; {waits}"
     return EndAttempt(job.id, "drained", State.RECOVERING, reason, job.setbacks, until)
 
 
-def _grows(job: Job, attempt: Attempt, now: float) -> EndAttempt:
+def _grows(job: JobView, attempt: AttemptView, now: float) -> EndAttempt:
     """The end of an attempt that was asked for since there is room for more workers."""
     reason = f"attempt {attempt.number} ended: it was stopped to go on with more workers; {PAUSE}"
     return EndAttempt(job.id, "stopped", State.RECOVERING, reason, job.setbacks, now + NEXT_LOOK)
 
 
 def _growth(
-    holding: list[Job], taken: list[Action], free: dict[str, float], cluster: Cluster, now: float, limits: Limits
+    holding: list[JobView],
+    taken: list[Action],
+    free: dict[str, float],
+    cluster: Cluster,
+    now: float,
+    limits: SchedulingLimits,
 ) -> list[Action]:
     """The first job that runs with fewer workers than it asks for, and could have more: it stops, and goes on so."""
     if cluster.away or limits.draining:
@@ -347,7 +358,7 @@ def _growth(
 
 
 def _queue(
-    waiting: list[Job], holding: list[Job], cluster: Cluster, now: float, limits: Limits
+    waiting: list[JobView], holding: list[JobView], cluster: Cluster, now: float, limits: SchedulingLimits
 ) -> tuple[list[Action], dict[str, float]]:
     """Who of those that wait may start, and for what the others wait; and what is free then.
 
@@ -356,7 +367,7 @@ def _queue(
     that pauses after a setback keeps its place.
     """
     free = {"CPU": cluster.cpus, "GPU": cluster.gpus}
-    holders: dict[str, list[Job]] = {"CPU": [], "GPU": []}
+    holders: dict[str, list[JobView]] = {"CPU": [], "GPU": []}
     for job in holding:
         assert job.attempt is not None
         kind = _kind(job.attempt.placement)
@@ -393,7 +404,7 @@ def _queue(
     return actions, free
 
 
-def _obstacle(job: Job, cluster: Cluster, limits: Limits) -> str | None:
+def _obstacle(job: JobView, cluster: Cluster, limits: SchedulingLimits) -> str | None:
     """Why a job cannot start, whatever the others do."""
     if cluster.away:
         return f"the cluster is away: {cluster.away}"
@@ -404,7 +415,7 @@ def _obstacle(job: Job, cluster: Cluster, limits: Limits) -> str | None:
     return None
 
 
-def _told(job: Job, reason: str) -> str:
+def _told(job: JobView, reason: str) -> str:
     # What stopped a job stays told while it waits for its next attempt.
     if job.state is not State.RECOVERING:
         return reason
@@ -420,7 +431,7 @@ def turn(priority: int, submitted: float) -> float:
     return priority - submitted / AGING
 
 
-def place_in_queue(job: Job) -> tuple[bool, float, int]:
+def place_in_queue(job: JobView) -> tuple[bool, float, int]:
     """Sorts those that wait: the smallest comes first."""
     # What has run already goes on first.
     return job.state is not State.RECOVERING, -turn(job.priority, job.submitted), job.number
@@ -430,11 +441,11 @@ def _kind(placement: Placement) -> str:
     return "GPU" if placement.gpu else "CPU"
 
 
-def _is_late(job: Job, now: float) -> bool:
+def _is_late(job: JobView, now: float) -> bool:
     return job.timeout is not None and job.first_started is not None and now - job.first_started > job.timeout
 
 
-def _late(job: Job) -> str:
+def _late(job: JobView) -> str:
     return f"it took longer than its timeout of {job.timeout:g} s"
 
 
@@ -442,6 +453,6 @@ def _count(count: int, kind: str) -> str:
     return f"{count} {kind}{'s' * (count != 1)}"
 
 
-def _named(jobs: Sequence[Job]) -> str:
+def _named(jobs: Sequence[JobView]) -> str:
     names = [job.id for job in sorted(jobs, key=lambda job: job.number)]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -11,7 +11,7 @@ import aiohttp
 
 from pipelines.errors import ServiceError
 from services.jobs.policy import Cluster
-from services.jobs.states import Status
+from services.jobs.states import AttemptStatus
 
 SECONDS = 10.0
 """Seconds for an answer."""
@@ -38,7 +38,7 @@ class RayNode:
 class RayStatus:
     """Where an attempt stands."""
 
-    status: Status
+    status: AttemptStatus
     message: str = ""
 
 
@@ -85,9 +85,9 @@ class RayJobs:
         """
         try:
             document = await self._ask("GET", f"/api/jobs/{attempt}")
-            return RayStatus(Status(document["status"]), str(document.get("message") or ""))
+            return RayStatus(AttemptStatus(document["status"]), str(document.get("message") or ""))
         except RefusedError:
-            return RayStatus(Status.UNKNOWN)
+            return RayStatus(AttemptStatus.UNKNOWN)
         except (LookupError, TypeError, ValueError) as error:
             raise EngineError(f"of {attempt} the cluster says {error}") from error
 
@@ -103,7 +103,7 @@ class RayJobs:
             await self._ask("POST", "/api/jobs/", body)
         except EngineError:
             # The answer to an earlier request may have been lost.
-            if (await self.status(attempt)).status is Status.UNKNOWN:
+            if (await self.status(attempt)).status is AttemptStatus.UNKNOWN:
                 raise
 
     async def stop(self, attempt: str) -> None:

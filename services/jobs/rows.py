@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.spec import WorkersSpec
 from services.jobs import policy
-from services.jobs.documents import Attempt, Event, Job, Progress
+from services.jobs.documents import Attempt, Event, Job, JobProgress
 from services.jobs.states import State
 from services.jobs.tables import AttemptRow, EventRow, JobRow, TokenRow
 from services.tokens import Role, Token
@@ -28,7 +28,7 @@ def progress_of(attempt: AttemptRow, images: int, total: int, at: float, metrics
     seconds, seen = at - attempt.first_at, images - attempt.first_images
     rate = seen / seconds if seconds > 0 and seen > 0 else None
     numbers = {str(name): value for name, value in metrics.items() if isinstance(value, int | float)}
-    progress = Progress(
+    progress = JobProgress(
         images=images,
         total=total,
         images_per_second=rate,
@@ -65,7 +65,7 @@ def job_of(row: JobRow) -> Job:
         labels=row.labels,
         timeout=row.timeout,
         attempts=row.attempts or 0,
-        progress=None if row.progress is None else Progress(**row.progress),
+        progress=None if row.progress is None else JobProgress(**row.progress),
         run_id=row.run_id,
         run_url=run,
         model=row.model,
@@ -84,7 +84,7 @@ def attempt_of(row: AttemptRow) -> Attempt:
     )
 
 
-def open_attempt_of(row: AttemptRow, reached: int | None) -> policy.Attempt:
+def open_attempt_of(row: AttemptRow, reached: int | None) -> policy.AttemptView:
     """The attempt that has not ended, as the policy sees it; what the cluster shows of it comes later.
 
     Args:
@@ -92,7 +92,7 @@ def open_attempt_of(row: AttemptRow, reached: int | None) -> policy.Attempt:
         reached: images that the attempts before it had seen.
     """
     beyond = row.first_images if reached is None else reached
-    return policy.Attempt(
+    return policy.AttemptView(
         number=row.number,
         placement=Placement(row.workers, row.gpu),
         started=row.started,
@@ -106,9 +106,9 @@ def open_attempt_of(row: AttemptRow, reached: int | None) -> policy.Attempt:
     )
 
 
-def unfinished_of(row: Any, attempt: policy.Attempt | None) -> policy.Job:
+def unfinished_of(row: Any, attempt: policy.AttemptView | None) -> policy.JobView:
     """A job that is not over, as the policy sees it."""
-    return policy.Job(
+    return policy.JobView(
         id=row.id,
         number=row.number,
         workers=WorkersSpec.model_validate(row.workers),

@@ -13,15 +13,15 @@ from pipelines.errors import ConflictError, ServiceError
 from services.cluster import read_token
 from services.http import CONNECTIONS, bound, is_loopback
 from services.jobs.admission import Admission
-from services.jobs.api import Service, build_app
+from services.jobs.api import ApiContext, build_app
 from services.jobs.attempt_logs import AttemptLogs
 from services.jobs.controller import Controller, Controlling, Launch
 from services.jobs.documents import TokenRequest
 from services.jobs.joining import offer
 from services.jobs.nodes import Nodes
-from services.jobs.policy import Limits
+from services.jobs.policy import SchedulingLimits
 from services.jobs.ray_jobs import RayJobs
-from services.jobs.store import Store, Untracked
+from services.jobs.store import JobStore, Untracked
 from services.locks import alone, write_once
 from services.settings import LOOPBACK, Settings, load_settings
 from services.tokens import Role
@@ -52,13 +52,13 @@ def serve(host: str = LOOPBACK, port: int = 8200, settings: Settings | None = No
     folder = settings.home.absolute() / "jobservice"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with alone(folder / "lock", f"another job service has {folder}"), bound(host, port) as listener:
-        store = Store(settings.jobs_store or f"sqlite:///{folder / 'jobs.db'}")
+        store = JobStore(settings.jobs_store or f"sqlite:///{folder / 'jobs.db'}")
         make_owner(store, settings)
         uri = settings.address("mlflow_uri")
         logs = AttemptLogs(folder / "logs")
         launch = Launch() if settings.job_python is None else Launch(settings.job_python, settings.home.absolute())
         engine = RayJobs(settings.address("ray_dashboard"), read_token(settings.home))
-        limits = Limits(running=settings.jobs_running)
+        limits = SchedulingLimits(running=settings.jobs_running)
         controller = Controller(store, engine, logs, launch, limits, lambda told: _track(uri, told))
         controlling = Controlling(controller)
 
@@ -66,7 +66,7 @@ def serve(host: str = LOOPBACK, port: int = 8200, settings: Settings | None = No
             controlling.close()
             store.close()
 
-        service = Service(
+        service = ApiContext(
             store,
             logs,
             Admission(settings, lambda model: _version(uri, model)),
@@ -92,7 +92,7 @@ def serve(host: str = LOOPBACK, port: int = 8200, settings: Settings | None = No
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def make_owner(store: Store, settings: Settings) -> None:
+def make_owner(store: JobStore, settings: Settings) -> None:
     """Let those in who may read ``token`` in the home folder: an administrator's, made at the first start.
 
     ``MONGE_TOKEN`` in the service's environment goes before it, for platforms that bring secrets of their own.

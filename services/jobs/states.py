@@ -22,7 +22,7 @@ class State(StrEnum):
         return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
-class Status(StrEnum):
+class AttemptStatus(StrEnum):
     """Of an attempt, as Ray Jobs tells it."""
 
     PENDING = "PENDING"
@@ -36,4 +36,4 @@ class Status(StrEnum):
     @property
     def ended(self) -> bool:
         """Whether its driver is gone."""
-        return self not in (Status.PENDING, Status.RUNNING)
+        return self not in (AttemptStatus.PENDING, AttemptStatus.RUNNING)

@@ -72,7 +72,7 @@ class Untracked:
     reason: str
 
 
-class Store:
+class JobStore:
     """The tables, behind one method for each question and each change.
 
     Args:
@@ -286,7 +286,7 @@ class Store:
 
     # What the controller needs
 
-    def unfinished(self, queue: int = QUEUE_SEEN) -> list[policy.Job]:
+    def unfinished(self, queue: int = QUEUE_SEEN) -> list[policy.JobView]:
         """Jobs that are not over, as the policy sees them; the status of their attempts is not known yet.
 
         Args:
@@ -305,7 +305,7 @@ class Store:
             attempts = _seen_by_the_policy(session, open_attempts.all())
         return [unfinished_of(row, attempts.get(row.id)) for row in rows]
 
-    def open_attempt(self, job: str) -> policy.Attempt:
+    def open_attempt(self, job: str) -> policy.AttemptView:
         """The attempt at a job that has not ended, as the policy sees it."""
         with self._read() as session:
             return _seen_by_the_policy(session, [_open_row(session, job)])[job]
@@ -554,7 +554,7 @@ def _by_key(session: Session, owner: str, key: str | None) -> JobRow | None:
     return session.scalars(select(JobRow).where(JobRow.owner == owner, JobRow.idempotency_key == key)).one_or_none()
 
 
-def _seen_by_the_policy(session: Session, rows: Sequence[AttemptRow]) -> dict[str, policy.Attempt]:
+def _seen_by_the_policy(session: Session, rows: Sequence[AttemptRow]) -> dict[str, policy.AttemptView]:
     """Attempts that have not ended, by their jobs; whether they progressed depends on the attempts before."""
     again = [row.job for row in rows if row.number > 1]
     before = AttemptRow.job.in_(again), AttemptRow.ended.is_not(None)

@@ -48,7 +48,7 @@ standard deviations over what a model would reach that knows nothing of classes.
 
 
 @dataclass
-class Stage:
+class DemoStage:
     """One stage, as the summary tells it."""
 
     name: str
@@ -61,7 +61,7 @@ class Stage:
 class Summary:
     """What ``summary.json`` holds."""
 
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[DemoStage] = field(default_factory=list)
     accuracy: dict[str, float] = field(default_factory=dict)
     transport: dict[str, Any] = field(default_factory=dict)
     paths: dict[str, Any] = field(default_factory=dict)
@@ -142,9 +142,9 @@ class _Demo:
         self.finished = True
 
     @contextmanager
-    def _stage(self, name: str) -> Iterator[Stage]:
+    def _stage(self, name: str) -> Iterator[DemoStage]:
         self.console.rule(f"[bold]{name}", align="left", style="dim")
-        stage = Stage(name, 0.0, True)
+        stage = DemoStage(name, 0.0, True)
         self.summary.stages.append(stage)
         started = time.perf_counter()
         try:

@@ -29,8 +29,8 @@ from services.serving import documents
 from services.serving.batching import MicroBatcher
 from services.serving.bodies import parse_predict
 from services.serving.documents import GenerateRequest, PathRequest
-from services.serving.metrics import Metrics
-from services.serving.models import ModelStore, ServedModel, device_of
+from services.serving.metrics import EndpointMetrics
+from services.serving.models import LoadedModel, ModelStore, device_of
 from services.settings import Settings
 
 SMALL_BODY = 2**16
@@ -51,7 +51,7 @@ class Endpoint:
 
     def __init__(self, settings: Settings, torch_threads: int) -> None:
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = EndpointMetrics()
         self.store = ModelStore(
             settings.address("mlflow_uri"),
             settings.home / "models",
@@ -74,7 +74,7 @@ class Endpoint:
                 log.exception("the registry's answer was not understood")
             await asyncio.sleep(every)
 
-    async def model(self, name: str) -> ServedModel:
+    async def model(self, name: str) -> LoadedModel:
         """A model by name, loaded now if it is not served yet."""
         found = self.store.find(name)
         return found if found is not None else await asyncio.to_thread(self.store.load, name)
@@ -120,7 +120,7 @@ class Endpoint:
 
         return await self._drawn(images)
 
-    async def _generative(self, name: str, count: int) -> ServedModel:
+    async def _generative(self, name: str, count: int) -> LoadedModel:
         """A model that can make so many images at once."""
         model = await self.model(name)
         if model.bundle.kind != "generator":
@@ -278,7 +278,7 @@ def create_app(
     return app
 
 
-def _other_kind(name: str, model: ServedModel) -> SpecError:
+def _other_kind(name: str, model: LoadedModel) -> SpecError:
     """The error of a request that is for models of another kind."""
     kind = model.bundle.kind
     cures = {
@@ -289,7 +289,7 @@ def _other_kind(name: str, model: ServedModel) -> SpecError:
     return SpecError(f"model: {name!r} is {'an' if kind == 'encoder' else 'a'} {kind}", cure=cures[kind])
 
 
-def _class(model: ServedModel, name: str, label: str, field: str) -> int:
+def _class(model: LoadedModel, name: str, label: str, field: str) -> int:
     """The number of a class that is asked of a generator."""
     network, classes = model.bundle.network, model.bundle.classes
     if not isinstance(network, Generator) or not network.conditions:
@@ -305,7 +305,7 @@ def _as_json(wanted: GenerateRequest | PathRequest, accept: str) -> bool:
     return (wanted.format or ("json" if "application/json" in accept else "png")) == "json"
 
 
-def _pictures(model: ServedModel, samples: np.ndarray, as_json: bool, columns: int | None = None) -> Response:
+def _pictures(model: LoadedModel, samples: np.ndarray, as_json: bool, columns: int | None = None) -> Response:
     headers = {"X-Monge-Model": f"{model.ref.name}/{model.ref.version}"}
     if not as_json:
         return Response(encode_png(image_grid(samples, columns, tile=TILE)), media_type="image/png", headers=headers)
@@ -339,7 +339,7 @@ def _listed(name: str, store: ModelStore) -> dict[str, Any]:
     }
 
 
-def _card(model: ServedModel) -> dict[str, Any]:
+def _card(model: LoadedModel) -> dict[str, Any]:
     bundle = model.bundle
     return {
         "version": model.ref.version,

@@ -21,7 +21,7 @@ import torch
 from pipelines.data.decode import decode
 from pipelines.errors import CorruptImageError, MongeError, ServiceError
 from pipelines.models.bundle import Bundle
-from services.serving.metrics import Metrics
+from services.serving.metrics import EndpointMetrics
 from services.tracking.names import LIVE, split_name
 from services.tracking.registry import ModelRef, RegisteredModel, download, list_models, resolve
 
@@ -49,7 +49,7 @@ def device_of(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
 
 @dataclass(frozen=True, eq=False)
-class ServedModel:
+class LoadedModel:
     """A loaded version. Predictions of concurrent requests share batches (``batching.Predictor``).
 
     Attributes:
@@ -108,7 +108,7 @@ class _Table:
     """What is served, replaced as a whole: readers need no lock."""
 
     registered: Mapping[str, RegisteredModel] = field(default_factory=dict)
-    by_alias: Mapping[tuple[str, str], ServedModel] = field(default_factory=dict)
+    by_alias: Mapping[tuple[str, str], LoadedModel] = field(default_factory=dict)
 
 
 class ModelStore:
@@ -123,13 +123,13 @@ class ModelStore:
     """
 
     def __init__(
-        self, uri: str, cache: Path, max_image_pixels: int, metrics: Metrics, device: torch.device = CPU
+        self, uri: str, cache: Path, max_image_pixels: int, metrics: EndpointMetrics, device: torch.device = CPU
     ) -> None:
         self.uri = uri
         self.device = device
         self._cache, self._max_image_pixels, self._metrics = cache, max_image_pixels, metrics
         self._table = _Table()
-        self._pinned: OrderedDict[tuple[str, int], ServedModel] = OrderedDict()
+        self._pinned: OrderedDict[tuple[str, int], LoadedModel] = OrderedDict()
         self._failures: dict[tuple[str, str], _Failure] = {}
         self._loading = threading.Lock()
         self.polled = False
@@ -143,7 +143,7 @@ class ModelStore:
         return self._table.registered
 
     @property
-    def served(self) -> list[tuple[str, ServedModel]]:
+    def served(self) -> list[tuple[str, LoadedModel]]:
         """Alias and model of all that is followed."""
         return [(alias, model) for (_, alias), model in sorted(self._table.by_alias.items(), key=lambda item: item[0])]
 
@@ -152,7 +152,7 @@ class ModelStore:
         """Aliases whose newest version cannot be loaded, and why."""
         return {f"{name}@{alias}": failure.message for (name, alias), failure in self._failures.items()}
 
-    def find(self, model: str) -> ServedModel | None:
+    def find(self, model: str) -> LoadedModel | None:
         """A loaded model by ``NAME``, ``NAME@ALIAS`` or ``NAME/VERSION``; None when it is not loaded. Never blocks.
 
         Raises:
@@ -163,7 +163,7 @@ class ModelStore:
             return self._table.by_alias.get((name, alias or LIVE))
         return self._by_version(name, version)
 
-    def load(self, model: str) -> ServedModel:
+    def load(self, model: str) -> LoadedModel:
         """Load a model that :meth:`find` did not find; an alias is followed from then on.
 
         Raises:
@@ -214,7 +214,7 @@ class ModelStore:
             self._publish(by_alias, registered)
         self.polled = True
 
-    def _follow(self, key: tuple[str, str], version: int) -> ServedModel | None:
+    def _follow(self, key: tuple[str, str], version: int) -> LoadedModel | None:
         """The model to serve under an alias: the version it points to, else what was served before."""
         name, alias = key
         current = self._table.by_alias.get(key)
@@ -241,19 +241,19 @@ class ModelStore:
             log.info("%s@%s: version %d replaces %d", name, alias, version, current.ref.version)
         return loaded
 
-    def _by_version(self, name: str, version: int) -> ServedModel | None:
+    def _by_version(self, name: str, version: int) -> LoadedModel | None:
         models = [*self._table.by_alias.values(), *self._pinned.values()]
         return next((model for model in models if (model.ref.name, model.ref.version) == (name, version)), None)
 
-    def _download(self, ref: ModelRef) -> ServedModel:
+    def _download(self, ref: ModelRef) -> LoadedModel:
         bundle = download(self.uri, ref, self._cache)
         bundle.network.to(self.device)
-        model = ServedModel(ref, bundle, self._max_image_pixels)
+        model = LoadedModel(ref, bundle, self._max_image_pixels)
         model.warm_up()
         return model
 
     def _publish(
-        self, by_alias: Mapping[tuple[str, str], ServedModel], registered: Mapping[str, RegisteredModel]
+        self, by_alias: Mapping[tuple[str, str], LoadedModel], registered: Mapping[str, RegisteredModel]
     ) -> None:
         self._table = _Table(registered, by_alias)
         self._metrics.model_version.clear()

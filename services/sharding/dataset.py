@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -43,6 +43,7 @@ from services.sharding.fetch import local
 from services.storage.local import FolderStorage
 from services.storage.objects import SCHEME, Storage
 from services.storage.open import open_storage
+from services.terminal import OnProgress
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,6 @@ SILENCE = 30.0
 
 _READERS = 4
 """Shards compared with their hashes at a time, each of them in memory."""
-
-Progress = Callable[[int, int], None]
 
 
 def dataset_address(home: Path, spec: DataSpec, storage: str | None = None) -> str:
@@ -82,7 +81,7 @@ def shard_dataset(
     destination: Path | str,
     cache: Path,
     workers: int | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
     shard_bytes: int | None = None,
     restart: bool = False,
     verify: bool = False,
@@ -188,7 +187,7 @@ def _absolute(address: str) -> str:
 
 
 def _shard(
-    source: Source, spec: DataSpec, store: Storage, workers: int | None, report: Progress, shard_bytes: int | None
+    source: Source, spec: DataSpec, store: Storage, workers: int | None, report: OnProgress, shard_bytes: int | None
 ) -> Manifest:
     plan = plan_of(source, spec, shard_bytes)
     begun = read_plan(store)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pydantic import ValidationError
 
-from pipelines.data.manifest import INDEX, MANIFEST, QUARANTINE, Manifest, Record, Sha256, parse_manifest
+from pipelines.data.manifest import INDEX, MANIFEST, QUARANTINE, FrozenDocument, Manifest, Sha256, parse_manifest
 from pipelines.data.shard import RECEIPTS
 from pipelines.data.source import Source
 from pipelines.errors import ObjectNotFoundError, ShardError, SourceError
@@ -20,7 +20,7 @@ PLAN = f"{RECEIPTS}/plan.json"
 _OURS = re.compile("|".join([r"shard-[0-9]{5,}\.safetensors", *map(re.escape, (MANIFEST, INDEX, QUARANTINE))]))
 
 
-class Plan(Record):
+class ShardingPlan(FrozenDocument):
     """What a sharding began with: the source, its preparation, the size of its shards, and its fingerprint."""
 
     source: str
@@ -36,7 +36,7 @@ class Plan(Record):
         """What the file holds."""
         return (self.model_dump_json() + "\n").encode()
 
-    def check(self, other: Plan, address: str) -> None:
+    def check(self, other: ShardingPlan, address: str) -> None:
         """Refuse to go on with another plan than this one.
 
         Raises:
@@ -57,9 +57,9 @@ class Plan(Record):
         )
 
 
-def plan_of(source: Source, spec: DataSpec, shard_bytes: int | None) -> Plan:
+def plan_of(source: Source, spec: DataSpec, shard_bytes: int | None) -> ShardingPlan:
     """The plan of a sharding that is asked for."""
-    return Plan(
+    return ShardingPlan(
         source=spec.source,
         size=source.image.height,
         channels=source.image.channels,
@@ -71,14 +71,14 @@ def plan_of(source: Source, spec: DataSpec, shard_bytes: int | None) -> Plan:
     )
 
 
-def read_plan(store: Storage) -> Plan | None:
+def read_plan(store: Storage) -> ShardingPlan | None:
     """The plan that an interrupted sharding began with; None where there is none.
 
     Raises:
         ShardError: it is damaged.
     """
     try:
-        return Plan.model_validate_json(store.read(PLAN))
+        return ShardingPlan.model_validate_json(store.read(PLAN))
     except ObjectNotFoundError:
         return None
     except ValidationError:

@@ -53,15 +53,15 @@ class Tag:
     value: str
 
 
-Entry = Point | Picture | File | Tag
+LogEntry = Point | Picture | File | Tag
 
 
-def write_entries(entries: Sequence[Entry], folder: Path) -> None:
+def write_entries(entries: Sequence[LogEntry], folder: Path) -> None:
     """Add entries to the files of a checkpoint."""
     (folder / UNSENT).write_text(json.dumps([_document(entry) for entry in entries]) + "\n")
 
 
-def read_entries(folder: Path) -> list[Entry]:
+def read_entries(folder: Path) -> list[LogEntry]:
     """The entries in a checkpoint, none where it was written without.
 
     Raises:
@@ -76,7 +76,7 @@ def read_entries(folder: Path) -> list[Entry]:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
 
-def _document(entry: Entry) -> dict[str, Any]:
+def _document(entry: LogEntry) -> dict[str, Any]:
     match entry:
         case Picture(name, pixels, images, milliseconds):
             content = base64.b64encode(pixels.tobytes()).decode()
@@ -90,7 +90,7 @@ def _document(entry: Entry) -> dict[str, Any]:
             return {"kind": "tag", "name": name, "value": value}
 
 
-def _entry(kind: str, **held: Any) -> Entry:
+def _entry(kind: str, **held: Any) -> LogEntry:
     match kind:
         case "picture":
             content = base64.b64decode(held.pop("content"))

@@ -14,7 +14,7 @@ import pipelines
 from pipelines.errors import ServiceError
 from pipelines.spec import JobSpec
 from services.tracking.connection import connect, reaching
-from services.tracking.entries import Entry, Picture, Point
+from services.tracking.entries import LogEntry, Picture, Point
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -56,7 +56,7 @@ class Delivered:
                 found.pictures.add((named[1].replace("~", "/"), int(named[2])))
         return found
 
-    def has(self, entry: Entry) -> bool:
+    def has(self, entry: LogEntry) -> bool:
         """Whether the run has it."""
         match entry:
             case Point(name, _, images, _):

@@ -23,7 +23,7 @@ from pipelines.errors import ServiceError
 from pipelines.evaluation.result import Evaluation
 from pipelines.spec import JobSpec
 from services.tracking.connection import brief, connect, is_passing, metric_name, reaching
-from services.tracking.entries import Entry, File, Picture, Point, Tag
+from services.tracking.entries import File, LogEntry, Picture, Point, Tag
 from services.tracking.opening import EXPERIMENT, LONGEST_PARAM, Opened, find, open_run
 from services.tracking.outbox import Outbox
 
@@ -35,7 +35,7 @@ STATE_TAG, REASON_TAG = "monge.state", "monge.reason"
 ORIGIN_TAG = "monge.from"
 """Of a run that goes on from a checkpoint of another job: ``JOB@IMAGES``."""
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 _SYSTEM_METRICS_EVERY = 10.0
 
@@ -60,7 +60,7 @@ class Run:
         self._closed = False
         self._monitor: SystemMetricsMonitor | None = None
         self._next_sample = 0.0
-        self._outbox: Outbox[Entry] = Outbox(
+        self._outbox: Outbox[LogEntry] = Outbox(
             self._send, is_passing, joins=lambda entry: isinstance(entry, Point), tick=self._sample_system
         )
 
@@ -195,11 +195,11 @@ class Run:
         """Set a tag of the run."""
         self._outbox.put(Tag(name, value))
 
-    def unsent(self) -> list[Entry]:
+    def unsent(self) -> list[LogEntry]:
         """What MLflow has not taken yet; a checkpoint keeps it, for :meth:`send_again` after a restart."""
         return self._outbox.waiting()
 
-    def send_again(self, entries: Sequence[Entry]) -> None:
+    def send_again(self, entries: Sequence[LogEntry]) -> None:
         """Send what an earlier start of the job logged and had not sent; what has arrived since then is left out."""
         for entry in entries:
             self._outbox.put(entry)
@@ -213,7 +213,7 @@ class Run:
         self._report(self._outbox.flush(timeout))
         self._open()
 
-    def close(self, status: Status = "FINISHED", timeout: float = 30.0) -> None:
+    def close(self, status: RunStatus = "FINISHED", timeout: float = 30.0) -> None:
         """Send the rest and set the final status. Once that has succeeded, a further call does nothing.
 
         Args:
@@ -241,7 +241,7 @@ class Run:
                 cure="see that the MLflow server runs (`monge status`)",
             ) from failure
 
-    def _send(self, entries: list[Entry]) -> None:
+    def _send(self, entries: list[LogEntry]) -> None:
         from mlflow.entities import Metric
 
         opened = self._open()
@@ -285,7 +285,7 @@ def find_run(uri: str, job: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Record:
+class LoggedRun:
     """What a run has logged.
 
     Attributes:
@@ -299,7 +299,7 @@ class Record:
     tags: Mapping[str, str]
 
 
-def read_run(uri: str, job: str, series: Sequence[str] = ()) -> Record:
+def read_run(uri: str, job: str, series: Sequence[str] = ()) -> LoggedRun:
     """What the run of a job has logged.
 
     Args:
@@ -317,7 +317,7 @@ def read_run(uri: str, job: str, series: Sequence[str] = ()) -> Record:
     with reaching(uri, f"read run {run_id}"):
         data = client.get_run(run_id).data
         curves = {name: [point.value for point in client.get_metric_history(run_id, name)] for name in series}
-    return Record(data.metrics, curves, data.tags)
+    return LoggedRun(data.metrics, curves, data.tags)
 
 
 def mark(uri: str, run_id: str, state: str, reason: str) -> None:

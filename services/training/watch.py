@@ -28,7 +28,7 @@ EVERY = 1.0
 """Seconds between two looks at a worker's own thread."""
 
 IDLE = 0.05
-"""Share of a processor up to which a process counts as waiting."""
+"""Fraction of a processor up to which a process counts as waiting."""
 
 FRAMES = 10
 """Innermost frames of a stack that are kept."""

@@ -47,7 +47,7 @@ from pipelines.transport.planner import LocalPlanner, Planner
 from services.settings import Settings
 from services.storage.datasets import open_data
 from services.tracking.connection import is_passing
-from services.tracking.entries import Entry, read_entries, write_entries
+from services.tracking.entries import LogEntry, read_entries, write_entries
 from services.tracking.registry import register
 from services.tracking.run import ORIGIN_TAG, Run
 from services.training.checkpoints import Resumption, resumption
@@ -177,7 +177,7 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings, position: Po
     return _Trained(spec, state, data, tracker, listener)
 
 
-def _unsent(folder: Path) -> list[Entry]:
+def _unsent(folder: Path) -> list[LogEntry]:
     try:
         return read_entries(folder)
     except CheckpointError as error:  # the training itself is whole
@@ -349,7 +349,7 @@ class _Listener:
         """Whether the latest checkpoint is kept; waits until it has been stored."""
         return self.saved and (self._uploads is None or self._uploads.stored(UPLOAD))
 
-    def _written(self, state: TrainState, unsent: list[Entry]) -> Checkpoint | None:
+    def _written(self, state: TrainState, unsent: list[LogEntry]) -> Checkpoint | None:
         """A checkpoint in a folder of its own. None where it cannot be written: training goes on all the same, since a
         restart would only lose what was computed since the one before."""
         assert self._tracker

@@ -21,7 +21,7 @@ from pipelines.transport.solve import SolverName, solve
 from services.transport.cache import PlanCache, fingerprint, same, size_of, sketch
 from services.transport.fair_queue import FairQueue
 from services.transport.limits import Limits
-from services.transport.metrics import Metrics
+from services.transport.metrics import TransportMetrics
 
 SMALL = 128 * 128
 """Pairs of points up to which a problem takes no longer than a hop between threads: such ones share a hop."""
@@ -68,7 +68,7 @@ class Engine:
         self, limits: Limits | None = None, *, workers: int = 2, threads: int | None = None, solver: Solve = solve
     ) -> None:
         self.limits = limits or Limits()
-        self.metrics = Metrics(lambda: self.waiting, lambda: self._cache.bytes)
+        self.metrics = TransportMetrics(lambda: self.waiting, lambda: self._cache.bytes)
         self._workers, self._threads, self._solve = workers, threads, solver
         self._queue: FairQueue[_Flight] = FairQueue()
         self.queued_bytes = 0

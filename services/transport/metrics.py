@@ -10,7 +10,7 @@ _MILLISECONDS = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
 _GAPS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
-class Metrics:
+class TransportMetrics:
     """Prometheus metrics of one engine, in a registry of their own."""
 
     def __init__(self, queue_length: Callable[[], int], cache_bytes: Callable[[], int]) -> None:

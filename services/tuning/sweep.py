@@ -21,6 +21,7 @@ from pipelines.spec import JobSpec
 from services.cluster import join_cluster
 from services.settings import Settings
 from services.sharding.dataset import dataset_address, shard_dataset
+from services.terminal import OnProgress
 from services.tracking.run import Run, find_run, mark_killed
 from services.training.config import models_folder
 from services.training.references import pinned
@@ -30,7 +31,6 @@ from services.tuning.trial import TrialConfig, run_trial
 
 GRID_TAG = "monge.grid"
 
-Progress = Callable[[int, int], None]
 Finish = Callable[[Run, list[Outcome]], None]
 
 
@@ -39,8 +39,8 @@ def run_sweep(
     metrics: Sequence[str],
     settings: Settings,
     finish: Finish,
-    on_shard: Progress = lambda done, total: None,
-    on_images: Progress = lambda done, total: None,
+    on_shard: OnProgress = lambda done, total: None,
+    on_images: OnProgress = lambda done, total: None,
 ) -> list[Outcome]:
     """Run every trial of a grid on the cluster, as many at a time as it has processors.
 
@@ -154,7 +154,7 @@ class _Watch(Callback):
             self._on_images(sum(self._images.values()))
 
 
-def _shard(spec: JobSpec, settings: Settings, on_progress: Progress) -> str:
+def _shard(spec: JobSpec, settings: Settings, on_progress: OnProgress) -> str:
     address = dataset_address(settings.home, spec.data, settings.storage)
     shard_dataset(spec.data, address, settings.home / "cache", on_progress=on_progress)
     return address

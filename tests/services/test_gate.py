@@ -17,7 +17,7 @@ from services import gate as gate_module
 from services.error_documents import write_error
 from services.gate import CACHED, KEPT, PAUSE, RemoteTokens, tokens_for
 from services.jobs.api import build_app as build_jobs_app
-from services.jobs.store import Store
+from services.jobs.store import JobStore
 from services.serving import server as endpoint_server
 from services.serving.app import create_app
 from services.serving.client import EndpointClient
@@ -68,7 +68,7 @@ def bearer(secret: str) -> dict[str, str]:
     [(Role.CALL, 200), (Role.ADMIN, 200), (Role.READ, 403), (Role.SUBMIT, 403), (None, 401), ("monge_wrong", 401)],
 )
 def test_the_job_service_says_who_may_call(tmp_path: Path, role: Role | str | None, status: int) -> None:
-    jobs = JobService(tmp_path, Store(f"sqlite:///{tmp_path / 'jobs.db'}"))
+    jobs = JobService(tmp_path, JobStore(f"sqlite:///{tmp_path / 'jobs.db'}"))
     secret = jobs.token("somebody", role).secret if isinstance(role, Role) else role
     judge = httpx.ASGITransport(build_jobs_app(jobs.service(), loopback=False))
 

@@ -65,7 +65,7 @@ class FolderSource(Source):
 
 
 @dataclass(frozen=True)
-class Found:
+class FolderFiles:
     """The files below a folder, by kind; hidden ones are passed over.
 
     Attributes:
@@ -80,7 +80,7 @@ class Found:
     others: int
 
 
-def look(root: Path) -> Found:
+def look(root: Path) -> FolderFiles:
     """Tell the files below a folder apart by their suffixes; links are followed, pipes and sockets passed over."""
     kinds: tuple[tuple[str, ...], ...] = (SUFFIXES, (".tar",), (".parquet",), TABLE_SUFFIXES)
     names: dict[tuple[str, ...], list[str]] = {suffixes: [] for suffixes in kinds}
@@ -92,7 +92,7 @@ def look(root: Path) -> Found:
         else:
             names[kind].append(os.path.relpath(path, root))
     images, tars, parquets, tables = names.values()
-    return Found(images, tars, parquets, tables, others)
+    return FolderFiles(images, tars, parquets, tables, others)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Listing:
     identity: str
 
 
-def listing(root: Path, found: Found) -> Listing:
+def listing(root: Path, found: FolderFiles) -> Listing:
     """Find out how the images of a folder are labelled.
 
     Raises:
@@ -146,7 +146,7 @@ def listing(root: Path, found: Found) -> Listing:
     )
 
 
-def open_folder(spec: DataSpec, root: Path, found: Found) -> FolderSource:
+def open_folder(spec: DataSpec, root: Path, found: FolderFiles) -> FolderSource:
     """Open a folder of image files.
 
     Raises:
@@ -195,7 +195,7 @@ def _in_part(name: str) -> bool:
     return bool(slash) and is_part(folder)
 
 
-def _tables(root: Path, found: Found) -> list[str]:
+def _tables(root: Path, found: FolderFiles) -> list[str]:
     """The tables of labels: known by their names, or the only one of a folder without class folders."""
     named = [
         name

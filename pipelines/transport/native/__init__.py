@@ -74,7 +74,7 @@ class Screen:
 
 
 @dataclass(frozen=True, eq=False)
-class Points:
+class PointCosts:
     """Where the exact entries come from: ``scale · ‖xᵢ − yⱼ‖² − rowᵢ − columnⱼ``, or ``scale · ‖xᵢ − yⱼ‖``.
 
     Attributes:
@@ -116,7 +116,7 @@ class Table:
 
 
 @dataclass(frozen=True, eq=False)
-class Solution:
+class ExactSolution:
     """What the solver returns.
 
     Attributes:
@@ -151,11 +151,11 @@ def _pointer(array: np.ndarray | None, dtype: type | str, shape: tuple[int, ...]
 
 def assign(
     screen: Screen,
-    points: Points | Table | None = None,
+    points: PointCosts | Table | None = None,
     start: np.ndarray | None = None,
     budget: int = 2**62,
     looks: int = 2**62,
-) -> Solution:
+) -> ExactSolution:
     """An optimal assignment. Any number of threads may call it at once; it runs without the interpreter's lock.
 
     Args:
@@ -172,9 +172,9 @@ def assign(
     n = len(screen.matrix)
     f, g, matched = np.empty((3, n))
     assignment, counts = np.empty(n, np.int64), np.zeros(6, np.int64)
-    d = points.x.shape[1] if isinstance(points, Points) else 0
+    d = points.x.shape[1] if isinstance(points, PointCosts) else 0
     sides: dict[str, int | None] = {"x": None, "y": None, "x_wide": None, "y_wide": None, "table": None}
-    if isinstance(points, Points):
+    if isinstance(points, PointCosts):
         kind, suffix = (np.float64, "_wide") if points.x.dtype == np.float64 else (np.float32, "")
         sides |= {f"{side}{suffix}": _pointer(getattr(points, side), kind, (n, d)) for side in "xy"}
     elif points:
@@ -209,7 +209,7 @@ def assign(
     if status == "out of memory":
         raise MemoryError(f"candidate lists of an assignment of {n} points")
     readings, bids, _, pops, _, looks = counts.tolist()
-    return Solution(status, assignment, f, g, matched, readings, bids, pops, looks)
+    return ExactSolution(status, assignment, f, g, matched, readings, bids, pops, looks)
 
 
 def _interruptible(call: Callable[[], int], stop: ctypes.c_int32, n: int) -> int:
@@ -251,7 +251,7 @@ def summarise(x: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class PreparedPoints:
     """Points ready for a matrix product.
 
     Attributes:
@@ -267,7 +267,7 @@ class Prepared:
     constant: np.ndarray
 
 
-def prepare(x: np.ndarray, mean: np.ndarray, other: np.ndarray, scale: float, *, bfloat16: bool) -> Prepared:
+def prepare(x: np.ndarray, mean: np.ndarray, other: np.ndarray, scale: float, *, bfloat16: bool) -> PreparedPoints:
     """Centre, scale and round points, with the size of the rounding.
 
     Args:
@@ -290,7 +290,7 @@ def prepare(x: np.ndarray, mean: np.ndarray, other: np.ndarray, scale: float, *,
         bfloat16,
         *(out.ctypes.data for out in (stored, norm, residual, constant)),
     )
-    return Prepared(stored, norm, residual, constant)
+    return PreparedPoints(stored, norm, residual, constant)
 
 
 def distances(x: np.ndarray, y: np.ndarray, factor: float, *, root: bool) -> np.ndarray:

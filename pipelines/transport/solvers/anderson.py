@@ -61,6 +61,6 @@ class Anderson:
         normal = weighted @ differences.T
         # Not lstsq, whose answers differ from run to run.
         normal.diagonal().add_(RIDGE * normal.trace() + torch.finfo(normal.dtype).tiny)
-        share = torch.linalg.solve(normal, weighted @ step)
+        mix = torch.linalg.solve(normal, weighted @ step)
         moves = torch.stack(list(self._points)).diff(dim=0) + differences
-        return g + step - share @ moves
+        return g + step - mix @ moves

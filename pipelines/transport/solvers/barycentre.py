@@ -38,7 +38,7 @@ def solve(
     sets: Sequence[np.ndarray],
     *,
     size: int,
-    shares: Sequence[float] | None = None,
+    weights: Sequence[float] | None = None,
     tolerance: float = 1e-6,
     seed: int = 0,
 ) -> Barycentre:
@@ -50,20 +50,20 @@ def solve(
     Args:
         sets: each (n_s, d), of equal weights.
         size: number of points of the barycentre.
-        shares: λ_s ≥ 0, normalised to sum to 1; equal by default.
+        weights: λ_s ≥ 0, normalised to sum to 1; equal by default.
         tolerance: relative decrease of the objective at which it stops.
         seed: of the start, points drawn from all sets.
 
     Raises:
-        ProblemError: no sets, or shares that do not fit.
+        ProblemError: no sets, or weights that do not fit.
         NotConvergedError: the objective still decreases after the steps allowed.
     """
-    weights = np.full(len(sets), 1.0) if shares is None else np.asarray(shares, dtype=np.float64)
-    if not len(sets) or weights.shape != (len(sets),) or (weights < 0).any() or not weights.sum() > 0 or size < 1:
+    mass = np.full(len(sets), 1.0) if weights is None else np.asarray(weights, dtype=np.float64)
+    if not len(sets) or mass.shape != (len(sets),) or (mass < 0).any() or not mass.sum() > 0 or size < 1:
         raise ProblemError(
-            f"{len(sets)} sets, {size} points and shares {shares} received", cure="give one share ≥ 0 a set"
+            f"{len(sets)} sets, {size} points and weights {weights} received", cure="give one weight ≥ 0 for each set"
         )
-    weights = weights / weights.sum()
+    mass = mass / mass.sum()
     clouds = [np.asarray(cloud, dtype=np.float64).reshape(len(cloud), -1) for cloud in sets]
     pool = np.concatenate(clouds)
     chosen = torch.randint(len(pool), (size,), generator=step_generator(seed, 0, "barycentre")).numpy()
@@ -71,12 +71,12 @@ def solve(
     last = np.inf
     for step in range(1, MAX_STEPS + 1):
         plans = [transport(TransportProblem.between(points, cloud)) for cloud in clouds]
-        objective = float(weights @ [plan.certificate.primal for plan in plans])
+        objective = float(mass @ [plan.certificate.primal for plan in plans])
         if last - objective <= tolerance * max(abs(objective), 1e-12):
             return Barycentre(points, objective, plans, step)
         last = objective
         means = [_means(plan, cloud) for plan, cloud in zip(plans, clouds, strict=True)]
-        points = np.tensordot(weights, means, 1)
+        points = np.tensordot(mass, means, 1)
     raise NotConvergedError(
         f"the barycentre still moves after {MAX_STEPS} steps, objective {last:g}", cure="raise the tolerance"
     )

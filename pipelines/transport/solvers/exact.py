@@ -42,7 +42,7 @@ take 0.1, points in the plane 1, Cauchy tails 13, two clusters far apart 90."""
 SAMPLED_ROWS = 24
 CANDIDATES = 32
 MOST_TIES = 0.75
-"""Share of the candidates of a row that cost the same as the next, from which lists grow as long as rows."""
+"""Fraction of the candidates of a row that cost the same as the next, from which lists grow as long as rows."""
 
 
 def solve(problem: TransportProblem, *, g: np.ndarray | None = None) -> TransportPlan:
@@ -154,7 +154,7 @@ def _screens_of_points(x: np.ndarray, y: np.ndarray, cost: CostName) -> Iterator
 
 
 def _plan(
-    problem: TransportProblem, screened: screens.Screened, solution: native.Solution, started: float
+    problem: TransportProblem, screened: screens.Screened, solution: native.ExactSolution, started: float
 ) -> TransportPlan:
     """The solver's answer, certified by its own bounds; by a pass over all costs where these leave a gap."""
     effort = solution.bids + solution.pops
@@ -178,7 +178,7 @@ def _plan(
     return TransportPlan(problem.shape, certificate, assignment=solution.assignment, f=bounds.f, g=bounds.g)
 
 
-def _own_bounds(screened: screens.Screened, solution: native.Solution, slack: float) -> ExactBounds | None:
+def _own_bounds(screened: screens.Screened, solution: native.ExactSolution, slack: float) -> ExactBounds | None:
     """Bounds from the solver's potentials, which are feasible but for the rounding of their last sums.
 
     Args:

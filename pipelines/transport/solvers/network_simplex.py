@@ -26,7 +26,7 @@ CAPS = (2.0**8, 2.0**16, 2.0**24, 2.0**32, 2.0**40)
 FORBIDDEN_MASS = 1e-9
 """Mass along forbidden pairs that is taken for rounding."""
 
-Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
+SimplexResult = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
 """Rows, columns and mass of the entries, target potentials, and the number of pivots."""
 
 
@@ -82,7 +82,7 @@ def check_feasible(problem: TransportProblem) -> None:
     _Program.of(problem, cost_matrix(problem).cpu().numpy()).check_feasible()
 
 
-def _plan(problem: TransportProblem, found: Found, cost: TrueCost | None, started: float) -> TransportPlan:
+def _plan(problem: TransportProblem, found: SimplexResult, cost: TrueCost | None, started: float) -> TransportPlan:
     rows, columns, mass, g, pivots = found
     return certified(
         problem,
@@ -118,7 +118,7 @@ class _Program:
         least = _finite(inner.min(0))
         return cls(inner - least, least, a[sources], b[targets], sources, targets, len(b))
 
-    def run(self, cap: float | None) -> Found:
+    def run(self, cap: float | None) -> SimplexResult:
         """Rows, columns and mass of the entries, target potentials, and the number of pivots."""
         costs = self.costs if cap is None else np.minimum(self.costs, cap)
         unit = float(costs.max()) or 1.0

@@ -39,7 +39,7 @@ class Screened:
     """
 
     screen: native.Screen
-    points: native.Points | native.Table | None
+    points: native.PointCosts | native.Table | None
     unit: float
     row: np.ndarray
     column: np.ndarray
@@ -84,7 +84,7 @@ def from_products(x: np.ndarray, y: np.ndarray, *, bfloat16: bool) -> Screened:
     error *= 1 + gamma(2 * d + 16)
     error += gamma(d + 12) * (left.constant + right.constant.max() + across + 2 * left.norm * norm)
     column = right.constant - across
-    points = native.Points(x, y, scale * scale / 2, row=left.constant, column=column)
+    points = native.PointCosts(x, y, scale * scale / 2, row=left.constant, column=column)
     matrix = _product(left.stored, right.stored)
     screen = native.Screen("bfloat16-products" if bfloat16 else "products", matrix, error, strict=True)
     return Screened(screen, points, 2 / (scale * scale), left.constant, column)
@@ -106,7 +106,7 @@ def from_differences(x: np.ndarray, y: np.ndarray, *, root: bool) -> Screened:
     # Differences that underflow float32 here are below 2^-149 of the largest coordinate.
     matrix = native.distances(x * scale, y * scale, 1 - (d + 5) * ULP, root=root)
     factor = float(scale) if root else float(scale) ** 2
-    points = native.Points(x, y, factor, root=root)
+    points = native.PointCosts(x, y, factor, root=root)
     none = np.zeros(len(x))
     return Screened(native.Screen("costs", matrix), points, 1 / factor, none, none)
 
@@ -114,7 +114,7 @@ def from_differences(x: np.ndarray, y: np.ndarray, *, root: bool) -> Screened:
 def from_distances(x: np.ndarray, y: np.ndarray) -> Screened:
     """Euclidean distances from a matrix product: the square root of a lower bound of the square."""
     squares = from_products(x, y, bfloat16=False)
-    assert isinstance(squares.points, native.Points)
+    assert isinstance(squares.points, native.PointCosts)
     assert squares.screen.error is not None
     matrix = torch.from_numpy(squares.screen.matrix)
     row = torch.from_numpy((squares.row - squares.screen.error).astype(np.float32))
@@ -123,7 +123,7 @@ def from_distances(x: np.ndarray, y: np.ndarray) -> Screened:
     column = torch.from_numpy((squares.column - slack).astype(np.float32))
     matrix.neg_().add_(row[:, None]).add_(column).mul_(2).clamp_min_(0).sqrt_().mul_(1 - 4 * ULP)
     factor = float(np.sqrt(2 * squares.points.scale))
-    points = native.Points(x, y, factor, root=True)
+    points = native.PointCosts(x, y, factor, root=True)
     none = np.zeros(len(x))
     return Screened(native.Screen("costs", squares.screen.matrix), points, 1 / factor, none, none)
 

@@ -21,7 +21,7 @@ import torch
 
 from pipelines.errors import NotConvergedError, ProblemError
 from pipelines.transport import entropic_bounds
-from pipelines.transport.entropic_bounds import EntropicBounds, Weights
+from pipelines.transport.entropic_bounds import EntropicBounds, MarginalWeights
 from pipelines.transport.plan import Certificate, TransportPlan
 from pipelines.transport.precision import in_full_precision
 from pipelines.transport.problem import TransportProblem
@@ -149,7 +149,7 @@ def _completed(
 
 
 @dataclass(frozen=True, eq=False)
-class Solution:
+class SinkhornSolution:
     """Potentials of a problem, and what is proven of their plan."""
 
     bounds: EntropicBounds
@@ -181,13 +181,13 @@ class Solution:
 def certify(
     problem: TransportProblem,
     working: Working,
-    make_kernel: Callable[[CostRows, Weights], Kernel],
+    make_kernel: Callable[[CostRows, MarginalWeights], Kernel],
     *,
     tolerance: float,
     max_sweeps: int,
     start: tuple[np.ndarray, np.ndarray] | None,
     streaming: bool,
-) -> Solution:
+) -> SinkhornSolution:
     """Potentials whose plan has the marginals to a tolerance, in float64 from the problem's own numbers.
 
     Args:
@@ -202,8 +202,8 @@ def certify(
             f"tolerance: {tolerance:g} received, float32 reaches {SMALLEST_TOLERANCE:g}", cure="give more"
         )
     cost = TrueCost(problem, keep=not streaming)
-    kernel = make_kernel(working.rows(None if streaming else cost), Weights.of(problem, cost.device))
-    weights = Weights(kernel.a, kernel.b, kernel.gather)
+    kernel = make_kernel(working.rows(None if streaming else cost), MarginalWeights.of(problem, cost.device))
+    weights = MarginalWeights(kernel.a, kernel.b, kernel.gather)
     epsilon, penalty = problem.epsilon / working.unit, problem.marginal_penalty
     solver = Iteration(kernel, epsilon, None if penalty is None else penalty / working.unit, tolerance, max_sweeps)
     if start is not None:
@@ -229,7 +229,7 @@ def certify(
         if not wide:
             solver.kernel, wide = make_kernel(WideRows(cost, working.unit, working.offset), weights), True
         solver.run(epsilon, 0.8 * tolerance / 2**polish)
-    return Solution(bounds, g, solver.sweeps, converged)
+    return SinkhornSolution(bounds, g, solver.sweeps, converged)
 
 
 def scale_of(kernel: Kernel) -> float:
@@ -252,9 +252,11 @@ def check_epsilon(epsilon: float, scale: float) -> None:
     if epsilon <= 0:
         raise ProblemError(f"epsilon: {epsilon:g} received, Sinkhorn's algorithm needs > 0", cure="use solver 'auto'")
     if epsilon < max(SMALLEST_EPSILON * scale, FLOAT32_EPSILON):
-        share = f"{epsilon / scale:.2g} of the spread of the costs" if scale > 0 else "next to nothing beside the costs"
+        relative = (
+            f"{epsilon / scale:.2g} of the spread of the costs" if scale > 0 else "negligible beside the costs"
+        )
         raise ProblemError(
-            f"epsilon: {share} received, which is too small",
+            f"epsilon: {relative} received, which is too small",
             cure=f"give at least {SMALLEST_EPSILON:g} of their spread, or 0 for the exact problem",
         )
 
@@ -353,7 +355,7 @@ class Iteration:
     def _error(self, epsilon: float) -> float:
         if self.penalty is not None and epsilon == self.epsilon:
             kernel, rows, columns = self.kernel, self.kernel.a * self.last.rows, self.kernel.b * self.last.columns
-            weights = Weights(kernel.a, kernel.b, kernel.gather)
+            weights = MarginalWeights(kernel.a, kernel.b, kernel.gather)
             primal, dual, _ = entropic_bounds.objectives(weights, rows, columns, self.f, self.g, epsilon, self.penalty)
             return (primal - dual) / max(abs(primal), abs(dual), 1e-300)
         of_rows = self.kernel.total(self.kernel.a * (self.last.rows - 1).abs())

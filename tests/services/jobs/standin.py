@@ -13,16 +13,16 @@ from fastapi.testclient import TestClient
 from pipelines.errors import ModelNotFoundError
 from pipelines.spec import JobSpec, parse_spec
 from services.jobs.admission import Admission
-from services.jobs.api import Service, build_app
+from services.jobs.api import ApiContext, build_app
 from services.jobs.attempt_logs import AttemptLogs
 from services.jobs.controller import Controller, Launch
 from services.jobs.documents import Joining, NewToken, NodeUse, Submission, TokenRequest
 from services.jobs.joining import make_home_id, versions
 from services.jobs.nodes import Nodes, pick
-from services.jobs.policy import Cluster, Limits
+from services.jobs.policy import Cluster, SchedulingLimits
 from services.jobs.ray_jobs import EngineError, RayNode, RayStatus
-from services.jobs.states import Status
-from services.jobs.store import Store, Untracked
+from services.jobs.states import AttemptStatus
+from services.jobs.store import JobStore, Untracked
 from services.settings import Settings
 from services.tokens import Role
 
@@ -62,7 +62,7 @@ class Driver:
     """An attempt on the stand-in."""
 
     command: str
-    status: Status = Status.PENDING
+    status: AttemptStatus = AttemptStatus.PENDING
     message: str = ""
     log: str = ""
 
@@ -84,7 +84,7 @@ class StandIn:
     async def status(self, attempt: str) -> RayStatus:
         self._require()
         driver = self.drivers.get(attempt)
-        return RayStatus(Status.UNKNOWN) if driver is None else RayStatus(driver.status, driver.message)
+        return RayStatus(AttemptStatus.UNKNOWN) if driver is None else RayStatus(driver.status, driver.message)
 
     async def submit(self, attempt: str, entrypoint: str, metadata: Mapping[str, str]) -> None:
         self._require()
@@ -97,7 +97,7 @@ class StandIn:
         self._require()
         self.stopped.append(attempt)
         driver = self.drivers[attempt]
-        driver.status = driver.status if driver.status.ended else Status.STOPPED
+        driver.status = driver.status if driver.status.ended else AttemptStatus.STOPPED
 
     async def log(self, attempt: str) -> str:
         self._require()
@@ -142,7 +142,7 @@ class JobService:
     """All parts of a job service; ``step`` is a look of its controller."""
 
     folder: Path
-    store: Store
+    store: JobStore
     cluster: StandIn = field(default_factory=StandIn)
     tracked: list[Untracked] = field(default_factory=list)
     mlflow_away: bool = False
@@ -158,7 +158,7 @@ class JobService:
         """As after a `kill -9`: what is in memory is gone."""
         self._end_tasks()
         self.controller = Controller(
-            self.store, self.cluster, self.logs, Launch("python3", self.folder), Limits(), self.track
+            self.store, self.cluster, self.logs, Launch("python3", self.folder), SchedulingLimits(), self.track
         )
 
     def track(self, told: Untracked) -> None:
@@ -220,13 +220,13 @@ class JobService:
             versions=versions(),
         )
 
-    def service(self) -> Service:
+    def service(self) -> ApiContext:
         def version(model: str) -> str:
             if model not in self.models:
                 raise ModelNotFoundError(f"no model {model!r} is registered")
             return self.models[model]
 
-        return Service(
+        return ApiContext(
             self.store,
             self.logs,
             Admission(Settings(home=self.folder), version),

@@ -18,7 +18,7 @@ from pipelines.errors import SpecError
 from pipelines.spec import JobSpec, load_spec
 from services import terminal
 from services.cli import app
-from services.jobs.documents import Job, Plan
+from services.jobs.documents import DryRun, Job
 from services.jobs.paths import with_absolute_paths
 from services.jobs.states import State
 from tests.services.jobs.standin import OpenedJobs
@@ -135,8 +135,8 @@ class FakeJobs(OpenedJobs):
 
     submitted = 0
 
-    def plan(self, spec: JobSpec, wait: bool, origin: str | None) -> Plan:
-        return Plan(lines=["data: what there is", f"workers: {spec.workers.count}"])
+    def plan(self, spec: JobSpec, wait: bool, origin: str | None) -> DryRun:
+        return DryRun(lines=["data: what there is", f"workers: {spec.workers.count}"])
 
     def submit(self, spec: JobSpec, **_: object) -> Job:
         FakeJobs.submitted += 1

@@ -15,7 +15,7 @@ from pipelines.errors import CheckpointError, SpecError
 from services.cli import app
 from services.jobs import driver
 from services.jobs.client import Jobs
-from services.jobs.states import State, Status
+from services.jobs.states import AttemptStatus, State
 from services.settings import Settings
 from services.tokens import Role
 from services.training.origin import FILES, Origin
@@ -35,7 +35,7 @@ def ended(jobs: JobService) -> str:
     """A job of somebody else that has ended, with checkpoints of 256 and 640 images."""
     job = jobs.submit("somebody")
     jobs.step()
-    jobs.cluster.drivers[f"{job}-a1"].status = Status.SUCCEEDED
+    jobs.cluster.drivers[f"{job}-a1"].status = AttemptStatus.SUCCEEDED
     jobs.step(3)
     assert jobs.store.state(job) is State.SUCCEEDED
     keep(jobs.folder, job, "images-000000000256", "images-000000000640", "images-000000000640-2")
@@ -144,7 +144,7 @@ def test_a_job_that_never_started_has_no_checkpoint(jobs: JobService) -> None:
 def test_checkpoints_that_the_service_does_not_see_are_left_to_the_driver(jobs: JobService) -> None:
     job = jobs.submit()
     jobs.step()
-    jobs.cluster.drivers[f"{job}-a1"].status = Status.FAILED
+    jobs.cluster.drivers[f"{job}-a1"].status = AttemptStatus.FAILED
     jobs.store.cancel(job, "ada")
     jobs.step(3)
     continued = jobs.client(Role.SUBMIT).post("/v1/jobs", json=asked(job)).json()

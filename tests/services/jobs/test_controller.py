@@ -7,7 +7,7 @@ import shlex
 from typing import Any
 
 from services.jobs.documents import Job
-from services.jobs.states import State, Status
+from services.jobs.states import AttemptStatus, State
 from tests.services.jobs.standin import JobService
 
 
@@ -27,7 +27,7 @@ def running(jobs: JobService, **fields: Any) -> tuple[str, Any]:
     job = jobs.submit(**fields)
     jobs.step()
     driver = jobs.cluster.drivers[f"{job}-a1"]
-    driver.status, driver.log = Status.RUNNING, TRAINS
+    driver.status, driver.log = AttemptStatus.RUNNING, TRAINS
     jobs.step(2)
     assert jobs.store.job(job).state is State.RUNNING
     return job, driver
@@ -48,7 +48,7 @@ def test_a_job_is_started_followed_and_ended(jobs: JobService) -> None:
     assert (progress.images, progress.images_per_second, progress.seconds_left) == (320, 128.0, 2.5)
 
     driver.log += reported("done", model="digits/1")
-    driver.status = Status.SUCCEEDED
+    driver.status = AttemptStatus.SUCCEEDED
     jobs.step(3)
     ended = jobs.store.job(job)
     assert (ended.state, ended.model, ended.run_id, ended.attempts) == (State.SUCCEEDED, "digits/1", "f00d", 1)
@@ -62,7 +62,7 @@ def test_the_second_job_waits_and_says_for_what(jobs: JobService) -> None:
     jobs.step()
     waiting = jobs.store.job(second)
     assert (waiting.state, waiting.reason) == (State.QUEUED, f"2 CPUs asked for, 0 free, held by {first}")
-    driver.status = Status.SUCCEEDED
+    driver.status = AttemptStatus.SUCCEEDED
     jobs.step(3)
     assert jobs.store.job(second).state is State.STARTING
 
@@ -70,7 +70,7 @@ def test_the_second_job_waits_and_says_for_what(jobs: JobService) -> None:
 def test_a_dead_driver_is_followed_by_another_attempt(jobs: JobService) -> None:
     job, driver = running(jobs)
     driver.log += trained(64) + trained(128)
-    driver.status, driver.message = Status.FAILED, "killed by signal 9\nmore"
+    driver.status, driver.message = AttemptStatus.FAILED, "killed by signal 9\nmore"
     jobs.step(2)
     found = jobs.store.job(job)
     assert found.state is State.RECOVERING
@@ -82,7 +82,7 @@ def test_a_dead_driver_is_followed_by_another_attempt(jobs: JobService) -> None:
 def test_an_error_of_the_job_itself_is_final(jobs: JobService) -> None:
     job, driver = running(jobs)
     driver.log += reported("error", message="loss is nan", cure="lower optimizer.learning_rate")
-    driver.status = Status.FAILED
+    driver.status = AttemptStatus.FAILED
     jobs.step(3)
     found = jobs.store.job(job)
     assert (found.state, found.attempts) == (State.FAILED, 1)
@@ -92,7 +92,7 @@ def test_an_error_of_the_job_itself_is_final(jobs: JobService) -> None:
 def test_a_service_that_is_away_is_no_error_of_the_job(jobs: JobService) -> None:
     job, driver = running(jobs)
     driver.log += reported("error", message="MLflow is away", cure=None, final=False)
-    driver.status, driver.message = Status.FAILED, "Job entrypoint command failed with exit code 1"
+    driver.status, driver.message = AttemptStatus.FAILED, "Job entrypoint command failed with exit code 1"
     jobs.step(3)
     found = jobs.store.job(job)
     assert found.state is State.RECOVERING
@@ -102,7 +102,7 @@ def test_a_service_that_is_away_is_no_error_of_the_job(jobs: JobService) -> None
 def test_the_last_line_of_a_dead_driver_counts(jobs: JobService) -> None:
     job, driver = running(jobs)
     driver.log += reported("error", message="loss is nan", cure=None).rstrip("\n")  # it died while it wrote
-    driver.status = Status.FAILED
+    driver.status = AttemptStatus.FAILED
     jobs.step(3)
     assert jobs.store.job(job).reason == "loss is nan"
 
@@ -195,7 +195,7 @@ def test_draining_stops_what_runs_until_later(jobs: JobService) -> None:
 def test_a_retried_job_keeps_its_run_and_counts_on(jobs: JobService) -> None:
     job, driver = running(jobs)
     driver.log += reported("error", message="loss is nan", cure=None)
-    driver.status = Status.FAILED
+    driver.status = AttemptStatus.FAILED
     jobs.step(3)
     jobs.store.retry(job, "ada")
     jobs.step()

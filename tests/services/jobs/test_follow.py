@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.errors import TrainingError
-from services.jobs.documents import Event, Progress
+from services.jobs.documents import Event, JobProgress
 from services.jobs.follow import follow, show
 from services.jobs.states import State
 
@@ -21,11 +21,11 @@ def event(text: str, kind: str = "stage", state: State | None = None) -> Event:
     return Event(id=1, at=datetime.now(UTC), attempt=1, kind=kind, text=text, state=state)
 
 
-STORY: list[Event | Progress] = [
+STORY: list[Event | JobProgress] = [
     event("queued: 2 CPUs asked for, 0 free, held by X", "state"),
     event("training 10 parameters on 5 images, 2 workers, cpu"),
-    Progress(images=10, total=20, metrics={"loss": 0.5, "accuracy": 0.75}),
-    Progress(images=20, total=20, metrics={"loss": 0.25, "accuracy": 0.75}),
+    JobProgress(images=10, total=20, metrics={"loss": 0.5, "accuracy": 0.75}),
+    JobProgress(images=20, total=20, metrics={"loss": 0.25, "accuracy": 0.75}),
     event("loss is nan", "error"),
     event("failed: loss is nan", "state", State.FAILED),
 ]
@@ -61,7 +61,7 @@ class Service:
     def __init__(self, state: State, reason: str) -> None:
         self.ended = SimpleNamespace(state=state, reason=reason)
 
-    def follow(self, job: str) -> Iterator[Event | Progress]:
+    def follow(self, job: str) -> Iterator[Event | JobProgress]:
         return iter(STORY)
 
     def get(self, job: str) -> Any:

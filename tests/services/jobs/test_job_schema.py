@@ -16,7 +16,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from services.jobs.api import build_app
-from services.jobs.store import Store
+from services.jobs.store import JobStore
 from services.tokens import Role
 from tests.services.jobs.standin import JobService
 
@@ -28,7 +28,7 @@ EXAMPLES = 25
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[JobService, str]]:
     """A job service, and the secret of an administrator."""
     folder = tmp_path_factory.mktemp("jobs")
-    service = JobService(folder, Store(f"sqlite:///{folder / 'jobs.db'}"))
+    service = JobService(folder, JobStore(f"sqlite:///{folder / 'jobs.db'}"))
     service.step()
     yield service, service.token("fuzz", Role.ADMIN).secret
     service.close()

@@ -12,7 +12,7 @@ import yaml
 from fastapi.testclient import TestClient
 
 from services.gate import Access
-from services.jobs.controller import Seen
+from services.jobs.controller import Snapshot
 from services.jobs.policy import Cluster
 from services.jobs.states import State
 from services.tokens import Role, Token
@@ -358,7 +358,7 @@ def test_a_body_over_the_limit_is_refused(jobs: JobService) -> None:
 
 def test_a_fault_of_the_service_tells_its_request(jobs: JobService, caplog: pytest.LogCaptureFixture) -> None:
     client = jobs.client(Role.READ)
-    jobs.controller.seen = Seen(Cluster(), None)  # type: ignore[arg-type]
+    jobs.controller.seen = Snapshot(Cluster(), None)  # type: ignore[arg-type]
     answer = client.get("/v1/cluster", headers={"X-Request-ID": "mine-1"})
     assert answer.status_code == 500
     assert answer.json()["request_id"] == "mine-1"

@@ -15,12 +15,12 @@ from services.jobs.policy import (
     NEXT_LOOK,
     SETBACKS,
     Action,
-    Attempt,
+    AttemptView,
     Cluster,
     EndAttempt,
-    Job,
-    Limits,
+    JobView,
     Move,
+    SchedulingLimits,
     Send,
     Start,
     State,
@@ -36,21 +36,23 @@ LATE = {"timeout": 50.0, "first_started": NOW - 51}
 TOO_LATE = "it took longer than its timeout of 50 s"
 
 
-def queued(number: int, count: int = 1, device: str = "cpu", **fields: Any) -> Job:
+def queued(number: int, count: int = 1, device: str = "cpu", **fields: Any) -> JobView:
     workers = WorkersSpec.model_validate({"count": count, "device": device})
     fields = {"state": State.QUEUED, "submitted": NOW - 100 + number, "reason": "new"} | fields
-    return Job(f"j{number}", number, workers, **fields)
+    return JobView(f"j{number}", number, workers, **fields)
 
 
-def tried(job: int, count: int = 1, gpu: bool = False, *, of_job: dict[str, Any] | None = None, **fields: Any) -> Job:
+def tried(
+    job: int, count: int = 1, gpu: bool = False, *, of_job: dict[str, Any] | None = None, **fields: Any
+) -> JobView:
     """A job with an open attempt, the first one unless it is told otherwise."""
     fields = {"number": 1, "started": NOW - 10} | fields
-    attempt = Attempt(placement=Placement(count, gpu), **fields)
+    attempt = AttemptView(placement=Placement(count, gpu), **fields)
     changes = {"state": State.STARTING, "attempts": attempt.number, "first_started": NOW - 10} | (of_job or {})
     return queued(job, count, "gpu" if gpu else "cpu", attempt=attempt, **changes)
 
 
-def running(number: int, count: int = 1, gpu: bool = False, **fields: Any) -> Job:
+def running(number: int, count: int = 1, gpu: bool = False, **fields: Any) -> JobView:
     of_job = {"state": State.RUNNING, "reason": f"on {Placement(count, gpu)}"}
     return tried(number, count, gpu, of_job=of_job, status=Status.RUNNING, trains=True, **fields)
 
@@ -69,7 +71,7 @@ def recovers(why: str, setbacks: int, pause: float) -> EndAttempt:
     return EndAttempt("j1", "lost", State.RECOVERING, reason, setbacks, NOW + pause)
 
 
-def elastic(job: Job, fewest: int, count: int | None = None) -> Job:
+def elastic(job: JobView, fewest: int, count: int | None = None) -> JobView:
     """The job with a min, and with more workers to ask for where they are given."""
     return replace(job, workers=job.workers.model_copy(update={"min": fewest, "count": count or job.workers.count}))
 
@@ -195,7 +197,7 @@ QUEUE = {
     "a queue is no part of the timeout": ([queued(1, timeout=1.0)], HERE, [starts(1)]),
 }
 
-ATTEMPTS: dict[str, tuple[Job, Action | None]] = {
+ATTEMPTS: dict[str, tuple[JobView, Action | None]] = {
     "unsent": (tried(1, sent=False, status=Status.UNKNOWN), Send("j1")),
     "unsent and cancelled": (
         tried(1, sent=False, of_job=BY_ANN),
@@ -272,7 +274,7 @@ ATTEMPTS: dict[str, tuple[Job, Action | None]] = {
 }
 
 
-def carried_out(jobs: list[Job], actions: list[Action]) -> list[Job]:
+def carried_out(jobs: list[JobView], actions: list[Action]) -> list[JobView]:
     """The jobs that are not over then; of a new attempt no status is known."""
     left = {job.id: job for job in jobs}
     for action in actions:
@@ -281,7 +283,7 @@ def carried_out(jobs: list[Job], actions: list[Action]) -> list[Job]:
             case Start(_, placement, reason):
                 number = job.attempts + 1
                 state = State.RECOVERING if number > 1 else State.STARTING
-                attempt = Attempt(number, placement, NOW)
+                attempt = AttemptView(number, placement, NOW)
                 left[job.id] = replace(job, attempt=attempt, attempts=number, state=state, reason=reason)
             case Move(_, state, reason):
                 left[job.id] = replace(job, state=state, reason=reason)
@@ -291,7 +293,7 @@ def carried_out(jobs: list[Job], actions: list[Action]) -> list[Job]:
     return [job for job in left.values() if not job.state.final]
 
 
-def decided(jobs: list[Job], cluster: Cluster, limits: Limits | None = None) -> list[Action]:
+def decided(jobs: list[JobView], cluster: Cluster, limits: SchedulingLimits | None = None) -> list[Action]:
     """What is to be done, whatever the order of the jobs, and once."""
     actions = decide(jobs, cluster, NOW, limits)
     assert decide(jobs[::-1], cluster, NOW, limits) == actions
@@ -301,7 +303,7 @@ def decided(jobs: list[Job], cluster: Cluster, limits: Limits | None = None) -> 
 
 
 @pytest.mark.parametrize(("jobs", "cluster", "actions"), QUEUE.values(), ids=QUEUE.keys())
-def test_the_queue(jobs: list[Job], cluster: Cluster, actions: list[Action]) -> None:
+def test_the_queue(jobs: list[JobView], cluster: Cluster, actions: list[Action]) -> None:
     said = decided(jobs, cluster)
     assert sorted(said, key=str) == sorted(actions, key=str)
     started = [action for action in said if isinstance(action, Start)]
@@ -309,7 +311,7 @@ def test_the_queue(jobs: list[Job], cluster: Cluster, actions: list[Action]) -> 
 
 
 @pytest.mark.parametrize(("job", "action"), ATTEMPTS.values(), ids=ATTEMPTS.keys())
-def test_an_attempt_that_is(job: Job, action: Action | None) -> None:
+def test_an_attempt_that_is(job: JobView, action: Action | None) -> None:
     assert decided([job], HERE) == ([] if action is None else [action])
 
 
@@ -327,7 +329,7 @@ def test_a_job_recovers_while_its_cluster_is_away(of_job: dict[str, Any], waits_
 
 @pytest.mark.parametrize(("limit", "told"), [(1, "1 job"), (2, "2 jobs")])
 def test_the_limit_of_running_jobs(limit: int, told: str) -> None:
-    actions = decided([queued(1), queued(2), queued(3)], Cluster(cpus=9.0), Limits(running=limit))
+    actions = decided([queued(1), queued(2), queued(3)], Cluster(cpus=9.0), SchedulingLimits(running=limit))
     assert actions[:limit] == [starts(1), starts(2)][:limit]
     assert actions[limit] == waits(limit + 1, f"{told} running, which is the limit")
     assert all(action == waits(3, "waiting for its turn") for action in actions[limit + 1 :])
@@ -337,7 +339,7 @@ SMALL = elastic(running(1, 1, progressed=True, started=NOW - GROWING - 1), 1, co
 """Runs with one worker, and asks for two."""
 
 
-def of_attempt(job: Job, **fields: Any) -> Job:
+def of_attempt(job: JobView, **fields: Any) -> JobView:
     assert job.attempt is not None
     return replace(job, attempt=replace(job.attempt, **fields))
 
@@ -367,7 +369,7 @@ def test_a_job_grows_where_there_is_room() -> None:
     ],
     ids=["no room", "held", "another waits", "not all of them", "no progress", "too soon", "away", "has all"],
 )
-def test_a_job_does_not_grow_while(job: Job, others: list[Job], cluster: Cluster) -> None:
+def test_a_job_does_not_grow_while(job: JobView, others: list[JobView], cluster: Cluster) -> None:
     assert not [action for action in decided([job, *others], cluster) if isinstance(action, Stop)]
 
 
@@ -383,7 +385,7 @@ def test_of_several_small_jobs_one_grows_at_a_time() -> None:
 def test_draining_starts_nothing_and_stops_what_runs_until_later() -> None:
     why = "nothing starts until `monge drain --end`"
     drained = f"attempt 1 ended: the service was told to drain; {why}"
-    actions = decided([queued(1), tried(2, sent=False), running(3), LOST_TOO], HERE, Limits(draining=True))
+    actions = decided([queued(1), tried(2, sent=False), running(3), LOST_TOO], HERE, SchedulingLimits(draining=True))
     assert actions == [
         EndAttempt("j2", "drained", State.RECOVERING, drained),
         Stop("j3"),
@@ -393,7 +395,9 @@ def test_draining_starts_nothing_and_stops_what_runs_until_later() -> None:
     stopped = running(3, stopping=True)
     assert stopped.attempt is not None
     stopped = replace(stopped, attempt=replace(stopped.attempt, status=Status.STOPPED))
-    assert decided([stopped], HERE, Limits(draining=True)) == [EndAttempt("j3", "drained", State.RECOVERING, drained)]
+    assert decided([stopped], HERE, SchedulingLimits(draining=True)) == [
+        EndAttempt("j3", "drained", State.RECOVERING, drained)
+    ]
     # Draining ended while it was being stopped: it starts again, in the look after the one that ends its attempt.
     again = "attempt 1 ended: the service was told to drain; waiting for its next attempt"
     [ends] = decided([stopped], HERE)

@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pipelines.spec import WorkersSpec
 from services.jobs import policy
-from services.jobs.policy import Attempt, Cluster, EndAttempt, Job, Limits, Move, Send, Start, Stop
-from services.jobs.states import State, Status
+from services.jobs.policy import AttemptView, Cluster, EndAttempt, JobView, Move, SchedulingLimits, Send, Start, Stop
+from services.jobs.states import AttemptStatus, State
 from services.training.placement import Placement
 
 ITS_OWN = "loss is nan"
@@ -22,9 +22,9 @@ class Shelf:
     """What the store does, in memory."""
 
     def __init__(self) -> None:
-        self.jobs: dict[str, Job] = {}
+        self.jobs: dict[str, JobView] = {}
 
-    def unfinished(self) -> list[Job]:
+    def unfinished(self) -> list[JobView]:
         return [job for job in self.jobs.values() if not job.state.final]
 
     def change(self, job: str, **changes: object) -> None:
@@ -44,7 +44,7 @@ class Shelf:
         assert job.attempt is None
         number = job.attempts + 1
         self.move(job.id, State.RECOVERING if number > 1 else State.STARTING, action.reason)
-        attempt = Attempt(number, Placement(action.placement.workers, action.placement.gpu), now, sent=False)
+        attempt = AttemptView(number, Placement(action.placement.workers, action.placement.gpu), now, sent=False)
         self.change(job.id, attempt=attempt, attempts=number, first_started=job.first_started or now)
         return number
 
@@ -58,7 +58,7 @@ class Shelf:
 class Driver:
     """Of one attempt, on the simulated cluster."""
 
-    status: Status = Status.PENDING
+    status: AttemptStatus = AttemptStatus.PENDING
     stops: bool = False
 
 
@@ -94,7 +94,7 @@ class PolicyMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 1.8e9
-        self.shelf, self.world, self.limits = Shelf(), World(), Limits(running=3)
+        self.shelf, self.world, self.limits = Shelf(), World(), SchedulingLimits(running=3)
 
     # The controller
 
@@ -103,7 +103,7 @@ class PolicyMachine(RuleBasedStateMachine):
         cluster = self.world.look()
         for key, driver in self.world.drivers.items():
             if cluster.away is None and driver.stops and not driver.status.ended:
-                driver.status = Status.STOPPED
+                driver.status = AttemptStatus.STOPPED
             attempt = self.shelf.jobs[key[0]].attempt
             if cluster.away is None and attempt is not None and attempt.number == key[1]:
                 self.shelf.change_attempt(key[0], sent=True)
@@ -120,13 +120,13 @@ class PolicyMachine(RuleBasedStateMachine):
         again = policy.decide(self.seen(cluster, statuses, actions), cluster, self.now, self.limits)
         assert [action for action in again if not isinstance(action, Send | Stop)] == []
 
-    def seen(self, cluster: Cluster, statuses: dict, actions: Sequence[policy.Action] = ()) -> list[Job]:
+    def seen(self, cluster: Cluster, statuses: dict, actions: Sequence[policy.Action] = ()) -> list[JobView]:
         """What the controller tells the policy; an attempt that was just sent was not asked for yet."""
         began = {action.job for action in actions if isinstance(action, Start | Send)}
         jobs = []
         for job in self.shelf.unfinished():
             if job.attempt is not None and cluster.away is None and job.id not in began:
-                status = statuses.get((job.id, job.attempt.number), Status.UNKNOWN)
+                status = statuses.get((job.id, job.attempt.number), AttemptStatus.UNKNOWN)
                 job = replace(job, attempt=replace(job.attempt, status=status))
             jobs.append(job)
         return jobs
@@ -181,7 +181,7 @@ class PolicyMachine(RuleBasedStateMachine):
         taken = sum(one.workers for one in [*held, first] if one.gpu == first.gpu)
         assert taken > (cluster.gpus if first.gpu else cluster.cpus), f"{fits[0].id} could start: {fits[0].reason}"
 
-    def is_late(self, job: Job) -> bool:
+    def is_late(self, job: JobView) -> bool:
         return bool(job.timeout and job.first_started and self.now - job.first_started > job.timeout)
 
     # What happens
@@ -193,7 +193,7 @@ class PolicyMachine(RuleBasedStateMachine):
     )
     def submit(self, workers: WorkersSpec, priority: int, timeout: float | None) -> None:
         number = len(self.shelf.jobs) + 1
-        job = Job(f"j{number}", number, workers, State.QUEUED, self.now, "new", priority, timeout=timeout)
+        job = JobView(f"j{number}", number, workers, State.QUEUED, self.now, "new", priority, timeout=timeout)
         self.shelf.jobs[job.id] = job
         self.look()
 
@@ -258,12 +258,12 @@ class PolicyMachine(RuleBasedStateMachine):
 
     def go_on(self, key: tuple[str, int], happens: str) -> None:
         ends = {
-            "succeeds": Status.SUCCEEDED,
-            "dies": Status.FAILED,
-            "errs": Status.FAILED,
-            "is stopped": Status.STOPPED,
+            "succeeds": AttemptStatus.SUCCEEDED,
+            "dies": AttemptStatus.FAILED,
+            "errs": AttemptStatus.FAILED,
+            "is stopped": AttemptStatus.STOPPED,
         }
-        self.world.drivers[key].status = ends.get(happens, Status.RUNNING)
+        self.world.drivers[key].status = ends.get(happens, AttemptStatus.RUNNING)
         if happens in ("trains", "steps"):
             self.shelf.change_attempt(key[0], trains=True)
         if happens == "steps":
@@ -290,10 +290,10 @@ class PolicyMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """On a cluster that has room for the largest job, with drivers that all succeed, every job ends."""
         self.world.nodes, self.world.away, self.world.loses = [(4, 4)], None, None
-        self.limits = Limits(running=3)
+        self.limits = SchedulingLimits(running=3)
         for _ in range(30 + 5 * len(self.shelf.jobs)):
             for key in self.world.live():
-                running = self.world.drivers[key].status is Status.RUNNING
+                running = self.world.drivers[key].status is AttemptStatus.RUNNING
                 self.go_on(key, "succeeds" if running else "runs")
             self.now += 5
             self.look()

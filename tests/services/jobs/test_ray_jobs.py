@@ -12,7 +12,7 @@ from aiohttp import web
 
 from services.jobs.policy import Cluster
 from services.jobs.ray_jobs import EngineError, RayJobs, RefusedError
-from services.jobs.states import Status
+from services.jobs.states import AttemptStatus
 
 NODES = {
     "result": True,
@@ -113,8 +113,8 @@ def test_an_attempt_has_a_status_or_is_unknown() -> None:
     dashboard = Dashboard()
     dashboard.answers["GET /api/jobs/x-a1"] = (200, {"status": "FAILED", "message": "exit code 1"})
     found = asking(dashboard, lambda engine: engine.status("x-a1"))
-    assert (found.status, found.message) == (Status.FAILED, "exit code 1")
-    assert asking(dashboard, lambda engine: engine.status("x-a2")).status is Status.UNKNOWN
+    assert (found.status, found.message) == (AttemptStatus.FAILED, "exit code 1")
+    assert asking(dashboard, lambda engine: engine.status("x-a2")).status is AttemptStatus.UNKNOWN
     dashboard.answers["GET /api/jobs/x-a1"] = (200, {"status": "LOST"})
     with pytest.raises(EngineError, match="LOST"):
         asking(dashboard, lambda engine: engine.status("x-a1"))

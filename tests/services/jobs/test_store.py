@@ -23,7 +23,7 @@ from services.jobs.policy import EndAttempt, Move, turn
 from services.jobs.rows import token_of
 from services.jobs.server import make_owner
 from services.jobs.states import State
-from services.jobs.store import Store
+from services.jobs.store import JobStore
 from services.jobs.tables import Base, TokenRow
 from services.settings import Settings
 from services.tokens import FRESH, Role, Token
@@ -74,11 +74,11 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_migrations_make_the_tables_and_keep_what_is_there(url: str) -> None:
-    store = Store(url)
+    store = JobStore(url)
     token = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT))
     job, _ = store.submit(job_spec(), SUBMISSION, token, None)
     store.close()
-    again = Store(url)
+    again = JobStore(url)
     assert again.job(job.id).spec == job_spec().model_dump(mode="json")
     assert [one.name for one in again.tokens()] == ["ada"]
     again.close()
@@ -88,7 +88,7 @@ def test_migrations_make_the_tables_and_keep_what_is_there(url: str) -> None:
 
 @pytest.mark.parametrize("told", [False, True])
 def test_migrations_bring_a_filled_store_of_the_first_version_up_to_date(url: str, told: bool) -> None:
-    store = Store(url)
+    store = JobStore(url)
     token = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT))
     job, _ = store.submit(job_spec(), SUBMISSION, token, None)
     store.start(job.id, Placement(1, gpu=False), "it starts")
@@ -102,7 +102,7 @@ def test_migrations_bring_a_filled_store_of_the_first_version_up_to_date(url: st
         if told:
             connection.execute(sa.text("UPDATE jobs SET tracked = state || ': ' || reason"))
     engine.dispose()
-    again = Store(url)
+    again = JobStore(url)
     assert (again.job(job.id).attempts, again.job(job.id).origin) == (1, None)
     assert [one.run_id for one in again.untracked()] == ([] if told else ["f00d"])
     again.close()
@@ -111,7 +111,7 @@ def test_migrations_bring_a_filled_store_of_the_first_version_up_to_date(url: st
 
 
 def test_migrations_bring_a_filled_store_of_the_second_version_up_to_date(url: str) -> None:
-    store = Store(url)
+    store = JobStore(url)
     token = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT))
     job, _ = store.submit(job_spec(), SUBMISSION, token, None)
     store.close()
@@ -120,7 +120,7 @@ def test_migrations_bring_a_filled_store_of_the_second_version_up_to_date(url: s
         command.downgrade(migrations(connection), "0002")
         assert "origin" not in {column["name"] for column in sa.inspect(connection).get_columns("jobs")}
     engine.dispose()
-    again = Store(url)
+    again = JobStore(url)
     assert again.job(job.id).origin is None
     other, _ = again.submit(job_spec(), SUBMISSION, token, None, Origin(job.id, 10_240))
     assert again.job(other.id).origin == f"{job.id}@10240"
@@ -130,7 +130,7 @@ def test_migrations_bring_a_filled_store_of_the_second_version_up_to_date(url: s
 
 
 def test_mlflow_is_told_again_of_a_job_that_moved_while_it_was_told(url: str) -> None:
-    store = Store(url)
+    store = JobStore(url)
     token = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT))
     job, _ = store.submit(job_spec(), SUBMISSION, token, None)
     store.start(job.id, Placement(1, gpu=False), "it starts")
@@ -149,7 +149,7 @@ def test_mlflow_is_told_again_of_a_job_that_moved_while_it_was_told(url: str) ->
 
 
 def test_an_attempt_progresses_once_it_is_further_than_all_before_it(url: str) -> None:
-    store = Store(url)
+    store = JobStore(url)
     token = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT))
     job, _ = store.submit(job_spec(), SUBMISSION, token, None)
 
@@ -175,7 +175,7 @@ def test_an_attempt_progresses_once_it_is_further_than_all_before_it(url: str) -
 
 
 def test_a_token_is_remembered_until_one_is_revoked(url: str) -> None:
-    store = Store(url)
+    store = JobStore(url)
     secret = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT)).secret
     assert store.authenticated(secret) is None
     assert store.authenticate(secret) == store.authenticated(secret) is not None
@@ -186,7 +186,7 @@ def test_a_token_is_remembered_until_one_is_revoked(url: str) -> None:
 
 
 def test_a_remembered_token_is_looked_up_again_after_a_while(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    here, elsewhere = Store(url), Store(url)
+    here, elsewhere = JobStore(url), JobStore(url)
     secret = here.create_token(TokenRequest(name="ada", role=Role.SUBMIT)).secret
     assert here.authenticate(secret) is not None
     elsewhere.revoke("ada")
@@ -201,7 +201,7 @@ def test_a_remembered_token_is_looked_up_again_after_a_while(url: str, monkeypat
 def test_a_token_that_is_revoked_while_it_is_looked_up_is_not_remembered(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store(url)
+    store = JobStore(url)
     secret = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT)).secret
 
     def read_then_revoked(row: TokenRow) -> Token:
@@ -217,7 +217,7 @@ def test_a_token_that_is_revoked_while_it_is_looked_up_is_not_remembered(
 
 
 def test_of_two_requests_with_one_key_at_once_one_makes_the_job(url: str) -> None:
-    store = Store(url)
+    store = JobStore(url)
     token = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT))
     barrier, found = threading.Barrier(8), []
 
@@ -240,7 +240,7 @@ def test_of_two_requests_with_one_key_at_once_one_makes_the_job(url: str) -> Non
 
 def test_labels_filter_and_the_queue_is_in_order(url: str) -> None:
     now = [1000.0]
-    store = Store(url, lambda: now[0])
+    store = JobStore(url, lambda: now[0])
     token = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT))
     made = []
     for index, priority in enumerate((0, 0, 5, -1)):
@@ -256,7 +256,7 @@ def test_labels_filter_and_the_queue_is_in_order(url: str) -> None:
 
 
 def test_what_is_over_cannot_be_cancelled_and_what_is_not_cannot_be_retried(url: str) -> None:
-    store = Store(url)
+    store = JobStore(url)
     token = store.create_token(TokenRequest(name="ada", role=Role.SUBMIT))
     job = store.submit(job_spec(), SUBMISSION, token, None)[0].id
     with pytest.raises(ConflictError, match="is queued"):
@@ -270,7 +270,7 @@ def test_what_is_over_cannot_be_cancelled_and_what_is_not_cannot_be_retried(url:
 
 
 def test_secrets_are_not_kept(tmp_path: Path) -> None:
-    store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    store = JobStore(f"sqlite:///{tmp_path / 'jobs.db'}")
     made = store.create_token(TokenRequest(name="ada", role=Role.READ))
     found = store.authenticate(made.secret)
     assert found is not None
@@ -282,13 +282,13 @@ def test_secrets_are_not_kept(tmp_path: Path) -> None:
 
 def test_a_database_that_cannot_be_opened_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="the store of jobs cannot be opened") as caught:
-        Store(f"sqlite:///{tmp_path / 'no' / 'such' / 'jobs.db'}")
+        JobStore(f"sqlite:///{tmp_path / 'no' / 'such' / 'jobs.db'}")
     assert caught.value.cure == "see MONGE_JOBS_STORE"
 
 
 def test_the_owner_of_the_home_is_an_administrator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MONGE_TOKEN", raising=False)
-    store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    store = JobStore(f"sqlite:///{tmp_path / 'jobs.db'}")
     settings = Settings(home=tmp_path)
     for _ in range(2):
         make_owner(store, settings)

@@ -13,8 +13,8 @@ from pipelines.shape import ImageShape
 from pipelines.spec import PerceptronSpec
 from services.serving import models
 from services.serving.app import create_app
-from services.serving.metrics import Metrics
-from services.serving.models import ModelStore, ServedModel, device_of
+from services.serving.metrics import EndpointMetrics
+from services.serving.models import LoadedModel, ModelStore, device_of
 from services.settings import Settings
 from services.tracking.registry import ModelRef
 
@@ -44,7 +44,7 @@ def test_networks_are_put_on_the_device(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(models, "resolve", lambda uri, model: ref)
     monkeypatch.setattr(models, "download", lambda uri, ref, cache: bundle)
     # Nothing runs on the device of this test.
-    monkeypatch.setattr(ServedModel, "warm_up", lambda self: None)
-    store = ModelStore("", tmp_path, 1, Metrics(), torch.device("meta"))
+    monkeypatch.setattr(LoadedModel, "warm_up", lambda self: None)
+    store = ModelStore("", tmp_path, 1, EndpointMetrics(), torch.device("meta"))
     found = store.load("model/1").bundle.network.parameters()
     assert {weights.device.type for weights in found} == {"meta"}

@@ -28,7 +28,7 @@ from pipelines.models.bundle import Bundle
 from pipelines.training.checkpoint import NUMBERS, TENSORS, save_checkpoint
 from pipelines.training.state import TrainState
 from services.settings import Settings
-from services.tracking.entries import Entry, Point
+from services.tracking.entries import LogEntry, Point
 from services.training import worker
 from services.training.config import WorkerConfig, staging_folder
 from services.training.worker import train_worker
@@ -62,7 +62,7 @@ class Followed:
     reports: list[tuple[dict[str, Any], str, bool]] = field(default_factory=list)
     registered: list[int] = field(default_factory=list)
     status: list[str] = field(default_factory=list)
-    again: list[Entry] = field(default_factory=list)
+    again: list[LogEntry] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
     agreeing: int = 0
     away: int = 0
@@ -102,10 +102,10 @@ class Followed:
         finally:
             self.agreeing -= 1
 
-    def unsent(self) -> list[Entry]:
+    def unsent(self) -> list[LogEntry]:
         return [Point(name, value, images, 0) for images, values in self.points for name, value in values.items()]
 
-    def send_again(self, entries: Sequence[Entry]) -> None:
+    def send_again(self, entries: Sequence[LogEntry]) -> None:
         self.again += entries
 
     def flush(self, timeout: float) -> None:

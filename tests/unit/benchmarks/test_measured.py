@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measured import ROWS, Bench, Row, keep, record
+from benchmarks.measured import ROWS, Bench, ConfigRow, keep, record
 from pipelines.spec import load_spec
 
 ROOT = Path(__file__).parents[3]
@@ -28,7 +28,7 @@ def test_every_row_has_its_configs() -> None:
 
 
 def test_a_record_has_a_figure_for_each_seed(tmp_path: Path) -> None:
-    row = Row("nothing", ("lenet",), lambda bench, seed: {"twice": 2.0 * seed, "seed": seed}, seeds=(3, 4))
+    row = ConfigRow("nothing", ("lenet",), lambda bench, seed: {"twice": 2.0 * seed, "seed": seed}, seeds=(3, 4))
     found = record(row, Bench(False, tmp_path))
     assert found["figures"] == {"twice": [6.0, 8.0], "seed": [3, 4]}
     assert found["extractor"] is None

@@ -58,7 +58,7 @@ def test_a_damaged_cache_is_replaced(tmp_path: Path, damage: str) -> None:
 
 def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = catalogue.CATALOGUE["digits"]
-    other = catalogue.Entry(entry.classes, "0" * 64, entry.fetch)
+    other = catalogue.CatalogueEntry(entry.classes, "0" * 64, entry.fetch)
     monkeypatch.setitem(catalogue.CATALOGUE, "digits", other)
     with pytest.raises(SourceError, match=r"digits: the arrays have sha256 .* expected 0000"):
         catalogue.fetch("digits", tmp_path)

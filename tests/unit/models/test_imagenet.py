@@ -10,8 +10,8 @@ from pipelines.models.imagenet import (
     MOBILENET_V2,
     TENSORFLOW,
     TORCH,
+    ConvNorm,
     InvertedResiduals,
-    Unit,
     efficientnet_lite0,
     mobilenet_v2,
 )
@@ -38,7 +38,7 @@ def test_inverted_residuals_have_the_published_size(stages, convention, paramete
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
 def test_tensorflow_pads_the_far_edges_where_padding_is_odd(kernel: int, stride: int) -> None:
-    unit = Unit(1, 1, kernel, stride, 1, TENSORFLOW).eval()
+    unit = ConvNorm(1, 1, kernel, stride, 1, TENSORFLOW).eval()
     torch.nn.init.ones_(unit.conv.weight)
     image = torch.zeros(1, 1, 8, 8)
     image[..., 0, 0] = 1

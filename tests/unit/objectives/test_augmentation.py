@@ -102,23 +102,23 @@ def mixture(index: int = 0, **fields: object) -> Mixture:
 def test_each_image_is_mixed_with_one_other(fields: dict[str, object]) -> None:
     found = mixture(**fields)
     assert sorted(found.labels.tolist()) == list(range(BATCH))
-    assert bool(((found.shares >= 0) & (found.shares <= 1)).all())
+    assert bool(((found.weights >= 0) & (found.weights <= 1)).all())
     assert torch.equal(found.images, mixture(**fields).images)
     assert not torch.equal(found.labels, mixture(index=1, **fields).labels)
-    assert not torch.equal(found.shares, mixture(index=1, **fields).shares)
+    assert not torch.equal(found.weights, mixture(index=1, **fields).weights)
 
 
 def test_blended_images_by_hand() -> None:
     found, images = mixture(mixup=0.3), labelled().images
     for place in range(BATCH):
-        share, partner = float(found.shares[place]), int(found.labels[place])
+        share, partner = float(found.weights[place]), int(found.labels[place])
         expected = share * images[place] + (1 - share) * images[partner]
         torch.testing.assert_close(found.images[place], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 5.0])
 def test_shares_are_drawn_from_a_beta_distribution(alpha: float) -> None:
-    shares = torch.cat([mixture(index, mixup=alpha).shares for index in range(20)]).double()
+    shares = torch.cat([mixture(index, mixup=alpha).weights for index in range(20)]).double()
     variance = 1 / (4 * (2 * alpha + 1))
     # Of 4,000 draws: five standard errors of the mean, and of the variance of what is bounded by ½.
     assert abs(float(shares.mean()) - 0.5) < 5 * math.sqrt(variance / 4000)
@@ -135,7 +135,7 @@ def test_a_rectangle_of_the_partner_is_pasted_and_its_area_counts() -> None:
         assert bool((own | other).all())
         if int(found.labels[place]) == place:
             continue
-        assert float(found.shares[place]) == pytest.approx(float(own.float().mean()), abs=1e-6)
+        assert float(found.weights[place]) == pytest.approx(float(own.float().mean()), abs=1e-6)
         rows, columns = int(other.any(1).sum()), int(other.any(0).sum())
         assert int(other.sum()) == rows * columns
         sizes.add((rows, columns))
@@ -153,7 +153,7 @@ def test_the_gradient_is_that_of_mixed_labels(loss: str, smoothing: float) -> No
     found = [weights.grad.clone() for weights in network.parameters()]
     network.zero_grad()
     mixes, one_hot = mixture(mixup=1.0), torch.eye(BATCH)
-    targets = mixes.shares[:, None] * one_hot + (1 - mixes.shares)[:, None] * one_hot[mixes.labels]
+    targets = mixes.weights[:, None] * one_hot + (1 - mixes.weights)[:, None] * one_hot[mixes.labels]
     targets = targets * (1 - smoothing) + smoothing / BATCH
     p = network(mixes.images).softmax(1)
     by_hand = -(targets * p.log()).sum() if loss == "cross-entropy" else (p - targets).square().sum()

@@ -13,7 +13,7 @@ from pipelines.data.shards import MappedShards
 from pipelines.errors import ProblemError, ShardError
 from pipelines.models.bundle import to_float
 from pipelines.models.flow import FlowUNet
-from pipelines.objectives.conditions import Conditions
+from pipelines.objectives.conditions import ConditionCost
 from pipelines.objectives.couplings import BatchPlan, Coupling, Independent, PoolPlan, Recorded
 from pipelines.objectives.flow import FlowMatching
 from pipelines.objectives.phase import Step
@@ -74,7 +74,7 @@ def test_noise_is_standard_normal_and_new_at_each_step(split: Split, tmp_path: P
 @pytest.mark.parametrize("kind", ["batch", "pool"])
 def test_plans_that_pay_between_classes_pair_noise_with_the_class_it_is_meant_for(split: Split, kind: str) -> None:
     """Noise is meant for as many images of each class as there are, so that no pair needs to pay."""
-    conditions = Conditions(2, 1e4, SEED)
+    conditions = ConditionCost(2, 1e4, SEED)
     planner = LocalPlanner()
     coupling = (
         BatchPlan(planner, conditions)
@@ -145,7 +145,7 @@ def test_recorded_pairs_are_those_of_the_plans(split: Split) -> None:
 
 def test_recorded_pairs_that_know_of_classes_stay_within_them(split: Split) -> None:
     """With one pool a round, the classes of noise are those of the images in another order."""
-    conditions = Conditions(2, 1e4, SEED)
+    conditions = ConditionCost(2, 1e4, SEED)
     coupling = record(LocalPlanner(), taker(split), COUNT, "a" * 64, rounds=2, pool=COUNT, conditions=conditions)
     plain = record(LocalPlanner(), taker(split), COUNT, "a" * 64, rounds=2, pool=COUNT)
     for number in range(2):

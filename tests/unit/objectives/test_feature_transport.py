@@ -19,7 +19,7 @@ from pipelines.models.generators import ConvGenerator
 from pipelines.models.network import Generator
 from pipelines.objectives import features as of_features
 from pipelines.objectives.feature_transport import FeatureTransport
-from pipelines.objectives.features import Features, RealPoints
+from pipelines.objectives.features import FeatureMap, RealPoints
 from pipelines.objectives.phase import Step
 from pipelines.shape import ImageShape
 from pipelines.spec import FeatureSpec, TransportSpec, parse_spec
@@ -60,16 +60,16 @@ class Recording(LocalPlanner):
         return super().plan_rows(share)
 
 
-def features_of(data: ShardedDataset, *specs: dict[str, Any]) -> Features:
+def features_of(data: ShardedDataset, *specs: dict[str, Any]) -> FeatureMap:
     named = [FeatureSpec(**spec) for spec in specs]
     networks = {spec.network: AutoEncoder(data.image, 4, 6) for spec in named if spec.network != "pixels"}
-    return Features(named, networks, data.train, data.image, CPU)
+    return FeatureMap(named, networks, data.train, data.image, CPU)
 
 
 def objective_of(data: ShardedDataset, classes: int = 0, **spec: Any) -> tuple[FeatureTransport, Step]:
     asked: dict[str, Any] = {"features": [{"side": 6}], "distance": {"kind": "sinkhorn-divergence", "epsilon": EPSILON}}
     parsed = TransportSpec.model_validate({"kind": "transport", "plans": "local"} | asked | spec)
-    features = Features(parsed.features, {}, data.train, data.image, CPU)
+    features = FeatureMap(parsed.features, {}, data.train, data.image, CPU)
     reals = RealPoints(features, data.train, CPU)
     made = FeatureTransport(parsed, Fixed(data.image, classes), LocalPlanner(), features, reals)
     indices = torch.from_numpy(batch_indices(len(data.train), 0, BATCH, 0))
@@ -125,7 +125,7 @@ def test_samples_of_a_class_are_drawn_to_images_of_it(striped: ShardedDataset) -
     """Where another class costs much, no plan leads there."""
     made, step = objective_of(striped, classes=2, condition_weight=1e3)
     points, real = made.features(made.generator(torch.zeros(1))).detach(), made.reals.take(step.indices)[0]
-    ends = [made.drifts._with_classes(side, step.labels) for side in (points, real)]
+    ends = [made.drift_field._with_classes(side, step.labels) for side in (points, real)]
     plan = solve(TransportProblem.between(*ends, epsilon=EPSILON)).dense()
     other = step.labels[:, None] != step.labels[None]
     assert 0 < int(other.sum()) < other.numel()
@@ -264,7 +264,7 @@ def test_principal_components_keep_distances_and_all_of_them_keep_all(striped: S
     images = to_float(striped.train.take(torch.arange(len(striped.train)))[0])
 
     def squares(components: int | None) -> tuple[int, Tensor]:
-        made = Features(named, {}, striped.train, striped.image, CPU, components)
+        made = FeatureMap(named, {}, striped.train, striped.image, CPU, components)
         points = made.reduced(made(images))
         return points.shape[1], torch.cdist(points, points).square()
 
@@ -284,7 +284,7 @@ def test_principal_components_keep_distances_and_all_of_them_keep_all(striped: S
 
 def test_plans_are_of_components_and_drifts_of_all_numbers(striped: ShardedDataset) -> None:
     made, step = objective_of(striped)
-    few = Features(made.features.specs, {}, striped.train, striped.image, CPU, 2)
+    few = FeatureMap(made.features.specs, {}, striped.train, striped.image, CPU, 2)
     planner = Recording()
     reduced = FeatureTransport(made.spec, made.generator, planner, few, RealPoints(few, striped.train, CPU))
     moved = gradient(reduced, step)
@@ -307,7 +307,7 @@ def test_networks_that_give_no_such_features(
     striped: ShardedDataset, spec: dict[str, Any], network: Any, message: str
 ) -> None:
     with pytest.raises(SpecError, match=re.escape(f"objective.features.0: {message}")):
-        Features([FeatureSpec(**spec)], {"a": network}, striped.train, striped.image, CPU)
+        FeatureMap([FeatureSpec(**spec)], {"a": network}, striped.train, striped.image, CPU)
 
 
 def test_points_that_would_fill_the_memory_are_refused(
