@@ -31,7 +31,7 @@ from pipelines.models.flow import FlowUNet
 from pipelines.models.network import Generator, Network
 from pipelines.spec import JobSpec, load_spec
 from pipelines.training.loop import train
-from pipelines.training.run import start
+from pipelines.training.run import start_run
 from pipelines.training.state import TrainState
 from pipelines.transport.planner import LocalPlanner
 
@@ -112,7 +112,7 @@ def trained(spec: JobSpec, data: ShardedDataset, networks: Mapping[str, Network]
         data: on what.
         networks: feature networks by name.
     """
-    objective, state = start(spec, data, LocalPlanner(), CPU, networks=networks)
+    objective, state = start_run(spec, data, LocalPlanner(), CPU, networks=networks)
     started = time.perf_counter()
     with Loader(data.train, spec.train.batch, spec.seed) as batches:
         teller = Teller(f"{spec.name}, seed {spec.seed}", spec.train.images)

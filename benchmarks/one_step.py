@@ -44,7 +44,7 @@ from pipelines.models.bundle import Bundle
 from pipelines.models.network import Network
 from pipelines.spec import JobSpec, TransportSpec, load_spec
 from pipelines.training.loop import train
-from pipelines.training.run import start
+from pipelines.training.run import start_run
 from pipelines.transport.planner import LocalPlanner
 
 ONE_STEP, ENCODER, REFERENCE = "one-step", "features-fashion-mnist", "lenet-fashion-mnist"
@@ -147,7 +147,7 @@ def _networks(spec: JobSpec, encoder: Bundle) -> dict[str, Network]:
 def _costs(spec: JobSpec, data: ShardedDataset, encoder: Bundle) -> tuple[float, float]:
     """CPU seconds before the first step, and for an image."""
     began = time.process_time()
-    objective, state = start(spec, data, LocalPlanner(), CPU, networks=_networks(spec, encoder))
+    objective, state = start_run(spec, data, LocalPlanner(), CPU, networks=_networks(spec, encoder))
     starting = time.process_time() - began
     # Whole pools: their plans are solved at the first of their steps.
     pool = (getattr(spec.objective, "pool", None) or spec.train.batch) // spec.train.batch

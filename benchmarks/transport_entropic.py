@@ -22,8 +22,8 @@ from benchmarks.report import Row, in_turns, table, write_json
 from pipelines.transport.divergence import sinkhorn_divergence
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solvers import sharded, sinkhorn
+from pipelines.transport.solvers.iteration import Kernel
 from pipelines.transport.solvers.rows import Working
-from pipelines.transport.solvers.sweep import Kernel
 
 ERROR = 1e-3
 STREAMED = 16384
@@ -102,7 +102,7 @@ def streaming_rows(quick: bool) -> list[Row]:
     calls: dict[str, Callable[[], object]] = {"torch, block by block, two passes": lambda: textbook(x, y, epsilon)}
     if importlib.util.find_spec("ott"):
         calls["OTT-JAX"] = ott_iteration(x, y, epsilon)
-    mine, *theirs = in_turns(lambda: kernel.sweep(f, g, epsilon), *calls.values(), repeats=2)
+    mine, *theirs = in_turns(lambda: kernel.iterate(f, g, epsilon), *calls.values(), repeats=2)
     rows = [
         Row(f"streaming, n={n}, an iteration", mine, peer, who, "ms", 3.0)
         for who, peer in zip(calls, theirs, strict=True)
@@ -119,7 +119,7 @@ def streaming_rows(quick: bool) -> list[Row]:
         for start in range(0, n, 512):
             torch.mm(left[start : start + 512], right, out=block).exp2_()
 
-    again, least = in_turns(lambda: kernel.sweep(f, g, epsilon), floor, repeats=2)
+    again, least = in_turns(lambda: kernel.iterate(f, g, epsilon), floor, repeats=2)
     return [*rows, Row(f"streaming, n={n}, against its floor", again, 1.2 * least, "1.2 × product and exp2", "ms", 1.0)]
 
 
@@ -189,7 +189,9 @@ def twin_rows(pictures: np.ndarray) -> list[Row]:
     epsilon = 0.002 * working.unit * sinkhorn.scale_of(Kernel(working.rows(None), weights, weights, keep=False))
     started = time.perf_counter()
     plan = sharded.solve(torch.from_numpy(x), torch.from_numpy(twins), epsilon=epsilon)
-    print(f"  twins, n={n}: {time.perf_counter() - started:.1f} s, {plan.certificate.iterations} sweeps", flush=True)
+    print(
+        f"  twins, n={n}: {time.perf_counter() - started:.1f} s, {plan.certificate.iterations} iterations", flush=True
+    )
     found = torch.cat([block.argmax(1) for _, block in plan.gibbs().blocks()])
     missed = float((found != torch.arange(n)).double().mean())
     return [Row(f"blurred twins not recognised, n={n}", max(100 * missed, 1e-6), 0.1, "limit", "%", 1.0)]

@@ -343,10 +343,10 @@ def path(
 @app.command()
 def doctor() -> None:
     """Check the installation and the services, and say how to fix what is wrong."""
-    from services.platform.doctor import examine
+    from services.platform.doctor import check_machine
 
     table = Table("what", "found", "cure")
-    findings = examine(load_settings())
+    findings = check_machine(load_settings())
     for finding in findings:
         mark = "[green]✓[/]" if finding.ok else "[red]✗[/]"
         table.add_row(f"{mark} {finding.what}", finding.found, finding.cure)

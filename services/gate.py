@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipelines.errors import BusyError, ForbiddenError, MongeError, ServiceError, UnauthenticatedError
 from services.error_documents import read_error
-from services.http import answer, is_loopback, request_id
+from services.http import error_response, is_loopback, request_id
 from services.settings import Settings
 from services.tokens import FRESH, Role, Token, authorization
 
@@ -204,7 +204,7 @@ class Gate:
         try:
             self._access.admit(request, await self._tokens.authenticate(bearer(request)), Role.CALL)
         except MongeError as error:
-            await answer(error, request_id(request))(scope, receive, send)
+            await error_response(error, request_id(request))(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

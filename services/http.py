@@ -118,7 +118,7 @@ class Guard:
             await send(message)
 
         if refusal := self._foreign(headers):
-            await answer(refusal, request_id)(scope, receive, named)
+            await error_response(refusal, request_id)(scope, receive, named)
             return
         await self._app(scope, self._limited(headers, receive), named)
 
@@ -180,7 +180,9 @@ def field_of(error: RequestValidationError) -> str:
     return ".".join(str(part) for part in place if part not in ("body", "path", "query", "header")) or "body"
 
 
-def answer(error: MongeError, request_id: str | None, status: int | None = None, field: str | None = None) -> Response:
+def error_response(
+    error: MongeError, request_id: str | None, status: int | None = None, field: str | None = None
+) -> Response:
     """An error as an answer.
 
     Args:
@@ -198,14 +200,14 @@ def answer(error: MongeError, request_id: str | None, status: int | None = None,
 async def _monge_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, MongeError)
     field = _FIELD.match(str(error.args[0])) if status_of(error) in (415, 422) else None
-    return answer(error, request_id(request), field=field and field[1])
+    return error_response(error, request_id(request), field=field and field[1])
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     if isinstance(error, _Refusal):
-        return answer(error.error, request_id(request))
+        return error_response(error.error, request_id(request))
     assert isinstance(error, HTTPException)
-    response = answer(ServiceError(str(error.detail), cure="see /docs"), request_id(request), error.status_code)
+    response = error_response(ServiceError(str(error.detail), cure="see /docs"), request_id(request), error.status_code)
     response.headers.update(error.headers or {})
     return response
 
@@ -214,7 +216,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     field = field_of(error)
     fault = SpecError(f"{field}: {error.errors()[0]['msg']}", cure="see /docs")
-    return answer(fault, request_id(request), field=field)
+    return error_response(fault, request_id(request), field=field)
 
 
 async def _gone(request: Request, error: Exception) -> Response:
@@ -223,4 +225,4 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 async def _internal(request: Request, error: Exception) -> Response:
     log.error("request %s failed", request_id(request), exc_info=error)
-    return answer(ServiceError("the service failed", cure="its log says why"), request_id(request), 500)
+    return error_response(ServiceError("the service failed", cure="its log says why"), request_id(request), 500)

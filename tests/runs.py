@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pipelines.data.loader import Loader, ShardedDataset, open_dataset
-from pipelines.data.shard import bind, chunks, write_shard
+from pipelines.data.shard import chunks, write_manifest, write_shard
 from pipelines.data.source import open_source
 from pipelines.distributed import rank, world_size
 from pipelines.evaluation.result import Evaluation
@@ -205,7 +205,7 @@ def shard(spec: DataSpec, folder: Path) -> ShardedDataset:
         write_shard(source, folder / "shards", number, *span)
         for number, span in enumerate(chunks(len(source), source.image))
     ]
-    bind(source, spec, folder / "shards", receipts)
+    write_manifest(source, spec, folder / "shards", receipts)
     return open_dataset(folder / "shards")
 
 
@@ -245,7 +245,7 @@ class Recorder:
 
 def start(spec: JobSpec, data: ShardedDataset, seed: int | None = None) -> tuple[Objective, TrainState]:
     """Objective and state before the first step; ``seed`` initialises the weights in place of the job's."""
-    objective, state = run.start(spec, data, LocalPlanner(), CPU, networks=encoders(spec, data))
+    objective, state = run.start_run(spec, data, LocalPlanner(), CPU, networks=encoders(spec, data))
     if seed is not None:
         torch.manual_seed(seed)
         for network in state.networks.values():

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.data.arrays import map_arrays, write_arrays
-from pipelines.data.packages import Wheel, run
+from pipelines.data.packages import Wheel, run_command
 from pipelines.data.unpickle import load_array
 from pipelines.errors import SourceError
 from pipelines.spec import CHARACTERS, CharactersSpec, DataSpec
@@ -138,9 +138,9 @@ def _fetch_fashion_mnist(cache: Path) -> Arrays:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         cure = f"`apt install {_FASHION_PACKAGE}`, or put {', '.join(names)} into {cache / 'fashion-mnist'}"
-        run(["apt-get", "download", _FASHION_PACKAGE], Path(scratch), cure)
+        run_command(["apt-get", "download", _FASHION_PACKAGE], Path(scratch), cure)
         packages = [str(path) for path in Path(scratch).glob("*.deb")]
-        run(["dpkg-deb", "-x", *packages, scratch], Path(scratch), cure)
+        run_command(["dpkg-deb", "-x", *packages, scratch], Path(scratch), cure)
         return _read_fashion_mnist(Path(scratch) / _FASHION_FOLDER)
 
 

@@ -46,7 +46,7 @@ def decode(
         # A JPEG can be decoded at ½, ¼ or ⅛ for a fraction of the time; twice the size leaves the filter its work.
         image.draft(None, (2 * size, 2 * size))
         image = ImageOps.exif_transpose(image)
-        return fit(image, size, channels)
+        return crop_and_resize(image, size, channels)
     except Exception as error:  # on damaged bytes Pillow's decoders raise nearly anything
         raise CorruptImageError(f"cannot be decoded: {_reason(error)}") from None
 
@@ -60,7 +60,7 @@ def shorter_side(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = M
     return min(_open(data, max_bytes, max_pixels).size)
 
 
-def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
+def crop_and_resize(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """The largest centred square of an image, resized.
 
     Args:

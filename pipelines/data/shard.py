@@ -220,7 +220,7 @@ def check_bad(receipts: Sequence[Receipt], total: int, spec: DataSpec) -> None:
     )
 
 
-def bind(source: Source, spec: DataSpec, folder: Path | ShardStore, receipts: Sequence[Receipt]) -> Manifest:
+def write_manifest(source: Source, spec: DataSpec, folder: Path | ShardStore, receipts: Sequence[Receipt]) -> Manifest:
     """Split the images, and write index, quarantine and, last, the manifest.
 
     Args:

@@ -80,7 +80,7 @@ class RecordedCoupling:
         return coupling
 
 
-def record(
+def record_coupling(
     planner: Planner,
     take: Callable[[np.ndarray], tuple[torch.Tensor, torch.Tensor]],
     images: int,

@@ -42,6 +42,8 @@ def ailments(metrics: Mapping[str, float]) -> dict[str, str]:
             case "coverage" if value < SEEN * (real := metrics.get(f"{name}_real", 0.0)):
                 collapse.append(f"samples come near {value:.1%} of the images, real ones near {real:.1%}")
             case "smallest_class_share" if value < SEEN * (real := metrics.get(f"{name}_real", 1.0)):
-                collapse.append(f"the rarest class has {value:.1%} of an equal frequency, among real images {real:.1%}")
+                collapse.append(
+                    f"the rarest class appears at {value:.1%} of the uniform frequency, in real images at {real:.1%}"
+                )
     found = {"saturation": saturation, "collapse": collapse}
     return {kind: "; ".join(dict.fromkeys(texts)) for kind, texts in found.items() if texts}

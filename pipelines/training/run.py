@@ -24,7 +24,7 @@ from pipelines.training.state import TrainState
 from pipelines.transport.planner import Planner
 
 
-def start(
+def start_run(
     spec: JobSpec,
     data: ShardedDataset,
     planner: Planner,
@@ -59,7 +59,7 @@ def start(
     return objective, state
 
 
-def run(
+def run_training(
     spec: JobSpec,
     data: ShardedDataset,
     objective: Objective,
@@ -76,7 +76,7 @@ def run(
     Args:
         spec: the job spec.
         data: the data set, with its held-out images.
-        objective, state: from :func:`start`; the state is updated in place.
+        objective, state: from :func:`start_run`; the state is updated in place.
         planner: solves the plans of evaluations.
         listener: receives metrics, evaluations and checkpoints.
         device: where the networks are.

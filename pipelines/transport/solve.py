@@ -37,7 +37,7 @@ _STARTING: dict[str, Callable[[TransportProblem, np.ndarray, np.ndarray], Transp
 def choose(problem: TransportProblem) -> tuple[str, str]:
     """The solver that ``auto`` takes for a problem, and why."""
     if problem.epsilon > 0:
-        return sinkhorn.choose(problem)
+        return sinkhorn.choose_kernel(problem)
     if problem.is_assignment:
         reason = "uniform weights on as many points: an optimal plan is a permutation"
         if not native.native_available():

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from services.jobs.documents import LogPage
-from services.training.progress import readable
+from services.training.progress import format_line
 
 LONGEST_LOG = 256 * 2**20
 """Bytes of one attempt's log that are kept; what follows is dropped, and the log says so."""
@@ -86,7 +86,7 @@ class AttemptLogs:
                         lines, end = [file.read(PAGE).decode(errors="replace")], size
                 if not lines:
                     break
-                shown = [one for line in lines for one in readable(line)]
+                shown = [one for line in lines for one in format_line(line)]
                 if offset <= before and attempt > 1:
                     shown.insert(0, f"[monge] attempt {attempt}")
                 over = over and before + end >= sum(self.size(job, each) for each in attempts)

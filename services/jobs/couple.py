@@ -8,7 +8,7 @@ import torch
 
 from pipelines.models.bundle import to_float
 from pipelines.objectives.conditions import ConditionCost
-from pipelines.objectives.recorded import RecordedCoupling, record
+from pipelines.objectives.recorded import RecordedCoupling, record_coupling
 from pipelines.spec import DataSpec
 from services.cluster import join_cluster
 from services.settings import Settings
@@ -53,7 +53,7 @@ def couple(
             images, labels = data.train.take(places)
             return to_float(images).flatten(1), labels
 
-        return record(
+        return record_coupling(
             RayPlanner("couple", deadline=settings.plan_deadline),
             take,
             len(data.train),

@@ -23,7 +23,7 @@ from services.cluster import join_cluster
 from services.settings import Settings, load_settings
 from services.training.config import jobs_address
 from services.training.fencing import Fence
-from services.training.origin import Origin, find_origin, kept
+from services.training.origin import Origin, complete_checkpoints, find_origin
 from services.training.placement import exactly, placement_of
 from services.training.progress import report_done, report_error, report_run, report_stage
 
@@ -132,7 +132,7 @@ def _origin(job: str, spec: JobSpec, settings: Settings, origin: Origin | None) 
         StorageError: S3 refuses, fails or does not answer.
     """
     jobs = jobs_address(settings)
-    if origin is None or kept(jobs, job, settings):
+    if origin is None or complete_checkpoints(jobs, job, settings):
         return origin
     found, name = find_origin(jobs, origin, settings)
     assert found.images is not None
@@ -203,7 +203,7 @@ def _shard_progress(done: int, total: int) -> None:
     report_stage(f"sharded {done:,}/{total:,} images")
 
 
-def is_passing(error: MongeError) -> bool:
+def can_retry_job(error: MongeError) -> bool:
     """Whether another attempt may succeed: a service or a node is away, and nothing is wrong with the job."""
     return isinstance(error, ServiceError) and not isinstance(error, ModelNotFoundError | ObjectNotFoundError)
 
@@ -222,7 +222,7 @@ def main() -> int:
         spec = parse_spec(json.loads(arguments.spec))
         run_job(arguments.job, spec, load_settings(), arguments.attempt, arguments.origin, arguments.workers)
     except MongeError as error:
-        report_error(error, final=not is_passing(error))
+        report_error(error, final=not can_retry_job(error))
         return 1
     return 0
 

@@ -12,7 +12,7 @@ from pipelines.errors import TrainingError
 from services.jobs.client import Jobs
 from services.jobs.documents import Event, Job, JobProgress
 from services.jobs.states import State
-from services.training.progress import shown
+from services.training.progress import format_metrics
 
 _LONGEST_DETAILS = 70
 
@@ -56,13 +56,13 @@ def show(
         told: dict[str, float] = {}
         for one in happening:
             if isinstance(one, JobProgress):
-                details = " · ".join(shown(one.metrics))
+                details = " · ".join(format_metrics(one.metrics))
                 bars.update(
                     bar, total=one.total, completed=one.images, details=details[:_LONGEST_DETAILS], visible=True
                 )
                 if not console.is_terminal:
                     changed = {name: value for name, value in one.metrics.items() if told.get(name) != value}
-                    line = " · ".join([f"  {one.images:,}/{one.total:,} images", *shown(changed)])
+                    line = " · ".join([f"  {one.images:,}/{one.total:,} images", *format_metrics(changed)])
                     console.print(line, highlight=False, markup=False, soft_wrap=True)
                     told = one.metrics
                 continue

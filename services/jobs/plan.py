@@ -45,7 +45,7 @@ class WorkPlan:
         return [f"data: {self.data}"] + [f"model: {self.model}"] * (self.model is not None)
 
 
-def plan_of(spec: JobSpec, cache: Path) -> WorkPlan:
+def work_plan(spec: JobSpec, cache: Path) -> WorkPlan:
     """Look at a job's data on this machine and build its network on no device.
 
     Nothing is fetched; compressed arrays are unpacked into the cache, where the job finds them. What lies in S3, or
@@ -104,7 +104,7 @@ def _planned(spec: JobSpec, images: int, image: ImageShape, classes: Sequence[st
 def main() -> int:
     """Plan the spec of standard input."""
     try:
-        document = {"lines": plan_of(parse_spec(json.load(sys.stdin)), Path(sys.argv[1])).lines()}
+        document = {"lines": work_plan(parse_spec(json.load(sys.stdin)), Path(sys.argv[1])).lines()}
     except MongeError as error:
         print(json.dumps(write_error(error)))
         return 1

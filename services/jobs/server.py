@@ -120,13 +120,13 @@ def _version(uri: str, model: str) -> str:
 
 
 def _track(uri: str, told: Untracked) -> None:
-    from services.tracking.connection import is_passing
+    from services.tracking.connection import can_retry_call
     from services.tracking.run import mark
 
     try:
         mark(uri, told.run_id, told.state.value, told.reason)
     except ServiceError as error:
-        if is_passing(error):
+        if can_retry_call(error):
             raise
         # As of a run that was deleted: others are not to wait behind it.
         log.warning("MLflow does not take where %s stands: %s", told.job, error.args[0])

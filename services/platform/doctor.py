@@ -35,7 +35,7 @@ class Finding:
     optional: bool = False
 
 
-def examine(settings: Settings) -> list[Finding]:
+def check_machine(settings: Settings) -> list[Finding]:
     """Look at Python, packages, processors, the exact solver, disk and services, in this order."""
     return [*_python(), *_processors(), _exact_solver(), _disk(settings), *_services(settings)]
 

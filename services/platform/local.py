@@ -18,7 +18,7 @@ from pipelines.errors import ConflictError, ServiceError
 from services.cluster import make_token, read_token
 from services.jobs.joining import make_home_id
 from services.locks import alone
-from services.platform.processes import Started, end, free_port, start, tail, wait_until
+from services.platform.processes import Started, end, free_port, start_process, tail, wait_until
 from services.platform.services import SERVICES, Machine, Service, address, host_of, require_own
 from services.settings import LOOPBACK, STORAGE, Settings, kept_storage
 
@@ -232,7 +232,7 @@ def _start(home: Path, platform: Platform, service: Service, say: Callable[[str]
     platform.addresses |= _addresses(home, service, say)
     say(f"starting {service.name}")
     command, environment = service.command(Machine(home, platform.addresses, cpus, kept_host(home)))
-    platform.processes[service.name] = start(command, environment, _log(home, service))
+    platform.processes[service.name] = start_process(command, environment, _log(home, service))
     platform.write(home)
 
 

@@ -20,7 +20,7 @@ from services.cluster import CONNECT_SECONDS, ray_environment
 from services.jobs.client import Jobs
 from services.jobs.documents import Joining
 from services.jobs.joining import HOME_ID, read_home_id, versions
-from services.platform.processes import free_port, signal_one, start
+from services.platform.processes import free_port, signal_one, start_process
 from services.platform.services import Command, require_own
 from services.settings import Settings
 from services.storage.s3 import require_credentials
@@ -215,7 +215,7 @@ def _live(
     written = log.stat().st_size if log.exists() else 0
     say(f"{_now()} {own} joins the cluster of {offer.ray_address}; its log is {log}")
     try:
-        started = start(*node_command(offer, home, own, cpus), log)
+        started = start_process(*node_command(offer, home, own, cpus), log)
         began = seen = time.monotonic()
         joined = False
         while (process := started.process()) is not None:

@@ -45,7 +45,7 @@ class Started:
         return process
 
 
-def start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Started:
+def start_process(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Started:
     """Start a process in a session of its own, so that it outlives this one; its output goes to ``log``.
 
     Raises:

@@ -13,7 +13,7 @@ from services.serving.app import create_app
 from services.settings import Settings, load_settings
 
 
-def bind(settings: Settings, *, replicas: int = 1, cpus: float = 1.0) -> Application:
+def bind_app(settings: Settings, *, replicas: int = 1, cpus: float = 1.0) -> Application:
     """An application to hand to ``serve.run``.
 
     Each replica follows the registry and batches its own requests.
@@ -40,4 +40,4 @@ def bind(settings: Settings, *, replicas: int = 1, cpus: float = 1.0) -> Applica
 
 def endpoint(arguments: dict[str, str]) -> Application:
     """For ``serve run``: settings from the environment, ``replicas=N`` from the command line."""
-    return bind(load_settings(), replicas=int(arguments.get("replicas", "1")))
+    return bind_app(load_settings(), replicas=int(arguments.get("replicas", "1")))

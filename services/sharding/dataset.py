@@ -25,20 +25,28 @@ from pipelines.data.manifest import INDEX, MANIFEST, Manifest, parse_manifest
 from pipelines.data.shard import (
     RECEIPTS,
     Receipt,
-    bind,
     check_bad,
     chunks,
     finished,
     is_intact,
     receipt_file,
     shard_file,
+    write_manifest,
     write_shard,
 )
 from pipelines.data.source import Source, fingerprint, open_source
 from pipelines.errors import MongeError, ShardError, SpecError, StorageError
 from pipelines.spec import DataSpec
 from services.settings import load_settings
-from services.sharding.destination import PLAN, check_ours, discard, half_done, plan_of, read_bound, read_plan
+from services.sharding.destination import (
+    PLAN,
+    check_ours,
+    discard,
+    half_done,
+    read_bound,
+    read_sharding_plan,
+    sharding_plan,
+)
 from services.sharding.fetch import local
 from services.storage.local import FolderStorage
 from services.storage.objects import SCHEME, Storage
@@ -189,8 +197,8 @@ def _absolute(address: str) -> str:
 def _shard(
     source: Source, spec: DataSpec, store: Storage, workers: int | None, report: OnProgress, shard_bytes: int | None
 ) -> Manifest:
-    plan = plan_of(source, spec, shard_bytes)
-    begun = read_plan(store)
+    plan = sharding_plan(source, spec, shard_bytes)
+    begun = read_sharding_plan(store)
     if begun is None:
         store.write(PLAN, plan.document())
     else:
@@ -206,7 +214,7 @@ def _shard(
         done += receipt.stop - receipt.start
         check_bad(list(receipts.values()), total, spec)
         report(done, total)
-    return bind(source, spec, store, [receipts[number] for number in range(len(spans))])
+    return write_manifest(source, spec, store, [receipts[number] for number in range(len(spans))])
 
 
 def _finished(source: Source, store: Storage, spans: Sequence[tuple[int, int]]) -> dict[int, Receipt]:

@@ -57,7 +57,7 @@ class ShardingPlan(FrozenDocument):
         )
 
 
-def plan_of(source: Source, spec: DataSpec, shard_bytes: int | None) -> ShardingPlan:
+def sharding_plan(source: Source, spec: DataSpec, shard_bytes: int | None) -> ShardingPlan:
     """The plan of a sharding that is asked for."""
     return ShardingPlan(
         source=spec.source,
@@ -71,7 +71,7 @@ def plan_of(source: Source, spec: DataSpec, shard_bytes: int | None) -> Sharding
     )
 
 
-def read_plan(store: Storage) -> ShardingPlan | None:
+def read_sharding_plan(store: Storage) -> ShardingPlan | None:
     """The plan that an interrupted sharding began with; None where there is none.
 
     Raises:

@@ -35,7 +35,7 @@ def open_files(address: str, settings: Settings) -> tuple[FileSystem, str]:
 
 
 @contextmanager
-def reaching(settings: Settings, purpose: str) -> Iterator[None]:
+def s3_errors(settings: Settings, purpose: str) -> Iterator[None]:
     """Have what pyarrow raises of S3 be a :class:`StorageError`; what a disk does stays an :class:`OSError`.
 
     Args:

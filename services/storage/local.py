@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipelines.data.arrays import write_atomically
 from pipelines.errors import ObjectNotFoundError, StorageError
-from services.storage.objects import PAGE, READ_LIMIT, StoredObject, changed, check_key, check_range, too_large
+from services.storage.objects import PAGE, READ_LIMIT, StoredObject, changed_error, check_key, check_range, too_large
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class FolderStorage:
         check_range(start, stop)
         data = self._read(key, start, stop - start)
         if version is not None and str((self.root / key).stat().st_mtime_ns) != version:
-            raise changed(str(self.root / key))
+            raise changed_error(str(self.root / key))
         return data
 
     def write(self, key: str, data: bytes) -> None:

@@ -105,7 +105,7 @@ def check_range(start: int, stop: int) -> None:
         raise StorageError(f"a range has 0 ≤ start < stop ≤ start + {READ_LIMIT}: received {start} … {stop}")
 
 
-def changed(name: str) -> StorageError:
+def changed_error(name: str) -> StorageError:
     """The error of an object that is no longer the one that was listed."""
     return StorageError(f"{name}: it has changed since it was listed", cure="run again when nobody writes there")
 

@@ -29,7 +29,7 @@ from botocore.exceptions import (
 
 from pipelines.errors import ObjectNotFoundError, StorageError
 from services.settings import Settings
-from services.storage.objects import PAGE, READ_LIMIT, StoredObject, changed, check_key, check_range, too_large
+from services.storage.objects import PAGE, READ_LIMIT, StoredObject, changed_error, check_key, check_range, too_large
 
 Result = TypeVar("Result")
 
@@ -228,7 +228,7 @@ class S3Storage:
         if status == 404:
             return ObjectNotFoundError(f"{name}: there is no such object", cure=_ABSENT)
         if status == 412:
-            return changed(name)
+            return changed_error(name)
         if status == 416:
             return _PastEndError(f"{name}: the range begins behind its end")
         if status in (301, 307) or code == "AuthorizationHeaderMalformed":

@@ -45,7 +45,7 @@ def connect(uri: str) -> MlflowClient:
 
 
 @contextmanager
-def reaching(uri: str, purpose: str) -> Iterator[None]:
+def mlflow_errors(uri: str, purpose: str) -> Iterator[None]:
     """Turn whatever MLflow raises into a :class:`ServiceError` that says what was being done.
 
     Raises:
@@ -57,7 +57,7 @@ def reaching(uri: str, purpose: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, OSError) as error:
-        cure = "see that the MLflow server runs (`monge status`)" if is_passing(error) else None
+        cure = "see that the MLflow server runs (`monge status`)" if can_retry_call(error) else None
         raise ServiceError(f"MLflow at {uri} could not {purpose}: {brief(error)}", cure=cure) from error
 
 
@@ -73,16 +73,16 @@ def status_code(error: BaseException) -> int:
     return 503
 
 
-def is_passing(error: BaseException) -> bool:
+def can_retry_call(error: BaseException) -> bool:
     """Whether the same call may succeed later: the server is away or overloaded, not the request wrong.
 
     Args:
-        error: of MLflow, of the way to it, or of :func:`reaching`, which knows its cause.
+        error: of MLflow, of the way to it, or of :func:`mlflow_errors`, which knows its cause.
     """
     from requests import RequestException
 
     if isinstance(error, ServiceError):
-        return error.__cause__ is not None and is_passing(error.__cause__)
+        return error.__cause__ is not None and can_retry_call(error.__cause__)
     if isinstance(error, OSError) and not isinstance(error, RequestException | ConnectionError | TimeoutError):
         return False  # of this machine's disk
     return status_code(error) >= 500 or status_code(error) in (408, 429)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pipelines
 from pipelines.errors import ServiceError
 from pipelines.spec import JobSpec
-from services.tracking.connection import connect, reaching
+from services.tracking.connection import connect, mlflow_errors
 from services.tracking.entries import LogEntry, Picture, Point
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def open_run(
 ) -> Opened:
     """See :meth:`services.tracking.run.Run.open`."""
     client = connect(uri)
-    with reaching(uri, f"open the run of job {job!r}"):
+    with mlflow_errors(uri, f"open the run of job {job!r}"):
         experiment = _experiment(client)
         run_id = run_id or find(client, experiment, job)
         if run_id is None:

@@ -20,7 +20,7 @@ import pipelines
 from pipelines.errors import CheckpointError, ModelNotFoundError, ServiceError
 from pipelines.models.bundle import CARD, WEIGHTS, Bundle
 from pipelines.models.network import Classifier, Encoder
-from services.tracking.connection import connect, metric_name, reaching
+from services.tracking.connection import connect, metric_name, mlflow_errors
 from services.tracking.names import LIVE, split_name
 from services.tracking.run import Run
 
@@ -118,7 +118,7 @@ def register(
     example = _example(bundle, examples)
     tags = _tags(bundle, metrics)
     client = connect(run.uri)
-    with reaching(run.uri, f"register model {name!r}"), tempfile.TemporaryDirectory() as temporary:
+    with mlflow_errors(run.uri, f"register model {name!r}"), tempfile.TemporaryDirectory() as temporary:
         info = client.get_run(run.run_id).info
         # By parts, not with mlflow.pyfunc.log_model: that goes by process-wide state, loads the model once more
         # and leaves its path in sys.path.
@@ -194,7 +194,7 @@ def download(uri: str, ref: ModelRef, cache: str | Path) -> Bundle:
         raise CheckpointError(f"model {ref} was not registered by Monge", cure="serve it with `mlflow models serve`")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        with reaching(uri, f"download {ref}"):
+        with mlflow_errors(uri, f"download {ref}"):
             location = connect(uri).get_model_version_download_uri(ref.name, str(ref.version))
             for file in (WEIGHTS, CARD):
                 download_artifacts(
@@ -218,7 +218,7 @@ def list_models(uri: str) -> list[RegisteredModel]:
         ServiceError: MLflow cannot be reached.
     """
     client = connect(uri)
-    with reaching(uri, "list its models"):
+    with mlflow_errors(uri, "list its models"):
         models: list[Any] = []
         token = None
         while True:
@@ -243,7 +243,7 @@ def _find_version(uri: str, model: str) -> tuple[ModelVersion, str | None]:
 
     name, alias, number = split_name(model)
     client = connect(uri)
-    with reaching(uri, f"look up model {model!r}"):
+    with mlflow_errors(uri, f"look up model {model!r}"):
         try:
             if number is not None:
                 return client.get_model_version(name, str(number)), None

@@ -22,7 +22,7 @@ import numpy as np
 from pipelines.errors import ServiceError
 from pipelines.evaluation.result import Evaluation
 from pipelines.spec import JobSpec
-from services.tracking.connection import brief, connect, is_passing, metric_name, reaching
+from services.tracking.connection import brief, can_retry_call, connect, metric_name, mlflow_errors
 from services.tracking.entries import File, LogEntry, Picture, Point, Tag
 from services.tracking.opening import EXPERIMENT, LONGEST_PARAM, Opened, find, open_run
 from services.tracking.outbox import Outbox
@@ -61,7 +61,7 @@ class Run:
         self._monitor: SystemMetricsMonitor | None = None
         self._next_sample = 0.0
         self._outbox: Outbox[LogEntry] = Outbox(
-            self._send, is_passing, joins=lambda entry: isinstance(entry, Point), tick=self._sample_system
+            self._send, can_retry_call, joins=lambda entry: isinstance(entry, Point), tick=self._sample_system
         )
 
     @property
@@ -85,7 +85,7 @@ class Run:
             try:
                 opened = self._opening()
             except ServiceError as error:
-                self._refused = None if is_passing(error) else error
+                self._refused = None if can_retry_call(error) else error
                 raise
             self._monitor = _system_monitor(self.uri, opened.run_id)
             self._next_sample = time.monotonic() + _SYSTEM_METRICS_EVERY
@@ -230,7 +230,7 @@ class Run:
             log.warning("tracking lost %d entries", self._outbox.dropped)
         self._report(failure)
         opened = self._open()
-        with reaching(self.uri, f"close run {opened.run_id} as {status}"):
+        with mlflow_errors(self.uri, f"close run {opened.run_id} as {status}"):
             opened.client.set_terminated(opened.run_id, status)
         self._closed = True
 
@@ -279,7 +279,7 @@ def find_run(uri: str, job: str) -> str | None:
         ServiceError: MLflow cannot be reached.
     """
     client = connect(uri)
-    with reaching(uri, f"look for the run of job {job!r}"):
+    with mlflow_errors(uri, f"look for the run of job {job!r}"):
         experiment = client.get_experiment_by_name(EXPERIMENT)
         return find(client, experiment.experiment_id, job) if experiment is not None else None
 
@@ -314,7 +314,7 @@ def read_run(uri: str, job: str, series: Sequence[str] = ()) -> LoggedRun:
     if run_id is None:
         raise ServiceError(f"MLflow at {uri} has no run of job {job!r}", cure="see `monge jobs`")
     client = connect(uri)
-    with reaching(uri, f"read run {run_id}"):
+    with mlflow_errors(uri, f"read run {run_id}"):
         data = client.get_run(run_id).data
         curves = {name: [point.value for point in client.get_metric_history(run_id, name)] for name in series}
     return LoggedRun(data.metrics, curves, data.tags)
@@ -333,7 +333,7 @@ def mark(uri: str, run_id: str, state: str, reason: str) -> None:
         ServiceError: MLflow cannot be reached or has no such run.
     """
     client = connect(uri)
-    with reaching(uri, f"mark run {run_id} as {state}"):
+    with mlflow_errors(uri, f"mark run {run_id} as {state}"):
         client.set_tag(run_id, STATE_TAG, state)
         client.set_tag(run_id, REASON_TAG, reason[:LONGEST_PARAM])
         status = {"failed": "FAILED", "cancelled": "KILLED"}.get(state)
@@ -348,7 +348,7 @@ def mark_killed(uri: str, run_id: str) -> None:
         ServiceError: MLflow cannot be reached or has no such run.
     """
     client = connect(uri)
-    with reaching(uri, f"mark run {run_id} as KILLED"):
+    with mlflow_errors(uri, f"mark run {run_id} as KILLED"):
         _end(client, run_id, "KILLED")
 
 

@@ -16,9 +16,9 @@ from pipelines.distributed import from_first_rank, rank
 from pipelines.errors import CheckpointError
 from pipelines.training.checkpoint import verify_checkpoint
 from services.settings import Settings
-from services.storage.arrow import open_files, reaching
+from services.storage.arrow import open_files, s3_errors
 from services.training.config import jobs_address
-from services.training.origin import NAME, Origin, age, find_origin, kept
+from services.training.origin import NAME, Origin, age, complete_checkpoints, find_origin
 from services.training.progress import report_stage
 from services.training.snapshot import counted
 
@@ -67,7 +67,7 @@ def resumption(
         StorageError: S3 refuses, fails or does not answer.
     """
     with ExitStack() as stack:
-        with nullcontext() if settings is None else reaching(settings, "read"):
+        with nullcontext() if settings is None else s3_errors(settings, "read"):
             found = _found(settings, origin, job, stack)
         yield found
 
@@ -94,7 +94,7 @@ def _unlisted(settings: Settings, job: str) -> Checkpoint | None:
     One alone that is damaged is the first one, whose upload was cut short: there is none then.
     """
     name = ""
-    if rank() == 0 and (found := kept(jobs_address(settings), job, settings)):
+    if rank() == 0 and (found := complete_checkpoints(jobs_address(settings), job, settings)):
         # Of several, those before it are looked at with it.
         name = found[-1] if len(found) > 1 or _is_whole(_stored(settings, job, found[0])) else ""
     name = from_first_rank(name)

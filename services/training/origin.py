@@ -61,7 +61,7 @@ def age(name: str) -> tuple[int, int]:
     return (int(found[1]), int(found[2] or 1)) if found else (-1, 0)
 
 
-def kept(jobs: str, job: str, settings: Settings) -> list[str]:
+def complete_checkpoints(jobs: str, job: str, settings: Settings) -> list[str]:
     """The names of the checkpoints of a job that have all their files, oldest first.
 
     Args:
@@ -100,7 +100,7 @@ def find_origin(jobs: str, origin: Origin, settings: Settings) -> tuple[Origin, 
         CheckpointError: the job keeps no checkpoint, or none of so many images.
         StorageError: S3 refuses, fails or does not answer.
     """
-    names = kept(jobs, origin.job, settings)
+    names = complete_checkpoints(jobs, origin.job, settings)
     if not names:
         raise CheckpointError(
             f"origin: no checkpoint of {origin.job} lies in {jobs}", cure="continue a job that has saved one"

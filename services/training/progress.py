@@ -66,14 +66,14 @@ def read_event(line: str) -> dict[str, Any] | None:
     return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
 
 
-def readable(line: str) -> list[str]:
+def format_line(line: str) -> list[str]:
     """A log line for a person: reports in words, others without the name that Ray puts before them."""
     event = read_event(line)
     match event:
         case {"event": "stage", "text": str(text)}:
             return [f"[monge] {text}"]
         case {"event": "progress", "images": int(images), "total": int(total), "metrics": dict(metrics)}:
-            return [f"[train] {images:,}/{total:,} images" + "".join(f" · {one}" for one in shown(metrics))]
+            return [f"[train] {images:,}/{total:,} images" + "".join(f" · {one}" for one in format_metrics(metrics))]
         case {"event": "error", "message": str(message), "cure": cure}:
             first, *others = (message + (f"\n  cure: {cure}" if cure else "")).splitlines() or [""]
             return [f"[error] {first}", *(other if other.startswith("  ") else f"  {other}" for other in others)]
@@ -84,7 +84,7 @@ def readable(line: str) -> list[str]:
     return [_RAY_PREFIX.sub("", line)]
 
 
-def shown(metrics: dict[str, float]) -> list[str]:
+def format_metrics(metrics: dict[str, float]) -> list[str]:
     """Each metric as ``name value``."""
     return [f"{name} {value:,.0f}" if abs(value) >= 1000 else f"{name} {value:.4g}" for name, value in metrics.items()]
 

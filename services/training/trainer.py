@@ -13,7 +13,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from pipelines.errors import MongeError, ServiceError, TrainingError
 from pipelines.spec import JobSpec
 from services.settings import Settings
-from services.storage.arrow import open_files, reaching
+from services.storage.arrow import open_files, s3_errors
 from services.training.backend import NodeTorchConfig
 from services.training.config import WorkerConfig, jobs_address, models_folder, on_worker, staging_folder
 from services.training.origin import Origin
@@ -95,7 +95,7 @@ def fit(
         ),
     )
     try:
-        with reaching(settings, "written"):
+        with s3_errors(settings, "written"):
             mend(filesystem, f"{path}/{job}")
             result = trainer.fit()
     except TrainingFailedError as error:

@@ -41,12 +41,12 @@ from pipelines.spec import JobSpec
 from pipelines.training.checkpoint import save_checkpoint
 from pipelines.training.health import ailments
 from pipelines.training.position import Position
-from pipelines.training.run import run, start
+from pipelines.training.run import run_training, start_run
 from pipelines.training.state import TrainState
 from pipelines.transport.planner import LocalPlanner, Planner
 from services.settings import Settings
 from services.storage.datasets import open_data
-from services.tracking.connection import is_passing
+from services.tracking.connection import can_retry_call
 from services.tracking.entries import LogEntry, read_entries, write_entries
 from services.tracking.registry import register
 from services.tracking.run import ORIGIN_TAG, Run
@@ -150,7 +150,7 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings, position: Po
     with agree("building the networks"), resumption(settings, origin, worker.job) as resumed:
         planner = planner_of(worker.job, spec, settings.plan_deadline)
         networks = feature_networks(spec, worker.mlflow_uri, models_folder(settings), device)
-        objective, state = start(spec, data, planner, device, resumed.folder, resumed.origin, networks)
+        objective, state = start_run(spec, data, planner, device, resumed.folder, resumed.origin, networks)
         if tracker and resumed.folder:
             tracker.run.send_again(_unsent(resumed.folder))
         elif tracker and origin and resumed.origin:
@@ -173,7 +173,9 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings, position: Po
         tracker.say(f"precision: {text}", trains=True)
         tracker.run.tag("monge.precision", text)
     with StopRequest(first=tracker is not None) as request:
-        run(spec, data, objective, state, planner, listener, device, reference, lambda: request.asked, position)
+        run_training(
+            spec, data, objective, state, planner, listener, device, reference, lambda: request.asked, position
+        )
     return _Trained(spec, state, data, tracker, listener)
 
 
@@ -274,7 +276,7 @@ class _Tracker:
             except StorageError as error:  # whether a later attempt has begun
                 self.say(f"the training is over; waiting for the storage: {error.args[0]}")
             except ServiceError as error:
-                if not is_passing(error):
+                if not can_retry_call(error):
                     raise
                 self.say(f"the training is over; waiting for MLflow: {error.args[0]}")
             time.sleep(PAUSE)

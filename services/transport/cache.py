@@ -44,7 +44,7 @@ def sketch(problem: TransportProblem, solver: str) -> bytes:
     return digest.digest()
 
 
-def fingerprint(problem: TransportProblem, solver: str) -> bytes:
+def problem_digest(problem: TransportProblem, solver: str) -> bytes:
     """sha256 over the whole content of a problem and the name of the solver."""
     digest = _header(problem, solver)
     for part in arrays(problem):

@@ -18,7 +18,7 @@ from pipelines.errors import BusyError, MongeError, ServiceError, TooLargeError,
 from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import SolverName, solve
-from services.transport.cache import PlanCache, fingerprint, same, size_of, sketch
+from services.transport.cache import PlanCache, problem_digest, same, size_of, sketch
 from services.transport.fair_queue import FairQueue
 from services.transport.limits import Limits
 from services.transport.metrics import TransportMetrics
@@ -176,7 +176,7 @@ class Engine:
         if sketched is None:
             return self._depart(problem, client, solver, None)
         if self._cache.may_hold(sketched):
-            plan = self._cache.get(sketched, await asyncio.to_thread(fingerprint, problem, solver))
+            plan = self._cache.get(sketched, await asyncio.to_thread(problem_digest, problem, solver))
             if plan is not None:
                 self.metrics.hits.labels("kept").inc()
                 return plan
@@ -276,7 +276,7 @@ class Engine:
             loop.call_soon_threadsafe(self._deliver, flight, outcome, started, time.perf_counter())
             if flight.sketch is not None and isinstance(outcome, TransportPlan):
                 # After delivery: nobody waits for the hash.
-                printed = fingerprint(flight.problem, flight.solver)
+                printed = problem_digest(flight.problem, flight.solver)
                 loop.call_soon_threadsafe(self._keep, flight, printed, outcome)
 
     def _deliver(self, flight: _Flight, outcome: TransportPlan | MongeError, started: float, ended: float) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from services.tuning.grid import shown, told
+from services.tuning.grid import format_value, told
 from services.tuning.summary import Setting
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def _positions(values: Sequence[Any]) -> tuple[list[float], list[str] | None]:
     numbers = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in values]
     if all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
         return [float(number) for number in numbers], None
-    names = list(dict.fromkeys(shown(value) for value in values))
-    return [float(names.index(shown(value))) for value in values], names
+    names = list(dict.fromkeys(format_value(value) for value in values))
+    return [float(names.index(format_value(value))) for value in values], names
 
 
 def _scale(set_scale: Any, values: Sequence[float]) -> None:

@@ -94,13 +94,13 @@ def read_grid(
 
 def told(values: Mapping[str, Any]) -> str:
     """Values of fields as one line, each under the last word of its path."""
-    return ", ".join(f"{field.rpartition('.')[2]}={shown(value)}" for field, value in values.items())
+    return ", ".join(f"{field.rpartition('.')[2]}={format_value(value)}" for field, value in values.items())
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value of a field as a reader writes it; a list of one number as the number."""
     if isinstance(value, list) and len(value) == 1:
-        return shown(value[0])
+        return format_value(value[0])
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -16,7 +16,7 @@ from pipelines.spec import ClassificationSpec, JobSpec, RegressionSpec
 from services.settings import Settings
 from services.tracking.run import Run
 from services.tuning.figure import against_field, over_images
-from services.tuning.grid import Grid, shown
+from services.tuning.grid import Grid, format_value
 from services.tuning.summary import Outcome, Setting, document, settings_of
 from services.tuning.sweep import run_sweep
 
@@ -83,5 +83,5 @@ def _table(settings: Sequence[Setting], metrics: Sequence[str]) -> Table:
             for values in setting.metrics.values()
         ]
         failed = f", {setting.failed} failed" if setting.failed else ""
-        table.add_row(*map(shown, setting.values.values()), f"{setting.runs}{failed}", *cells)
+        table.add_row(*map(format_value, setting.values.values()), f"{setting.runs}{failed}", *cells)
     return table

@@ -12,7 +12,7 @@ from ray import tune
 from pipelines.errors import MongeError
 from pipelines.evaluation.result import Evaluation
 from pipelines.spec import JobSpec
-from pipelines.training.run import run, start
+from pipelines.training.run import run_training, start_run
 from pipelines.training.state import TrainState
 from services.tracking.run import Run
 from services.training.config import WorkerConfig, models_folder
@@ -69,10 +69,10 @@ def _train(trial: TrialConfig, spec: JobSpec, tracked: Run) -> _Listener:
     data = open_for(spec, trial.data, settings, verify=False)
     planner = planner_of(trial.job, spec, settings.plan_deadline)
     networks = feature_networks(spec, trial.mlflow_uri, models_folder(settings), device)
-    objective, state = start(spec, data, planner, device, networks=networks)
+    objective, state = start_run(spec, data, planner, device, networks=networks)
     reference = reference_of(spec, trial.mlflow_uri, models_folder(settings), device)
     listener = _Listener(tracked, trial.curves)
-    run(spec, data, objective, state, planner, listener, device, reference)
+    run_training(spec, data, objective, state, planner, listener, device, reference)
     return listener
 
 

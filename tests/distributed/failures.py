@@ -27,7 +27,7 @@ from pipelines.evaluation.build import Evaluator
 from pipelines.evaluation.result import Evaluation
 from pipelines.objectives.phase import Loss, Step
 from pipelines.training import choosing
-from pipelines.training.run import run
+from pipelines.training.run import run_training
 from pipelines.training.state import TrainState
 from pipelines.transport.planner import LocalPlanner
 
@@ -140,6 +140,6 @@ def _job(address: Path, case: Case, folder: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(choosing, "Evaluator", Evaluating)
-        run(spec, data, objective, state, LocalPlanner(), Listener(), CPU)
+        run_training(spec, data, objective, state, LocalPlanner(), Listener(), CPU)
     with agree("registering"):
         pass_by("registering")

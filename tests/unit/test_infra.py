@@ -17,14 +17,14 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from services import cluster
-from services.jobs.metrics import JobMetrics as JobMetrics
+from services.jobs.metrics import JobMetrics
 from services.jobs.states import State
 from services.platform.services import SERVICES, Machine, address
-from services.serving.metrics import JobMetrics as EndpointMetrics
+from services.serving.metrics import EndpointMetrics
 from services.settings import Settings
 from services.tracking import connection
 from services.tracking.server import server_environment
-from services.transport.metrics import JobMetrics as TransportMetrics
+from services.transport.metrics import TransportMetrics
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"

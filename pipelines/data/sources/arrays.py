@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipelines.data.arrays import map_arrays, write_arrays
 from pipelines.data.catalogue import Arrays
-from pipelines.data.decode import fit
+from pipelines.data.decode import crop_and_resize
 from pipelines.data.sources.base import Source, prepared, shape_of
 from pipelines.errors import SourceError
 from pipelines.spec import DataSpec
@@ -53,7 +53,7 @@ class ArraySource(Source):
         if pixels.shape == (self.image.height, self.image.width, self.image.channels):
             return self.name(i), label, np.ascontiguousarray(pixels.transpose(2, 0, 1))
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-        return self.name(i), label, fit(image, self.image.height, self.image.channels)
+        return self.name(i), label, crop_and_resize(image, self.image.height, self.image.channels)
 
     def official_split(self, start: int, stop: int) -> np.ndarray | None:
         split = self.arrays.get("split")

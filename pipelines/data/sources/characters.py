@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.data.decode import fit
+from pipelines.data.decode import crop_and_resize
 from pipelines.data.sources.base import Source, prepared, shape_of
 from pipelines.data.sources.parts import RECIPE, WHEEL, Category, Sheet, fetch_sheet, read_sheet
 from pipelines.spec import CharacterSet, CharactersSpec, DataSpec
@@ -79,7 +79,7 @@ class CharacterSource(Source):
         label = i % len(self.sheets)  # the sets in turn
         sheet = self.sheets[label]
         image = Image.fromarray(sheet.compose(sheet.draw(self.spec.seed, i)))
-        return self.name(i), label, fit(image, self.image.height, self.image.channels)
+        return self.name(i), label, crop_and_resize(image, self.image.height, self.image.channels)
 
     def attributes(self) -> dict[CharacterSet, Attributes]:
         """What the images show, by set."""

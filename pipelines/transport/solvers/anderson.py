@@ -22,8 +22,8 @@ class Anderson:
 
     Walker & Ni (2011), "Anderson acceleration for fixed-point iterations": the combination of the last points whose
     step would be least, were T linear. Near its solution Sinkhorn's algorithm is, and self-adjoint in L²(b), so that
-    the combination does what a Krylov method would: modes that the plain iteration leaves for hundreds of sweeps go in
-    a few. Where the error grows instead, the plain iteration goes on from the best point so far.
+    the combination does what a Krylov method would: modes that the plain iteration leaves for hundreds of iterations go
+    in a few. Where the error grows instead, the plain iteration goes on from the best point so far.
 
     Args:
         weights: of the inner product, (m,) float64.

@@ -1,8 +1,8 @@
 """Sinkhorn's algorithm over row blocks held by several ranks of ``torch.distributed``.
 
-Each rank sweeps its own rows; the masses of the columns are summed over ranks, and every rank takes the same step with
-the same target potentials. One exchange of m numbers a sweep is all that passes between them: a sweep's sums are those
-of a kernel into which the potentials have been absorbed, so that plain sums do what streamed log-sum-exps would.
+Each rank holds its own rows. The masses of the columns are summed over ranks, and every rank takes the same step with
+the same target potentials. Ranks exchange m numbers per iteration: potentials are absorbed into the kernel, so that
+plain sums replace log-sum-exps.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pipelines.spec import CostName
 from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solvers import sinkhorn
+from pipelines.transport.solvers.iteration import Kernel
 from pipelines.transport.solvers.rows import Working, extent_of
 from pipelines.transport.solvers.sinkhorn import DENSE_BYTES, MAX_SWEEPS, TOLERANCE
-from pipelines.transport.solvers.sweep import Kernel
 
 
 class ShardedKernel(Kernel):
@@ -40,7 +40,7 @@ def solve(
     cost: CostName = "squared-euclidean",
     power: float = 2.0,
     tolerance: float = TOLERANCE,
-    max_sweeps: int = MAX_SWEEPS,
+    max_iterations: int = MAX_SWEEPS,
 ) -> TransportPlan:
     """This rank's rows of the entropic plan between the points of all ranks; every rank calls it.
 
@@ -51,7 +51,7 @@ def solve(
         cost: name of the cost.
         power: the exponent of cost ``power``.
         tolerance: marginal error to reach over all ranks.
-        max_sweeps: most passes over the kernel.
+        max_iterations: most passes over the kernel.
 
     Returns:
         A plan of shape (k, m): this rank's rows, of mass k / n together, under the certificate of the whole plan.
@@ -77,7 +77,7 @@ def solve(
         Working.of(own, float(distributed.gather_rows(extent).max())),
         lambda rows, weights: ShardedKernel(rows, weights.a, weights.b, keep=dense),
         tolerance=tolerance,
-        max_sweeps=max_sweeps,
+        max_iterations=max_iterations,
         start=None,
         streaming=not dense,
     )

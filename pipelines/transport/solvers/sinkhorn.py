@@ -27,8 +27,8 @@ from pipelines.transport.precision import in_full_precision
 from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solvers import network_simplex
 from pipelines.transport.solvers.anderson import Anderson
+from pipelines.transport.solvers.iteration import LOG2E, IterationResult, Kernel
 from pipelines.transport.solvers.rows import CostRows, WideRows, Working
-from pipelines.transport.solvers.sweep import LOG2E, Kernel, Sweep
 from pipelines.transport.true_cost import TrueCost
 
 TOLERANCE = 1e-3
@@ -60,7 +60,7 @@ POLISHES = 3
 SAMPLED_ROWS = 32
 
 
-def choose(problem: TransportProblem) -> tuple[str, str]:
+def choose_kernel(problem: TransportProblem) -> tuple[str, str]:
     """Whether the cost matrix and its kernel are small enough to be kept, and why."""
     n, m = problem.shape
     needed = 16 * n * m
@@ -74,7 +74,7 @@ def solve(
     problem: TransportProblem,
     *,
     tolerance: float = TOLERANCE,
-    max_sweeps: int = MAX_SWEEPS,
+    max_iterations: int = MAX_SWEEPS,
     start: tuple[np.ndarray, np.ndarray] | None = None,
     streaming: bool | None = None,
 ) -> TransportPlan:
@@ -85,22 +85,22 @@ def solve(
     Args:
         problem: epsilon > 0.
         tolerance: marginal error to reach, the L1 norm over both marginals; for an unbalanced problem, relative gap.
-        max_sweeps: most passes over the kernel.
+        max_iterations: most passes over the kernel.
         start: potentials (f, g) of a similar problem, to start from without scaling epsilon.
-        streaming: True computes the kernel block by block at each sweep, in memory O((n + m) d); False keeps it;
+        streaming: True computes the kernel block by block at each iteration, in memory O((n + m) d); False keeps it;
             None decides by its size.
 
     Returns:
         A plan whose certificate bounds the optimum on both sides: ``dual`` by the potentials, ``primal`` by the plan
-        rounded to its marginals (Altschuler, Weed & Rigollet 2017). ``iterations`` counts sweeps.
+        rounded to its marginals (Altschuler, Weed & Rigollet 2017). ``iterations`` counts iterations.
 
     Raises:
         ProblemError: epsilon or tolerance too small for float32; potentials that do not fit.
-        NotConvergedError: ``max_sweeps`` did not suffice.
+        NotConvergedError: ``max_iterations`` did not suffice.
     """
     started = time.perf_counter()
     if streaming is None:
-        streaming = choose(problem)[0] == "sinkhorn-streaming"
+        streaming = choose_kernel(problem)[0] == "sinkhorn-streaming"
     inner, sources, targets = problem.with_weight()
     if start is not None:
         start = _part(start[0], problem.shape[0], sources), _part(start[1], problem.shape[1], targets)
@@ -111,7 +111,7 @@ def solve(
         Working.of(inner),
         lambda rows, weights: Kernel(rows, weights.a, weights.b, keep=not streaming),
         tolerance=tolerance,
-        max_sweeps=max_sweeps,
+        max_iterations=max_iterations,
         start=start,
         streaming=streaming,
     )
@@ -154,7 +154,7 @@ class SinkhornSolution:
 
     bounds: EntropicBounds
     g: torch.Tensor
-    sweeps: int
+    iterations: int
     converged: bool
 
     def plan(self, problem: TransportProblem, solver: str, started: float) -> TransportPlan:
@@ -167,7 +167,7 @@ class SinkhornSolution:
             primal=self.bounds.primal,
             dual=self.bounds.dual,
             marginal_error=self.bounds.marginal_error,
-            iterations=self.sweeps,
+            iterations=self.iterations,
             converged=self.converged,
             solver=solver,
             milliseconds=(time.perf_counter() - started) * 1e3,
@@ -184,7 +184,7 @@ def certify(
     make_kernel: Callable[[CostRows, MarginalWeights], Kernel],
     *,
     tolerance: float,
-    max_sweeps: int,
+    max_iterations: int,
     start: tuple[np.ndarray, np.ndarray] | None,
     streaming: bool,
 ) -> SinkhornSolution:
@@ -194,7 +194,7 @@ def certify(
         problem: these rows of it, whose points all have weight.
         working: the same in float32.
         make_kernel: of its rows, which may be a part of them.
-        tolerance, max_sweeps, start: see :func:`solve`.
+        tolerance, max_iterations, start: see :func:`solve`.
         streaming: whether costs are computed at each look.
     """
     if tolerance < SMALLEST_TOLERANCE:
@@ -205,7 +205,9 @@ def certify(
     kernel = make_kernel(working.rows(None if streaming else cost), MarginalWeights.of(problem, cost.device))
     weights = MarginalWeights(kernel.a, kernel.b, kernel.gather)
     epsilon, penalty = problem.epsilon / working.unit, problem.marginal_penalty
-    solver = Iteration(kernel, epsilon, None if penalty is None else penalty / working.unit, tolerance, max_sweeps)
+    solver = SinkhornIteration(
+        kernel, epsilon, None if penalty is None else penalty / working.unit, tolerance, max_iterations
+    )
     if start is not None:
         start = working.to_own(start[0], source=True), working.to_own(start[1], source=False)
     wide = False
@@ -214,7 +216,7 @@ def certify(
     except NotConvergedError:
         # Out of float32's range, not out of float64's.
         solver.kernel, wide = make_kernel(WideRows(cost, working.unit, working.offset), weights), True
-        solver.sweeps = 0
+        solver.iterations = 0
         solver.solve(start)
     for polish in range(POLISHES + 1):
         f, g = working.from_own(solver.f, source=True), working.from_own(solver.g, source=False)
@@ -229,7 +231,7 @@ def certify(
         if not wide:
             solver.kernel, wide = make_kernel(WideRows(cost, working.unit, working.offset), weights), True
         solver.run(epsilon, 0.8 * tolerance / 2**polish)
-    return SinkhornSolution(bounds, g, solver.sweeps, converged)
+    return SinkhornSolution(bounds, g, solver.iterations, converged)
 
 
 def scale_of(kernel: Kernel) -> float:
@@ -252,9 +254,7 @@ def check_epsilon(epsilon: float, scale: float) -> None:
     if epsilon <= 0:
         raise ProblemError(f"epsilon: {epsilon:g} received, Sinkhorn's algorithm needs > 0", cure="use solver 'auto'")
     if epsilon < max(SMALLEST_EPSILON * scale, FLOAT32_EPSILON):
-        relative = (
-            f"{epsilon / scale:.2g} of the spread of the costs" if scale > 0 else "negligible beside the costs"
-        )
+        relative = f"{epsilon / scale:.2g} of the spread of the costs" if scale > 0 else "negligible beside the costs"
         raise ProblemError(
             f"epsilon: {relative} received, which is too small",
             cure=f"give at least {SMALLEST_EPSILON:g} of their spread, or 0 for the exact problem",
@@ -262,7 +262,7 @@ def check_epsilon(epsilon: float, scale: float) -> None:
 
 
 @dataclass
-class Iteration:
+class SinkhornIteration:
     """The state of the algorithm.
 
     Attributes:
@@ -270,7 +270,7 @@ class Iteration:
         epsilon: the value to reach.
         penalty: the marginal penalty of an unbalanced problem.
         tolerance: see :func:`solve`.
-        max_sweeps: see :func:`solve`.
+        max_iterations: see :func:`solve`.
         f, g: potentials.
         last: masses under them; of the columns, before ``g``'s next step.
     """
@@ -279,12 +279,12 @@ class Iteration:
     epsilon: float
     penalty: float | None
     tolerance: float
-    max_sweeps: int
-    sweeps: int = 0
+    max_iterations: int
+    iterations: int = 0
     converged: bool = False
     f: torch.Tensor = field(init=False)
     g: torch.Tensor = field(init=False)
-    last: Sweep = field(init=False)
+    last: IterationResult = field(init=False)
 
     def solve(self, start: tuple[np.ndarray, np.ndarray] | None) -> None:
         """From potentials to start from, or from nothing, to those asked for."""
@@ -319,12 +319,12 @@ class Iteration:
         self.f = self.kernel.transform(g)
 
     def run(self, epsilon: float, tolerance: float) -> None:
-        """Sweep at one epsilon until the marginals are met, rows exactly and columns to a tolerance."""
+        """Iterate at one epsilon until the marginals are met, rows exactly and columns to a tolerance."""
         proximity = 1.0 if self.penalty is None else self.penalty / (self.penalty + epsilon)
         accelerated = Anderson(self.kernel.b)
         self.converged = False
         while True:
-            self._sweep(epsilon, proximity)
+            self._iterate(epsilon, proximity)
             error = self._error(epsilon)
             if not math.isfinite(error):
                 raise NotConvergedError(
@@ -332,16 +332,16 @@ class Iteration:
                     cure="raise epsilon, or give 0 for the exact problem",
                 )
             self.converged = error <= tolerance
-            if self.converged or self.sweeps >= self.max_sweeps:
+            if self.converged or self.iterations >= self.max_iterations:
                 return
             columns = self._columns()
             step = proximity * (self.g - epsilon / LOG2E * columns.log2()) - self.g
             self.g = accelerated.next(self.g, step, error)
 
-    def _sweep(self, epsilon: float, proximity: float) -> None:
-        self.last = self.kernel.sweep(self.f, self.g, epsilon, proximity)
+    def _iterate(self, epsilon: float, proximity: float) -> None:
+        self.last = self.kernel.iterate(self.f, self.g, epsilon, proximity)
         self.f = self.last.f
-        self.sweeps += 1
+        self.iterations += 1
 
     def _columns(self) -> torch.Tensor:
         """Masses of the columns, none of them 0: a column that nothing reaches starts from its c-transform."""

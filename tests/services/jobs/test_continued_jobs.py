@@ -170,7 +170,7 @@ def test_the_driver_refuses_for_good_what_is_not_kept(tmp_path: Path) -> None:
     for origin in (Origin("first", 640), Origin("nobody")):
         with pytest.raises(CheckpointError, match=f"origin: .*{origin.job}") as refused:
             driver._origin("second", spec, settings, origin)
-        assert not driver.is_passing(refused.value)
+        assert not driver.can_retry_job(refused.value)
 
 
 def test_a_job_with_checkpoints_of_its_own_needs_its_origin_no_more(tmp_path: Path) -> None:

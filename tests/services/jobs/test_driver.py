@@ -56,7 +56,7 @@ def test_one_class_is_enough_for_a_generator_alone(
     ],
 )
 def test_what_may_pass_is_no_error_of_the_job(error: MongeError, passes: bool) -> None:
-    assert driver.is_passing(error) == passes
+    assert driver.can_retry_job(error) == passes
 
 
 def test_an_attempt_waits_for_its_storage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from pipelines.data.catalogue import NAMES
 from pipelines.errors import MongeError
 from pipelines.spec import DataSpec, JobSpec, parse_spec
-from services.jobs.plan import plan_of
+from services.jobs.plan import work_plan
 from services.sharding.dataset import shard_dataset
 
 
@@ -37,7 +37,7 @@ def folder_of(path: Path, *classes: str, side: int = 28) -> Path:
 
 def test_a_folder_is_counted_and_the_network_built(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "shapes", "disc", "square")
-    assert plan_of(spec_of(folder), tmp_path / "cache").lines() == [
+    assert work_plan(spec_of(folder), tmp_path / "cache").lines() == [
         f"data: {folder}: 6 images of (1, 28, 28) in 2 classes (disc, square)",
         "model: lenet, 61,026 weights",
     ]
@@ -48,14 +48,14 @@ def test_shards_are_known_by_their_manifest(tmp_path: Path) -> None:
     shard_dataset(
         DataSpec(source=str(folder_of(tmp_path / "shapes", "disc", "square"))), tmp_path / "data", tmp_path, workers=0
     )
-    data, model = plan_of(spec_of(tmp_path / "data"), tmp_path).lines()
+    data, model = work_plan(spec_of(tmp_path / "data"), tmp_path).lines()
     assert data.endswith("(disc, square), sharded already")
     assert model.startswith("model: lenet")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_of_the_catalogue_is_fetched(name: str, tmp_path: Path) -> None:
-    assert plan_of(spec_of(name), tmp_path / "cache").lines() == [f"data: {name}, of the catalogue"]
+    assert work_plan(spec_of(name), tmp_path / "cache").lines() == [f"data: {name}, of the catalogue"]
     assert not (tmp_path / "cache").exists()
 
 
@@ -77,13 +77,13 @@ def test_what_is_wrong_is_told(
     folder_of(tmp_path / "small", "disc", "square", side=4)
     (tmp_path / "empty").mkdir()
     with pytest.raises(MongeError) as raised:
-        plan_of(spec_of(source), tmp_path / "cache")
+        work_plan(spec_of(source), tmp_path / "cache")
     assert told in str(raised.value.args[0]).lower()
     assert cure in (raised.value.cure or "")
 
 
 def test_what_the_job_has_to_read_is_left_to_it(tmp_path: Path) -> None:
     (tmp_path / "a.tar").touch()
-    assert plan_of(spec_of("s3://bucket/prefix"), tmp_path).model is None
-    assert plan_of(spec_of(tmp_path / "a.tar"), tmp_path).model is None
-    assert plan_of(spec_of(tmp_path), tmp_path).model is None
+    assert work_plan(spec_of("s3://bucket/prefix"), tmp_path).model is None
+    assert work_plan(spec_of(tmp_path / "a.tar"), tmp_path).model is None
+    assert work_plan(spec_of(tmp_path), tmp_path).model is None

@@ -11,7 +11,7 @@ from services.settings import Settings
 
 
 def _examined(home: Path) -> dict[str, doctor.Finding]:
-    return {finding.what: finding for finding in doctor.examine(Settings(home=home))}
+    return {finding.what: finding for finding in doctor.check_machine(Settings(home=home))}
 
 
 def test_packages_are_there_and_services_are_not(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_services_elsewhere_are_asked_there(tmp_path: Path, stranger: str) -> No
     assert found["mlflow"].named_by == "MONGE_MLFLOW_URI"
     assert found["ray"] == local.Health("ray", None, False, None)
 
-    told = {finding.what: finding for finding in doctor.examine(settings)}
+    told = {finding.what: finding for finding in doctor.check_machine(settings)}
     assert told["mlflow"].found == f"answers at {stranger}"
     assert told["endpoint"].cure == "start it there, or change MONGE_ENDPOINT_URL"
     assert not told["endpoint"].optional

@@ -25,7 +25,7 @@ time.sleep(600)
 
 
 def test_ends_a_process_with_its_children(tmp_path: Path) -> None:
-    started = processes.start([sys.executable, "-c", SPAWNS_A_CHILD], {}, tmp_path / "log")
+    started = processes.start_process([sys.executable, "-c", SPAWNS_A_CHILD], {}, tmp_path / "log")
     process = started.process()
     assert process is not None
     assert processes.wait_until(lambda: bool(process.children()), timeout=20)
@@ -39,7 +39,7 @@ def test_ends_a_process_with_its_children(tmp_path: Path) -> None:
 
 def test_kills_what_does_not_heed_the_request(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    started = processes.start([sys.executable, "-c", IGNORES_TERM], {}, log)
+    started = processes.start_process([sys.executable, "-c", IGNORES_TERM], {}, log)
     assert processes.wait_until(lambda: "ready" in log.read_text(), timeout=20)
 
     assert processes.end(started, grace=0.5)
@@ -48,7 +48,7 @@ def test_kills_what_does_not_heed_the_request(tmp_path: Path) -> None:
 
 
 def test_leaves_alone_a_stranger_that_has_the_pid_now(tmp_path: Path) -> None:
-    started = processes.start([sys.executable, "-c", "import time; time.sleep(600)"], {}, tmp_path / "log")
+    started = processes.start_process([sys.executable, "-c", "import time; time.sleep(600)"], {}, tmp_path / "log")
     earlier = dataclasses.replace(started, born=started.born - 3600)
 
     assert not processes.end(earlier)
@@ -59,13 +59,15 @@ def test_leaves_alone_a_stranger_that_has_the_pid_now(tmp_path: Path) -> None:
 
 def test_environment_and_output_of_a_started_process(tmp_path: Path) -> None:
     log = tmp_path / "deep" / "log"
-    processes.start([sys.executable, "-c", "import os; print(os.environ['GREETING'])"], {"GREETING": "salut"}, log)
+    processes.start_process(
+        [sys.executable, "-c", "import os; print(os.environ['GREETING'])"], {"GREETING": "salut"}, log
+    )
     assert processes.wait_until(lambda: processes.tail(log) == "salut", timeout=20)
 
 
 def test_a_missing_program_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="no-such-program cannot be started"):
-        processes.start(["no-such-program"], {}, tmp_path / "log")
+        processes.start_process(["no-such-program"], {}, tmp_path / "log")
 
 
 def test_free_port_prefers_but_does_not_insist() -> None:

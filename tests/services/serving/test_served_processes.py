@@ -89,13 +89,13 @@ def test_the_platforms_mlflow_server_feeds_the_endpoint_and_mlflow_serves_the_mo
 def test_the_same_app_runs_under_ray_serve(uri: str, tmp_path: Path, ray_cluster: None) -> None:
     from ray import serve
 
-    from services.serving.serve_on_ray import bind
+    from services.serving.serve_on_ray import bind_app
 
     publish(uri, tmp_path)
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
-        serve.run(bind(Settings(home=tmp_path, mlflow_uri=uri), cpus=0.5), route_prefix="/")
+        serve.run(bind_app(Settings(home=tmp_path, mlflow_uri=uri), cpus=0.5), route_prefix="/")
         url = f"http://127.0.0.1:{port}"
         answer = httpx.post(f"{url}/v1/models/cats/predict", content=encoded(), headers=PNG, timeout=60)
         assert answer.status_code == 200, answer.text

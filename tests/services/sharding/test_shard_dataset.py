@@ -194,7 +194,7 @@ def test_a_job_that_another_overtakes_takes_its_data_set(
         shutil.rmtree(out / RECEIPTS)
         return original(*arguments)
 
-    monkeypatch.setattr(dataset, "bind", overtaken)
+    monkeypatch.setattr(dataset, "write_manifest", overtaken)
     seen: list[int] = []
     manifest = shard_dataset(spec, out, tmp_path / "cache", 0, lambda done, total: seen.append(done))
     assert manifest.images == seen[-1]

@@ -9,7 +9,7 @@ from PIL import Image
 from pipelines.errors import CheckpointError, ServiceError
 from services.tracking import opening
 from services.tracking import run as run_module
-from services.tracking.connection import connect, is_passing
+from services.tracking.connection import can_retry_call, connect
 from services.tracking.entries import read_entries, write_entries
 from services.tracking.opening import Opened
 from services.tracking.run import Run, find_run, mark_killed
@@ -235,12 +235,12 @@ def test_what_is_left_when_closing_fails_is_sent_later(uri: str, monkeypatch: py
 
 
 def test_a_fault_of_this_machine_does_not_pass() -> None:
-    assert is_passing(ConnectionError("refused"))
-    assert not is_passing(OSError("no space left on device"))
-    assert not is_passing(ServiceError("belongs to another spec"))
+    assert can_retry_call(ConnectionError("refused"))
+    assert not can_retry_call(OSError("no space left on device"))
+    assert not can_retry_call(ServiceError("belongs to another spec"))
     wrapped = ServiceError("MLflow is away")
     wrapped.__cause__ = TimeoutError()
-    assert is_passing(wrapped)
+    assert can_retry_call(wrapped)
 
 
 def test_closing_may_be_tried_again(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

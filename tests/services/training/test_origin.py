@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.errors import CheckpointError, SpecError
 from services.settings import Settings
-from services.training.origin import FILES, Origin, find_origin, kept
+from services.training.origin import FILES, Origin, complete_checkpoints, find_origin
 
 SETTINGS = Settings()
 
@@ -38,14 +38,14 @@ def jobs(tmp_path: Path) -> Path:
 
 
 def test_checkpoints_are_sorted_by_images_and_then_by_number(jobs: Path) -> None:
-    assert kept(str(jobs), "a", SETTINGS) == [
+    assert complete_checkpoints(str(jobs), "a", SETTINGS) == [
         "images-000000000032",
         "images-000000000064",
         "images-000000000064-2",
         "images-000000000064-10",
         "images-1234567890123",
     ]
-    assert kept(str(jobs), "b", SETTINGS) == []
+    assert complete_checkpoints(str(jobs), "b", SETTINGS) == []
 
 
 @pytest.mark.parametrize(

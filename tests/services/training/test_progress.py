@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from pipelines.errors import SpecError
 from services.training.progress import (
+    format_line,
     read_event,
-    readable,
     report_done,
     report_error,
     report_progress,
@@ -30,7 +30,7 @@ def test_progress_comes_back_as_it_was(images: int, total: int, value: float) ->
     assert event is not None
     assert (event["images"], event["total"]) == (images, total)
     assert event["metrics"] == ({"loss": value} if math.isfinite(value) else {})
-    assert readable(printed[0])[0].startswith(f"[train] {images:,}/{total:,} images")
+    assert format_line(printed[0])[0].startswith(f"[train] {images:,}/{total:,} images")
 
 
 def test_reports_in_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,7 +41,7 @@ def test_reports_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     report_done(None)
     report_done("cats/1")
     lines = capsys.readouterr().out.splitlines()
-    assert [word for line in lines for word in readable("(RayTrainWorker pid=7, ip=127.0.0.1) " + line)] == [
+    assert [word for line in lines for word in format_line("(RayTrainWorker pid=7, ip=127.0.0.1) " + line)] == [
         "[monge] joining the cluster",
         "[monge] its MLflow run is abc",
         "[train] 1,000/20,000 images · loss 0.25 · images_per_second 3,457",
@@ -65,9 +65,9 @@ def test_reports_in_words(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_other_lines_report_nothing(line: str) -> None:
     assert read_event(line) is None
-    assert readable(line) == [line]
+    assert format_line(line) == [line]
 
 
 def test_only_rays_own_prefix_is_taken_off() -> None:
-    assert readable("\x1b[36m(TrainController pid=3)\x1b[0m text (kept) here") == ["text (kept) here"]
-    assert readable("(an aside) text") == ["(an aside) text"]
+    assert format_line("\x1b[36m(TrainController pid=3)\x1b[0m text (kept) here") == ["text (kept) here"]
+    assert format_line("(an aside) text") == ["(an aside) text"]

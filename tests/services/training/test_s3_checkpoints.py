@@ -28,7 +28,7 @@ from services.storage.open import open_storage
 from services.training.checkpoints import resumption
 from services.training.config import WorkerConfig, jobs_address
 from services.training.fencing import Fence
-from services.training.origin import Origin, find_origin, kept
+from services.training.origin import Origin, complete_checkpoints, find_origin
 from services.training.uploads import LostCheckpoint, Uploads
 from tests.services.storage.conftest import keys, moto_port, server
 from tests.services.storage.faults import FaultyServer
@@ -112,15 +112,15 @@ def test_a_bucket_that_is_not_there_is_told(settings: Settings) -> None:
 
 def test_checkpoints_of_another_job_are_found(settings: Settings, upload: Callable[..., Checkpoint]) -> None:
     jobs = jobs_address(settings)
-    assert kept(jobs, "job-1", settings) == []
+    assert complete_checkpoints(jobs, "job-1", settings) == []
     with pytest.raises(CheckpointError, match="no checkpoint of job-1 lies in s3://images/ours/jobs"):
         find_origin(jobs, Origin("job-1"), settings)
     for name in (*NAMES[:2], "images-000000000064-2"):
         upload(name)
     open_storage(jobs, settings).write("job-1/images-000000000128", b"no folder")
-    assert kept(jobs, "job-1", settings) == [*NAMES[:2], "images-000000000064-2"]
+    assert complete_checkpoints(jobs, "job-1", settings) == [*NAMES[:2], "images-000000000064-2"]
     assert find_origin(jobs, Origin("job-1"), settings) == (Origin("job-1", 64), "images-000000000064-2")
-    assert kept(jobs, "job", settings) == []
+    assert complete_checkpoints(jobs, "job", settings) == []
 
 
 def test_a_job_begins_with_the_checkpoint_of_another_one(

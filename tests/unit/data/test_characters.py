@@ -71,7 +71,7 @@ def cache(tmp_path: Path, encode: Callable[..., bytes], monkeypatch: pytest.Monk
         archive.writestr("robohash/backgrounds/bg1/000.png", encode(part(RED, ALL)))
     sha256 = hashlib.sha256((folder / "small.whl").read_bytes()).hexdigest()
     monkeypatch.setattr(parts, "WHEEL", Wheel("small==1", "small.whl", sha256))
-    monkeypatch.setattr(packages, "run", refuse)
+    monkeypatch.setattr(packages, "run_command", refuse)
     return folder
 
 
@@ -250,5 +250,5 @@ def test_characters_from_the_package_index(tmp_path: Path, monkeypatch: pytest.M
     drawn = images(source, 100)
     assert len(np.unique(drawn.reshape(100, -1), axis=0)) == 100
     assert 0.2 < (drawn < 250).any(1).mean() < 0.8  # neither blank nor without a background
-    monkeypatch.setattr(packages, "run", refuse)
+    monkeypatch.setattr(packages, "run_command", refuse)
     assert np.array_equal(images(open_characters(spec, tmp_path), 100), drawn)

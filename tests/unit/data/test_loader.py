@@ -11,7 +11,7 @@ from pipelines.data import loader as loader_module
 from pipelines.data import shard
 from pipelines.data.loader import Loader, ShardedDataset, Split, open_dataset
 from pipelines.data.partition import batch_indices, rank_slice
-from pipelines.data.shard import bind, chunks, write_shard
+from pipelines.data.shard import chunks, write_manifest, write_shard
 from pipelines.data.shards import MappedShards
 from pipelines.data.source import open_source
 from pipelines.errors import ShardError
@@ -27,7 +27,9 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShardedDataset:
     spec = DataSpec(source=str(tmp_path / "a.npz"))
     source = open_source(spec, tmp_path / "cache")
     spans = chunks(len(source), source.image)
-    bind(source, spec, tmp_path / "out", [write_shard(source, tmp_path / "out", i, *s) for i, s in enumerate(spans)])
+    write_manifest(
+        source, spec, tmp_path / "out", [write_shard(source, tmp_path / "out", i, *s) for i, s in enumerate(spans)]
+    )
     return open_dataset(tmp_path / "out")
 
 

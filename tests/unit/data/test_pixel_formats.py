@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipelines.data.decode import decode
 from pipelines.data.loader import open_dataset
-from pipelines.data.shard import bind, write_shard
+from pipelines.data.shard import write_manifest, write_shard
 from pipelines.data.source import open_source
 from pipelines.spec import DataSpec
 
@@ -114,7 +114,9 @@ def test_all_of_them_in_one_data_set(tmp_path: Path, channels: int) -> None:
             (tmp_path / "images" / label / f"{number:02d}.{kind.lower()}").write_bytes(encoded(picture(mode)[0], kind))
     spec = DataSpec(source=str(tmp_path / "images"), channels=channels, size=SIDE)
     source = open_source(spec, tmp_path)
-    manifest = bind(source, spec, tmp_path / "out", [write_shard(source, tmp_path / "out", 0, 0, len(source))])
+    manifest = write_manifest(
+        source, spec, tmp_path / "out", [write_shard(source, tmp_path / "out", 0, 0, len(source))]
+    )
     assert (manifest.images, manifest.quarantined) == (2 * len(CASES), 0)
     dataset = open_dataset(tmp_path / "out")
     images = np.concatenate([part.take(np.arange(len(part)))[0].numpy() for part in (dataset.train, dataset.test)])

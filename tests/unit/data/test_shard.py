@@ -11,7 +11,7 @@ from pipelines.data import shard
 from pipelines.data.arrays import map_arrays, write_arrays
 from pipelines.data.loader import open_dataset
 from pipelines.data.manifest import Manifest, read_manifest
-from pipelines.data.shard import Receipt, bind, chunks, content_hash, finished, write_shard
+from pipelines.data.shard import Receipt, chunks, content_hash, finished, write_manifest, write_shard
 from pipelines.data.source import Source, open_source
 from pipelines.data.sources.folder import FolderSource
 from pipelines.errors import ShardError, SourceError, TooManyBadImagesError
@@ -28,7 +28,7 @@ def build(spec: DataSpec, tmp_path: Path) -> tuple[Source, Manifest]:
     source = open_source(spec, tmp_path / "cache")
     out = tmp_path / "out"
     receipts = [write_shard(source, out, i, *span) for i, span in enumerate(chunks(len(source), source.image))]
-    return source, bind(source, spec, out, receipts)
+    return source, write_manifest(source, spec, out, receipts)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.data.loader import open_dataset
-from pipelines.data.shard import bind, write_shard
+from pipelines.data.shard import write_manifest, write_shard
 from pipelines.data.source import fingerprint, open_source
 from pipelines.data.sources.base import sorted_classes, stated_split
 from pipelines.errors import SourceError
@@ -181,7 +181,7 @@ def test_a_twin_across_stated_splits_is_dropped_from_train_and_listed(tmp_path: 
     source = open_source(spec, tmp_path)
     out = tmp_path / "out"
     receipts = [write_shard(source, out, i, start, min(start + 5, 14)) for i, start in enumerate((0, 5, 10))]
-    manifest = bind(source, spec, out, receipts)
+    manifest = write_manifest(source, spec, out, receipts)
     assert manifest.counts == {"train": {"ant": 3, "bee": 3}, "test": {"ant": 3, "bee": 3}}
     listed = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
     assert [entry["name"] for entry in listed] == ["train/ant/bad.png", "train/bee/twin.png"]
@@ -232,7 +232,7 @@ def test_a_name_that_is_no_text_is_listed(folder: Path, tmp_path: Path) -> None:
     (folder / "ant" / os.fsdecode(b"\xff.png")).write_bytes(b"no image")
     spec = DataSpec(source=str(folder), max_bad_fraction=0.2)
     source = open_source(spec, tmp_path)
-    bind(source, spec, tmp_path / "out", [write_shard(source, tmp_path / "out", 0, 0, 13)])
+    write_manifest(source, spec, tmp_path / "out", [write_shard(source, tmp_path / "out", 0, 0, 13)])
     assert json.loads((tmp_path / "out" / "quarantine.jsonl").read_text())["name"] == r"ant/\xff.png"
 
 
@@ -242,7 +242,7 @@ def test_one_class_makes_a_data_set(tmp_path: Path, encode: Encode) -> None:
         (tmp_path / "root" / "cats" / f"{i}.png").write_bytes(png(encode, i))
     spec = DataSpec(source=str(tmp_path / "root"))
     source = open_source(spec, tmp_path)
-    manifest = bind(source, spec, tmp_path / "out", [write_shard(source, tmp_path / "out", 0, 0, 4)])
+    manifest = write_manifest(source, spec, tmp_path / "out", [write_shard(source, tmp_path / "out", 0, 0, 4)])
     assert manifest.counts == {"train": {"cats": 3}, "test": {"cats": 1}}
     assert open_dataset(tmp_path / "out").classes == ("cats",)
 

@@ -167,5 +167,5 @@ def test_packaged_weights_know_a_uniform(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("nothing was to be fetched")
 
-    monkeypatch.setattr(packages, "run", refuse)
+    monkeypatch.setattr(packages, "run_command", refuse)
     assert imagenet_features(name, None, cache, CPU).digest == made.digest

@@ -17,7 +17,7 @@ from pipelines.objectives.conditions import ConditionCost
 from pipelines.objectives.couplings import BatchPlan, Coupling, Independent, PoolPlan, Recorded
 from pipelines.objectives.flow import FlowMatching
 from pipelines.objectives.phase import Step
-from pipelines.objectives.recorded import RecordedCoupling, record
+from pipelines.objectives.recorded import RecordedCoupling, record_coupling
 from pipelines.randomness import derived_seed, normal_rows, step_generator
 from pipelines.shape import ImageShape
 from pipelines.transport.cost import matched_cost
@@ -45,7 +45,7 @@ def step(split: Split, index: int, rank: int = 0, world: int = 1) -> Step:
 
 
 def couplings(split: Split, tmp_path: Path) -> dict[str, Coupling]:
-    recorded = record(LocalPlanner(), taker(split), COUNT, "a" * 64, rounds=2, pool=7)
+    recorded = record_coupling(LocalPlanner(), taker(split), COUNT, "a" * 64, rounds=2, pool=7)
     return {
         "independent": Independent(),
         "batch": BatchPlan(LocalPlanner()),
@@ -127,7 +127,7 @@ def test_a_pool_plan_pairs_optimally_over_its_steps(split: Split) -> None:
 
 def test_recorded_pairs_are_those_of_the_plans(split: Split) -> None:
     seen: list[tuple[int, int]] = []
-    coupling = record(
+    coupling = record_coupling(
         LocalPlanner(), taker(split), COUNT, "a" * 64, rounds=2, pool=COUNT,
         on_progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
@@ -146,8 +146,10 @@ def test_recorded_pairs_are_those_of_the_plans(split: Split) -> None:
 def test_recorded_pairs_that_know_of_classes_stay_within_them(split: Split) -> None:
     """With one pool a round, the classes of noise are those of the images in another order."""
     conditions = ConditionCost(2, 1e4, SEED)
-    coupling = record(LocalPlanner(), taker(split), COUNT, "a" * 64, rounds=2, pool=COUNT, conditions=conditions)
-    plain = record(LocalPlanner(), taker(split), COUNT, "a" * 64, rounds=2, pool=COUNT)
+    coupling = record_coupling(
+        LocalPlanner(), taker(split), COUNT, "a" * 64, rounds=2, pool=COUNT, conditions=conditions
+    )
+    plain = record_coupling(LocalPlanner(), taker(split), COUNT, "a" * 64, rounds=2, pool=COUNT)
     for number in range(2):
         order = np.random.default_rng(derived_seed(0, number, "pools")).permutation(COUNT)
         labels = torch.as_tensor(split.labels[order])
@@ -174,7 +176,7 @@ def test_no_pool_is_solved_that_no_step_asks_for(split: Split) -> None:
 
 
 def test_recorded_rounds_take_turns_by_epoch(split: Split) -> None:
-    coupling = record(LocalPlanner(), taker(split), COUNT, "a" * 64, rounds=2, pool=7)
+    coupling = record_coupling(LocalPlanner(), taker(split), COUNT, "a" * 64, rounds=2, pool=7)
     recorded = Recorded(coupling)
     for epoch, number in ((0, 0), (1, 1), (2, 0)):
         now = step(split, epoch * COUNT // BATCH + 1)
@@ -184,7 +186,7 @@ def test_recorded_rounds_take_turns_by_epoch(split: Split) -> None:
 
 def test_a_recorded_coupling_comes_back_and_is_refused_elsewhere(split: Split, tmp_path: Path) -> None:
     file = tmp_path / "couplings.safetensors"
-    coupling = record(LocalPlanner(), taker(split), COUNT, "a" * 64, rounds=1, pool=7)
+    coupling = record_coupling(LocalPlanner(), taker(split), COUNT, "a" * 64, rounds=1, pool=7)
     coupling.write(file)
     back = RecordedCoupling.read(file, "a" * 64, COUNT)
     assert back.seeds.tolist() == coupling.seeds.tolist()
@@ -202,7 +204,7 @@ def test_a_recorded_coupling_comes_back_and_is_refused_elsewhere(split: Split, t
 
 def test_nothing_to_couple_is_refused(split: Split) -> None:
     with pytest.raises(ProblemError, match="at least 1"):
-        record(LocalPlanner(), taker(split), COUNT, "a" * 64, rounds=0, pool=7)
+        record_coupling(LocalPlanner(), taker(split), COUNT, "a" * 64, rounds=0, pool=7)
 
 
 def test_the_loss_is_the_mean_square_of_what_the_velocity_misses(split: Split) -> None:

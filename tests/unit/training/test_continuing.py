@@ -35,7 +35,7 @@ def trained(folder: Path, spec: JobSpec, data: ShardedDataset) -> Path:
 
 def continued(spec: JobSpec, data: ShardedDataset, origin: Path) -> TrainState:
     """The state of a run that begins with an origin, before its first step."""
-    return run.start(spec, data, LocalPlanner(), CPU, origin=origin)[1]
+    return run.start_run(spec, data, LocalPlanner(), CPU, origin=origin)[1]
 
 
 @pytest.mark.parametrize("kind", ["mlp", "resnet", "gan", "learned-transport", "pool-flow", "pooled-transport"])
@@ -44,7 +44,7 @@ def test_more_images_give_the_bits_of_one_longer_run(tmp_path: Path, data: Shard
     objective, whole = start(longer, data)
     go_on(longer, data, objective, whole)
     origin = trained(tmp_path, constant(kind, images=48), data)
-    objective, state = run.start(longer, data, LocalPlanner(), CPU, origin=origin)
+    objective, state = run.start_run(longer, data, LocalPlanner(), CPU, origin=origin)
     assert (state.step, state.images) == (3, 48)
     go_on(longer, data, objective, state)
     expected, found = tensors(whole), tensors(state)
@@ -56,7 +56,7 @@ def test_more_images_give_the_bits_of_one_longer_run(tmp_path: Path, data: Shard
 def test_another_rate_is_that_of_the_new_spec(tmp_path: Path, data: ShardedDataset) -> None:
     origin = trained(tmp_path, constant("mlp", images=48), data)
     slower = with_optimizer(constant("mlp", images=64), learning_rate=1e-9, weight_decay=0.0)
-    objective, state = run.start(slower, data, LocalPlanner(), CPU, origin=origin)
+    objective, state = run.start_run(slower, data, LocalPlanner(), CPU, origin=origin)
     before = {name: value.clone() for name, value in tensors(state).items()}
     go_on(slower, data, objective, state)
     after = tensors(state)
@@ -72,7 +72,7 @@ def test_with_another_batch_the_place_in_the_data_is_that_of_the_images_seen(
     """Plans of pools are solved for as many steps as the spec has: one more would have none."""
     origin = trained(tmp_path, constant("pool-flow", images=96, batch=8), data)
     wider = constant("pool-flow", images=144, batch=48)
-    objective, state = run.start(wider, data, LocalPlanner(), CPU, origin=origin)
+    objective, state = run.start_run(wider, data, LocalPlanner(), CPU, origin=origin)
     assert (state.step, state.images) == (2, 96)
     go_on(wider, data, objective, state)
     assert (state.step, state.images) == (3, 144)
@@ -88,7 +88,7 @@ def test_a_run_with_other_pools_draws_them_by_the_weights_of_the_origin(
 
     # After 5 steps, within a pool of 6 steps and of 2.
     origin = trained(tmp_path, pooled(before, 80), data)
-    objective, state = run.start(pooled(after, 96), data, LocalPlanner(), CPU, origin=origin)
+    objective, state = run.start_run(pooled(after, 96), data, LocalPlanner(), CPU, origin=origin)
     weights = {name: value.clone() for name, value in state.networks["generator"].state_dict().items()}
     go_on(pooled(after, 96), data, objective, state)
     assert (state.step, state.images) == (6, 96)
@@ -155,5 +155,5 @@ def test_a_checkpoint_of_the_run_itself_goes_before_the_origin(tmp_path: Path, d
     own = continued(spec, data, origin)
     own.step, own.images = 4, 64
     save_checkpoint(own, tmp_path / "own")
-    state = run.start(spec, data, LocalPlanner(), CPU, tmp_path / "own", origin)[1]
+    state = run.start_run(spec, data, LocalPlanner(), CPU, tmp_path / "own", origin)[1]
     assert (state.step, state.images) == (4, 64)

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from pipelines.data.loader import Batch, Loader, ShardedDataset
 from pipelines.spec import JobSpec, load_spec
 from pipelines.training.loop import train
-from pipelines.training.run import start
+from pipelines.training.run import start_run
 from pipelines.transport.plan import Certificate, RowBlock, TransportPlan
 from pipelines.transport.planner import Share
 from pipelines.transport.problem import TransportProblem
@@ -123,7 +123,7 @@ def reads_of_a_step(spec: JobSpec, data: ShardedDataset) -> int:
             )
         }
     )
-    objective, state = start(spec, data, planner, META, networks=encoders(spec, data))
+    objective, state = start_run(spec, data, planner, META, networks=encoders(spec, data))
     with Loader(data.train, spec.train.batch, spec.seed) as batches, reads:
         train(spec, objective, state, counted(batches), no_evaluation, Recorder(), META)
     return counts[1] - counts[0]

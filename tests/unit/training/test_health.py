@@ -34,7 +34,7 @@ HEALTHY = {
             "test_smallest_class_share",
             0.0,
             "collapse",
-            "the rarest class has 0.0% of an equal share, among real images 90.0%",
+            "the rarest class appears at 0.0% of the uniform frequency, in real images at 90.0%",
         ),
     ],
 )

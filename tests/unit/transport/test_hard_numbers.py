@@ -255,7 +255,7 @@ def test_the_entropic_plan_that_is_certified_is_handed_out(n: int, m: int, d: in
     y[1::2] += shift
     epsilon = share * float(cdist(x, y, "sqeuclidean").mean())
     problem = TransportProblem.between(x, y, epsilon=epsilon)
-    plan = sinkhorn.solve(problem, tolerance=1e-6, max_sweeps=100_000)
+    plan = sinkhorn.solve(problem, tolerance=1e-6, max_iterations=100_000)
     assert plan.certificate.marginal_error <= 1e-6
     assert marginal_error(problem, plan) <= plan.certificate.marginal_error + 1e-14
     verify(problem, plan)

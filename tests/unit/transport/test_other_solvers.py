@@ -89,7 +89,7 @@ def test_barycentre_of_translates_is_between_them():
     assert np.allclose(np.sort(found.points, 0), np.sort(X[:20], 0), atol=0.05)
     tilted = barycentre.solve([X[:20] - 2, X[:20] + 2], size=20, weights=[3.0, 1.0])
     assert np.allclose(tilted.points.mean(0), X[:20].mean(0) - 1, atol=0.05)
-    with pytest.raises(ProblemError, match="shares"):
+    with pytest.raises(ProblemError, match="weights"):
         barycentre.solve([X], size=4, weights=[1.0, 2.0])
 
 

@@ -46,7 +46,7 @@ def test_routing_says_why():
     assert small.solver == "sinkhorn"
     assert "epsilon > 0" in small.reason
     large = torch.zeros(20000, 1).expand(20000, 2)
-    name, reason = sinkhorn.choose(TransportProblem.between(large, large, epsilon=0.5))
+    name, reason = sinkhorn.choose_kernel(TransportProblem.between(large, large, epsilon=0.5))
     assert name == "sinkhorn-streaming"
     assert "over the 2048 that are kept" in reason
 
@@ -74,7 +74,7 @@ def test_too_few_sweeps_raise_and_give_no_plan():
     rng = np.random.default_rng(0)
     problem = TransportProblem.between(rng.standard_normal((50, 2)), rng.standard_normal((50, 2)), epsilon=0.01)
     with pytest.raises(NotConvergedError, match="sinkhorn stopped after"):
-        sinkhorn.solve(problem, max_sweeps=4)
+        sinkhorn.solve(problem, max_iterations=4)
 
 
 def test_far_outliers_and_a_poor_start_do_not_underflow():

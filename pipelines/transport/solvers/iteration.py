@@ -1,8 +1,8 @@
-"""One sweep of Sinkhorn's algorithm, in one pass over the rows of the Gibbs kernel.
+"""One iteration of Sinkhorn's algorithm, in one pass over the rows of the Gibbs kernel.
 
 A textbook iteration reads the kernel twice: for ``K v``, then for ``Kᵀ u``. Here rows are taken in blocks that stay in
 cache: a block's row sums give its new source potentials, and with them its part of the column sums, before the next
-block is looked at. A kernel in memory is read once a sweep; one that is computed on the fly is computed once a sweep.
+block is processed. A kernel in memory is read once per iteration; otherwise it is computed once per iteration.
 
 Exponents and logarithms are taken in base 2: torch's ``exp`` falls to a fortieth of its speed where results underflow,
 as most entries of a kernel of small epsilon do; its ``exp2`` does not.
@@ -34,7 +34,7 @@ MAX_SHIFT = 40.0
 
 
 @dataclass(frozen=True)
-class Sweep:
+class IterationResult:
     """What one pass found.
 
     Attributes:
@@ -55,7 +55,7 @@ class Kernel:
         rows: the costs.
         a: weights of these rows, (n,) float64.
         b: weights of the columns, (m,) float64.
-        keep: whether the kernel stays in memory from sweep to sweep.
+        keep: whether the kernel stays in memory from iteration to iteration.
     """
 
     def __init__(self, rows: CostRows, a: torch.Tensor, b: torch.Tensor, *, keep: bool) -> None:
@@ -69,7 +69,9 @@ class Kernel:
         self._scratch: torch.Tensor | None = None
         self._base: tuple[torch.Tensor, torch.Tensor, float] | None = None
 
-    def sweep(self, f: torch.Tensor, g: torch.Tensor, epsilon: float, proximity: float | None = 1.0) -> Sweep:
+    def iterate(
+        self, f: torch.Tensor, g: torch.Tensor, epsilon: float, proximity: float | None = 1.0
+    ) -> IterationResult:
         """New source potentials, and the masses that they leave.
 
         Args:
@@ -90,9 +92,9 @@ class Kernel:
             return found
         # Only now, for all rows at once: a logarithm wakes all threads, however short the vector.
         new_f = proximity * (f - found.rows.log2() * (epsilon / LOG2E))
-        return Sweep(new_f, found.rows * ((new_f - f) * (LOG2E / epsilon)).exp2(), found.columns)
+        return IterationResult(new_f, found.rows * ((new_f - f) * (LOG2E / epsilon)).exp2(), found.columns)
 
-    def _pass(self, f: torch.Tensor, g: torch.Tensor, epsilon: float, proximity: float | None) -> Sweep:
+    def _pass(self, f: torch.Tensor, g: torch.Tensor, epsilon: float, proximity: float | None) -> IterationResult:
         """Masses of the rows before ``f``'s step, of the columns after it."""
         fresh = not self._near(f, g, epsilon)
         if fresh:
@@ -119,7 +121,7 @@ class Kernel:
             columns.addmv_(block.T, weights.float())
         if not self._keep:
             self._base = None
-        return Sweep(f, rows, columns.double() * shift)
+        return IterationResult(f, rows, columns.double() * shift)
 
     def transform(self, g: torch.Tensor) -> torch.Tensor:
         """The c-transform ``min_j C_ij − g_j``, (n,) float64."""
