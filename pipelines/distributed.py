@@ -222,7 +222,7 @@ def _shared(place: str, error: Exception) -> Exception:
     except RuntimeError as lost:
         _close_group()
         if isinstance(error, RankError):
-            return RankError(f"rank 0 was lost while {place}: {lost}", cure="read the log of that worker")
+            return RankError(f"rank 0 was lost while {place}: {lost}", hint="read the log of that worker")
     return error
 
 
@@ -238,22 +238,22 @@ def _lost(place: str, error: RankError, answering: list[int]) -> RankError:
     who = f"rank{'s' * (len(silent) > 1)} {', '.join(silent)}" if silent else "a rank"
     return RankError(
         f"{who} was lost or came too late while {place}: {error.args[0]}",
-        cure="read the workers' logs; slow ones need a larger MONGE_RANK_DEADLINE",
+        hint="read the workers' logs; slow ones need a larger MONGE_RANK_DEADLINE",
     )
 
 
 def _document(place: str, error: Exception) -> dict[str, Any]:
     if isinstance(error, MongeError):
-        return {"rank": rank(), "error": type(error).__name__, "message": error.args[0], "cure": error.cure}
+        return {"rank": rank(), "error": type(error).__name__, "message": error.args[0], "hint": error.hint}
     message = f"rank {rank()} failed while {place}: {type(error).__name__}: {error}"
-    return {"rank": rank(), "error": "RankError", "message": message, "cure": "read the log of that worker"}
+    return {"rank": rank(), "error": "RankError", "message": message, "hint": "read the log of that worker"}
 
 
 def _read(document: dict[str, Any], own: Exception) -> Exception:
     kind = getattr(errors, document["error"], RankError)
     if type(own) is kind and own.args[0] == document["message"]:
         return own
-    return kind(document["message"], cure=document["cure"])
+    return kind(document["message"], hint=document["hint"])
 
 
 def _close_group() -> None:

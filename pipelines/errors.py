@@ -31,7 +31,7 @@
         └── StorageError            a store of objects refuses, fails or does not answer
             └── ObjectNotFoundError     there is no such object or bucket
 
-A message names what was received; ``cure`` says what to do about it. The command line prints both, and a
+A message names what was received; ``hint`` says what to do about it. The command line prints both, and a
 traceback only with ``--debug``.
 """
 
@@ -43,16 +43,16 @@ class MongeError(Exception):
 
     Args:
         message: what is wrong, with the value received.
-        cure: what the reader can do about it.
+        hint: what the reader can do about it.
     """
 
-    def __init__(self, message: str, *, cure: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
-        self.cure = cure
+        self.hint = hint
 
     def __str__(self) -> str:
         message = super().__str__()
-        return f"{message}\n  cure: {self.cure}" if self.cure else message
+        return f"{message}\n  hint: {self.hint}" if self.hint else message
 
 
 class SpecError(MongeError):
@@ -114,8 +114,8 @@ class BusyError(TransportError):
         retry_after: seconds after which the queue is expected to have room.
     """
 
-    def __init__(self, message: str, *, cure: str | None = None, retry_after: float = 1.0) -> None:
-        super().__init__(message, cure=cure)
+    def __init__(self, message: str, *, hint: str | None = None, retry_after: float = 1.0) -> None:
+        super().__init__(message, hint=hint)
         self.retry_after = retry_after
 
 

@@ -345,11 +345,11 @@ def doctor() -> None:
     """Check the installation and the services, and say how to fix what is wrong."""
     from services.platform.doctor import check_machine
 
-    table = Table("what", "found", "cure")
+    table = Table("what", "found", "hint")
     findings = check_machine(load_settings())
     for finding in findings:
         mark = "[green]✓[/]" if finding.ok else "[red]✗[/]"
-        table.add_row(f"{mark} {finding.what}", finding.found, finding.cure)
+        table.add_row(f"{mark} {finding.what}", finding.found, finding.hint)
     console.print(table)
     raise typer.Exit(0 if all(finding.ok or finding.optional for finding in findings) else 1)
 

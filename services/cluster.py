@@ -127,7 +127,7 @@ def join_cluster(settings: Settings, logs: bool = True) -> None:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=logs, logging_level=logging.WARNING, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ServiceError(
-            f"no Ray cluster answers at {address}: {error}", cure="see `monge status`; `monge up` starts one here"
+            f"no Ray cluster answers at {address}: {error}", hint="see `monge status`; `monge up` starts one here"
         ) from error
 
 
@@ -144,5 +144,5 @@ def _require_listener(address: str) -> None:
         socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise ServiceError(
-            f"no Ray cluster answers at {address}: {error}", cure="see `monge status`; `monge up` starts one here"
+            f"no Ray cluster answers at {address}: {error}", hint="see `monge status`; `monge up` starts one here"
         ) from None

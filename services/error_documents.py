@@ -53,10 +53,10 @@ def status_of(error: MongeError) -> int:
 def write_error(error: MongeError, request_id: str | None = None, field: str | None = None) -> dict[str, Any]:
     """An error as the body of an answer.
 
-    ``{"error": class, "message": …, "cure": …}``, with ``field`` where one value of the request is at fault,
+    ``{"error": class, "message": …, "hint": …}``, with ``field`` where one value of the request is at fault,
     ``retry_after`` (seconds) where the server is busy, and ``request_id``, which the server's log repeats.
     """
-    document: dict[str, Any] = {"error": type(error).__name__, "message": str(error.args[0]), "cure": error.cure}
+    document: dict[str, Any] = {"error": type(error).__name__, "message": str(error.args[0]), "hint": error.hint}
     if isinstance(error, BusyError):
         document["retry_after"] = error.retry_after
     if field is not None:
@@ -76,12 +76,12 @@ def read_error(body: bytes, status: int, service: str) -> MongeError:
     """
     try:
         document = json.loads(body)
-        kind, message, cure = getattr(errors, document["error"]), str(document["message"]), document.get("cure")
+        kind, message, hint = getattr(errors, document["error"]), str(document["message"]), document.get("hint")
         if not issubclass(kind, MongeError):
             raise TypeError(kind)
     except (ValueError, KeyError, TypeError, AttributeError):
         return ServiceError(f"{service} answered with status {status}: {body[:200]!r}")
-    error: MongeError = kind(message, cure=cure)
+    error: MongeError = kind(message, hint=hint)
     if isinstance(error, BusyError):
         error.retry_after = float(document.get("retry_after", 1.0))
     return error

@@ -35,7 +35,7 @@ def copy(target: Path, overwrite: bool = False) -> list[Path]:
         if changed:
             raise SpecError(
                 f"{target} has files of the same names with other contents: {', '.join(changed)}",
-                cure="name another folder, or replace them with --overwrite",
+                hint="name another folder, or replace them with --overwrite",
             )
     target.mkdir(parents=True, exist_ok=True)
     copied = [Path(shutil.copyfile(file, target / file.name)) for file in found]

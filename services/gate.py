@@ -68,20 +68,20 @@ class Access:
         if token is None:
             found = "a token that is not valid" if bearer(request) else "no token"
             raise UnauthenticatedError(
-                f"the request has {found}", cure="set MONGE_TOKEN; `monge token create` makes one"
+                f"the request has {found}", hint="set MONGE_TOKEN; `monge token create` makes one"
             )
         with self._guard:
             wait = self._buckets.setdefault(token.name, _Bucket(token.requests_per_second)).wait()
         if wait > 0:
             raise BusyError(
                 f"{token.name} asks more than {token.requests_per_second:g} times a second",
-                cure="ask less often",
+                hint="ask less often",
                 retry_after=wait,
             )
         if role is not None and not token.role.allows(role):
             raise ForbiddenError(
                 f"the token {token.name!r} has the role {token.role.value!r}, this takes {role.value!r}",
-                cure=f"ask an administrator for `monge token create NAME --role {role.value}`",
+                hint=f"ask an administrator for `monge token create NAME --role {role.value}`",
             )
         request.state.token = token
         return token
@@ -174,12 +174,12 @@ class RemoteTokens:
             reason = error or type(error).__name__
             fault = ServiceError(
                 f"the job service at {self._url}, which checks tokens, does not answer: {reason}",
-                cure="see `monge status`; set MONGE_JOBS_URL",
+                hint="see `monge status`; set MONGE_JOBS_URL",
             )
         known, now = self._known.get(digest), self._clock()
         if known is None or now - known.confirmed >= KEPT:
             # Another class would tell a client that its own request is at fault.
-            raise fault if isinstance(fault, BusyError) else ServiceError(str(fault.args[0]), cure=fault.cure)
+            raise fault if isinstance(fault, BusyError) else ServiceError(str(fault.args[0]), hint=fault.hint)
         known.due = min(now + PAUSE, known.confirmed + KEPT)
         return known.token
 
@@ -222,5 +222,5 @@ def tokens_for(host: str, settings: Settings) -> RemoteTokens | None:
     except ServiceError:
         raise ServiceError(
             f"host: {host} received, where others reach the server, and no job service is known to check their tokens",
-            cure="set MONGE_JOBS_URL, or listen on 127.0.0.1 behind a proxy",
+            hint="set MONGE_JOBS_URL, or listen on 127.0.0.1 behind a proxy",
         ) from None

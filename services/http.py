@@ -59,7 +59,7 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), backlog=2048)
     except OSError as error:
-        raise ServiceError(f"cannot listen on {host}:{port}: {error.strerror}", cure="choose another port") from None
+        raise ServiceError(f"cannot listen on {host}:{port}: {error.strerror}", hint="choose another port") from None
 
 
 def protect(app: FastAPI, *, max_bytes: int, loopback: bool = True) -> None:
@@ -129,7 +129,7 @@ class Guard:
             if (value := headers.get(name)) is not None and not self._is_known(prefix + value):
                 return ForbiddenError(
                     f"{name.decode()}: {value[:100]!r} is not this server's",
-                    cure=f"ask it as {', '.join(sorted(self._hosts - {'testserver'}))}",
+                    hint=f"ask it as {', '.join(sorted(self._hosts - {'testserver'}))}",
                 )
         return None
 
@@ -166,7 +166,7 @@ class Guard:
 
     def _refusal(self) -> _Refusal:
         message = f"body: over the limit of {self._max_bytes} bytes"
-        return _Refusal(TooLargeError(message, cure="send less, or raise MONGE_MAX_REQUEST_MIB"))
+        return _Refusal(TooLargeError(message, hint="send less, or raise MONGE_MAX_REQUEST_MIB"))
 
 
 def request_id(request: Request) -> str | None:
@@ -207,7 +207,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if isinstance(error, _Refusal):
         return error_response(error.error, request_id(request))
     assert isinstance(error, HTTPException)
-    response = error_response(ServiceError(str(error.detail), cure="see /docs"), request_id(request), error.status_code)
+    response = error_response(ServiceError(str(error.detail), hint="see /docs"), request_id(request), error.status_code)
     response.headers.update(error.headers or {})
     return response
 
@@ -215,7 +215,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     field = field_of(error)
-    fault = SpecError(f"{field}: {error.errors()[0]['msg']}", cure="see /docs")
+    fault = SpecError(f"{field}: {error.errors()[0]['msg']}", hint="see /docs")
     return error_response(fault, request_id(request), field=field)
 
 
@@ -225,4 +225,4 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 async def _internal(request: Request, error: Exception) -> Response:
     log.error("request %s failed", request_id(request), exc_info=error)
-    return error_response(ServiceError("the service failed", cure="its log says why"), request_id(request), 500)
+    return error_response(ServiceError("the service failed", hint="its log says why"), request_id(request), 500)

@@ -23,7 +23,7 @@ def alone(lock: Path, otherwise: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ServiceError(otherwise, cure="wait for it, or end it, then start again") from None
+            raise ServiceError(otherwise, hint="wait for it, or end it, then start again") from None
         yield
 
 

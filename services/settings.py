@@ -130,7 +130,7 @@ class Settings(BaseSettings):
             return {}
         except ValueError as error:
             raise ServiceError(
-                f"{self.home / 'platform.json'} is damaged: {error}", cure="run `monge down`, then `monge up`"
+                f"{self.home / 'platform.json'} is damaged: {error}", hint="run `monge down`, then `monge up`"
             ) from None
 
     def address(self, field: str) -> str:
@@ -146,7 +146,7 @@ class Settings(BaseSettings):
         if not address:
             raise ServiceError(
                 f"{field}: no address is known and no platform runs in {self.home}",
-                cure=f"run `monge up`, or set MONGE_{field.upper()}",
+                hint=f"run `monge up`, or set MONGE_{field.upper()}",
             )
         return str(address)
 

@@ -59,7 +59,7 @@ class ShardCache:
                 if hashlib.sha256(data).hexdigest() != sha256:
                     raise ShardError(
                         f"{name}: its sha256 is not the manifest's {sha256}",
-                        cure="give the `monge shard` that made it again: it writes damaged shards anew",
+                        hint="give the `monge shard` that made it again: it writes damaged shards anew",
                     )
                 part.write_bytes(data)
                 arrays = map_arrays(part)
@@ -67,11 +67,11 @@ class ShardCache:
                 self._evict(path)
                 return arrays
         except ValueError as error:
-            raise ShardError(f"{name}: {error}", cure="shard the data set anew") from None
+            raise ShardError(f"{name}: {error}", hint="shard the data set anew") from None
         except OSError as error:
             raise StorageError(
                 f"{self.folder}: cannot keep {name}: {error.strerror}",
-                cure="see what is free there, set MONGE_SHARD_CACHE to another folder or lower MONGE_SHARD_CACHE_GIB",
+                hint="see what is free there, set MONGE_SHARD_CACHE to another folder or lower MONGE_SHARD_CACHE_GIB",
             ) from None
 
     def touch(self, sha256: str) -> bool:

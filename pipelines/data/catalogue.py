@@ -95,7 +95,7 @@ def fetch(name: str, cache: Path) -> Path:
     if received != entry.sha256:
         raise SourceError(
             f"{name}: the arrays have sha256 {received}, expected {entry.sha256}",
-            cure="another version of the data set is installed; see pipelines/data/catalogue.py for the right one",
+            hint="another version of the data set is installed; see pipelines/data/catalogue.py for the right one",
         )
     write_arrays(path, arrays)
     return path
@@ -137,10 +137,10 @@ def _fetch_fashion_mnist(cache: Path) -> Arrays:
             return _read_fashion_mnist(folder)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        cure = f"`apt install {_FASHION_PACKAGE}`, or put {', '.join(names)} into {cache / 'fashion-mnist'}"
-        run_command(["apt-get", "download", _FASHION_PACKAGE], Path(scratch), cure)
+        hint = f"`apt install {_FASHION_PACKAGE}`, or put {', '.join(names)} into {cache / 'fashion-mnist'}"
+        run_command(["apt-get", "download", _FASHION_PACKAGE], Path(scratch), hint)
         packages = [str(path) for path in Path(scratch).glob("*.deb")]
-        run_command(["dpkg-deb", "-x", *packages, scratch], Path(scratch), cure)
+        run_command(["dpkg-deb", "-x", *packages, scratch], Path(scratch), hint)
         return _read_fashion_mnist(Path(scratch) / _FASHION_FOLDER)
 
 
@@ -164,7 +164,7 @@ def _read_idx(path: Path) -> np.ndarray:
     received, expected = hashlib.sha256(data).hexdigest(), _FASHION_SHA256[path.name]
     if received != expected:
         raise SourceError(
-            f"{path}: its content has sha256 {received}, expected {expected}", cure="replace it by the original file"
+            f"{path}: its content has sha256 {received}, expected {expected}", hint="replace it by the original file"
         )
     rank = data[3]
     shape = np.frombuffer(data, ">u4", count=rank, offset=4)

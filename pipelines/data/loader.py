@@ -157,7 +157,7 @@ class ShardedDataset:
         """
         found = {"train": self.train, "test": self.test, "validation": self.validation}[name]
         if found is None:
-            raise ShardError("the data set has no validation split", cure="set data.validation_fraction")
+            raise ShardError("the data set has no validation split", hint="set data.validation_fraction")
         return found
 
     def limited(self, per_class: int | None) -> ShardedDataset:
@@ -208,7 +208,7 @@ def open_stored(store: ShardStore, address: str, cache: ShardCache) -> ShardedDa
             raise ValueError(f"its sha256 is not the manifest's {manifest.index_sha256}")
         index = unpack_arrays(data)
     except ValueError as error:
-        raise ShardError(f"{address}/{INDEX}: {error}", cure="shard the data set anew") from None
+        raise ShardError(f"{address}/{INDEX}: {error}", hint="shard the data set anew") from None
     return _dataset(address, manifest, index, CachedShards(store, address, manifest.shards, manifest.image, cache))
 
 
@@ -224,20 +224,20 @@ def _dataset(place: str, manifest: Manifest, index: dict[str, np.ndarray], shard
 
 
 def _open_file(path: Path, sha256: str | None) -> dict[str, np.ndarray]:
-    cure = f"remove {path.parent} and submit again: the data set is then sharded anew"
+    hint = f"remove {path.parent} and submit again: the data set is then sharded anew"
     try:
         if sha256 is not None and file_sha256(path) != sha256:
-            raise ShardError(f"{path}: its sha256 is not the manifest's {sha256}", cure=cure)
+            raise ShardError(f"{path}: its sha256 is not the manifest's {sha256}", hint=hint)
         return map_arrays(path)
     except (OSError, ValueError) as error:
-        raise ShardError(f"{path}: cannot be read: {error}", cure=cure) from None
+        raise ShardError(f"{path}: cannot be read: {error}", hint=hint) from None
 
 
 def _expect(path: Path | str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:
     if array.dtype != dtype or array.shape != shape:
         raise ShardError(
             f"{path}: holds an array {array.shape} {array.dtype}, expected {shape} {np.dtype(dtype)}",
-            cure="remove its folder and submit again: the data set is then sharded anew",
+            hint="remove its folder and submit again: the data set is then sharded anew",
         )
 
 
@@ -277,7 +277,7 @@ class Loader(Iterator[Batch]):
         block: int | None = None,
     ) -> None:
         if not len(split):
-            raise ShardError(f"the {split.name} split is empty", cure="add images, or change data.test_fraction")
+            raise ShardError(f"the {split.name} split is empty", hint="add images, or change data.test_fraction")
         if batch < 1 or start_step < 0 or prefetch < 1 or (block is not None and block < 1):
             raise ValueError(
                 "batch ≥ 1, start_step ≥ 0, prefetch ≥ 1, block ≥ 1 expected: "

@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 INDEX = "index.safetensors"
 QUARANTINE = "quarantine.jsonl"
 
-_CURE = "shard the data set (again): `monge submit` does so by itself"
+_HINT = "shard the data set (again): `monge submit` does so by itself"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
@@ -95,7 +95,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ShardError(f"{path}: cannot be read: {error.strerror}", cure=_CURE) from None
+        raise ShardError(f"{path}: cannot be read: {error.strerror}", hint=_HINT) from None
     return parse_manifest(data, str(path))
 
 
@@ -114,4 +114,4 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
-        raise ShardError(f"{name}: not a manifest: {where} {fault['msg']}", cure=_CURE) from None
+        raise ShardError(f"{name}: not a manifest: {where} {fault['msg']}", hint=_HINT) from None

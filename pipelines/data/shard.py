@@ -216,7 +216,7 @@ def check_bad(receipts: Sequence[Receipt], total: int, spec: DataSpec) -> None:
     raise TooManyBadImagesError(
         f"{spec.source}: {len(bad)} or more of {total} images cannot be decoded, over data.max_bad_fraction "
         f"{spec.max_bad_fraction:g}; the first:\n{named}",
-        cure="repair or remove them, or raise data.max_bad_fraction",
+        hint="repair or remove them, or raise data.max_bad_fraction",
     )
 
 
@@ -255,7 +255,7 @@ def write_manifest(source: Source, spec: DataSpec, folder: Path | ShardStore, re
     }
     for name, count in zip(source.classes, per_class["train"], strict=True):
         if not count:
-            raise SourceError(f"{spec.source}: class {name!r} has no readable image", cure="repair or remove the class")
+            raise SourceError(f"{spec.source}: class {name!r} has no readable image", hint="repair or remove the class")
     bad = [image for receipt in receipts for image in receipt.bad] + _twins(source, receipts, split)
     lines = [json.dumps({"name": image.name, "reason": image.reason}) + "\n" for image in bad]
     store.write(QUARANTINE, "".join(lines).encode())
@@ -312,7 +312,7 @@ def _columns(store: ShardStore, number: int) -> dict[str, np.ndarray]:
         return unpack_arrays(store.read(receipt_file(number)))
     except (ObjectNotFoundError, ValueError) as error:
         raise ShardError(
-            f"{receipt_file(number)}: {error.args[0]}", cure="run again: the shard is then written anew"
+            f"{receipt_file(number)}: {error.args[0]}", hint="run again: the shard is then written anew"
         ) from None
 
 

@@ -144,7 +144,7 @@ class CachedShards:
             if images is None or images.dtype != np.uint8 or images.shape != (entry.count, *self.dims):
                 raise ShardError(
                     f"{name}: does not hold {entry.count} images of {self.dims}",
-                    cure="shard the data set anew: its manifest does not belong to it",
+                    hint="shard the data set anew: its manifest does not belong to it",
                 )
         except BaseException:
             with self._lock:

@@ -91,7 +91,7 @@ def _found(path: Path) -> tuple[Path, FolderFiles]:
         named = ", ".join(f"{len(names)} {kind} ({names[0]})" for kind, names in held.items())
         raise SourceError(
             f"{path}: holds several kinds of sources: {named}",
-            cure="give the folder or the file of one of them, or move the others away",
+            hint="give the folder or the file of one of them, or move the others away",
         )
     return path, found
 
@@ -103,11 +103,11 @@ def _existing(source: str) -> Path:
     if path.exists():
         raise SourceError(
             f"{source}: neither a folder nor a file in {', '.join(FILE_SUFFIXES)}",
-            cure="give the folder that holds the images",
+            hint="give the folder that holds the images",
         )
     near = difflib.get_close_matches(source.lower(), NAMES, n=1)
     names = ", ".join(NAMES)
     raise SourceError(
         f"{source}: neither a data set of the catalogue nor a folder or {', '.join(FILE_SUFFIXES)} file that exists",
-        cure=f"did you mean {near[0]}?" if near else f"give a path, or one of {names}",
+        hint=f"did you mean {near[0]}?" if near else f"give a path, or one of {names}",
     )

@@ -74,7 +74,7 @@ class Evaluator:
         split: SplitName = "test",
     ) -> None:
         if not len(data.test):
-            raise ShardError("the test split is empty", cure="add images, or change data.test_fraction")
+            raise ShardError("the test split is empty", hint="add images, or change data.test_fraction")
         self._data = data
         self._split: SplitName = split
         self._device = device

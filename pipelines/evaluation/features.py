@@ -72,7 +72,7 @@ class ClassifierFeatures(FeatureExtractor):
         if not isinstance(bundle.network, Classifier):
             article = "an" if bundle.kind == "encoder" else "a"
             raise SpecError(
-                f"evaluation.reference: {name} is {article} {bundle.kind}", cure="name a classifier of such images"
+                f"evaluation.reference: {name} is {article} {bundle.kind}", hint="name a classifier of such images"
             )
         self.class_names = bundle.classes
         self.name, self.digest, self.classes = name, bundle.digest(), len(bundle.classes)
@@ -84,7 +84,7 @@ class ClassifierFeatures(FeatureExtractor):
             raise SpecError(
                 f"evaluation.reference: {self.name} reads images of {self.bundle.image.dims}, "
                 f"received ones of {image.dims}",
-                cure="train a classifier on the same data, with the same size and channels",
+                hint="train a classifier on the same data, with the same size and channels",
             )
 
     @torch.inference_mode()

@@ -171,7 +171,7 @@ def shared_samples(generator: Generator, count: int, seed: int, device: torch.de
     """
     (samples,) = gather_parts(count, BATCH, lambda part: [sample(generator, count, seed, device, part)])
     if not samples.isfinite().all():
-        raise DivergedError("the generator's samples are not finite", cure="lower optimizer.learning_rate")
+        raise DivergedError("the generator's samples are not finite", hint="lower optimizer.learning_rate")
     return samples
 
 

@@ -99,7 +99,7 @@ def imagenet_features(name: ImageNetName, weights: str | None, cache: Path, devi
         except RuntimeError as error:
             raise SpecError(
                 f"evaluation.weights: {weights}: not the weights of Inception-v3: {shorten(str(error), 300)}",
-                cure="give a state dict with torchvision's names, of 1008 outputs (as published distances are "
+                hint="give a state dict with torchvision's names, of 1008 outputs (as published distances are "
                 "computed with) or of 1000",
             ) from None
     return ImageNetFeatures(name, network.to(device), hashlib.sha256(blob).hexdigest())
@@ -131,7 +131,7 @@ def read_tensors(blob: bytes, name: str) -> dict[str, Tensor]:
 def _no_tensors(name: str, reason: str) -> SpecError:
     return SpecError(
         f"evaluation.weights: {name} holds no state dict: {reason}",
-        cure="give a file of tensors by name: .safetensors, or torch.save(network.state_dict(), file)",
+        hint="give a file of tensors by name: .safetensors, or torch.save(network.state_dict(), file)",
     )
 
 
@@ -143,5 +143,5 @@ def _file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise SpecError(
-            f"evaluation.weights: {path}: {error.strerror}", cure="give a file that every worker can read"
+            f"evaluation.weights: {path}: {error.strerror}", hint="give a file that every worker can read"
         ) from None

@@ -36,7 +36,7 @@ class AlexNet(Classifier):
         if side < 8:
             raise SpecError(
                 f"model alexnet: images of {image.height}×{image.width} vanish in its poolings",
-                cure="set data.size to 8 or more, or use an mlp",
+                hint="set data.size to 8 or more, or use an mlp",
             )
         a, b, c, d, e = CHANNELS
         large = side >= FULL_SIZE

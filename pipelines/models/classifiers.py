@@ -78,7 +78,7 @@ class LeNet(Classifier):
         if min(image.height, image.width) < 12:
             raise SpecError(
                 f"model lenet: images of {image.height}×{image.width} vanish in its two poolings",
-                cure="set data.size to 12 or more, or use an mlp",
+                hint="set data.size to 12 or more, or use an mlp",
             )
         self.features = nn.Sequential(
             nn.Conv2d(image.channels, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),

@@ -105,7 +105,7 @@ def _require_patches(spec: ReconstructionSpec, image: ImageShape) -> None:
     if hidden == count or (spec.hidden and not hidden):
         raise SpecError(
             f"objective.patch: {hidden} of the {count} patches of {spec.patch} pixels a side would be hidden",
-            cure="give a smaller patch",
+            hint="give a smaller patch",
         )
 
 
@@ -123,11 +123,11 @@ def _weights(spec: TransportSpec, data: ShardedDataset) -> torch.Tensor | None:
     if strange:
         raise SpecError(
             f"objective.class_weights: the data set has no class {strange[0]!r}",
-            cure=f"choose among {', '.join(data.classes)}",
+            hint=f"choose among {', '.join(data.classes)}",
         )
     weights = torch.tensor([spec.class_weights.get(name, 1.0) for name in data.classes], dtype=torch.float64)
     if not bool(weights.any()):
-        raise SpecError("objective.class_weights: all classes weigh 0", cure="give some class a weight")
+        raise SpecError("objective.class_weights: all classes weigh 0", hint="give some class a weight")
     return weights
 
 

@@ -15,5 +15,5 @@ def diverged(step: int, what: str, reason: str) -> DivergedError:
     """
     return DivergedError(
         f"at step {step}, no transport problem can be built from {what}: {reason}",
-        cure="lower optimizer.learning_rate",
+        hint="lower optimizer.learning_rate",
     )

@@ -101,7 +101,7 @@ class FeatureMap:
             raise SpecError(
                 f"objective.features.{largest}: {layers[largest]} numbers for an image, over the limit of "
                 f"{LARGEST_POINT} for all features together",
-                cure="average its maps: give a smaller side, 7 for example",
+                hint="average its maps: give a smaller side, 7 for example",
             )
         return sum(layers)
 
@@ -211,14 +211,14 @@ def _require(field: str, spec: FeatureSpec, network: Network | None, image: Imag
     if isinstance(network, Encoder | Classifier) and network.image != image:
         raise SpecError(
             f"{field}: {spec.network} reads images of {network.image.dims}, received ones of {image.dims}",
-            cure="train it on the same data, with the same size and channels",
+            hint="train it on the same data, with the same size and channels",
         )
     if network is None:
         raise TypeError(f"{field}: the network {spec.network} was not given")
     if not isinstance(network, Encoder | Classifier | ImageNetNetwork):
-        raise SpecError(f"{field}: {spec.network} is a generator", cure="name an auto-encoder or a classifier")
+        raise SpecError(f"{field}: {spec.network} is a generator", hint="name an auto-encoder or a classifier")
     layers = network.layers if isinstance(network, Encoder) else 1
     if spec.layer is not None and spec.layer > layers:
-        raise SpecError(f"{field}: layer {spec.layer} of {spec.network}, which has {layers}", cure=f"1 to {layers}")
+        raise SpecError(f"{field}: layer {spec.layer} of {spec.network}, which has {layers}", hint=f"1 to {layers}")
     if spec.side is not None and spec.layer == layers:
-        raise SpecError(f"{field}: layer {spec.layer} of {spec.network} is no map", cure="leave side out")
+        raise SpecError(f"{field}: layer {spec.layer} of {spec.network} is no map", hint="leave side out")

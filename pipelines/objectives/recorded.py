@@ -63,7 +63,7 @@ class RecordedCoupling:
         Raises:
             ShardError: the file cannot be read, or belongs to another data set.
         """
-        cure = "solve it again with `monge couple`"
+        hint = "solve it again with `monge couple`"
         try:
             with safe_open(path, framework="np") as file:
                 told = file.metadata() or {}
@@ -73,10 +73,10 @@ class RecordedCoupling:
                     file.get_tensor("seeds"), told["fingerprint"], file.get_tensor("costs"), float(told["max_gap"])
                 )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise ShardError(f"{path}: not a recorded coupling: {error}", cure=cure) from None
+            raise ShardError(f"{path}: not a recorded coupling: {error}", hint=hint) from None
         shape = coupling.seeds.shape
         if coupling.fingerprint != fingerprint or len(shape) != 2 or shape[1] != images or not shape[0]:
-            raise ShardError(f"{path}: couples another data set than this one of {images} images", cure=cure)
+            raise ShardError(f"{path}: couples another data set than this one of {images} images", hint=hint)
         return coupling
 
 

@@ -259,7 +259,7 @@ class JobSpec(Section):
         if self.train.images <= images:
             raise SpecError(
                 f"train.images: {self.train.images}, while the checkpoint to go on from has seen {images}",
-                cure=f"raise train.images above {images}",
+                hint=f"raise train.images above {images}",
             )
 
     def to_yaml(self) -> str:

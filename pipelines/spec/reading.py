@@ -30,7 +30,7 @@ def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> JobSpec:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SpecError(f"{path}: no such file", cure="`monge init` copies specs to start from into configs/") from None
+        raise SpecError(f"{path}: no such file", hint="`monge init` copies specs to start from into configs/") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read: {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date such as 2024-13-01
@@ -88,7 +88,7 @@ def _assign(document: dict[str, Any], override: str) -> None:
     keys = path.strip().split(".")
     if not separator or not all(keys):
         raise SpecError(
-            f"--set {override!r}: not an assignment", cure="write dotted.path=value, as in train.images=20000"
+            f"--set {override!r}: not an assignment", hint="write dotted.path=value, as in train.images=20000"
         )
     *parents, last = keys
     for key in parents:

@@ -73,7 +73,7 @@ def load_checkpoint(state: TrainState, folder: Path) -> None:
     if numbers["fingerprint"] != state.fingerprint:
         raise CheckpointError(
             f"{folder}: of spec {numbers['fingerprint'][:12]}, while the job is of {state.fingerprint[:12]}",
-            cure="resume with the spec that the run was started with, or continue it by `monge submit SPEC --from JOB`",
+            hint="resume with the spec that the run was started with, or continue it by `monge submit SPEC --from JOB`",
         )
     _put(state, folder, numbers, tensors)
 
@@ -104,18 +104,18 @@ def load_origin(state: TrainState, folder: Path, spec: JobSpec) -> None:
 
 
 def _require_fit(state: TrainState, folder: Path, numbers: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    cure = "continue it with the model, the objective and the kind of optimizer that it was trained with"
+    hint = "continue it with the model, the objective and the kind of optimizer that it was trained with"
     saved = sorted({key.split("/")[1] for key in tensors if key.startswith("networks/")})
     if saved != sorted(state.networks):
         held, wanted = ", ".join(saved), ", ".join(sorted(state.networks))
-        raise CheckpointError(f"{folder}: holds the networks {held}, while the job trains {wanted}", cure=cure)
+        raise CheckpointError(f"{folder}: holds the networks {held}, while the job trains {wanted}", hint=hint)
     for network, module in state.networks.items():
         there, here = _under(f"networks/{network}", tensors), module.state_dict()
         for name in here | there:
             shapes = [f"({', '.join(map(str, t[name].shape))})" if name in t else "absent" for t in (there, here)]
             if shapes[0] != shapes[1]:
                 raise CheckpointError(
-                    f"{folder}: {name} of the {network} is {shapes[0]}, and {shapes[1]} in the job's spec", cure=cure
+                    f"{folder}: {name} of the {network} is {shapes[0]}, and {shapes[1]} in the job's spec", hint=hint
                 )
     for phase, optimizer in state.optimizers.items():
         slots = {path.split("/")[1] for path in _under(f"optimizers/{phase}", tensors | numbers["scalars"])}
@@ -123,7 +123,7 @@ def _require_fit(state: TrainState, folder: Path, numbers: dict[str, Any], tenso
             raise CheckpointError(
                 f"{folder}: the optimizer of the {phase} keeps {', '.join(sorted(foreign))}, which the job's "
                 f"{type(optimizer).__name__} does not know",
-                cure=cure,
+                hint=hint,
             )
 
 
@@ -150,10 +150,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         numbers = json.loads((folder / NUMBERS).read_text())
         blob = (folder / TENSORS).read_bytes()
         if hashlib.sha256(blob).hexdigest() != numbers["sha256"]:
-            raise CheckpointError(f"{folder}: the tensors do not match their hash", cure="resume from an older one")
+            raise CheckpointError(f"{folder}: the tensors do not match their hash", hint="resume from an older one")
         # Checkpoints of older versions have no hash of their numbers.
         if (expected := numbers.pop("numbers_sha256", None)) is not None and _hash(numbers) != expected:
-            raise CheckpointError(f"{folder}: the numbers do not match their hash", cure="resume from an older one")
+            raise CheckpointError(f"{folder}: the numbers do not match their hash", hint="resume from an older one")
         numbers |= {name: int(numbers[name]) for name in ("step", "images")}
         numbers |= {"fingerprint": str(numbers["fingerprint"]), "scalars": dict(numbers["scalars"])}
         return numbers, load(blob)

@@ -60,7 +60,7 @@ class Meters:
             point |= dict(zip(maxima, highest.tolist(), strict=True))
         for name, value in point.items():
             if not math.isfinite(value):
-                raise DivergedError(f"{name} is {value}", cure="lower optimizer.learning_rate")
+                raise DivergedError(f"{name} is {value}", hint="lower optimizer.learning_rate")
         point["images_per_second"] = self._images / max(time.perf_counter() - self._started, 1e-9)
         self._clear()
         return point

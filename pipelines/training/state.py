@@ -82,7 +82,7 @@ class TrainState:
                 if not bool(weights.isfinite().all()):
                     raise DivergedError(
                         f"after {self.images} images, weights {name} of the {network} are no longer finite",
-                        cure="lower optimizer.learning_rate",
+                        hint="lower optimizer.learning_rate",
                     )
 
     @torch.no_grad()

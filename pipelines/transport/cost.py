@@ -71,10 +71,10 @@ def with_conditions(points: torch.Tensor, labels: torch.Tensor, classes: int, we
     if labels.shape != points.shape[:1] or bool(((labels < 0) | (labels >= classes)).any()):
         raise ProblemError(
             f"labels: {tuple(labels.shape)} for {len(points)} points",
-            cure=f"give each point one from 0 to {classes - 1}",
+            hint=f"give each point one from 0 to {classes - 1}",
         )
     if not math.isfinite(weight) or weight < 0:
-        raise ProblemError(f"weight: {weight} received", cure="give a number ≥ 0")
+        raise ProblemError(f"weight: {weight} received", hint="give a number ≥ 0")
     return with_known_conditions(points, labels, classes, weight)
 
 

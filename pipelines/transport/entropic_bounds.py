@@ -219,7 +219,7 @@ def _masses(
         raise NotConvergedError(
             f"float64 does not hold the entropic plan at epsilon {epsilon:g}: its exponents are off by up to "
             f"{largest / epsilon + each:.1g}",
-            cure="raise epsilon, or give 0 for the exact problem",
+            hint="raise epsilon, or give 0 for the exact problem",
         )
     eta = weights.total(slack) / epsilon + each * float(columns.sum())
     return rows, columns, eta, new_f

@@ -59,7 +59,7 @@ def draw_pairs(plan: TransportPlan, seed: int, draw: int = 0) -> PlanPairs:
     for source, (columns, mass) in enumerate(_rows(plan)):
         reached = mass.cumsum()
         if not len(mass) or not reached[-1] > 0:
-            raise ProblemError(f"source {source} carries no mass: it has no target", cure="leave it out of the problem")
+            raise ProblemError(f"source {source} carries no mass: it has no target", hint="leave it out of the problem")
         found = np.searchsorted(reached, places[source] * reached[-1], side="right")
         targets[source] = columns[min(found, len(columns) - 1)]
     return PlanPairs(torch.arange(n), torch.as_tensor(targets))

@@ -67,7 +67,7 @@ class Certificate:
             raise NotConvergedError(
                 f"{self.solver} stopped after {self.iterations} iterations with gap {self.gap:g} "
                 f"and marginal error {self.marginal_error:g}",
-                cure="allow more iterations, or raise epsilon",
+                hint="allow more iterations, or raise epsilon",
             )
 
 
@@ -108,7 +108,7 @@ class TransportPlan:
         if self.rows is None or self.columns is None or self.mass is None:
             raise ProblemError(
                 f"a plan of {self.certificate.solver} has no zero entries to leave out",
-                cure="draw pairs from it, or ask for it dense",
+                hint="draw pairs from it, or ask for it dense",
             )
         return self.rows, self.columns, self.mass
 
@@ -150,7 +150,7 @@ class TransportPlan:
         if self.problem is None or self.f is None or self.g is None:
             raise ProblemError(
                 f"this plan of {self.certificate.solver} does not hold its points",
-                cure="give them: plan.between(problem)",
+                hint="give them: plan.between(problem)",
             )
         return GibbsRows(self.problem, self.f, self.g)
 

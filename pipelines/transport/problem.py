@@ -97,16 +97,16 @@ class TransportProblem:
         """
         if cost not in get_args(CostName):
             choices = ", ".join(get_args(CostName))
-            raise ProblemError(f"cost: {cost!r} is not a cost", cure=f"choose one of {choices}")
+            raise ProblemError(f"cost: {cost!r} is not a cost", hint=f"choose one of {choices}")
         _one_device(x, y)
         left, right = _alike(numbers("x", x), numbers("y", y))
         if left.shape[1] != right.shape[1]:
             raise ProblemError(
                 f"x has points of dimension {left.shape[1]}, y of dimension {right.shape[1]}",
-                cure="give both sets the same number of coordinates",
+                hint="give both sets the same number of coordinates",
             )
         if not np.isfinite(power) or power <= 0:
-            raise ProblemError(f"power: {power} received", cure="give a positive exponent")
+            raise ProblemError(f"power: {power} received", hint="give a positive exponent")
         _check_range(left, right, cost, power)
         penalty = _penalty(marginal_penalty, epsilon)
         of_rows, of_columns = _weights(a, b, left.shape[0], right.shape[0], balanced=penalty is None)
@@ -213,7 +213,7 @@ def numbers(name: str, value: Numbers, *, forbidden: bool = False) -> Array:
     if not value.shape or 0 in value.shape:
         raise ProblemError(
             f"{name}: shape {tuple(value.shape)} holds no points",
-            cure="give an array of shape (n, d), n and d ≥ 1",
+            hint="give an array of shape (n, d), n and d ≥ 1",
         )
     value = _as_tensor(value).detach() if isinstance(value, torch.Tensor) else _as_array(value)
     value = value.reshape(len(value), -1)
@@ -228,10 +228,10 @@ def numbers(name: str, value: Numbers, *, forbidden: bool = False) -> Array:
         kinds = "NaN or -infinite" if forbidden else "NaN or infinite"
         raise ProblemError(
             f"{name}: {int(bad.sum())} of {value.shape[0] * value.shape[1]} numbers are {kinds}",
-            cure="look for a diverged generator or an unscaled image",
+            hint="look for a diverged generator or an unscaled image",
         )
     if forbidden and bool((flat.abs() > LARGEST_COST).logical_and(flat != math.inf).any()):
-        raise ProblemError(f"{name}: costs of more than {LARGEST_COST:g} received", cure="scale them down")
+        raise ProblemError(f"{name}: costs of more than {LARGEST_COST:g} received", hint="scale them down")
     return value
 
 
@@ -242,7 +242,7 @@ def _as_array(value: np.ndarray) -> np.ndarray:
         wide = value.astype(np.float64, copy=False)
         narrow = wide.astype(np.float32)
     if value.dtype.kind in "iu" and bool((np.abs(wide) > 2.0**53).any()):
-        raise ProblemError("integers over 2^53 received, which float64 does not hold", cure="subtract an offset first")
+        raise ProblemError("integers over 2^53 received, which float64 does not hold", hint="subtract an offset first")
     return narrow if np.array_equal(narrow, wide, equal_nan=True) else wide
 
 
@@ -251,7 +251,7 @@ def _as_tensor(value: torch.Tensor) -> torch.Tensor:
         return value.float()
     wide = value.double()
     if not value.is_floating_point() and bool((wide.abs() > 2.0**53).any()):
-        raise ProblemError("integers over 2^53 received, which float64 does not hold", cure="subtract an offset first")
+        raise ProblemError("integers over 2^53 received, which float64 does not hold", hint="subtract an offset first")
     narrow = wide.float()
     return narrow if bool(((narrow == wide) | wide.isnan()).all()) else wide
 
@@ -260,7 +260,7 @@ def _one_device(x: Numbers, y: Numbers) -> None:
     """Refuse points of two devices; what is no tensor is on the CPU. Weights are taken from any: they go to the CPU."""
     one, other = (side.device if isinstance(side, torch.Tensor) else torch.device("cpu") for side in (x, y))
     if one != other:
-        raise ProblemError(f"x is on {one}, y on {other}", cure="move both to one device: x.to(y.device)")
+        raise ProblemError(f"x is on {one}, y on {other}", hint="move both to one device: x.to(y.device)")
 
 
 def _alike(x: Array, y: Array) -> tuple[Array, Array]:
@@ -290,7 +290,7 @@ def _check_range(x: Array, y: Array, cost: CostName, power: float) -> None:
         return
     raise ProblemError(
         f"x and y: coordinates {extent:g} apart received, whose costs leave float64's range",
-        cure="scale the points: plans do not depend on their unit",
+        hint="scale the points: plans do not depend on their unit",
     )
 
 
@@ -305,7 +305,7 @@ def _weights(
     if a is not None and b is not None and abs(totals[0] - totals[1]) > MASS_TOLERANCE * max(totals):
         raise ProblemError(
             f"a has mass {totals[0]:g}, b has mass {totals[1]:g}: balanced transport moves all of it",
-            cure="normalise both to the same sum",
+            hint="normalise both to the same sum",
         )
     sides: list[np.ndarray | None] = []
     for weights, total in zip(checked, totals, strict=True):
@@ -333,7 +333,7 @@ def _one_side(name: str, weights: Numbers | None, size: int) -> np.ndarray | Non
 
 def _epsilon(epsilon: float) -> float:
     if not np.isfinite(epsilon) or epsilon < 0:
-        raise ProblemError(f"epsilon: {epsilon} received", cure="give 0 for the exact problem, or a positive number")
+        raise ProblemError(f"epsilon: {epsilon} received", hint="give 0 for the exact problem, or a positive number")
     return float(epsilon)
 
 
@@ -341,10 +341,10 @@ def _penalty(penalty: float | None, epsilon: float) -> float | None:
     if penalty is None:
         return None
     if not np.isfinite(penalty) or penalty <= 0:
-        raise ProblemError(f"marginal_penalty: {penalty} received", cure="give a positive number, or None for balance")
+        raise ProblemError(f"marginal_penalty: {penalty} received", hint="give a positive number, or None for balance")
     if not epsilon > 0:
         raise ProblemError(
             f"marginal_penalty: {penalty:g} received with epsilon {epsilon:g}",
-            cure="give epsilon > 0: unbalanced plans are entropic here",
+            hint="give epsilon > 0: unbalanced plans are entropic here",
         )
     return float(penalty)

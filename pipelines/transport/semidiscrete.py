@@ -73,7 +73,7 @@ def solve(
     """
     started = time.perf_counter()
     if steps < 1 or batch < 1 or check < 1:
-        raise ProblemError(f"steps {steps}, batch {batch}, check {check} received", cure="give at least 1 of each")
+        raise ProblemError(f"steps {steps}, batch {batch}, check {check} received", hint="give at least 1 of each")
     problem = TransportProblem.between(sampler(batch, 0).to(y.device), y)
     y = torch.as_tensor(problem.y)
     m = len(y)
@@ -115,7 +115,7 @@ def solve(
     if not certificate.converged:
         raise NotConvergedError(
             f"the semidiscrete map has marginal error {error:.3g} after {steps} steps, its check's noise {noise:.3g}",
-            cure="take more steps, or larger batches",
+            hint="take more steps, or larger batches",
         )
     return SemidiscretePlan(y, g, value / samples + float(g.mean()), certificate)
 

@@ -67,12 +67,12 @@ def solve(
     """
     name, reason = (solver, "asked for by name") if solver != "auto" else choose(problem)
     if name not in _SOLVERS:
-        raise ProblemError(f"solver: {name!r} is not a solver", cure=f"choose one of auto, {', '.join(_SOLVERS)}")
+        raise ProblemError(f"solver: {name!r} is not a solver", hint=f"choose one of auto, {', '.join(_SOLVERS)}")
     if start is not None and start.shape != problem.shape:
         raise ProblemError(
             f"start: a plan of {start.shape[0]} × {start.shape[1]} points received for a problem of "
             f"{problem.shape[0]} × {problem.shape[1]}",
-            cure="leave it out for the first problem and where points come or go",
+            hint="leave it out for the first problem and where points come or go",
         )
     if start is not None and start.f is not None and start.g is not None and name in _STARTING:
         plan = _STARTING[name](problem, start.f, start.g)

@@ -89,11 +89,11 @@ class CouplingStream:
     ) -> None:
         if batch < 1 or pool < batch or pool % batch:
             raise ProblemError(
-                f"a pool of {pool} does not divide into batches of {batch}", cure="make it a multiple of the batch"
+                f"a pool of {pool} does not divide into batches of {batch}", hint="make it a multiple of the batch"
             )
         for name, value in (("ahead", ahead), ("steps", steps)):
             if value is not None and value < 1:
-                raise ProblemError(f"{name}: {value} received", cure="give at least 1")
+                raise ProblemError(f"{name}: {value} received", hint="give at least 1")
         self.pool, self.batch, self.ahead = pool, batch, ahead
         self._last = None if steps is None else (steps - 1) * batch // pool
         self._planner, self._draw, self._cost = planner, draw, cost

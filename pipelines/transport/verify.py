@@ -101,7 +101,7 @@ def _compare(claimed: Certificate, found: Certificate, allowed: float, of_masses
     if faults:
         raise CertificateError(
             f"the plan of {claimed.solver} is not what its certificate says: it {'; it '.join(faults)}",
-            cure="do not use it; check that it belongs to this problem, then report the solver",
+            hint="do not use it; check that it belongs to this problem, then report the solver",
         )
 
 
@@ -109,7 +109,7 @@ def _potentials(plan: TransportPlan) -> tuple[np.ndarray, np.ndarray]:
     if plan.f is None or plan.g is None:
         raise ProblemError(
             f"plan: one of {plan.certificate.solver} without potentials received: a lower bound needs them",
-            cure="ask the service for them: POST /v1/plans?potentials=true",
+            hint="ask the service for them: POST /v1/plans?potentials=true",
         )
     f, g = np.asarray(plan.f, np.float64), np.asarray(plan.g, np.float64)
     if (len(f), len(g)) != plan.shape:

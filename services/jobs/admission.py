@@ -58,11 +58,11 @@ class Admission:
         require_source(spec.data.source)
         for field, file in named_files(spec):
             if not Path(file).is_absolute() or not Path(file).is_file():
-                raise SpecError(f"{field}: {file} is no file that the cluster sees", cure="name it by a shared folder")
+                raise SpecError(f"{field}: {file} is no file that the cluster sees", hint="name it by a shared folder")
         # By version: what the job is compared with stays the same at each of its attempts.
         spec = spec.with_versions(self._version)
         if not asked.wait and not cluster.away and (never := policy.refusal(spec.workers, cluster)) is not None:
-            raise SpecError(never, cure="ask for less, or submit it with `--wait` if nodes will come")
+            raise SpecError(never, hint="ask for less, or submit it with `--wait` if nodes will come")
         return spec
 
     def origin(self, asked: Submission, spec: JobSpec, find: Find) -> Origin | None:
@@ -80,7 +80,7 @@ class Admission:
         spec = self.check(asked, cluster)
         origin = self.origin(asked, spec, find)
         if not self._plans.acquire(timeout=PLAN_SECONDS):
-            raise BusyError("other jobs are being looked at", cure="ask again in a minute", retry_after=30.0)
+            raise BusyError("other jobs are being looked at", hint="ask again in a minute", retry_after=30.0)
         try:
             lines = self._lines(spec)
         finally:
@@ -140,11 +140,11 @@ def require_source(source: str) -> None:
     if path.is_absolute():
         raise SourceError(
             f"{source} is not seen on the cluster",
-            cure="put the images into S3, or into a folder that the cluster shares under the same path",
+            hint="put the images into S3, or into a folder that the cluster shares under the same path",
         )
     raise SourceError(
         f"{source!r} is neither an absolute path nor in the catalogue ({', '.join(sorted(NAMES))})",
-        cure="give the whole path of a folder, or an address in S3",
+        hint="give the whole path of a folder, or an address in S3",
     )
 
 

@@ -130,7 +130,7 @@ def build_app(service: ApiContext, *, loopback: bool = True, close: Callable[[],
     app = FastAPIOffline(
         title="Monge: jobs",
         description="Submit, queue, watch and cancel training jobs.\n\nEvery request carries a token: "
-        "`Authorization: Bearer …`. Errors are `{error, message, cure, field?, request_id}`.",
+        "`Authorization: Bearer …`. Errors are `{error, message, hint, field?, request_id}`.",
         version="1",
         lifespan=lifespan,
         responses={status: {"description": kind.__doc__ or ""} for kind, status in STATUS.items() if status != 413},
@@ -149,7 +149,7 @@ def build_app(service: ApiContext, *, loopback: bool = True, close: Callable[[],
     def require_owner(job: str, token: Token) -> None:
         owner = store.job(job).owner
         if token.role is not Role.ADMIN and owner != token.name:
-            raise ForbiddenError(f"job {job} is {owner}'s", cure="its owner or an administrator can")
+            raise ForbiddenError(f"job {job} is {owner}'s", hint="its owner or an administrator can")
 
     @app.post("/v1/jobs", status_code=201, summary="Submit a job", openapi_extra=_SUBMISSION)
     def submit(
@@ -355,10 +355,10 @@ def read_submission(body: bytes, content_type: str, request: Request) -> Submiss
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "body"
-        raise SpecError(f"{place}: {first['msg']}", cure="see /docs") from None
+        raise SpecError(f"{place}: {first['msg']}", hint="see /docs") from None
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         reason = str(error).splitlines()[0]
-        raise SpecError(f"body: neither JSON nor YAML: {reason}", cure="name its Content-Type") from None
+        raise SpecError(f"body: neither JSON nor YAML: {reason}", hint="name its Content-Type") from None
 
 
 def _json(document: BaseModel) -> Response:
@@ -369,7 +369,7 @@ def _json(document: BaseModel) -> Response:
 def _assignment(text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not separator:
-        raise SpecError(f"label: {text[:100]!r} is no NAME=VALUE", cure="write it as team=vision")
+        raise SpecError(f"label: {text[:100]!r} is no NAME=VALUE", hint="write it as team=vision")
     return name, value
 
 

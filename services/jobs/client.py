@@ -205,7 +205,7 @@ class Jobs:
         deadline = time.monotonic() + timeout
         while not (found := self.get(job)).state.final:
             if time.monotonic() > deadline:
-                raise ServiceError(f"job {job} is {found.state} after {timeout:g} s", cure=f"see `monge jobs {job}`")
+                raise ServiceError(f"job {job} is {found.state} after {timeout:g} s", hint=f"see `monge jobs {job}`")
             time.sleep(0.3)
         return found
 
@@ -288,7 +288,7 @@ class Jobs:
             return kind.model_validate_json(answer.content)
         except ValueError as error:
             raise ServiceError(
-                f"what answers at {self._url} is no job service: {answer.content[:80]!r}", cure="see `monge status`"
+                f"what answers at {self._url} is no job service: {answer.content[:80]!r}", hint="see `monge status`"
             ) from error
 
     def _stream(self, path: str) -> Iterator[tuple[str, Any]]:
@@ -319,7 +319,7 @@ class Jobs:
             reason = str(error) or type(error).__name__
             raise ServiceError(
                 f"no job service answers at {self._url}: {reason}",
-                cure="see `monge status`; `monge up` starts one here",
+                hint="see `monge status`; `monge up` starts one here",
             ) from error
 
 

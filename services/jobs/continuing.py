@@ -35,11 +35,11 @@ def require_origin(asked: str, spec: JobSpec, find: Find, settings: Settings) ->
     try:
         found = find(origin.job)
     except JobNotFoundError as error:
-        raise SpecError(f"origin: {error.args[0]}", cure=error.cure) from None
+        raise SpecError(f"origin: {error.args[0]}", hint=error.hint) from None
     if not found.state.final:
         raise SpecError(
             f"origin: job {origin.job} is {found.state}",
-            cure=f"wait for its end, or end it with `monge cancel {origin.job}`",
+            hint=f"wait for its end, or end it with `monge cancel {origin.job}`",
         )
     _require_kinds(spec, found.spec, origin)
     jobs = jobs_address(settings)
@@ -47,7 +47,7 @@ def require_origin(asked: str, spec: JobSpec, find: Find, settings: Settings) ->
         try:
             origin, _ = find_origin(jobs, origin, hurried(settings))
         except CheckpointError as error:
-            raise SpecError(error.args[0], cure=error.cure) from None
+            raise SpecError(error.args[0], hint=error.hint) from None
         except StorageError:
             pass  # the job service may have no keys; the driver has
     if origin.images is not None:
@@ -61,5 +61,5 @@ def _require_kinds(spec: JobSpec, other: dict[str, Any], origin: Origin) -> None
         if kind != its:
             raise SpecError(
                 f"{section}.kind: {kind!r}, while {origin.job} has {its!r}",
-                cure=f"continue it with {section}.kind {its}; its rates and images may change",
+                hint=f"continue it with {section}.kind {its}; its rates and images may change",
             )

@@ -35,7 +35,7 @@ def open_database(url: str) -> sa.Engine:
             command.upgrade(migrations(connection), "head")
     except (sa.exc.SQLAlchemyError, ImportError) as error:
         reason = str(error).splitlines()[0]
-        raise ServiceError(f"the store of jobs cannot be opened: {reason}", cure="see MONGE_JOBS_STORE") from error
+        raise ServiceError(f"the store of jobs cannot be opened: {reason}", hint="see MONGE_JOBS_STORE") from error
     return engine
 
 

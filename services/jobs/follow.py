@@ -36,8 +36,8 @@ def follow(jobs: Jobs, job: str, console: Console, on_event: Callable[[Event], N
         return ended
     if ended.state is State.CANCELLED:
         raise TrainingError(f"job {job} was cancelled: {ended.reason}")
-    message, _, cure = ended.reason.partition("\n  cure: ")
-    raise TrainingError(message, cure=cure or f"read `monge logs {job}`")
+    message, _, hint = ended.reason.partition("\n  hint: ")
+    raise TrainingError(message, hint=hint or f"read `monge logs {job}`")
 
 
 def show(

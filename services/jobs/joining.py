@@ -51,7 +51,7 @@ def offer(settings: Settings, *, loopback: bool) -> Joining:
     if loopback:
         raise ConflictError(
             "the platform listens on 127.0.0.1, where no other machine reaches it",
-            cure="`monge down`, then `monge up --host ADDRESS` on the head",
+            hint="`monge down`, then `monge up --host ADDRESS` on the head",
         )
     home = settings.home.absolute()
     now = Settings(home=home)

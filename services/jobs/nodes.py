@@ -83,7 +83,7 @@ class Nodes:
             raise ServiceError(f"Ray did not drain {node.address} within {DRAIN_SECONDS:g} s") from None
         if done.returncode:
             lines = (done.stderr or done.stdout).strip().splitlines() or ["it does not say why"]
-            raise ConflictError(f"Ray does not drain {node.address}: {lines[-1][:300]}", cure="see `monge nodes`")
+            raise ConflictError(f"Ray does not drain {node.address}: {lines[-1][:300]}", hint="see `monge nodes`")
         return node.model_copy(update={"draining": True})
 
     def _address(self) -> str:
@@ -96,7 +96,7 @@ class Nodes:
             answer.raise_for_status()
         except httpx.HTTPError as error:
             raise ServiceError(
-                f"the cluster is away: {error or type(error).__name__}", cure="see `monge status`"
+                f"the cluster is away: {error or type(error).__name__}", hint="see `monge status`"
             ) from None
         return answer.json()["data"]
 
@@ -111,11 +111,11 @@ def pick(nodes: list[NodeUse], name: str) -> NodeUse:
     found = [node for node in nodes if node.address == name or (name and node.id.startswith(name))]
     if len(found) != 1:
         what = "no node" if not found else f"{len(found)} nodes"
-        raise SpecError(f"node: {name[:100]!r} names {what}", cure="see `monge nodes`")
+        raise SpecError(f"node: {name[:100]!r} names {what}", hint="see `monge nodes`")
     if found[0].head:
         raise ConflictError(
             f"{found[0].address} is the head of the cluster, which cannot go on without it",
-            cure="`monge drain` without a node stops all jobs first",
+            hint="`monge drain` without a node stops all jobs first",
         )
     return found[0]
 

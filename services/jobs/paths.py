@@ -32,12 +32,12 @@ def with_absolute_paths(spec: JobSpec) -> JobSpec:
     if isinstance(spec.objective, FlowSpec) and isinstance(spec.objective.coupling, RecordedSpec):
         file = Path(spec.objective.coupling.file).expanduser().absolute()
         if not file.is_file():
-            raise SpecError(f"objective.coupling.file: {file} does not exist", cure="write it with `monge couple`")
+            raise SpecError(f"objective.coupling.file: {file} does not exist", hint="write it with `monge couple`")
         coupling = spec.objective.coupling.model_copy(update={"file": str(file)})
         spec = spec.model_copy(update={"objective": spec.objective.model_copy(update={"coupling": coupling})})
     if spec.evaluation.weights is not None:
         file = Path(spec.evaluation.weights).expanduser().absolute()
         if not file.is_file():
-            raise SpecError(f"evaluation.weights: {file} does not exist", cure="give a state dict of Inception-v3")
+            raise SpecError(f"evaluation.weights: {file} does not exist", hint="give a state dict of Inception-v3")
         spec = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"weights": str(file)})})
     return spec

@@ -86,7 +86,7 @@ def require_classes(spec: JobSpec, classes: Sequence[str]) -> None:
     if isinstance(spec.objective, ClassificationSpec) and len(classes) < 2:
         raise SourceError(
             f"{spec.data.source}: only one class, {classes[0]!r}: a classifier tells two or more apart",
-            cure="give at least two, or train a generator",
+            hint="give at least two, or train a generator",
         )
 
 

@@ -110,7 +110,7 @@ def make_owner(store: JobStore, settings: Settings) -> None:
         try:
             store.create_token(TokenRequest(name=name, role=Role.ADMIN), secret)
         except ConflictError:
-            raise ServiceError(f"the token in {path} was revoked", cure=f"remove {path}: another one is made") from None
+            raise ServiceError(f"the token in {path} was revoked", hint=f"remove {path}: another one is made") from None
 
 
 def _version(uri: str, model: str) -> str:

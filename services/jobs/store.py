@@ -147,7 +147,7 @@ class JobStore:
                 raise
         if earlier.request_digest != digest:
             raise ConflictError(
-                f"Idempotency-Key: {key!r} was used for another request, that of {earlier.id}", cure="take a new key"
+                f"Idempotency-Key: {key!r} was used for another request, that of {earlier.id}", hint="take a new key"
             )
         return job_of(earlier), False
 
@@ -179,7 +179,7 @@ class JobStore:
         if (unfinished or 0) >= owner.max_jobs:
             raise BusyError(
                 f"{owner.name} has {unfinished} jobs that are not over, and may have {owner.max_jobs}",
-                cure="wait for one to end, or cancel one",
+                hint="wait for one to end, or cancel one",
                 retry_after=60.0,
             )
 
@@ -278,7 +278,7 @@ class JobStore:
         with self._write() as session:
             row = _row(session, job)
             if row.state not in (State.FAILED, State.CANCELLED):
-                raise ConflictError(f"job {job} is {row.state}", cure="only a failed or cancelled job can be retried")
+                raise ConflictError(f"job {job} is {row.state}", hint="only a failed or cancelled job can be retried")
             row.cancelled_by = row.ended = row.first_started = None
             row.setbacks, row.not_before = 0, 0.0
             self._move(session, row, State.QUEUED, f"queued again by {who}")
@@ -400,7 +400,7 @@ class JobStore:
                 latest = (row.progress or {}).get("metrics", {}) | metrics
                 row.progress = progress_of(attempt, images, total, at, latest)
             case {"event": "error", "message": str(message), **rest}:
-                told = f"{message}\n  cure: {rest['cure']}" if rest.get("cure") else message
+                told = f"{message}\n  hint: {rest['hint']}" if rest.get("hint") else message
                 if rest.get("final", True):
                     attempt.error = told
                 else:
@@ -473,7 +473,7 @@ class JobStore:
                 session.flush()
                 return NewToken(**dict(token_of(row)), secret=secret)
         except IntegrityError:
-            raise ConflictError(f"there is a token {wanted.name!r}", cure="choose another name") from None
+            raise ConflictError(f"there is a token {wanted.name!r}", hint="choose another name") from None
 
     def tokens(self) -> list[Token]:
         """All tokens, oldest first."""
@@ -489,7 +489,7 @@ class JobStore:
         with self._write() as session:
             row = session.scalars(select(TokenRow).where(TokenRow.name == name)).one_or_none()
             if row is None:
-                raise JobNotFoundError(f"no token {name!r}", cure="see `monge token list`")
+                raise JobNotFoundError(f"no token {name!r}", hint="see `monge token list`")
             row.revoked = row.revoked or self._now()
             revoked = token_of(row)
         self._tokens.forget()
@@ -543,7 +543,7 @@ def _row(session: Session, job: str) -> JobRow:
     if row is None:
         latest = session.scalars(select(JobRow.id).order_by(JobRow.number.desc()).limit(5)).all()
         raise JobNotFoundError(
-            f"no job {job!r}; the latest are: {', '.join(latest) or 'none'}", cure="see `monge jobs`"
+            f"no job {job!r}; the latest are: {', '.join(latest) or 'none'}", hint="see `monge jobs`"
         )
     return row
 

@@ -310,4 +310,4 @@ def _await_model(endpoint: Any, name: str) -> None:
         return any(model["name"] == name for model in endpoint.models())
 
     if not wait_until(known, timeout=30):
-        raise ServiceError(f"the endpoint does not list model {name}", cure="see its log in logs/endpoint.log")
+        raise ServiceError(f"the endpoint does not list model {name}", hint="see its log in logs/endpoint.log")

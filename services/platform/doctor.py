@@ -1,4 +1,4 @@
-"""What is installed, what answers, what is missing, and the cure."""
+"""What is installed, what answers, what is missing, and the hint."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Finding:
         what: it is.
         found: what was found.
         ok: whether that will do.
-        cure: what to do where it will not.
+        hint: what to do where it will not.
         optional: whether Monge works without it.
     """
 
     what: str
     found: str
     ok: bool
-    cure: str = ""
+    hint: str = ""
     optional: bool = False
 
 
@@ -68,9 +68,9 @@ def _exact_solver() -> Finding:
     try:
         found = native.implementation()
     except MongeError as error:
-        return Finding("exact plans", str(error.args[0]), False, error.cure or "")
-    cure = "" if found.name == "native" else "install a C++ compiler, then Monge again: plans come several times faster"
-    return Finding("exact plans", str(found), not cure, cure, optional=True)
+        return Finding("exact plans", str(error.args[0]), False, error.hint or "")
+    hint = "" if found.name == "native" else "install a C++ compiler, then Monge again: plans come several times faster"
+    return Finding("exact plans", str(found), not hint, hint, optional=True)
 
 
 def _disk(settings: Settings) -> Finding:
@@ -90,13 +90,13 @@ def _services(settings: Settings) -> list[Finding]:
     try:
         found = local.status(settings)
     except MongeError as error:
-        return [Finding("platform", str(error.args[0]), False, error.cure or "")]
+        return [Finding("platform", str(error.args[0]), False, error.hint or "")]
     return [
         Finding(
             service.name,
             _state(service),
             service.healthy,
-            "" if service.healthy else _cure(service),
+            "" if service.healthy else _hint(service),
             optional=service.url is None,
         )
         for service in found
@@ -109,7 +109,7 @@ def _state(service: local.Health) -> str:
     return f"answers at {service.url}" if service.healthy else f"does not answer at {service.url}"
 
 
-def _cure(service: local.Health) -> str:
+def _hint(service: local.Health) -> str:
     if service.named_by:
         return f"start it there, or change {service.named_by}"
     return "monge up" if service.pid is None else "monge down, then monge up"

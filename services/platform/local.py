@@ -180,7 +180,7 @@ def _remember_storage(home: Path, storage: str | None) -> None:
     if kept and storage and kept != storage:
         raise ConflictError(
             f"MONGE_STORAGE: {storage}, while the jobs of {home} have their checkpoints in {kept}",
-            cure="leave it unset, or take another MONGE_HOME",
+            hint="leave it unset, or take another MONGE_HOME",
         )
     if storage and not kept:
         (home / STORAGE).write_text(storage + "\n")
@@ -195,7 +195,7 @@ def _remember(home: Path, platform: Platform, host: str | None) -> None:
         if started and started.process() and known and host_of(known) != wanted:
             raise ConflictError(
                 f"host: {wanted} asked for, {service.name} listens on {host_of(known)}",
-                cure=f"`monge down`, then `monge up --host {wanted}`",
+                hint=f"`monge down`, then `monge up --host {wanted}`",
             )
     if wanted != kept_host(home):
         (home / HOST).write_text(wanted + "\n")
@@ -256,7 +256,7 @@ def _await(home: Path, platform: Platform, service: Service, say: Callable[[str]
             _start(home, platform, service, say, cpus)
     log = _log(home, service)
     raise ServiceError(
-        f"{service.name} did not start; the end of {log}:\n{tail(log)}", cure="`monge down`, then `monge up`"
+        f"{service.name} did not start; the end of {log}:\n{tail(log)}", hint="`monge down`, then `monge up`"
     )
 
 

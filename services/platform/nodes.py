@@ -103,8 +103,8 @@ def ask(settings: Settings) -> Joining:
     except ServiceError as error:
         if not isinstance(error.__cause__, httpx.HTTPError):
             raise
-        cure = "see `monge status` on the head, and whether this machine may reach that port"
-        raise ServiceError(str(error.args[0]), cure=cure) from error.__cause__
+        hint = "see `monge status` on the head, and whether this machine may reach that port"
+        raise ServiceError(str(error.args[0]), hint=hint) from error.__cause__
 
 
 def check(offer: Joining, settings: Settings, host: str | None = None) -> str:
@@ -126,7 +126,7 @@ def check(offer: Joining, settings: Settings, host: str | None = None) -> str:
     """
     for name, here in versions().items():
         if (there := offer.versions.get(name)) != here:
-            raise ConflictError(f"{name} {here} here, {there} on the head", cure=f"install {name} {there} here")
+            raise ConflictError(f"{name} {here} here, {there} on the head", hint=f"install {name} {there} here")
     if offer.storage is None:
         _require_home(offer, settings)
     else:
@@ -140,7 +140,7 @@ def check(offer: Joining, settings: Settings, host: str | None = None) -> str:
     except OSError as error:
         raise ServiceError(
             f"the Ray head at {offer.ray_address} is not reached: {error}",
-            cure="see `monge status` on the head; nodes have to reach each other on all ports",
+            hint="see `monge status` on the head; nodes have to reach each other on all ports",
         ) from None
 
 
@@ -149,23 +149,23 @@ def _require_home(offer: Joining, settings: Settings) -> None:
     if "home" in settings.model_fields_set and settings.home.absolute() != theirs:
         raise ConflictError(
             f"MONGE_HOME: {settings.home.absolute()} here, {theirs} on the head, and jobs name files by their paths",
-            cure=f"mount the head's folder as {theirs} here, and leave MONGE_HOME unset",
+            hint=f"mount the head's folder as {theirs} here, and leave MONGE_HOME unset",
         )
     if not (found := read_home_id(theirs)):  # not mounted, or not yet
         raise ServiceError(
-            f"{theirs / HOME_ID} cannot be read here", cure=f"mount the head's folder as {theirs} here, as by NFS"
+            f"{theirs / HOME_ID} cannot be read here", hint=f"mount the head's folder as {theirs} here, as by NFS"
         )
     if found != offer.home_id:
         raise ConflictError(
             f"{theirs} is not the head's home folder: {HOME_ID} says {found} here, {offer.home_id} there",
-            cure=f"mount the head's folder as {theirs} here, as by NFS",
+            hint=f"mount the head's folder as {theirs} here, as by NFS",
         )
 
 
 def _require_keys(storage: str, settings: Settings) -> None:
     if settings.storage not in (None, storage):
         raise ConflictError(
-            f"MONGE_STORAGE: {settings.storage} here, {storage} on the head", cure="leave it unset here"
+            f"MONGE_STORAGE: {settings.storage} here, {storage} on the head", hint="leave it unset here"
         )
     require_credentials(storage, settings)
 

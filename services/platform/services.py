@@ -96,17 +96,17 @@ def require_own(host: str) -> None:
     Raises:
         SpecError: it is no IPv4 address, stands for several, or is none of this machine's.
     """
-    cure = "give one address of this machine that the others reach, as 10.0.0.1; `ip -4 address` lists them"
+    hint = "give one address of this machine that the others reach, as 10.0.0.1; `ip -4 address` lists them"
     try:
         is_one = not ipaddress.IPv4Address(host).is_unspecified
     except ValueError:
         is_one = False
     if not is_one:
-        raise SpecError(f"host: {host!r} is not one IPv4 address", cure=cure)
+        raise SpecError(f"host: {host!r} is not one IPv4 address", hint=hint)
     try:
         socket.create_server((host, 0)).close()
     except OSError as error:
-        raise SpecError(f"host: {host} is no address of this machine ({error.strerror})", cure=cure) from None
+        raise SpecError(f"host: {host} is no address of this machine ({error.strerror})", hint=hint) from None
 
 
 def _ray(machine: Machine) -> Command:

@@ -128,16 +128,16 @@ class Endpoint:
         if count > self.settings.max_generate:
             raise SpecError(
                 f"count: {count} images are over the limit of {self.settings.max_generate}",
-                cure="ask for fewer, or raise MONGE_MAX_GENERATE",
+                hint="ask for fewer, or raise MONGE_MAX_GENERATE",
             )
         if count * model.bundle.image.pixels > self.settings.max_image_pixels:
             most = self.settings.max_image_pixels // model.bundle.image.pixels
-            raise SpecError(f"count: {count} images make too many pixels", cure=f"ask for {most} at most")
+            raise SpecError(f"count: {count} images make too many pixels", hint=f"ask for {most} at most")
         return model
 
     async def _drawn(self, draw: Callable[[], Response]) -> Response:
         if self.generating >= GENERATE_QUEUE:
-            raise BusyError(f"{self.generating} generate requests wait already", cure="ask again in a second")
+            raise BusyError(f"{self.generating} generate requests wait already", hint="ask again in a second")
         self.generating += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self.generator, draw)
@@ -281,12 +281,12 @@ def create_app(
 def _other_kind(name: str, model: LoadedModel) -> SpecError:
     """The error of a request that is for models of another kind."""
     kind = model.bundle.kind
-    cures = {
+    hints = {
         "classifier": "ask its /predict",
         "encoder": "load it with mlflow.pyfunc, or name it in objective.features",
         "generator": "ask its /generate",
     }
-    return SpecError(f"model: {name!r} is {'an' if kind == 'encoder' else 'a'} {kind}", cure=cures[kind])
+    return SpecError(f"model: {name!r} is {'an' if kind == 'encoder' else 'a'} {kind}", hint=hints[kind])
 
 
 def _class(model: LoadedModel, name: str, label: str, field: str) -> int:
@@ -294,10 +294,10 @@ def _class(model: LoadedModel, name: str, label: str, field: str) -> int:
     network, classes = model.bundle.network, model.bundle.classes
     if not isinstance(network, Generator) or not network.conditions:
         raise SpecError(
-            f"{field}: model {name!r} knows no classes", cure="train one with model.conditional: true, or leave it out"
+            f"{field}: model {name!r} knows no classes", hint="train one with model.conditional: true, or leave it out"
         )
     if label not in classes:
-        raise SpecError(f"{field}: no class {label!r}", cure=f"ask for one of {', '.join(classes)}")
+        raise SpecError(f"{field}: no class {label!r}", hint=f"ask for one of {', '.join(classes)}")
     return classes.index(label)
 
 

@@ -80,7 +80,7 @@ class MicroBatcher:
         job = _Job(predictor, images, loop, loop.create_future())
         with self._changed:
             if self._closed or (self._jobs and self._queued + len(images) > self._max_queued):
-                raise BusyError(f"{self._queued} images wait already", cure="ask again in a second")
+                raise BusyError(f"{self._queued} images wait already", hint="ask again in a second")
             self._jobs.append(job)
             self._queued += len(images)
             self._changed.notify()

@@ -44,10 +44,10 @@ def parse_predict(content_type: str, body: bytes, image: ImageShape) -> list[byt
     else:
         raise ContentTypeError(
             f"content-type: {content_type[:100] or 'none'!r} received",
-            cure="send image/png, image/jpeg, multipart/form-data with such files, or application/json",
+            hint="send image/png, image/jpeg, multipart/form-data with such files, or application/json",
         )
     if not 1 <= len(images) <= MAX_IMAGES:
-        raise SpecError(f"images: {len(images)} received", cure=f"send 1 to {MAX_IMAGES}")
+        raise SpecError(f"images: {len(images)} received", hint=f"send 1 to {MAX_IMAGES}")
     return images
 
 
@@ -57,7 +57,7 @@ def _files(body: bytes, boundary: bytes) -> list[bytes]:
 
     def begin() -> None:
         if len(files) == MAX_IMAGES:
-            raise SpecError(f"images: over {MAX_IMAGES} received", cure=f"send 1 to {MAX_IMAGES}")
+            raise SpecError(f"images: over {MAX_IMAGES} received", hint=f"send 1 to {MAX_IMAGES}")
         files.append(bytearray())
 
     def data(chunk: bytes, start: int, end: int) -> None:
@@ -78,12 +78,12 @@ def _tensor(body: bytes, image: ImageShape) -> np.ndarray:
     except (ValueError, RecursionError) as error:
         raise SpecError(f"body: not JSON: {error}") from None
     if not isinstance(document, dict) or "images" not in document:
-        raise SpecError("images: missing", cure='send {"images": [...]}')
+        raise SpecError("images: missing", hint='send {"images": [...]}')
     images = document["images"]
     expected = f"uint8 values 0…255 of shape (k, {', '.join(map(str, image.dims))})"
     array = _from_base64(images, image, expected) if isinstance(images, str) else _from_lists(images, expected)
     if array.ndim != 4 or array.shape[1:] != image.dims:
-        raise SpecError(f"images: shape {array.shape} received", cure=f"send {expected}")
+        raise SpecError(f"images: shape {array.shape} received", hint=f"send {expected}")
     return array
 
 
@@ -91,9 +91,9 @@ def _from_base64(text: str, image: ImageShape, expected: str) -> np.ndarray:
     try:
         raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise SpecError(f"images: not base64: {error}", cure=f"send the bytes of {expected}") from None
+        raise SpecError(f"images: not base64: {error}", hint=f"send the bytes of {expected}") from None
     if len(raw) % image.pixels:
-        raise SpecError(f"images: {len(raw)} bytes are not whole images of {image.pixels}", cure=f"send {expected}")
+        raise SpecError(f"images: {len(raw)} bytes are not whole images of {image.pixels}", hint=f"send {expected}")
     return np.frombuffer(raw, np.uint8).reshape(-1, *image.dims)
 
 
@@ -101,7 +101,7 @@ def _from_lists(images: Any, expected: str) -> np.ndarray:
     try:
         array = np.array(images)
     except ValueError:
-        raise SpecError("images: unequal shapes received", cure=f"send {expected}") from None
+        raise SpecError("images: unequal shapes received", hint=f"send {expected}") from None
     if array.dtype.kind != "i" or (array.size and (array.min() < 0 or array.max() > 255)):
-        raise SpecError(f"images: values that are not 0…255 received ({array.dtype})", cure=f"send {expected}")
+        raise SpecError(f"images: values that are not 0…255 received ({array.dtype})", hint=f"send {expected}")
     return array.astype(np.uint8)

@@ -187,7 +187,7 @@ class EndpointClient:
         except httpx.HTTPError as error:
             raise ServiceError(
                 f"the endpoint at {self.url} does not answer: {error or type(error).__name__}",
-                cure="run `monge up`, or set MONGE_ENDPOINT_URL",
+                hint="run `monge up`, or set MONGE_ENDPOINT_URL",
             ) from error
         if response.status_code not in accept:
             raise _error(response, files_sent)
@@ -222,5 +222,5 @@ def _error(response: httpx.Response, files: Sequence[Path]) -> MongeError:
     if isinstance(error, CorruptImageError):
         match = re.fullmatch(r"images\[(\d+)\]: (.*)", str(error.args[0]), re.DOTALL)
         if match and int(match[1]) < len(files):
-            return CorruptImageError(f"{files[int(match[1])]}: {match[2]}", cure=error.cure)
+            return CorruptImageError(f"{files[int(match[1])]}: {match[2]}", hint=error.hint)
     return error

@@ -10,7 +10,7 @@ DESCRIPTION = """Every registered model behind one address.
 
 A model is `NAME` (the version under the alias `live`), `NAME@ALIAS`, or a version by number under
 `/v1/models/NAME/versions/NUMBER`. When an alias moves in the registry, the endpoint follows within seconds, without a
-restart. Errors are JSON: `{error, message, cure, field?, request_id}`.
+restart. Errors are JSON: `{error, message, hint, field?, request_id}`.
 """
 
 
@@ -62,7 +62,7 @@ class Problem(BaseModel):
 
     error: str = Field(description="the name of its class", examples=["SpecError"])
     message: str
-    cure: str | None
+    hint: str | None
     field: str | None = Field(default=None, description="of the request, where one is at fault")
     retry_after: float | None = Field(default=None, description="seconds, where it is busy")
     request_id: str
@@ -71,7 +71,7 @@ class Problem(BaseModel):
 ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": Problem, "description": "no valid token, where the endpoint asks for one"},
     403: {"model": Problem, "description": "the token's role is another, or the request comes from a foreign page"},
-    404: {"model": Problem, "description": "no such model; the cure lists those there are"},
+    404: {"model": Problem, "description": "no such model; the hint lists those there are"},
     413: {"model": Problem, "description": "the request is too large"},
     415: {"model": Problem, "description": "the content type is not understood"},
     422: {"model": Problem, "description": "a field is wrong"},

@@ -43,7 +43,7 @@ def device_of(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
     if asked == "cuda" and not found:
         raise ServiceError(
             "MONGE_SERVING_DEVICE: cuda asked for, and PyTorch finds no GPU here",
-            cure="set it to auto or cpu, or look at `monge doctor`",
+            hint="set it to auto or cpu, or look at `monge doctor`",
         )
     return torch.device("cuda" if found and asked != "cpu" else "cpu")
 
@@ -167,7 +167,7 @@ class ModelStore:
         """Load a model that :meth:`find` did not find; an alias is followed from then on.
 
         Raises:
-            ModelNotFoundError: it is not registered; the cure lists what is.
+            ModelNotFoundError: it is not registered; the hint lists what is.
             ServiceError: the registry cannot be reached.
             CheckpointError: what is stored cannot be loaded.
         """

@@ -173,7 +173,7 @@ def taken_as_it_is(spec: DataSpec, destination: Path | str) -> Manifest:
     address = _absolute(spec.source)
     if _absolute(str(destination)) != address:
         raise SpecError(
-            f"{spec.source}: is sharded already", cure="use it as data.source, or give what its manifest.json names"
+            f"{spec.source}: is sharded already", hint="use it as data.source, or give what its manifest.json names"
         )
     store = open_storage(address, load_settings())
     manifest = parse_manifest(store.read(MANIFEST), f"{address}/{MANIFEST}")
@@ -185,7 +185,7 @@ def taken_as_it_is(spec: DataSpec, destination: Path | str) -> Manifest:
         if wanted != found:
             raise SpecError(
                 f"data.{field}: {wanted} received, and {spec.source} holds shards of {found}",
-                cure=f"set data.{field} to {found}, or shard the images anew",
+                hint=f"set data.{field} to {found}, or shard the images anew",
             )
     return manifest
 
@@ -231,7 +231,7 @@ def _repair(source: Source, store: Storage, manifest: Manifest, shard_bytes: int
     """
     if not is_intact(store, INDEX, manifest.index_sha256):
         raise ShardError(
-            f"{store.address}/{INDEX}: its sha256 is not the manifest's", cure="give --restart to shard everything anew"
+            f"{store.address}/{INDEX}: its sha256 is not the manifest's", hint="give --restart to shard everything anew"
         )
     with ThreadPoolExecutor(_READERS) as pool:
         intact = list(pool.map(lambda entry: is_intact(store, entry.file, entry.sha256), manifest.shards))
@@ -248,7 +248,7 @@ def _repair(source: Source, store: Storage, manifest: Manifest, shard_bytes: int
         raise ShardError(
             f"{store.address}: damaged, and not to be had again from this source in this size of shards: "
             f"{', '.join(damaged)}",
-            cure="give the --shard-mib it was made with; or --restart, to shard everything anew",
+            hint="give the --shard-mib it was made with; or --restart, to shard everything anew",
         )
 
 
@@ -345,7 +345,7 @@ def _alone(lock: Path) -> Iterator[bool]:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise StorageError(
-            f"{lock.parent}: cannot be written: {error.strerror}", cure="see who may write there, and what is free"
+            f"{lock.parent}: cannot be written: {error.strerror}", hint="see who may write there, and what is free"
         ) from None
     is_alone = False
     try:

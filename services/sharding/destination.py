@@ -53,7 +53,7 @@ class ShardingPlan(FrozenDocument):
         what = "; ".join(differing) if differing else f"{self.source} has changed since"
         raise ShardError(
             f"{address}: holds part of another sharding: {what}",
-            cure="give the options it began with, or --restart to discard what is there, or another destination",
+            hint="give the options it began with, or --restart to discard what is there, or another destination",
         )
 
 
@@ -83,7 +83,7 @@ def read_sharding_plan(store: Storage) -> ShardingPlan | None:
         return None
     except ValidationError:
         raise ShardError(
-            f"{store.address}/{PLAN}: not the plan of a sharding", cure="give --restart to discard what is there"
+            f"{store.address}/{PLAN}: not the plan of a sharding", hint="give --restart to discard what is there"
         ) from None
 
 
@@ -98,7 +98,7 @@ def check_ours(store: Storage) -> None:
         if not _OURS.fullmatch(key):
             raise ShardError(
                 f"{store.address}: holds something else, as {key}; nothing is written beside it",
-                cure="give a destination that is empty or does not exist",
+                hint="give a destination that is empty or does not exist",
             )
 
 
@@ -113,7 +113,7 @@ def read_bound(store: Storage, fingerprint: str) -> Manifest:
         raise ShardError(
             f"{store.address}: holds another data set, made of {manifest.name} as it was then and "
             f"{manifest.image.height} pixels wide, in {manifest.image.channels} channels",
-            cure="give another destination, or --restart to discard what is there",
+            hint="give another destination, or --restart to discard what is there",
         )
     return manifest
 
@@ -122,7 +122,7 @@ def half_done(source: str) -> SourceError:
     """The error of a source whose sharding was not finished."""
     return SourceError(
         f"{source}: a data set of shards that is not finished",
-        cure="start the `monge shard` that was interrupted again: it goes on where it stopped",
+        hint="start the `monge shard` that was interrupted again: it goes on where it stopped",
     )
 
 

@@ -69,7 +69,7 @@ def _file(source: str, cache: Path, settings: Settings) -> Path:
     store = open_storage(parent, settings)
     found = next((entry for page in store.pages(name) for entry in page if entry.key == name), None)
     if found is None:
-        raise SourceError(f"{source}: there is no such object", cure="check the name, and MONGE_S3_ENDPOINT_URL")
+        raise SourceError(f"{source}: there is no such object", hint="check the name, and MONGE_S3_ENDPOINT_URL")
     root = cache / _identity(source, [found])
     if not _is_whole(root / name):
         _fetch(store, found, root)
@@ -88,7 +88,7 @@ def _folder(source: str, cache: Path, settings: Settings) -> Path | None:
     if any(entry.key.startswith(f"{RECEIPTS}/") for entry in found):
         raise half_done(source)
     if not listed:
-        raise SourceError(f"{source}: no objects there", cure="check the prefix, and MONGE_S3_ENDPOINT_URL")
+        raise SourceError(f"{source}: no objects there", hint="check the prefix, and MONGE_S3_ENDPOINT_URL")
     root = cache / _identity(source, listed)
     missing = [entry for entry in listed if not _is_whole(root / entry.key)]
     if missing:
@@ -115,7 +115,7 @@ def _fetch(store: Storage, entry: StoredObject, root: Path) -> None:
     except OSError as error:
         raise SourceError(
             f"{store.address}/{entry.key}: cannot be kept as a file: {error.strerror}",
-            cure="an object whose name is also a folder's has no place in one; else see what is free in the cache",
+            hint="an object whose name is also a folder's has no place in one; else see what is free in the cache",
         ) from None
 
 
@@ -131,7 +131,7 @@ def _wanted(store: Storage, entry: StoredObject) -> int:
     if entry.size > FILE_BYTES:
         raise SourceError(
             f"{store.address}/{entry.key}: {entry.size} bytes, over the limit of {FILE_BYTES}",
-            cure="cut it into smaller tar or Parquet files in one folder",
+            hint="cut it into smaller tar or Parquet files in one folder",
         )
     return FILE_BYTES
 

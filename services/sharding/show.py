@@ -54,7 +54,7 @@ def show_sharding(
     if source not in NAMES and source != target and f"{target}/".startswith(f"{source}/"):
         raise ShardError(
             f"{destination}: lies within the source {spec.source}, of which it would become a part",
-            cure="give a destination outside it",
+            hint="give a destination outside it",
         )
     spec = spec.model_copy(update={"source": source})
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())

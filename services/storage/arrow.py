@@ -49,7 +49,7 @@ def s3_errors(settings: Settings, purpose: str) -> Iterator[None]:
             raise
         # Not the server's words: they may quote what was sent, keys included.
         told = f"{settings.storage}: checkpoints cannot be {purpose}: {type(error).__name__}"
-        raise StorageError(told, cure="check that the server answers") from error
+        raise StorageError(told, hint="check that the server answers") from error
 
 
 class S3Files(S3FileSystem):  # type: ignore[misc]

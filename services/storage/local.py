@@ -102,4 +102,4 @@ class FolderStorage:
 def _told(path: Path, error: OSError) -> StorageError:
     if isinstance(error, FileNotFoundError):
         return ObjectNotFoundError(f"{path}: there is no such file or folder")
-    return StorageError(f"{path}: {error.strerror}", cure="see who may read and write there, and what is free")
+    return StorageError(f"{path}: {error.strerror}", hint="see who may read and write there, and what is free")

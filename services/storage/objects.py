@@ -107,12 +107,12 @@ def check_range(start: int, stop: int) -> None:
 
 def changed_error(name: str) -> StorageError:
     """The error of an object that is no longer the one that was listed."""
-    return StorageError(f"{name}: it has changed since it was listed", cure="run again when nobody writes there")
+    return StorageError(f"{name}: it has changed since it was listed", hint="run again when nobody writes there")
 
 
 def too_large(name: str, limit: int) -> StorageError:
     """The error of an object over the limit of a read."""
-    return StorageError(f"{name}: more than {limit} bytes", cure="read it by ranges")
+    return StorageError(f"{name}: more than {limit} bytes", hint="read it by ranges")
 
 
 def split_address(address: str) -> tuple[str, str]:
@@ -125,7 +125,7 @@ def split_address(address: str) -> tuple[str, str]:
     if "@" in bucket:
         # The part before the @ is a secret and stays out of the message.
         raise SpecError(
-            "an address s3://bucket/prefix holds no keys", cure="give them in the environment or in a profile"
+            "an address s3://bucket/prefix holds no keys", hint="give them in the environment or in a profile"
         )
     if not address.startswith(SCHEME) or not bucket or ":" in bucket:
         raise SpecError(f"an address in S3 is s3://bucket/prefix: received {address!r}")

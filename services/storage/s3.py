@@ -67,7 +67,7 @@ def session_of(settings: Settings) -> boto3.Session:
 
 def no_keys(name: str) -> StorageError:
     """The error of a request for which there are no keys."""
-    return StorageError(f"{name}: there are no keys for S3", cure=_ACCESS)
+    return StorageError(f"{name}: there are no keys for S3", hint=_ACCESS)
 
 
 def require_credentials(address: str, settings: Settings) -> None:
@@ -215,30 +215,30 @@ class S3Storage:
             raise no_keys(self._name(key)) from None
         except (NoConnectionError, HTTPClientError, *_CUT) as error:
             what = f"no whole answer in {self.settings.s3_attempts} attempts ({type(error).__name__})"
-            raise StorageError(f"{self._name(key)}: {what}", cure=_ANSWER) from None
+            raise StorageError(f"{self._name(key)}: {what}", hint=_ANSWER) from None
         except (BotoCoreError, ValueError) as error:
             what = f"the request cannot be made ({type(error).__name__})"
-            raise StorageError(f"{self._name(key)}: {what}", cure="check the bucket's name and MONGE_S3_*") from None
+            raise StorageError(f"{self._name(key)}: {what}", hint="check the bucket's name and MONGE_S3_*") from None
 
     def _refused(self, name: str, error: ClientError) -> StorageError:
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         if code == "NoSuchBucket":
-            return ObjectNotFoundError(f"{name}: there is no bucket {self.bucket!r}", cure=_ABSENT)
+            return ObjectNotFoundError(f"{name}: there is no bucket {self.bucket!r}", hint=_ABSENT)
         if status == 404:
-            return ObjectNotFoundError(f"{name}: there is no such object", cure=_ABSENT)
+            return ObjectNotFoundError(f"{name}: there is no such object", hint=_ABSENT)
         if status == 412:
             return changed_error(name)
         if status == 416:
             return _PastEndError(f"{name}: the range begins behind its end")
         if status in (301, 307) or code == "AuthorizationHeaderMalformed":
-            return StorageError(f"{name}: the bucket is of another region", cure=_REGION)
+            return StorageError(f"{name}: the bucket is of another region", hint=_REGION)
         if status in (401, 403):
-            return StorageError(f"{name}: access is denied (HTTP {status} {code})", cure=_ACCESS)
+            return StorageError(f"{name}: access is denied (HTTP {status} {code})", hint=_ACCESS)
         if status >= 500 or status == 429:
             attempts = self.settings.s3_attempts
-            return StorageError(f"{name}: the server failed {attempts} times (HTTP {status} {code})", cure=_ANSWER)
-        return StorageError(f"{name}: the server refuses (HTTP {status} {code})", cure="check MONGE_S3_*")
+            return StorageError(f"{name}: the server failed {attempts} times (HTTP {status} {code})", hint=_ANSWER)
+        return StorageError(f"{name}: the server refuses (HTTP {status} {code})", hint="check MONGE_S3_*")
 
 
 class _PastEndError(StorageError):

@@ -57,8 +57,8 @@ def mlflow_errors(uri: str, purpose: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, OSError) as error:
-        cure = "see that the MLflow server runs (`monge status`)" if can_retry_call(error) else None
-        raise ServiceError(f"MLflow at {uri} could not {purpose}: {brief(error)}", cure=cure) from error
+        hint = "see that the MLflow server runs (`monge status`)" if can_retry_call(error) else None
+        raise ServiceError(f"MLflow at {uri} could not {purpose}: {brief(error)}", hint=hint) from error
 
 
 def status_code(error: BaseException) -> int:

@@ -21,7 +21,7 @@ def split_name(model: str) -> tuple[str, str | None, int | None]:
     match = _NAME.fullmatch(model)
     if match is None:
         raise ModelNotFoundError(
-            f"{model!r} cannot name a model", cure="write NAME, NAME@ALIAS or NAME/VERSION, as in cats@live"
+            f"{model!r} cannot name a model", hint="write NAME, NAME@ALIAS or NAME/VERSION, as in cats@live"
         )
     version = int(match["version"]) if match["version"] else None
     return match["name"], None if version is not None else match["alias"] or LIVE, version

@@ -103,7 +103,7 @@ def open_run(
         if fingerprint != spec.fingerprint():
             raise ServiceError(
                 f"run {run_id} of job {job!r} has fingerprint {fingerprint}, the spec {spec.fingerprint()}",
-                cure="submit a changed spec as a new job",
+                hint="submit a changed spec as a new job",
             )
         if DESCRIBED_TAG not in tags:  # whoever made it was cut off
             _describe(client, run_id, spec)

@@ -191,7 +191,7 @@ def download(uri: str, ref: ModelRef, cache: str | Path) -> Bundle:
 
     version, _ = _find_version(uri, f"{ref.name}/{ref.version}")
     if KIND_TAG not in version.tags:
-        raise CheckpointError(f"model {ref} was not registered by Monge", cure="serve it with `mlflow models serve`")
+        raise CheckpointError(f"model {ref} was not registered by Monge", hint="serve it with `mlflow models serve`")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         with mlflow_errors(uri, f"download {ref}"):
@@ -252,7 +252,7 @@ def _find_version(uri: str, model: str) -> tuple[ModelVersion, str | None]:
         except MlflowException as error:
             if error.get_http_status_code() not in (400, 404):
                 raise
-    raise ModelNotFoundError(f"no model {model!r} is registered", cure=_what_exists(uri, name))
+    raise ModelNotFoundError(f"no model {model!r} is registered", hint=_what_exists(uri, name))
 
 
 def _what_exists(uri: str, name: str) -> str:

@@ -238,7 +238,7 @@ class Run:
         if failure is not None:
             raise ServiceError(
                 f"MLflow at {self.uri} has not taken {len(self._outbox)} entries: {brief(failure)}",
-                cure="see that the MLflow server runs (`monge status`)",
+                hint="see that the MLflow server runs (`monge status`)",
             ) from failure
 
     def _send(self, entries: list[LogEntry]) -> None:
@@ -312,7 +312,7 @@ def read_run(uri: str, job: str, series: Sequence[str] = ()) -> LoggedRun:
     """
     run_id = find_run(uri, job)
     if run_id is None:
-        raise ServiceError(f"MLflow at {uri} has no run of job {job!r}", cure="see `monge jobs`")
+        raise ServiceError(f"MLflow at {uri} has no run of job {job!r}", hint="see `monge jobs`")
     client = connect(uri)
     with mlflow_errors(uri, f"read run {run_id}"):
         data = client.get_run(run_id).data

@@ -44,7 +44,7 @@ class Origin:
             SpecError: it is neither.
         """
         if (found := _ORIGIN.fullmatch(text)) is None:
-            raise SpecError(f"origin: {text[:200]!r} is neither JOB nor JOB@IMAGES", cure="see `monge jobs`")
+            raise SpecError(f"origin: {text[:200]!r} is neither JOB nor JOB@IMAGES", hint="see `monge jobs`")
         return cls(found[1], None if found[2] is None else int(found[2]))
 
     def __str__(self) -> str:
@@ -103,13 +103,13 @@ def find_origin(jobs: str, origin: Origin, settings: Settings) -> tuple[Origin, 
     names = complete_checkpoints(jobs, origin.job, settings)
     if not names:
         raise CheckpointError(
-            f"origin: no checkpoint of {origin.job} lies in {jobs}", cure="continue a job that has saved one"
+            f"origin: no checkpoint of {origin.job} lies in {jobs}", hint="continue a job that has saved one"
         )
     fitting = [name for name in names if origin.images in (None, age(name)[0])]
     if not fitting:
         counts = ", ".join(str(count) for count in sorted({age(name)[0] for name in names}))
         raise CheckpointError(
             f"origin: {origin} is not kept; the checkpoints of {origin.job} are those of {counts} images",
-            cure=f"choose one of them, as in {origin.at(age(names[-1])[0])}",
+            hint=f"choose one of them, as in {origin.at(age(names[-1])[0])}",
         )
     return origin.at(age(fitting[-1])[0]), fitting[-1]

@@ -50,14 +50,14 @@ def placement_of(spec: WorkersSpec, resources: Mapping[str, float]) -> Placement
     if spec.device == "gpu" and gpus < asked:
         raise ServiceError(
             f"workers.{field}: {asked} GPUs asked for, the cluster has {gpus}",
-            cure=f"set workers.{field} or workers.device, or add GPU nodes",
+            hint=f"set workers.{field} or workers.device, or add GPU nodes",
         )
     if spec.device != "cpu" and gpus >= (1 if spec.min is None else spec.min):
         return _of_those_there(spec.count, gpus, gpu=True)
     if cpus < asked:
         raise ServiceError(
             f"workers.{field}: {asked} CPUs asked for, the cluster has {cpus}",
-            cure=f"set workers.{field} to {cpus} or less, or add nodes",
+            hint=f"set workers.{field} to {cpus} or less, or add nodes",
         )
     return _of_those_there(spec.count, cpus, gpu=False)
 

@@ -46,7 +46,7 @@ def report_error(error: MongeError, *, final: bool = True) -> None:
         error: why.
         final: whether another attempt would meet it again.
     """
-    _report({"event": "error", "message": str(error.args[0]), "cure": error.cure, "final": final})
+    _report({"event": "error", "message": str(error.args[0]), "hint": error.hint, "final": final})
 
 
 def report_done(model: str | None) -> None:
@@ -74,8 +74,8 @@ def format_line(line: str) -> list[str]:
             return [f"[monge] {text}"]
         case {"event": "progress", "images": int(images), "total": int(total), "metrics": dict(metrics)}:
             return [f"[train] {images:,}/{total:,} images" + "".join(f" · {one}" for one in format_metrics(metrics))]
-        case {"event": "error", "message": str(message), "cure": cure}:
-            first, *others = (message + (f"\n  cure: {cure}" if cure else "")).splitlines() or [""]
+        case {"event": "error", "message": str(message), "hint": hint}:
+            first, *others = (message + (f"\n  hint: {hint}" if hint else "")).splitlines() or [""]
             return [f"[error] {first}", *(other if other.startswith("  ") else f"  {other}" for other in others)]
         case {"event": "done", "model": model}:
             return [f"[monge] done: {model or 'there is no model to register'}"]

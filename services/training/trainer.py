@@ -105,7 +105,7 @@ def fit(
         shutil.rmtree(staging_folder(settings, job, attempt), ignore_errors=True)
     outcome = dict(result.return_value or {})
     if "error" in outcome:
-        raise TrainingError(str(outcome["error"]), cure=outcome["cure"])
+        raise TrainingError(str(outcome["error"]), hint=outcome["hint"])
     return outcome
 
 
@@ -115,5 +115,5 @@ def _failure(job: str, error: TrainingFailedError) -> MongeError:
     why = "; ".join(reasons(error))
     if is_loss(error):
         return first if isinstance(first, ServiceError) else ServiceError(f"the workers were lost: {why}")
-    cure = getattr(first, "cure", None) or f"read `monge logs {job}`"
-    return TrainingError(f"the workers of {job} failed: {why}", cure=cure)
+    hint = getattr(first, "hint", None) or f"read `monge logs {job}`"
+    return TrainingError(f"the workers of {job} failed: {why}", hint=hint)

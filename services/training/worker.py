@@ -101,7 +101,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     Returns:
         ``{"model": …}`` of the registered model, None where the job registers none; ``{"stopped": images, "saved": …}``
         where the run was asked to stop before its end, and whether a checkpoint could be written then; or ``{"error",
-        "cure"}`` for what no restart would mend. All other errors are raised, and Ray Train restarts the workers from
+        "hint"}`` for what no restart would mend. All other errors are raised, and Ray Train restarts the workers from
         the latest checkpoint. Either way every rank ends with the same error: see
         :func:`pipelines.distributed.agree`.
     """
@@ -114,7 +114,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         # Of rank 0 alone, and for as long as MLflow is away: no rank waits for it.
         return trained.ended()
     except FINAL as error:
-        return {"error": error.args[0], "cure": error.cure}
+        return {"error": error.args[0], "hint": error.hint}
 
 
 @dataclass

@@ -103,7 +103,7 @@ def find_replicas() -> list[str]:
     ]
     if not names:
         raise ServiceError(
-            "no transport service runs on this Ray cluster", cure="start it: `monge up`, or `monge transport serve`"
+            "no transport service runs on this Ray cluster", hint="start it: `monge up`, or `monge transport serve`"
         )
     return sorted(names, key=lambda name: (len(name), name))
 
@@ -122,7 +122,7 @@ def handle(name: str) -> Any:
     try:
         return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
-        raise ServiceError(f"no actor {name!r} runs on this Ray cluster", cure="start it: `monge up`") from None
+        raise ServiceError(f"no actor {name!r} runs on this Ray cluster", hint="start it: `monge up`") from None
 
 
 def start_replicas(
@@ -159,7 +159,7 @@ def start_replicas(
             raise ServiceError(
                 f"the nodes of this Ray cluster offer {offered:g} of the resource {RESOURCE!r}, "
                 f"{replicas} replicas of {resource:g} are wanted",
-                cure=f"start a node with `ray start --resources='{{\"{RESOURCE}\": {resource * replicas:g}}}'`",
+                hint=f"start a node with `ray start --resources='{{\"{RESOURCE}\": {resource * replicas:g}}}'`",
             )
         time.sleep(0.2)
     if created is not None:
@@ -171,7 +171,7 @@ def start_replicas(
             stop_replicas(absent)
             raise ServiceError(
                 f"{name} did not answer within {timeout:g} s: {fault}",
-                cure="look at the actors' logs in the Ray dashboard",
+                hint="look at the actors' logs in the Ray dashboard",
             )
 
 

@@ -93,7 +93,7 @@ def build_app(
         if dense and n * m > DENSE_ENTRIES:
             raise TooLargeError(
                 f"dense: a plan of {n} × {m} received, {DENSE_ENTRIES} entries at most are sent",
-                cure="take the non-zero entries",
+                hint="take the non-zero entries",
             )
         answer = await _unless_gone(request, backend.plan(problem, _client(request), solver))
         body = await asyncio.to_thread(
@@ -161,7 +161,7 @@ class Intake:
                 if limit is not None and len(received) + len(chunk) > limit:
                     raise self._too_large(limit)
                 if self.receiving + len(chunk) > self.together:
-                    raise BusyError("too many requests are being received", cure="ask again in a second")
+                    raise BusyError("too many requests are being received", hint="ask again in a second")
                 received += chunk
                 self.receiving += len(chunk)
             yield bytes(received)
@@ -169,7 +169,7 @@ class Intake:
             self.receiving -= len(received)
 
     def _too_large(self, limit: int) -> TooLargeError:
-        return TooLargeError(f"body: over the limit of {limit / MIB:g} MiB for JSON", cure="send .npz, or fewer points")
+        return TooLargeError(f"body: over the limit of {limit / MIB:g} MiB for JSON", hint="send .npz, or fewer points")
 
 
 async def _unless_gone(request: Request, answer: Awaitable[Answer]) -> Answer:
@@ -198,7 +198,7 @@ def _kind(request: Request) -> str:
         return wire.JSON
     if kind in (wire.NPZ, "application/zip", "application/octet-stream"):
         return wire.NPZ
-    raise ContentTypeError(f"content-type: {kind[:64]!r} received", cure=f"send {wire.NPZ} or {wire.JSON}")
+    raise ContentTypeError(f"content-type: {kind[:64]!r} received", hint=f"send {wire.NPZ} or {wire.JSON}")
 
 
 def _client(request: Request) -> str:

@@ -187,7 +187,7 @@ class _RemotePlanner(ABC):
                     raise fault
                 raise ServiceError(
                     f"the transport service did not come back within {self.deadline:g} s: {fault.args[0]}",
-                    cure="see `monge status`; a service that restarts slowly needs a larger MONGE_PLAN_DEADLINE",
+                    hint="see `monge status`; a service that restarts slowly needs a larger MONGE_PLAN_DEADLINE",
                 ) from fault
             time.sleep(wait)
 
@@ -236,7 +236,7 @@ class RayPlanner(_RemotePlanner):
         try:
             replicas = self._known(spares=spares)
         except ServiceError as error:
-            raise _LostError(error.args[0], cure=error.cure) from None
+            raise _LostError(error.args[0], hint=error.hint) from None
         except RayError as error:
             self._replicas = {}
             raise _LostError(str(error).splitlines()[0]) from error
@@ -249,7 +249,7 @@ class RayPlanner(_RemotePlanner):
             raise _no_plan(self.deadline) from None
         except RayTaskError as error:
             if isinstance(error.cause, ServiceError):
-                raise _LostError(str(error.cause.args[0]), cure=error.cause.cure) from None
+                raise _LostError(str(error.cause.args[0]), hint=error.cause.hint) from None
             if isinstance(error.cause, MongeError):
                 raise error.cause from None
             raise ServiceError(f"the transport service broke down: {error.cause!r}") from error
@@ -261,7 +261,7 @@ class RayPlanner(_RemotePlanner):
 
 def _no_plan(deadline: float) -> ServiceError:
     return ServiceError(
-        f"no plan within {deadline:g} s", cure="raise MONGE_PLAN_DEADLINE, or ask for plans of smaller problems"
+        f"no plan within {deadline:g} s", hint="raise MONGE_PLAN_DEADLINE, or ask for plans of smaller problems"
     )
 
 
@@ -321,5 +321,5 @@ class HttpPlanner(_RemotePlanner):
             return answer.content
         fault = read_error(answer.content, answer.status_code, "the transport service")
         if type(fault) is ServiceError:  # those below it are refusals, which another try would meet again
-            raise _LostError(str(fault.args[0]), cure=fault.cure)
+            raise _LostError(str(fault.args[0]), hint=fault.hint)
         raise fault

@@ -136,13 +136,13 @@ class Engine:
             self.metrics.refusals.labels("TooLargeError").inc()
             raise TooLargeError(
                 f"{shape[0]} × {shape[1]} points received, at most {self.limits.points} on a side are taken",
-                cure="solve for fewer points, or raise the service's limit",
+                hint="solve for fewer points, or raise the service's limit",
             )
         if size > self.limits.input_bytes:
             self.metrics.refusals.labels("TooLargeError").inc()
             raise TooLargeError(
                 f"{size / 2**20:.1f} MiB of input received, at most {self.limits.input_bytes / 2**20:.1f} are taken",
-                cure="send points and not their cost matrix, or fewer of them",
+                hint="send points and not their cost matrix, or fewer of them",
             )
 
     def reserve(self, size: int) -> None:
@@ -197,7 +197,7 @@ class Engine:
 
     def _depart(self, problem: TransportProblem, client: str, solver: SolverName, sketched: bytes | None) -> _Flight:
         if self._closed:
-            raise ServiceError("the transport service is shutting down", cure="ask again in a few seconds")
+            raise ServiceError("the transport service is shutting down", hint="ask again in a few seconds")
         if len(self._queue) >= self.limits.queue:
             raise self.busy(f"{len(self._queue)} problems wait")
         if self._queue.waiting(client) >= self.limits.queue_per_client:
@@ -231,7 +231,7 @@ class Engine:
         seconds = 0.5 * self._pairs * self._seconds_per_pair / self._workers
         retry_after = min(max(seconds, 0.1), 60.0)
         return BusyError(
-            f"the transport service is busy: {what}", cure=f"ask again in {retry_after:.1f} s", retry_after=retry_after
+            f"the transport service is busy: {what}", hint=f"ask again in {retry_after:.1f} s", retry_after=retry_after
         )
 
     def _dispatch(self) -> None:

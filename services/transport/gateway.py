@@ -88,7 +88,7 @@ class RayBackend:
                 return await asyncio.wait_for(_ask(name, method), REPORTING)
             except (ServiceError, RayError, TimeoutError) as error:
                 faults.append(f"{name}: {str(error).splitlines()[0] if str(error) else 'no answer'}")
-        raise ServiceError("; ".join(faults), cure="see `monge status`; replicas that die are restarted")
+        raise ServiceError("; ".join(faults), hint="see `monge status`; replicas that die are restarted")
 
     async def _insist(self, names: list[str], method: str, *arguments: Any) -> Any:
         until, pause = time.monotonic() + self._patience, 0.05
@@ -98,7 +98,7 @@ class RayBackend:
             except RayError as error:
                 fault = str(error).splitlines()[0]
             if time.monotonic() + pause > until:
-                raise ServiceError(f"{name} is away: {fault}", cure="ask again later: it is being restarted")
+                raise ServiceError(f"{name} is away: {fault}", hint="ask again later: it is being restarted")
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         raise AssertionError("a cycle has no end")

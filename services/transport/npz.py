@@ -45,18 +45,18 @@ def read_npz(body: bytes, limit: int, kinds: str = "fiubU") -> dict[str, np.ndar
             if unpacked > limit:
                 raise TooLargeError(
                     f"{unpacked / 2**20:.1f} MiB of arrays received, at most {limit / 2**20:.1f} are taken",
-                    cure="solve for fewer points, or raise the service's limit",
+                    hint="solve for fewer points, or raise the service's limit",
                 )
             return {member.filename.removesuffix(".npy"): _array(archive, member, kinds) for member in members}
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-        raise ProblemError(f"not a readable .npz: {error}", cure="write it with numpy.savez") from None
+        raise ProblemError(f"not a readable .npz: {error}", hint="write it with numpy.savez") from None
 
 
 def _check_directory(body: bytes) -> None:
     """Hold the archive's directory against its limit: opening an archive reads all of it, a million entries or two."""
     end, before = body[-22:], body[-42:-38]
     if len(end) < 22 or not end.startswith(b"PK\x05\x06") or before == b"PK\x06\x07":
-        raise ProblemError("body: not an .npz", cure="write it with numpy.savez, or send JSON")
+        raise ProblemError("body: not an .npz", hint="write it with numpy.savez, or send JSON")
     entries = int.from_bytes(end[10:12], "little")
     size = int.from_bytes(end[12:16], "little")
     if entries > MEMBERS or size > MEMBERS * DIRECTORY_ENTRY:

@@ -175,12 +175,12 @@ class Rendezvous:
         if not 1 <= share.world <= limits.world or not 0 <= share.rank < share.world:
             raise RendezvousError(
                 f"rank {share.rank} of world size {share.world} received",
-                cure=f"give ranks from 0, below a world size of at most {limits.world}",
+                hint=f"give ranks from 0, below a world size of at most {limits.world}",
             )
         if share.x.ndim != 2 or share.y.ndim != 2 or share.x.shape[1] != share.y.shape[1]:
             raise ProblemError(
                 f"x has shape {share.x.shape}, y has shape {share.y.shape}",
-                cure="give arrays of shape (k, d) and (l, d), of the same d",
+                hint="give arrays of shape (k, d) and (l, d), of the same d",
             )
         if share.b is not None and share.b.shape != share.y.shape[:1]:
             raise ProblemError(
@@ -211,7 +211,7 @@ class Rendezvous:
             meeting = _Meeting(name, share.world, share.terms, asyncio.get_running_loop().create_future())
         elif fault := meeting.fault(share):
             error = RendezvousError(
-                f"{share.key} of {share.job}: {fault}", cure="start every rank from the same spec, each rank once"
+                f"{share.key} of {share.job}: {fault}", hint="start every rank from the same spec, each rank once"
             )
             self._expect(meeting, share, until)
             self._end(meeting, error)
@@ -264,7 +264,7 @@ class Rendezvous:
         key, job = meeting.name[1], meeting.name[0]
         error = RendezvousError(
             f"{key} of {job}: {meeting.missing()} did not come within {deadline:.3g} s",
-            cure="look at that worker's log; a slow one needs a larger MONGE_PLAN_DEADLINE",
+            hint="look at that worker's log; a slow one needs a larger MONGE_PLAN_DEADLINE",
         )
         self._end(meeting, error)
 

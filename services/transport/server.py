@@ -51,7 +51,7 @@ def serve(
     if most is not None and (most < replicas or ray_address is None):
         raise ServiceError(
             f"most {most} received with {replicas if ray_address else 'no'} replicas",
-            cure="give the address of a Ray cluster, and at most as many replicas as `most`",
+            hint="give the address of a Ray cluster, and at most as many replicas as `most`",
         )
     with bound(host, port) as listener:
         if ray_address is not None:

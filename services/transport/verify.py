@@ -31,7 +31,7 @@ def _content(name: str, file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise ProblemError(f"{name}: {file}: {error.strerror}", cure="name a file that can be read") from None
+        raise ProblemError(f"{name}: {file}: {error.strerror}", hint="name a file that can be read") from None
 
 
 def _kind(body: bytes) -> str:

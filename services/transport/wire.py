@@ -111,14 +111,14 @@ def read_problem(body: bytes, kind: str, limit: int) -> tuple[TransportProblem, 
     weights: dict[str, Any] = {"a": arrays.get("a"), "b": arrays.get("b")}
     if ("matrix" in arrays) == ("x" in arrays or "y" in arrays):
         raise ProblemError(
-            f"matrix: fields {', '.join(arrays) or 'none'} received", cure="give x and y, or matrix, and not both"
+            f"matrix: fields {', '.join(arrays) or 'none'} received", hint="give x and y, or matrix, and not both"
         )
     regularisation: dict[str, Any] = {"epsilon": terms.epsilon, "marginal_penalty": terms.marginal_penalty}
     if "matrix" in arrays:
         return TransportProblem.from_cost(arrays["matrix"], **regularisation, **weights), terms.solver
     for side in "xy":
         if side not in arrays:
-            raise ProblemError(f"{side}: missing", cure="give x and y, or matrix")
+            raise ProblemError(f"{side}: missing", hint="give x and y, or matrix")
     points: dict[str, Any] = {"cost": terms.cost, "power": terms.power}
     return TransportProblem.between(arrays["x"], arrays["y"], **points, **regularisation, **weights), terms.solver
 
@@ -129,7 +129,7 @@ def read_share(body: bytes, kind: str, limit: int) -> tuple[RankShare, float]:
     points: dict[str, Any] = {}
     for side in "xy":
         if side not in arrays or arrays[side].ndim < 1:
-            raise ProblemError(f"{side}: missing", cure="give x and y, one row for each point")
+            raise ProblemError(f"{side}: missing", hint="give x and y, one row for each point")
         points[side] = arrays[side].reshape(len(arrays[side]), math.prod(arrays[side].shape[1:]))
     return RankShare(**points, b=arrays.get("b"), **terms.model_dump(exclude={"deadline"})), terms.deadline
 
@@ -170,7 +170,7 @@ def read_plan(body: bytes, kind: str = NPZ) -> TransportPlan:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ProblemError(
             f"plan: not an answer of the transport service: {error!r}"[:300],
-            cure="give what POST /v1/plans?potentials=true answered",
+            hint="give what POST /v1/plans?potentials=true answered",
         ) from None
 
 
@@ -198,7 +198,7 @@ def _read(
                 raise ProblemError(f"{name}: numbers expected, received dtype {received[name].dtype}")
         stray = [name for name in received if name not in names and name not in said]
         if stray:
-            raise ProblemError(f"{stray[0][:64]}: no such array is taken", cure=f"give {', '.join(names)}")
+            raise ProblemError(f"{stray[0][:64]}: no such array is taken", hint=f"give {', '.join(names)}")
         return {name: received[name] for name in names if name in received}, terms.model_validate(said)
     except ValidationError as error:
         first = error.errors()[0]

@@ -83,7 +83,7 @@ def read_grid(
         raise SpecError(f"--grid {' '.join(fields)!r}: every field once, and at least one expected")
     count = math.prod(len(values) for values in swept.values())
     if count > MOST_TRIALS:
-        raise SpecError(f"a grid of {count:,} runs is larger than {MOST_TRIALS:,}", cure="sweep fewer values")
+        raise SpecError(f"a grid of {count:,} runs is larger than {MOST_TRIALS:,}", hint="sweep fewer values")
     trials = []
     for values in itertools.product(*swept.values()):
         assignments = [f"{field}={json.dumps(value)}" for field, value in zip(swept, values, strict=True)]
@@ -111,13 +111,13 @@ def _values(field: str) -> tuple[str, list[Any]]:
     except (yaml.YAMLError, ValueError) as error:
         raise SpecError(f"--grid {field!r}: the values are not YAML: {error}") from None
     if not separator or not isinstance(values, list) or not values:
-        raise SpecError(f"--grid {field!r}: not a list of values", cure='write dotted.path=[a, b], as in "seed=[0, 1]"')
+        raise SpecError(f"--grid {field!r}: not a list of values", hint='write dotted.path=[a, b], as in "seed=[0, 1]"')
     try:
         told = [json.dumps(value) for value in values]
     except TypeError:
         raise SpecError(f"--grid {field!r}: numbers, words and lists of them expected") from None
     if len(set(told)) < len(told):
-        raise SpecError(f"--grid {field!r}: a value is listed twice", cure="sweep over seeds to repeat a run")
+        raise SpecError(f"--grid {field!r}: a value is listed twice", hint="sweep over seeds to repeat a run")
     return name.strip(), values
 
 

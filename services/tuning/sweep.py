@@ -168,7 +168,7 @@ def _gives_gpus(spec: JobSpec) -> bool:
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if spec.workers.device == "gpu" and not gpus:
-        raise ServiceError("workers.device: a GPU asked for, the cluster has none", cure="set workers.device to cpu")
+        raise ServiceError("workers.device: a GPU asked for, the cluster has none", hint="set workers.device to cpu")
     return spec.workers.device != "cpu" and gpus > 0
 
 

@@ -63,7 +63,7 @@ class Case:
             return
         match self.fault:
             case "fails":
-                raise ShardError("shard-00001: damaged", cure="shard it anew")
+                raise ShardError("shard-00001: damaged", hint="shard it anew")
             case "breaks":
                 raise OSError("no space left on device")
             case "sleeps":

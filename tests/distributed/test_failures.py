@@ -48,11 +48,11 @@ def matrix(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Case, d
 def test_an_error_of_one_rank_is_the_error_of_all(matrix: dict[Case, dict[int, str]], case: Case) -> None:
     found = matrix[case]
     if case.fault == "fails":
-        assert found == dict.fromkeys((0, 1), "ShardError: shard-00001: damaged\n  cure: shard it anew")
+        assert found == dict.fromkeys((0, 1), "ShardError: shard-00001: damaged\n  hint: shard it anew")
     else:
         assert found[case.rank] == "untyped OSError: no space left on device"
         assert found[1 - case.rank].startswith(
-            f"RankError: rank {case.rank} failed while {case.place}: OSError: no space left on device\n  cure: "
+            f"RankError: rank {case.rank} failed while {case.place}: OSError: no space left on device\n  hint: "
         )
 
 

@@ -20,4 +20,4 @@ def test_where_nothing_listens_it_is_said_at_once(scheme: str, monkeypatch: pyte
     with pytest.raises(ServiceError, match=f"no Ray cluster answers at {scheme}127.0.0.1:{port}: .*refused") as caught:
         join_cluster(Settings())
     assert time.perf_counter() - started < 30
-    assert "monge up" in str(caught.value.cure)
+    assert "monge up" in str(caught.value.hint)

@@ -232,7 +232,7 @@ def test_a_server_beyond_loopback_needs_a_job_service(tmp_path: Path, monkeypatc
     for serve in (lambda: transport_server.serve("0.0.0.0", 0), lambda: endpoint_server.serve("0.0.0.0", 0, settings)):
         with pytest.raises(ServiceError, match=r"host: 0\.0\.0\.0 received") as refused:
             serve()
-        assert refused.value.cure == "set MONGE_JOBS_URL, or listen on 127.0.0.1 behind a proxy"
+        assert refused.value.hint == "set MONGE_JOBS_URL, or listen on 127.0.0.1 behind a proxy"
 
 
 @pytest.fixture

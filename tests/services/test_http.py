@@ -20,10 +20,10 @@ KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and is
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_comes_back_as_it_was(kind: type[MongeError]) -> None:
-    error = kind("n: 3 received", cure="send 2")
+    error = kind("n: 3 received", hint="send 2")
     found = read_error(json.dumps(write_error(error)).encode(), status_of(error), "the service")
     assert type(found) is kind
-    assert (found.args, found.cure) == (error.args, error.cure)
+    assert (found.args, found.hint) == (error.args, error.hint)
 
 
 def test_a_busy_server_says_when_to_ask_again() -> None:
@@ -57,7 +57,7 @@ def client(limit: int = 100, **guard: Any) -> TestClient:
     @app.post("/parsed")
     def parsed(body: dict[str, int]) -> dict[str, int]:
         if "n" in body:
-            raise NotConvergedError("n: too many", cure="fewer")
+            raise NotConvergedError("n: too many", hint="fewer")
         return body
 
     protect(app, max_bytes=limit, **guard)

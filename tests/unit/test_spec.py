@@ -408,7 +408,7 @@ def test_files_that_are_no_specs(tmp_path: Path, content: bytes, message: str) -
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"nowhere\.yaml: no such file\n  cure: `monge init` copies"):
+    with pytest.raises(SpecError, match=r"nowhere\.yaml: no such file\n  hint: `monge init` copies"):
         load_spec(tmp_path / "nowhere.yaml")
     with pytest.raises(SpecError, match="cannot be read"):
         load_spec(tmp_path)

@@ -88,13 +88,13 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         with np.load(path, allow_pickle=False) as file:
             images, labels = file["images"], file["labels"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise SourceError(f"{path}: {error}", cure=layout) from None
+        raise SourceError(f"{path}: {error}", hint=layout) from None
     images = images[..., None] if images.ndim == 3 else images
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
-        raise SourceError(f"{path}: images has shape {images.shape} and type {images.dtype}", cure=layout)
+        raise SourceError(f"{path}: images has shape {images.shape} and type {images.dtype}", hint=layout)
     if labels.shape != (len(images),) or labels.dtype.kind not in "iuU":
         raise SourceError(
-            f"{path}: labels has shape {labels.shape} and type {labels.dtype} for {len(images)} images", cure=layout
+            f"{path}: labels has shape {labels.shape} and type {labels.dtype} for {len(images)} images", hint=layout
         )
     values, positions = np.unique(labels, return_inverse=True)
     return images, positions.astype(np.int64), tuple(str(value) for value in values)

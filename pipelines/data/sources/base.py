@@ -196,7 +196,7 @@ def shape_of(spec: DataSpec, side: int) -> ImageShape:
     least, greatest = SIDES
     if not least <= side <= greatest:
         raise SourceError(
-            f"{spec.source}: its images are {side} pixels wide or high", cure=f"set data.size, {least} to {greatest}"
+            f"{spec.source}: its images are {side} pixels wide or high", hint=f"set data.size, {least} to {greatest}"
         )
     return ImageShape(spec.channels, side, side)
 
@@ -241,5 +241,5 @@ def read_part(path: Path, start: int, count: int) -> bytes:
             return file.read(count)
     except OSError as error:
         raise SourceError(
-            f"{path}: cannot be read: {error.strerror}", cure="leave the folder as it is until the job has read it"
+            f"{path}: cannot be read: {error.strerror}", hint="leave the folder as it is until the job has read it"
         ) from None

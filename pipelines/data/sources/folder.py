@@ -179,7 +179,7 @@ def checked_classes(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise SourceError(f"{path}: the class {name!r} is not in UTF-8", cure="rename its folder") from None
+            raise SourceError(f"{path}: the class {name!r} is not in UTF-8", hint="rename its folder") from None
     return classes
 
 
@@ -210,7 +210,7 @@ def _tables(root: Path, found: FolderFiles) -> list[str]:
     for folder in folders:
         if folders.count(folder) > 1 or (folder and "" in folders):
             raise SourceError(
-                f"{root}: several tables of labels: {', '.join(named)}", cure="leave one, or one in each split's folder"
+                f"{root}: several tables of labels: {', '.join(named)}", hint="leave one, or one in each split's folder"
             )
     return named
 
@@ -229,7 +229,7 @@ def _by_folders(root: Path, images: list[str]) -> tuple[dict[str, str], tuple[st
     """Labels by file, the classes, and the split that each file's path states."""
     folders = _folders(root)
     if not folders:
-        raise SourceError(f"{root}: no class folders and no table of labels in it", cure=_LAYOUT)
+        raise SourceError(f"{root}: no class folders and no table of labels in it", hint=_LAYOUT)
     if len(folders) == 1 and not is_part(folders[0]) and all(name.count("/") > 1 for name in images if "/" in name):
         # A folder around the class folders, as an unpacked archive makes it, is no class.
         above = folders[0] + "/"
@@ -242,7 +242,7 @@ def _by_folders(root: Path, images: list[str]) -> tuple[dict[str, str], tuple[st
     if in_parts:
         held = sorted({f"{part}/{name}" for part in folders for name in _folders(root / part)})
         if not held:
-            raise SourceError(f"{root}: no class folders below {', '.join(folders)}", cure=_LAYOUT)
+            raise SourceError(f"{root}: no class folders below {', '.join(folders)}", hint=_LAYOUT)
     else:
         held = folders
     labels: dict[str, str] = {}
@@ -255,7 +255,7 @@ def _by_folders(root: Path, images: list[str]) -> tuple[dict[str, str], tuple[st
     for name in classes:
         if name not in filled:
             raise SourceError(
-                f"{root}: class {name!r} has no images ({', '.join(SUFFIXES)})", cure="fill its folder or remove it"
+                f"{root}: class {name!r} has no images ({', '.join(SUFFIXES)})", hint="fill its folder or remove it"
             )
     order = sorted(labels, key=lambda name: labels[name])  # stable: by class, then as they were found
     parts_of = [part_of(name.partition("/")[0]) if in_parts else "" for name in order]

@@ -31,7 +31,7 @@ GROUP_BYTES = 2**30
 """Largest row group, uncompressed, that is read; a writer's default is a tenth of it or less."""
 
 IMAGE_NAMES = ("image", "img", "images", "jpg", "png")
-_CURE = "give a column image of bytes or {bytes, path}, and a column label of whole numbers or text"
+_HINT = "give a column image of bytes or {bytes, path}, and a column label of whole numbers or text"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def open_parquets(spec: DataSpec, root: Path, files: list[str], ignored: int, id
     for number, (path, file) in enumerate(zip(paths, files, strict=True)):
         columns = _columns(path)
         if number and (columns.image, columns.classes) != (column, known):
-            raise SourceError(f"{path}: other columns or classes than {files[0]}", cure="give files of one data set")
+            raise SourceError(f"{path}: other columns or classes than {files[0]}", hint="give files of one data set")
         column, known = columns.image, columns.classes
         before = len(names)
         for group, row, value in _labels(path, columns):
@@ -88,7 +88,7 @@ def open_parquets(spec: DataSpec, root: Path, files: list[str], ignored: int, id
     kept, split = stated_split(parts)
     classes = known or sorted_classes(labels)
     if not names or not classes:
-        raise SourceError(f"{root}: no labelled row in {', '.join(files[:3])}", cure=_CURE)
+        raise SourceError(f"{root}: no labelled row in {', '.join(files[:3])}", hint=_HINT)
     position = {name: label for label, name in enumerate(classes)}
     faulty = {new: faults[old] for new, old in enumerate(kept) if old in faults}
     kept_places = tuple(places[i] for i in kept)
@@ -129,7 +129,7 @@ def _opened(path: Path) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise SourceError(f"{path}: not a Parquet file: {str(error)[:200]}", cure="copy it again") from None
+        raise SourceError(f"{path}: not a Parquet file: {str(error)[:200]}", hint="copy it again") from None
 
 
 def _columns(path: Path) -> _Columns:
@@ -154,7 +154,7 @@ def _columns(path: Path) -> _Columns:
     images = preferred[:1] or images
     if len(images) != 1 or len(labels) != 1:
         given = ", ".join(f"{field.name}: {field.type}" for field in schema)[:500]
-        raise SourceError(f"{path}: no single column of images and of labels among {given}", cure=_CURE)
+        raise SourceError(f"{path}: no single column of images and of labels among {given}", hint=_HINT)
     try:
         info = json.loads((schema.metadata or {})[b"huggingface"])
         classes = info["info"]["features"][labels[0]]["names"]
@@ -208,7 +208,7 @@ def _read(path: Path, group: int, column: str) -> Any:
     if size > GROUP_BYTES:
         raise SourceError(
             f"{path}: row group {group} has {size} bytes, over the limit of {GROUP_BYTES}",
-            cure="write it with smaller row groups",
+            hint="write it with smaller row groups",
         )
     try:
         return file.read_row_group(group, columns=[column]).column(0)
@@ -225,4 +225,4 @@ def _encoded(column: Any, row: int) -> bytes:
 
 
 def _unreadable(path: Path, group: int, error: Exception) -> SourceError:
-    return SourceError(f"{path}: row group {group} cannot be read: {str(error)[:200]}", cure="copy it again")
+    return SourceError(f"{path}: row group {group} cannot be read: {str(error)[:200]}", hint="copy it again")

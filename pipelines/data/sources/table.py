@@ -38,12 +38,12 @@ def read_table(path: Path, images: Sequence[str]) -> dict[str, str]:
     """
     data = read_part(path, 0, TABLE_BYTES + 1)
     if len(data) > TABLE_BYTES:
-        raise SourceError(f"{path}: over the limit of {TABLE_BYTES} bytes", cure="give tar or Parquet files")
+        raise SourceError(f"{path}: over the limit of {TABLE_BYTES} bytes", hint="give tar or Parquet files")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise SourceError(f"{path}, line {line}: not UTF-8", cure="save the table as UTF-8") from None
+        raise SourceError(f"{path}, line {line}: not UTF-8", hint="save the table as UTF-8") from None
     # Systems differ in how they compose letters with accents: a table and a disk may spell one name in two ways.
     known = _names(images)
     labels: dict[str, str] = {}
@@ -56,15 +56,15 @@ def read_table(path: Path, images: Sequence[str]) -> dict[str, str]:
         if image is None:
             raise SourceError(
                 f"{where}: there is no image {given!r} below {path.parent}",
-                cure="give the names of image files below the table's folder, each so that it fits one alone",
+                hint="give the names of image files below the table's folder, each so that it fits one alone",
             )
         label = _field(where, row, LABEL_NAMES, "the label")
         if image in lines:
-            raise SourceError(f"{where}: {given!r} was labelled in line {lines[image]} already", cure="remove one")
+            raise SourceError(f"{where}: {given!r} was labelled in line {lines[image]} already", hint="remove one")
         lines[image] = line
         labels[image] = label
     if not labels:
-        raise SourceError(f"{path}: no rows in it", cure="give one row for each image")
+        raise SourceError(f"{path}: no rows in it", hint="give one row for each image")
     return labels
 
 
@@ -94,11 +94,11 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, object]
                 count = len(reader.fieldnames or ())
                 raise SourceError(
                     f"{path}, line {reader.line_num}: not the {count} fields of the header",
-                    cure='put quotes around what holds a comma: "a, b"',
+                    hint='put quotes around what holds a comma: "a, b"',
                 )
             yield reader.line_num, {name.strip(): value for name, value in row.items()}
     except csv.Error as error:
-        raise SourceError(f"{path}, line {reader.reader.line_num}: {error}", cure="repair the line") from None
+        raise SourceError(f"{path}, line {reader.reader.line_num}: {error}", hint="repair the line") from None
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, object]]]:
@@ -109,9 +109,9 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, object
         try:
             row = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise SourceError(f"{path}, line {line}: not JSON: {error}", cure="repair the line") from None
+            raise SourceError(f"{path}, line {line}: not JSON: {error}", hint="repair the line") from None
         if not isinstance(row, dict):
-            raise SourceError(f"{path}, line {line}: not an object", cure='write {"file_name": …, "label": …}')
+            raise SourceError(f"{path}, line {line}: not an object", hint='write {"file_name": …, "label": …}')
         yield line, row
 
 
@@ -119,10 +119,10 @@ def _field(where: str, row: Mapping[str, object], names: Sequence[str], what: st
     found = [name for wanted in names for name in row if name.lower() == wanted]
     if not found:
         given = ", ".join(map(repr, row))
-        raise SourceError(f"{where}: no field for {what} among {given}", cure=f"name it {names[0]}")
+        raise SourceError(f"{where}: no field for {what} among {given}", hint=f"name it {names[0]}")
     value = row[found[0]]
     if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
         raise SourceError(
-            f"{where}: field {found[0]!r} holds {value!r}", cure=f"{what} is text or a whole number, and not empty"
+            f"{where}: field {found[0]!r} holds {value!r}", hint=f"{what} is text or a whole number, and not empty"
         )
     return str(value).strip()

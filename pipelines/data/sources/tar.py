@@ -98,7 +98,7 @@ def open_tars(spec: DataSpec, root: Path, files: list[str], ignored: int, identi
     if not classes:
         raise SourceError(
             f"{root}: no labelled image in {', '.join(files[:3])}",
-            cure="WebDataset's layout is wanted: 0001.jpg beside 0001.cls or 0001.json with a label",
+            hint="WebDataset's layout is wanted: 0001.jpg beside 0001.cls or 0001.json with a label",
         )
     position = {name: label for label, name in enumerate(classes)}
     faulty = {new: faults[old] for new, old in enumerate(kept) if old in faults}
@@ -169,7 +169,7 @@ def _samples(path: Path) -> tuple[list[_Sample], int]:
                 seen.add(member.name)
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         raise SourceError(
-            f"{path}: not a whole tar file: {error}", cure="copy it again; unpack .tar.gz first"
+            f"{path}: not a whole tar file: {error}", hint="copy it again; unpack .tar.gz first"
         ) from None
     for key, sample in by_key.items():
         sample.label = told.get(key)

@@ -115,7 +115,7 @@ def _level(asked: str) -> str | None:
         if asked not in levels:
             raise TransportError(
                 f"MONGE_SIMD: {asked!r} is not available",
-                cure=f"choose one of {', '.join((*levels, 'off'))}, or unset it",
+                hint=f"choose one of {', '.join((*levels, 'off'))}, or unset it",
             )
         return asked
     return levels[-1] if levels else None
@@ -170,6 +170,6 @@ def loaded() -> ctypes.CDLL:
     library = _library(level) if level else "switched off by MONGE_SIMD" if usable_levels() else _library("baseline")
     if isinstance(library, str):
         raise TransportError(
-            f"the native solver is {library}", cure="install a C++ compiler, then `pip install -e .` again"
+            f"the native solver is {library}", hint="install a C++ compiler, then `pip install -e .` again"
         )
     return library

@@ -32,7 +32,7 @@ def solve(problem: TransportProblem) -> TransportPlan:
     if not problem.is_assignment:
         raise ProblemError(
             f"an assignment has uniform weights, as many points on both sides and epsilon 0; received {n} × {m}",
-            cure="use solver 'auto'",
+            hint="use solver 'auto'",
         )
     costs = cost_matrix(problem).cpu().numpy()
     forbidden = not np.isfinite(costs).all()
@@ -88,5 +88,5 @@ def _check_feasible(costs: np.ndarray) -> None:
     if found < len(costs):
         raise ProblemError(
             f"matrix: infeasible: forbidden pairs let at most {found} of {len(costs)} points be matched",
-            cure="allow more pairs: +inf forbids one",
+            hint="allow more pairs: +inf forbids one",
         )

@@ -61,7 +61,7 @@ def solve(
     mass = np.full(len(sets), 1.0) if weights is None else np.asarray(weights, dtype=np.float64)
     if not len(sets) or mass.shape != (len(sets),) or (mass < 0).any() or not mass.sum() > 0 or size < 1:
         raise ProblemError(
-            f"{len(sets)} sets, {size} points and weights {weights} received", cure="give one weight ≥ 0 for each set"
+            f"{len(sets)} sets, {size} points and weights {weights} received", hint="give one weight ≥ 0 for each set"
         )
     mass = mass / mass.sum()
     clouds = [np.asarray(cloud, dtype=np.float64).reshape(len(cloud), -1) for cloud in sets]
@@ -78,7 +78,7 @@ def solve(
         means = [_means(plan, cloud) for plan, cloud in zip(plans, clouds, strict=True)]
         points = np.tensordot(mass, means, 1)
     raise NotConvergedError(
-        f"the barycentre still moves after {MAX_STEPS} steps, objective {last:g}", cure="raise the tolerance"
+        f"the barycentre still moves after {MAX_STEPS} steps, objective {last:g}", hint="raise the tolerance"
     )
 
 

@@ -28,14 +28,14 @@ def solve(problem: TransportProblem) -> TransportPlan:
     if not problem.is_assignment or n > LARGEST:
         raise ProblemError(
             f"brute force takes uniform assignments of n ≤ {LARGEST}, received {n} × {m}",
-            cure="use solver 'auto'",
+            hint="use solver 'auto'",
         )
     direct = TrueCost(problem, direct=True)
     costs = direct.block(0, n).cpu().numpy()
     permutations = np.array(list(itertools.permutations(range(n))))
     totals = costs[np.arange(n), permutations].sum(1)
     if not np.isfinite(totals).any():
-        raise ProblemError("matrix: infeasible: every permutation has a forbidden pair", cure="allow more pairs")
+        raise ProblemError("matrix: infeasible: every permutation has a forbidden pair", hint="allow more pairs")
     assignment = permutations[totals.argmin()].astype(np.int64)
     g = potentials_of_assignment(costs, assignment)
     return certified(

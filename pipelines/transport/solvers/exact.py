@@ -63,7 +63,7 @@ def solve(problem: TransportProblem, *, g: np.ndarray | None = None) -> Transpor
     if not problem.is_assignment:
         raise ProblemError(
             f"an assignment has uniform weights, as many points on both sides and epsilon 0; received {n} × {m}",
-            cure="use solver 'auto'",
+            hint="use solver 'auto'",
         )
     if g is not None and (np.shape(g) != (n,) or not np.isfinite(g).all()):
         raise ProblemError(f"g: finite potentials of shape ({n},) expected, received shape {np.shape(g)}")

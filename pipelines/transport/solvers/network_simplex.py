@@ -44,7 +44,7 @@ def solve(problem: TransportProblem) -> TransportPlan:
     """
     started = time.perf_counter()
     if problem.epsilon > 0:
-        raise ProblemError(f"epsilon: {problem.epsilon:g} received by an exact solver", cure="use solver 'auto'")
+        raise ProblemError(f"epsilon: {problem.epsilon:g} received by an exact solver", hint="use solver 'auto'")
     program = _Program.of(problem, cost_matrix(problem).cpu().numpy())
     forbidden = not np.isfinite(program.costs).all()
     if forbidden:
@@ -153,7 +153,7 @@ class _Program:
         if needed > FORBIDDEN_MASS:
             raise ProblemError(
                 f"matrix: infeasible: every plan moves at least {needed:.3g} of the mass along forbidden pairs",
-                cure="allow more pairs (+inf forbids one), or see partial transport",
+                hint="allow more pairs (+inf forbids one), or see partial transport",
             )
 
 

@@ -26,11 +26,11 @@ def solve(problem: TransportProblem) -> TransportPlan:
     """
     started = time.perf_counter()
     if problem.matrix is not None or problem.x is None or problem.y is None or problem.x.shape[1] != 1:
-        raise ProblemError("points of one coordinate expected", cure="use solver 'auto'")
+        raise ProblemError("points of one coordinate expected", hint="use solver 'auto'")
     if problem.epsilon > 0 or problem.cost == "cosine" or (problem.cost == "power" and problem.power < 1):
         raise ProblemError(
             f"sorting solves convex costs at epsilon 0, received {problem.cost} at {problem.epsilon:g}",
-            cure="use solver 'auto'",
+            hint="use solver 'auto'",
         )
     x, y = (torch.as_tensor(side).cpu().double()[:, 0] for side in (problem.x, problem.y))
     rows, columns, mass = sorted_plan(x.numpy(), y.numpy(), problem.a, problem.b)

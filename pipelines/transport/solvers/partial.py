@@ -37,7 +37,7 @@ def solve(problem: TransportProblem, *, mass: float) -> TransportPlan:
     started = time.perf_counter()
     if problem.epsilon > 0 or not 0 < mass <= 1:
         raise ProblemError(
-            f"mass {mass:g} at epsilon {problem.epsilon:g} received", cure="give a mass in (0, 1] and epsilon 0"
+            f"mass {mass:g} at epsilon {problem.epsilon:g} received", hint="give a mass in (0, 1] and epsilon 0"
         )
     found = _solve(problem, mass, direct=False)
     if not found.bounds.closed and problem.matrix is None:
@@ -70,7 +70,7 @@ def _solve(problem: TransportProblem, mass: float, *, direct: bool) -> _Found:
     costs = cost_matrix(problem, direct=direct).cpu().numpy()
     finite = costs[np.isfinite(costs)]
     if not len(finite):
-        raise ProblemError("matrix: every pair is forbidden: nothing may move", cure="allow more pairs")
+        raise ProblemError("matrix: every pair is forbidden: nothing may move", hint="allow more pairs")
     # A constant more for each unit of mass that moves, whose amount is given, leaves the plan as it is.
     offset, spread = float(finite.min()), float(finite.max() - finite.min())
     extended = np.zeros((n + 1, m + 1))

@@ -199,7 +199,7 @@ def certify(
     """
     if tolerance < SMALLEST_TOLERANCE:
         raise ProblemError(
-            f"tolerance: {tolerance:g} received, float32 reaches {SMALLEST_TOLERANCE:g}", cure="give more"
+            f"tolerance: {tolerance:g} received, float32 reaches {SMALLEST_TOLERANCE:g}", hint="give more"
         )
     cost = TrueCost(problem, keep=not streaming)
     kernel = make_kernel(working.rows(None if streaming else cost), MarginalWeights.of(problem, cost.device))
@@ -252,12 +252,12 @@ def check_epsilon(epsilon: float, scale: float) -> None:
         ProblemError: epsilon 0, or too small.
     """
     if epsilon <= 0:
-        raise ProblemError(f"epsilon: {epsilon:g} received, Sinkhorn's algorithm needs > 0", cure="use solver 'auto'")
+        raise ProblemError(f"epsilon: {epsilon:g} received, Sinkhorn's algorithm needs > 0", hint="use solver 'auto'")
     if epsilon < max(SMALLEST_EPSILON * scale, FLOAT32_EPSILON):
         relative = f"{epsilon / scale:.2g} of the spread of the costs" if scale > 0 else "negligible beside the costs"
         raise ProblemError(
             f"epsilon: {relative} received, which is too small",
-            cure=f"give at least {SMALLEST_EPSILON:g} of their spread, or 0 for the exact problem",
+            hint=f"give at least {SMALLEST_EPSILON:g} of their spread, or 0 for the exact problem",
         )
 
 
@@ -329,7 +329,7 @@ class SinkhornIteration:
             if not math.isfinite(error):
                 raise NotConvergedError(
                     f"Sinkhorn's algorithm left float32's range at epsilon {epsilon:g}",
-                    cure="raise epsilon, or give 0 for the exact problem",
+                    hint="raise epsilon, or give 0 for the exact problem",
                 )
             self.converged = error <= tolerance
             if self.converged or self.iterations >= self.max_iterations:

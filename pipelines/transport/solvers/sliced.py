@@ -87,10 +87,10 @@ def _projected(problem: TransportProblem, directions: int, seed: int) -> tuple[n
     if problem.x is None or problem.y is None or problem.cost != "squared-euclidean" or problem.epsilon > 0:
         raise ProblemError(
             f"projections bound the squared Euclidean cost of points at epsilon 0, received {problem.cost}",
-            cure="use solver 'auto'",
+            hint="use solver 'auto'",
         )
     if directions < 1:
-        raise ProblemError(f"directions: {directions} received", cure="give at least 1")
+        raise ProblemError(f"directions: {directions} received", hint="give at least 1")
     x, y = (torch.as_tensor(side).cpu().double() for side in (problem.x, problem.y))
     vectors = torch.randn(x.shape[1], directions, generator=step_generator(seed, 0, "directions"), dtype=torch.float64)
     vectors /= vectors.norm(dim=0)

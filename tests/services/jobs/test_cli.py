@@ -79,7 +79,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "command", [["jobs"], ["models"], ["generate", "--model", "m"], ["cancel", "j"], ["token", "list"]]
 )
-def test_without_a_platform_the_cure_is_named(command: list[str], tmp_path: Path) -> None:
+def test_without_a_platform_the_hint_is_named(command: list[str], tmp_path: Path) -> None:
     done = monge(*command, home=tmp_path)
     assert done.returncode == 1
     assert "monge up" in done.stderr

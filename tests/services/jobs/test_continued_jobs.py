@@ -95,7 +95,7 @@ def test_the_origin_of_a_spec_in_yaml_is_in_the_query(jobs: JobService, ended: s
 
 
 @pytest.mark.parametrize(
-    ("origin", "fields", "field", "message", "cure"),
+    ("origin", "fields", "field", "message", "hint"),
     [
         ("nobody", {}, "origin", "no job 'nobody'; the latest are: {job}", "see `monge jobs`"),
         ("{job}@many", {}, "origin", "'{job}@many' is neither JOB nor JOB@IMAGES", "see `monge jobs`"),
@@ -114,7 +114,7 @@ def test_the_origin_of_a_spec_in_yaml_is_in_the_query(jobs: JobService, ended: s
     ],
 )  # fmt: skip
 def test_what_cannot_be_continued_is_told_at_submission(
-    jobs: JobService, ended: str, origin: str, fields: dict[str, Any], field: str, message: str, cure: str
+    jobs: JobService, ended: str, origin: str, fields: dict[str, Any], field: str, message: str, hint: str
 ) -> None:
     client = jobs.client(Role.SUBMIT)
     for route in ("/v1/jobs", "/v1/plans"):
@@ -122,7 +122,7 @@ def test_what_cannot_be_continued_is_told_at_submission(
         document = answer.json()
         assert (answer.status_code, document["error"], document["field"]) == (422, "SpecError", field)
         assert document["message"] == f"{field}: {message.format(job=ended)}"
-        assert document["cure"] == cure.format(job=ended)
+        assert document["hint"] == hint.format(job=ended)
     assert [job["id"] for job in client.get("/v1/jobs").json()["jobs"]] == [ended]
 
 
@@ -130,7 +130,7 @@ def test_a_job_that_is_not_over_is_not_continued(jobs: JobService) -> None:
     job = jobs.submit()
     document = jobs.client(Role.SUBMIT).post("/v1/jobs", json=asked(job)).json()
     assert (document["field"], document["message"]) == ("origin", f"origin: job {job} is queued")
-    assert document["cure"] == f"wait for its end, or end it with `monge cancel {job}`"
+    assert document["hint"] == f"wait for its end, or end it with `monge cancel {job}`"
 
 
 def test_a_job_that_never_started_has_no_checkpoint(jobs: JobService) -> None:

@@ -81,17 +81,17 @@ def test_a_dead_driver_is_followed_by_another_attempt(jobs: JobService) -> None:
 
 def test_an_error_of_the_job_itself_is_final(jobs: JobService) -> None:
     job, driver = running(jobs)
-    driver.log += reported("error", message="loss is nan", cure="lower optimizer.learning_rate")
+    driver.log += reported("error", message="loss is nan", hint="lower optimizer.learning_rate")
     driver.status = AttemptStatus.FAILED
     jobs.step(3)
     found = jobs.store.job(job)
     assert (found.state, found.attempts) == (State.FAILED, 1)
-    assert found.reason == "loss is nan\n  cure: lower optimizer.learning_rate"
+    assert found.reason == "loss is nan\n  hint: lower optimizer.learning_rate"
 
 
 def test_a_service_that_is_away_is_no_error_of_the_job(jobs: JobService) -> None:
     job, driver = running(jobs)
-    driver.log += reported("error", message="MLflow is away", cure=None, final=False)
+    driver.log += reported("error", message="MLflow is away", hint=None, final=False)
     driver.status, driver.message = AttemptStatus.FAILED, "Job entrypoint command failed with exit code 1"
     jobs.step(3)
     found = jobs.store.job(job)
@@ -101,7 +101,7 @@ def test_a_service_that_is_away_is_no_error_of_the_job(jobs: JobService) -> None
 
 def test_the_last_line_of_a_dead_driver_counts(jobs: JobService) -> None:
     job, driver = running(jobs)
-    driver.log += reported("error", message="loss is nan", cure=None).rstrip("\n")  # it died while it wrote
+    driver.log += reported("error", message="loss is nan", hint=None).rstrip("\n")  # it died while it wrote
     driver.status = AttemptStatus.FAILED
     jobs.step(3)
     assert jobs.store.job(job).reason == "loss is nan"
@@ -194,7 +194,7 @@ def test_draining_stops_what_runs_until_later(jobs: JobService) -> None:
 
 def test_a_retried_job_keeps_its_run_and_counts_on(jobs: JobService) -> None:
     job, driver = running(jobs)
-    driver.log += reported("error", message="loss is nan", cure=None)
+    driver.log += reported("error", message="loss is nan", hint=None)
     driver.status = AttemptStatus.FAILED
     jobs.step(3)
     jobs.store.retry(job, "ada")

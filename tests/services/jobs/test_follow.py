@@ -72,10 +72,10 @@ def followed(state: State, reason: str) -> Any:
     return follow(cast(Any, Service(state, reason)), "job", Console(file=io.StringIO()))
 
 
-def test_a_failed_job_raises_its_error_with_one_cure() -> None:
+def test_a_failed_job_raises_its_error_with_one_hint() -> None:
     with pytest.raises(TrainingError) as caught:
-        followed(State.FAILED, "gloo: connection refused\n  at pair.cc\n  cure: open the port")
-    assert str(caught.value) == "gloo: connection refused\n  at pair.cc\n  cure: open the port"
+        followed(State.FAILED, "gloo: connection refused\n  at pair.cc\n  hint: open the port")
+    assert str(caught.value) == "gloo: connection refused\n  at pair.cc\n  hint: open the port"
     with pytest.raises(TrainingError, match="read `monge logs job`"):
         followed(State.FAILED, "its driver died")
 

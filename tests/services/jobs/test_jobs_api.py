@@ -196,7 +196,7 @@ def test_what_is_wrong_is_said_at_submission(jobs: JobService, body: Any, said: 
     document = answer.json()
     assert answer.status_code == 422, document
     assert said in document["message"]
-    assert document["cure"] or "no such field" in document["message"] or "not YAML" in document["message"]
+    assert document["hint"] or "no such field" in document["message"] or "not YAML" in document["message"]
     assert document["request_id"] == answer.headers["x-request-id"]
     assert "secret" not in answer.text
     assert client.get("/v1/jobs").json()["jobs"] == []

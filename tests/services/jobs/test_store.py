@@ -283,7 +283,7 @@ def test_secrets_are_not_kept(tmp_path: Path) -> None:
 def test_a_database_that_cannot_be_opened_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="the store of jobs cannot be opened") as caught:
         JobStore(f"sqlite:///{tmp_path / 'no' / 'such' / 'jobs.db'}")
-    assert caught.value.cure == "see MONGE_JOBS_STORE"
+    assert caught.value.hint == "see MONGE_JOBS_STORE"
 
 
 def test_the_owner_of_the_home_is_an_administrator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

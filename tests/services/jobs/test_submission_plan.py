@@ -60,7 +60,7 @@ def test_nothing_of_the_catalogue_is_fetched(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "told", "cure"),
+    ("source", "told", "hint"),
     [
         ("nowhere", "nowhere: neither a data set of the catalogue nor", "give a path, or one of cats-and-dogs"),
         ("cats-and-dgos", "cats-and-dgos: neither", "did you mean cats-and-dogs?"),
@@ -70,7 +70,7 @@ def test_nothing_of_the_catalogue_is_fetched(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_told(
-    source: str, told: str, cure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: str, told: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder_of(tmp_path / "one", "disc")
@@ -79,7 +79,7 @@ def test_what_is_wrong_is_told(
     with pytest.raises(MongeError) as raised:
         work_plan(spec_of(source), tmp_path / "cache")
     assert told in str(raised.value.args[0]).lower()
-    assert cure in (raised.value.cure or "")
+    assert hint in (raised.value.hint or "")
 
 
 def test_what_the_job_has_to_read_is_left_to_it(tmp_path: Path) -> None:

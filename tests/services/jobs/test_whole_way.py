@@ -294,13 +294,13 @@ def test_a_damaged_shard_ends_the_job_on_every_rank(monge: Monge, home: Path, sh
     finally:
         shard.write_bytes(whole)
     assert f"{shard.name}: its sha256 is not the manifest's" in output
-    assert output.count("cure:") == 1
+    assert output.count("hint:") == 1
 
 
 def test_too_many_workers_are_refused_before_anything_is_read(monge: Monge, shapes: Path) -> None:
     output = monge(*classifier("crowd", shapes, 200, "workers.count=64"), "--follow", fails=True)
     assert "workers.count: 64 CPUs asked for, the cluster has" in output
-    assert output.count("cure:") == 1
+    assert output.count("hint:") == 1
     assert "sharding" not in output
 
 

@@ -18,18 +18,18 @@ def test_packages_are_there_and_services_are_not(tmp_path: Path) -> None:
     found = _examined(tmp_path)
     assert found["torch"].ok
     assert not found["endpoint"].ok
-    assert found["endpoint"].cure == "monge up"
+    assert found["endpoint"].hint == "monge up"
 
 
-def test_a_missing_package_has_a_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_has_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package",))
     finding = _examined(tmp_path)["no-such-package"]
     assert not finding.ok
-    assert finding.cure == "pip install no-such-package"
+    assert finding.hint == "pip install no-such-package"
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "LEAST_FREE_GIB", 10**9)
     finding = _examined(tmp_path)[f"disk of {tmp_path}"]
     assert not finding.ok
-    assert "MONGE_HOME" in finding.cure
+    assert "MONGE_HOME" in finding.hint

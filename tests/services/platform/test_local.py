@@ -160,9 +160,9 @@ def test_services_elsewhere_are_asked_there(tmp_path: Path, stranger: str) -> No
 
     told = {finding.what: finding for finding in doctor.check_machine(settings)}
     assert told["mlflow"].found == f"answers at {stranger}"
-    assert told["endpoint"].cure == "start it there, or change MONGE_ENDPOINT_URL"
+    assert told["endpoint"].hint == "start it there, or change MONGE_ENDPOINT_URL"
     assert not told["endpoint"].optional
-    assert told["ray"].cure == "monge up"
+    assert told["ray"].hint == "monge up"
     assert told["ray"].optional
 
 

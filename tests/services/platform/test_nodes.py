@@ -103,7 +103,7 @@ def test_a_head_that_is_not_reached_is_refused(tmp_path: Path) -> None:
         nodes.check(offered(tmp_path), Settings())
     with pytest.raises(ServiceError, match="no job service answers") as caught:
         nodes.ask(Settings(jobs_url="http://127.0.0.1:9"))
-    assert "monge up" not in str(caught.value.cure)
+    assert "monge up" not in str(caught.value.hint)
 
 
 def test_services_that_a_node_does_not_reach_are_told(tmp_path: Path) -> None:

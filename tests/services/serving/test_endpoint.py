@@ -62,7 +62,7 @@ def rows(response: httpx.Response) -> np.ndarray:
 def problem(response: httpx.Response, status: int) -> dict[str, Any]:
     assert response.status_code == status, response.text
     document = response.json()
-    assert document.keys() >= {"error", "message", "cure", "request_id"}
+    assert document.keys() >= {"error", "message", "hint", "request_id"}
     return dict(document)
 
 
@@ -165,7 +165,7 @@ def test_a_class_is_asked_for_by_name(paths: str) -> None:
         raw = np.frombuffer(base64.b64decode(answer.json()["images"]), np.uint8).reshape(2, 1, 16, 16)
         assert np.abs(raw.astype(int) - make_bundle("flow").generate(2, 3, label=2)).max() <= 1
         refused = problem(await client.post(url, json={"label": "cow"}), 422)
-        assert (refused["field"], refused["cure"]) == ("label", "ask for one of cat, dog, owl")
+        assert (refused["field"], refused["hint"]) == ("label", "ask for one of cat, dog, owl")
         refused = problem(await client.post("/v1/models/faces/generate", json={"label": "cat"}), 422)
         assert "knows no classes" in refused["message"]
         assert (await client.get("/v1/models/paths")).json()["conditional"] is True
@@ -246,7 +246,7 @@ def test_a_full_queue_is_429_with_the_time_to_come_back(faces: str) -> None:
 def test_generate_is_limited_in_pixels(faces: str) -> None:
     async def scenario(client: Client, shared: Endpoint) -> None:
         answer = problem(await client.post("/v1/models/faces/generate", json={"count": 5}), 422)
-        assert "4 at most" in answer["cure"]
+        assert "4 at most" in answer["hint"]
 
     play(faces, scenario, max_image_pixels=4 * 256)
 
@@ -346,8 +346,8 @@ def test_unknown_models_are_answered_with_the_known(cats: str) -> None:
     async def scenario(client: Client, shared: Endpoint) -> None:
         for model in ("dogs", "cats@trial", "cats/versions/9", "a%20b"):
             answer = await client.post(f"/v1/models/{model}/predict", content=encoded(), headers=PNG)
-            assert problem(answer, 404)["cure"]
-        assert "cats" in (await client.get("/v1/models/dogs")).json()["cure"]
+            assert problem(answer, 404)["hint"]
+        assert "cats" in (await client.get("/v1/models/dogs")).json()["hint"]
         problem(await client.get("/nowhere"), 404)
 
     play(cats, scenario)
@@ -360,13 +360,13 @@ def test_the_wrong_kind_of_model_says_which_route_is_right(uri: str, tmp_path: P
 
     async def scenario(client: Client, shared: Endpoint) -> None:
         answer = await client.post("/v1/models/faces/predict", content=encoded(), headers=PNG)
-        assert "/generate" in problem(answer, 422)["cure"]
-        assert "/predict" in problem(await client.post("/v1/models/cats/generate", json={}), 422)["cure"]
+        assert "/generate" in problem(answer, 422)["hint"]
+        assert "/predict" in problem(await client.post("/v1/models/cats/generate", json={}), 422)["hint"]
         for route, content in (("predict", {"content": encoded(), "headers": PNG}), ("generate", {"json": {}})):
             answer = await client.post(f"/v1/models/codes/{route}", **content)  # type: ignore[arg-type]
             told = problem(answer, 422)
             assert "'codes' is an encoder" in told["message"]
-            assert "objective.features" in told["cure"]
+            assert "objective.features" in told["hint"]
         assert (await client.get("/v1/models/codes")).json()["kind"] == "encoder"
 
     play(uri, scenario)

@@ -78,7 +78,7 @@ def test_what_is_wrong_is_typed(client: EndpointClient, tmp_path: Path) -> None:
         client.predict("cats", [tmp_path / "nothing.png"])
     with pytest.raises(ModelNotFoundError) as caught:
         client.predict("dogs", [good])
-    assert "cats" in str(caught.value.cure)
+    assert "cats" in str(caught.value.hint)
     with pytest.raises(ModelNotFoundError, match="cannot name"):
         client.predict("../metrics", [good])
     with pytest.raises(SpecError, match="is a generator"):

@@ -91,7 +91,7 @@ def test_errors_of_a_task_are_ours(ray_cluster: None, tmp_path: Path, monkeypatc
     with pytest.raises(SourceError, match=r"3.png: cannot be read") as caught:
         shard_dataset(spec, tmp_path / "out", tmp_path / "cache")
     assert type(caught.value) is SourceError
-    assert caught.value.cure
+    assert caught.value.hint
 
 
 def test_a_finished_data_set_is_left_alone(spec: DataSpec, tmp_path: Path, expected: dict[str, bytes]) -> None:

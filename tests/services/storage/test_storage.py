@@ -114,7 +114,7 @@ def test_what_fails_once_is_asked_again(settings: Settings, server: FaultyServer
 
 
 @pytest.mark.parametrize(
-    ("fault", "told", "cure", "requests"),
+    ("fault", "told", "hint", "requests"),
     [
         (403, "access is denied", "AWS_ACCESS_KEY_ID", 1),
         (404, "no such object", "MONGE_S3_ENDPOINT_URL", 1),
@@ -126,7 +126,7 @@ def test_what_fails_once_is_asked_again(settings: Settings, server: FaultyServer
     ],
 )
 def test_what_goes_on_failing_is_told(
-    settings: Settings, server: FaultyServer, fault: int | str, told: str, cure: str, requests: int
+    settings: Settings, server: FaultyServer, fault: int | str, told: str, hint: str, requests: int
 ) -> None:
     store = open_storage("s3://images/a", settings.model_copy(update={"s3_timeout": 0.5}))
     store.write("tom.png", DATA)
@@ -134,7 +134,7 @@ def test_what_goes_on_failing_is_told(
     server.faults.extend([fault] * 5)
     with pytest.raises(StorageError, match=rf"^s3://images/a/tom\.png: .*{told}") as error:
         store.read("tom.png")
-    assert cure in (error.value.cure or "")
+    assert hint in (error.value.hint or "")
     assert server.requests == requests
     assert not any(secret in str(error.value) for secret in ("hidden-key", "AKIDTEST", "secret-of-the-server"))
 

@@ -69,15 +69,15 @@ def test_aliases_move_and_versions_stay(run: Run, tmp_path: Path) -> None:
 def test_what_does_not_exist_is_answered_with_what_does(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError) as nothing:
         resolve(run.uri, "cats")
-    assert "none is" in str(nothing.value.cure)
+    assert "none is" in str(nothing.value.hint)
     register(run, make_bundle().save(tmp_path / "b"), "cats")
     with pytest.raises(ModelNotFoundError) as other_name:
         resolve(run.uri, "dogs")
-    assert "cats" in str(other_name.value.cure)
+    assert "cats" in str(other_name.value.hint)
     for name in ("cats@trial", "cats/2"):
         with pytest.raises(ModelNotFoundError) as other_version:
             resolve(run.uri, name)
-        assert "@live = 1" in str(other_version.value.cure)
+        assert "@live = 1" in str(other_version.value.hint)
     run.close()
 
 

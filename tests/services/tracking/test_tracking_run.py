@@ -318,7 +318,7 @@ def _png(folder: Path) -> Path:
 def test_opening_without_a_server_says_so() -> None:
     with pytest.raises(ServiceError, match="open the run") as caught:
         Run.open("http://127.0.0.1:9", "job-1", job_spec())
-    assert "monge status" in str(caught.value.cure)
+    assert "monge status" in str(caught.value.hint)
 
 
 def test_a_cancelled_job_is_killed_and_an_ended_one_keeps_its_status(uri: str) -> None:

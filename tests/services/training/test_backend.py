@@ -50,10 +50,10 @@ def test_gloo_and_nccl_take_the_interface_that_ray_knows(
 
 
 def test_the_rank_that_failed_is_heard_before_those_that_heard_of_it() -> None:
-    failures = {0: RankError("rank 1 failed"), 1: StorageError("no answer", cure="look at the bucket")}
+    failures = {0: RankError("rank 1 failed"), 1: StorageError("no answer", hint="look at the bucket")}
     told = _failure("job-1", WorkerGroupError("two workers", failures))
     assert isinstance(told, StorageError)
-    assert str(told) == "no answer\n  cure: look at the bucket"
+    assert str(told) == "no answer\n  hint: look at the bucket"
     told = _failure("job-1", WorkerGroupError("one worker", {0: OSError("disk full")}))
     assert isinstance(told, TrainingError)
-    assert str(told) == "the workers of job-1 failed: rank 0: OSError: disk full\n  cure: read `monge logs job-1`"
+    assert str(told) == "the workers of job-1 failed: rank 0: OSError: disk full\n  hint: read `monge logs job-1`"

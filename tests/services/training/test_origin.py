@@ -62,6 +62,6 @@ def test_what_is_kept_is_listed(jobs: Path) -> None:
         CheckpointError, match=r"a@96 is not kept; .* are those of 32, 64, 1234567890123 images"
     ) as error:
         find_origin(str(jobs), Origin("a", 96), SETTINGS)
-    assert error.value.cure == "choose one of them, as in a@1234567890123"
+    assert error.value.hint == "choose one of them, as in a@1234567890123"
     with pytest.raises(CheckpointError, match="no checkpoint of b lies in"):
         find_origin(str(jobs), Origin("b"), SETTINGS)

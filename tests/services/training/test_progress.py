@@ -37,7 +37,7 @@ def test_reports_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     report_stage("joining the cluster")
     report_run("abc", "1")
     report_progress(1000, 20_000, {"loss": 0.25, "images_per_second": 3456.7})
-    report_error(SpecError("loss is nan\nat the first step", cure="lower optimizer.learning_rate"))
+    report_error(SpecError("loss is nan\nat the first step", hint="lower optimizer.learning_rate"))
     report_done(None)
     report_done("cats/1")
     lines = capsys.readouterr().out.splitlines()
@@ -47,7 +47,7 @@ def test_reports_in_words(capsys: pytest.CaptureFixture[str]) -> None:
         "[train] 1,000/20,000 images · loss 0.25 · images_per_second 3,457",
         "[error] loss is nan",
         "  at the first step",
-        "  cure: lower optimizer.learning_rate",
+        "  hint: lower optimizer.learning_rate",
         "[monge] done: there is no model to register",
         "[monge] done: cats/1",
     ]

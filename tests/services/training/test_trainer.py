@@ -83,8 +83,8 @@ def test_callbacks_that_start_a_process_for_nothing_are_left_out() -> None:
 
 def test_an_error_that_workers_return_ends_the_job(fitted: Any) -> None:
     with pytest.raises(TrainingError, match="loss is nan") as raised:
-        fitted({"error": "loss is nan", "cure": "lower it"}, CPU=2)
-    assert raised.value.cure == "lower it"
+        fitted({"error": "loss is nan", "hint": "lower it"}, CPU=2)
+    assert raised.value.hint == "lower it"
 
 
 def test_errors_of_the_job_end_it(fitted: Any) -> None:
@@ -94,7 +94,7 @@ def test_errors_of_the_job_end_it(fitted: Any) -> None:
     assert raised.value.args[0] == (
         "the workers of job-1 failed: rank 1: OSError: disk full; rank 0: RankError: rank 1 was lost"
     )
-    assert raised.value.cure == "read `monge logs job-1`"
+    assert raised.value.hint == "read `monge logs job-1`"
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,7 @@ def test_an_origin_that_does_not_fit_ends_the_job(
     train_worker(config_of(tmp_path, data))
     resume(Followed(tmp_path / "again"), None, monkeypatch)
     config = config_of(tmp_path, data) | {"origin": "job-0@96"}
-    assert train_worker(config)["cure"] == "raise train.images above 96"
+    assert train_worker(config)["hint"] == "raise train.images above 96"
     config["spec"]["train"]["images"] = 160
     config["spec"] |= {"model": {"kind": "mlp", "hidden": [16]}}
     assert " of the classifier is " in train_worker(config)["error"]
@@ -331,7 +331,7 @@ def test_what_would_happen_again_is_returned_and_all_else_raised(
     config["spec"]["optimizer"]["learning_rate"] = 1e30
     outcome = train_worker(config)
     assert "loss is" in outcome["error"]
-    assert "learning_rate" in outcome["cure"]
+    assert "learning_rate" in outcome["hint"]
     assert train_worker(config_of(tmp_path / "away", data) | {"data": str(tmp_path / "nowhere")})["error"]
     assert followed.registered == []
 

@@ -269,7 +269,7 @@ def test_errors_of_a_solve_reach_all_who_wait_and_are_not_kept() -> None:
             self.calls += 1
             self.entered.set()
             assert self.gate.wait(10)
-            raise NotConvergedError("it stopped short", cure="allow more iterations")
+            raise NotConvergedError("it stopped short", hint="allow more iterations")
 
     async def main() -> None:
         stubborn = Stubborn()

@@ -102,7 +102,7 @@ def test_a_missing_rank_is_named(replicas: list[str]) -> None:
 def test_errors_arrive_as_they_were_raised(replicas: list[str]) -> None:
     with pytest.raises(TooLargeError, match=f"at most {POINTS}") as refusal:
         RayPlanner("job").plan(labelled(1, n=POINTS + 1))
-    assert refusal.value.cure
+    assert refusal.value.hint
     with pytest.raises(ProblemError, match="brute force"):
         RayPlanner("job", solver="brute-force").plan(labelled(1, n=9))
 

@@ -196,7 +196,7 @@ def test_a_dense_plan_is_limited_and_so_is_json() -> None:
             assert answer.status_code == 413
             answer = await client.post("/v1/plans", json={"x": x.tolist(), "y": x.tolist()})
             assert answer.status_code == 413
-            assert "npz" in answer.json()["cure"]
+            assert "npz" in answer.json()["hint"]
 
     run(main)
 
@@ -303,7 +303,7 @@ def test_a_rank_that_does_not_come_is_409_with_its_name() -> None:
             error = read_error(answer.content, 409, "it")
             assert isinstance(error, RendezvousError)
             assert "rank 1 did not come" in str(error)
-            assert error.cure
+            assert error.hint
 
     run(main)
 
@@ -333,6 +333,6 @@ def test_an_answer_that_is_no_error_of_ours_is_a_service_error(body: bytes) -> N
 
 
 def test_errors_cross_as_the_same_class() -> None:
-    error = ProblemError("x: no", cure="yes")
+    error = ProblemError("x: no", hint="yes")
     read = read_error(json.dumps(write_error(error)).encode(), 422, "it")
     assert (type(read), str(read)) == (ProblemError, str(error))

@@ -94,7 +94,7 @@ def test_null_forbids_a_pair(url: str) -> None:
 def test_what_is_no_problem_is_said_to_be_none(url: str, problem: dict[str, Any]) -> None:
     answer = ask(url, problem)
     assert answer.status_code == 422
-    assert answer.json()["cure"] or answer.json()["field"]
+    assert answer.json()["hint"] or answer.json()["field"]
 
 
 PROBLEMS = [

@@ -77,7 +77,7 @@ def test_a_trial_that_fails_says_why(data: ShardedDataset, uri: str, reports: li
 
     (report,) = reports
     assert "loss is" in report["error"]
-    assert "cure" not in report["error"]
+    assert "hint" not in report["error"]
     run_id = find_run(uri, "sweep-000")
     assert run_id is not None
     run = connect(uri).get_run(run_id)

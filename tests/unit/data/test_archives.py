@@ -201,7 +201,7 @@ def test_parquets_that_are_no_source(tmp_path: Path, encode: Encode, monkeypatch
     def refused(match: str) -> None:
         with pytest.raises(SourceError, match=match) as caught:
             open_source(DataSpec(source=str(tmp_path / "in")), tmp_path)
-        assert caught.value.cure
+        assert caught.value.hint
 
     write_parquet(path, {"image": pa.array(data), "text": pa.array(["a", "b"])})
     refused(r"a.parquet: no single column .* image: binary, text: string")

@@ -13,7 +13,7 @@ from pipelines.data.arrays import map_arrays, write_arrays
 from pipelines.errors import SourceError
 
 
-def refuse(*_: object, cure: str = "", **__: object) -> None:
+def refuse(*_: object, hint: str = "", **__: object) -> None:
     raise AssertionError("nothing was to be fetched")
 
 
@@ -74,7 +74,7 @@ def test_a_forged_wheel_is_refused_before_it_is_opened(tmp_path: Path) -> None:
 
 
 def test_a_wheel_reaches_a_cache_that_is_named_relatively(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(command: list[str], folder: Path, cure: str) -> None:
+    def download(command: list[str], folder: Path, hint: str) -> None:
         destination = folder / command[command.index("--dest") + 1]  # as for a process that runs in the folder
         (destination / "some-1.0.whl").write_bytes(b"a wheel")
 
@@ -101,8 +101,8 @@ def test_a_forged_idx_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [["false"], ["no-such-package-manager"]])
 def test_a_failed_download_says_what_to_do(tmp_path: Path, command: list[str]) -> None:
-    with pytest.raises(SourceError, match="cure: bring the file"):
-        packages.run_command(command, tmp_path, cure="bring the file")
+    with pytest.raises(SourceError, match="hint: bring the file"):
+        packages.run_command(command, tmp_path, hint="bring the file")
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def test_a_wrong_table_is_told_by_line_and_field(
     (flat / file).write_text(text)
     with pytest.raises(SourceError, match=message) as caught:
         open_source(DataSpec(source=str(flat)), tmp_path)
-    assert caught.value.cure
+    assert caught.value.hint
 
 
 def test_a_table_that_is_no_text(flat: Path, tmp_path: Path) -> None:

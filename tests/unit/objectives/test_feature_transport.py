@@ -318,7 +318,7 @@ def test_points_that_would_fill_the_memory_are_refused(
         SpecError, match=r"objective.features.1: 144 numbers for an image, over the limit of 150"
     ) as told:
         features_of(striped, {"side": 4}, {})
-    assert "smaller side" in str(told.value.cure)
+    assert "smaller side" in str(told.value.hint)
     features_of(striped, {"side": 4}, {"side": 4})
 
 

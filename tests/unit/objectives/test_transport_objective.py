@@ -156,7 +156,7 @@ def test_samples_that_are_not_finite_have_diverged(kind: str) -> None:
     spec = TransportSpec.model_validate({"kind": "transport", "distance": {"kind": kind}, "plans": "local"})
     made = TransportObjective(spec, Affine(), LocalPlanner())
     made.generator.weights.data[0, 0] = float("nan")
-    with pytest.raises(DivergedError, match=r"at step 5, .*(in)?finite.*\n.*cure: lower optimizer.learning_rate"):
+    with pytest.raises(DivergedError, match=r"at step 5, .*(in)?finite.*\n.*hint: lower optimizer.learning_rate"):
         made.phases[0].loss(step(5))
 
 

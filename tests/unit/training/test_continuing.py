@@ -130,8 +130,8 @@ def test_a_state_that_does_not_fit_is_named(tmp_path: Path, data: ShardedDataset
     origin = trained(tmp_path, constant("mlp", images=48), data)
     with pytest.raises(CheckpointError, match=message) as refused:
         continued(change(constant("mlp", images=96)), data, origin)
-    assert refused.value.cure is not None
-    assert "kind of optimizer" in refused.value.cure
+    assert refused.value.hint is not None
+    assert "kind of optimizer" in refused.value.hint
 
 
 def test_other_networks_are_named(tmp_path: Path, data: ShardedDataset) -> None:
@@ -146,7 +146,7 @@ def test_images_that_the_origin_has_seen_already_are_refused(tmp_path: Path, dat
         SpecError, match=r"train\.images: 48, while the checkpoint to go on from has seen 48"
     ) as refused:
         continued(constant("mlp", images=48), data, origin)
-    assert refused.value.cure == "raise train.images above 48"
+    assert refused.value.hint == "raise train.images above 48"
 
 
 def test_a_checkpoint_of_the_run_itself_goes_before_the_origin(tmp_path: Path, data: ShardedDataset) -> None:

@@ -87,7 +87,7 @@ def test_no_point_of_a_curve_is_not_finite(value: float) -> None:
         meters = Meters(CPU)
         for number in (1.0, value, 1.0):
             meters.add(Loss(torch.zeros(()), **{kind: {"cost": number}}))
-        with pytest.raises(DivergedError, match=f"cost is {told}\n.*cure: lower optimizer.learning_rate"):
+        with pytest.raises(DivergedError, match=f"cost is {told}\n.*hint: lower optimizer.learning_rate"):
             meters.point()
 
 
@@ -106,7 +106,7 @@ def test_divergence_is_told_and_nothing_of_it_is_kept(tmp_path: Path, data: Shar
     recorder = Recorder(tmp_path)
     with pytest.raises(DivergedError) as caught:
         go_on(spec, data, *start(spec, data), recorder)
-    assert caught.value.cure == "lower optimizer.learning_rate"
+    assert caught.value.hint == "lower optimizer.learning_rate"
     assert (recorder.evaluations, recorder.checkpoints) == ([], [])
     assert list(tmp_path.iterdir()) == []
 

@@ -43,7 +43,7 @@ def test_a_certificate_is_ready_for_json() -> None:
 )
 def test_what_did_not_converge_is_refused(flaw: dict) -> None:
     GOOD.require_converged()
-    with pytest.raises(NotConvergedError, match=r"some stopped after 3 iterations with gap .*\n.*cure: allow more"):
+    with pytest.raises(NotConvergedError, match=r"some stopped after 3 iterations with gap .*\n.*hint: allow more"):
         dataclasses.replace(GOOD, **flaw).require_converged()
 
 
@@ -74,7 +74,7 @@ def test_blocks_are_the_plan_cut_by_rows(plan: TransportPlan) -> None:
 
 def test_a_plan_without_entries_says_so() -> None:
     plan = TransportPlan((2, 2), GOOD, f=np.zeros(2), g=np.zeros(2))
-    with pytest.raises(ProblemError, match=r"a plan of some has no zero entries to leave out\n.*cure: draw pairs"):
+    with pytest.raises(ProblemError, match=r"a plan of some has no zero entries to leave out\n.*hint: draw pairs"):
         plan.entries()
 
 

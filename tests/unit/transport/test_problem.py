@@ -87,7 +87,7 @@ def test_weights_that_are_none(a: list, message: str) -> None:
 def test_masses_are_equal_up_to_rounding() -> None:
     a = np.array([1.0, 2.0, 3.0])
     with pytest.raises(
-        ProblemError, match=r"a has mass 6, b has mass 6\.01: balanced transport moves all of it\n.*cure"
+        ProblemError, match=r"a has mass 6, b has mass 6\.01: balanced transport moves all of it\n.*hint"
     ):
         TransportProblem.between(X, Y, a=a, b=a + np.array([0, 0, 0.01]))
     with pytest.raises(ProblemError, match="a has mass 3, b has mass 300"):
