@@ -101,7 +101,10 @@ def _operation(name: str, operation: Schema, shared: set[str]) -> Iterator[str]:
     if parameters := operation.get("parameters"):
         yield table(
             ("parameter", "in", "type", "default", "description"),
-            ((code(one["name"]), one["in"], *_typed(one["schema"], one.get("required", False), one)) for one in parameters),
+            (
+                (code(one["name"]), one["in"], *_typed(one["schema"], one.get("required", False), one))
+                for one in parameters
+            ),
         )
     for kind, body in operation.get("requestBody", {}).get("content", {}).items():
         yield f"Request body, {code(kind)}:{_inline(body.get('schema', {}))}"

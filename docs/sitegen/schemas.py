@@ -88,7 +88,7 @@ def _plain(schema: Schema, link: Link) -> str:
         if inside:
             return "list of " + ", ".join(readable(one, link) for one in inside)
         items = readable(schema.get("items", {}), link)
-        return f"list of ({items})" if re.search(" or | one of |[≥>≤<]", items) else f"list of {items}"
+        return f"list of ({items})" if re.search(" or |one of |[≥>≤<]", items) else f"list of {items}"
     if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
         return f"map from str to {readable(schema['additionalProperties'], link)}"
     if kind == "string" and "format" in schema:

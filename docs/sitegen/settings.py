@@ -17,7 +17,9 @@ def page() -> str:
         optional = schema.get("default") is None
         type_ = readable(schema["anyOf"][0] if optional else schema, code)
         text = cell(told.get(name, ""))
-        rows.append((code(variable(name)), type_, "" if optional else default(schema, False), text[:1].upper() + text[1:]))
+        rows.append(
+            (code(variable(name)), type_, "" if optional else default(schema, False), text[:1].upper() + text[1:])
+        )
     return table(("variable", "type", "default", "description"), rows)
 
 
