@@ -47,7 +47,7 @@ schema: $(INSTALLED) ## rewrite configs/job.schema.json
 	@$(BIN)/monge schema > configs/job.schema.json
 
 docs: $(INSTALLED) ## build the documentation site into site/, strictly
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## remove the environment and all that Monge wrote here
 	@-test -x $(BIN)/monge && $(BIN)/monge down

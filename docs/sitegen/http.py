@@ -67,7 +67,7 @@ def page(api: Schema) -> str:
     parts = [api["info"].get("description", ""), "## Operations", overview]
     if shared:
         rows = [_response(status, found[0][1]["responses"][status]) for status in sorted(shared)]
-        parts += ["All operations can answer with these errors:", table(("status", "description", "body"), rows)]
+        parts += ["All operations can answer with these errors:", _answers(rows)]
     parts += [part for name, operation in found for part in _operation(name, operation, shared)]
     used = _used([operation for _, operation in found], schemas)
     if used:
@@ -111,7 +111,13 @@ def _operation(name: str, operation: Schema, shared: set[str]) -> Iterator[str]:
         if body.get("schema", {}).get("properties"):
             yield _schema(body["schema"])
     answers = sorted(item for item in operation["responses"].items() if item[0] not in shared)
-    yield table(("status", "description", "body"), (_response(*item) for item in answers))
+    yield _answers([_response(*item) for item in answers])
+
+
+def _answers(rows: list[tuple[str, str, str]]) -> str:
+    """The table of status codes; without the column of bodies if there are none."""
+    columns = 3 if any(body for *_, body in rows) else 2
+    return table(("status", "description", "body")[:columns], [row[:columns] for row in rows])
 
 
 def _response(status: str, response: Schema) -> tuple[str, str, str]:
