@@ -14,7 +14,7 @@ _SERVICES = ("jobs", "platform", "serving", "sharding", "storage", "tracking", "
 PAGES = {
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
-    "pipelines/index.md": "pipelines/README.md",
+    "pipelines/overview.md": "pipelines/README.md",
     "pipelines/transport.md": "pipelines/transport/README.md",
     **{f"services/{name}.md": f"services/{name}/README.md" for name in _SERVICES},
 }
