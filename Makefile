@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-faults results lint format schema clean
+.PHONY: help demo test test-fast test-faults results lint format schema docs clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -46,6 +46,9 @@ format: $(INSTALLED) ## rewrite the code in the project's format
 schema: $(INSTALLED) ## rewrite configs/job.schema.json
 	@$(BIN)/monge schema > configs/job.schema.json
 
+docs: $(INSTALLED) ## build the documentation site into site/, strictly
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean: ## remove the environment and all that Monge wrote here
 	@-test -x $(BIN)/monge && $(BIN)/monge down
-	rm -rf $(VENV) .monge build *.egg-info
+	rm -rf $(VENV) .monge build site *.egg-info
