@@ -120,7 +120,7 @@ class ShardCache:
 
 
 def _locked(part: Path) -> int:
-    """A descriptor of a file that this thread alone has locked, and that still has its name."""
+    """A locked descriptor of a file that still has its name."""
     while True:
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
