@@ -313,7 +313,7 @@ def test_features_that_are_not_finite_have_diverged() -> None:
         ("wasserstein", "objective", {"critic": {"width": 4, "spectral": True}}, "must keep the critic Lipschitz"),
         ("wasserstein", "objective", {"constraint": "none"}, "must keep the critic Lipschitz"),
         ("learned-transport", "train", {"batch": 1}, "without images in one half of the batch"),
-        ("learned-transport", "train", {"accumulate": 2}, "accumulate 2 would cut"),
+        ("learned-transport", "train", {"accumulate": 2}, "accumulate 2 would split"),
         ("learned-transport", "train", {"compile": True}, "does not support the second derivatives"),
         ("wasserstein", "train", {"compile": True}, "does not support the second derivatives"),
         ("learned-transport", "model", {"conditional": True}, "'learned-transport' cannot train a conditional model"),
