@@ -1,7 +1,7 @@
-"""The few collectives that Monge needs, each the identity in a process of its own, and how ranks agree on an error.
+"""Collectives, each the identity in a single process, and agreement of all ranks on an error.
 
-A rank that fails alone leaves the others waiting for it in the next collective. Within :func:`agree` they are woken,
-and all ranks raise the same error.
+If one rank fails, the others wait for it in the next collective. Within :func:`agree` they are interrupted, and all
+ranks raise the same error.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from pipelines import errors
 from pipelines.errors import MongeError, RankError
 
 GRACE = 5.0
-"""Seconds that a rank waits for the others once something has failed: to say that they are alive, to read the error."""
+"""Seconds that a rank waits after a failure for the others to report that they are alive and to read the error."""
 
 _FAILURE = "monge/failure"
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
 
 
 def rank() -> int:
-    """This process's rank, 0 when alone."""
+    """Rank of this process; 0 in a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of ranks, 1 when alone."""
+    """Number of ranks; 1 in a single process."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def block_share(count: int, block: int) -> slice:
-    """This rank's part of ``count`` rows, in whole blocks where there are enough of them for every rank.
+    """This rank's part of ``count`` rows, in whole blocks if there are enough of them for every rank.
 
-    Work that is done block by block then gives the same bits in any world.
+    Computations on whole blocks give bitwise the same results for any number of ranks.
     """
     world = world_size()
     block = max(1, min(block, -(-count // world)))
@@ -50,13 +50,13 @@ def block_share(count: int, block: int) -> slice:
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """All ranks' rows, in rank order, on every rank. Ranks may hold different numbers of rows.
+    """Gather the rows of all ranks, in rank order, on every rank. Ranks may hold different numbers of rows.
 
     Args:
-        rows: this rank's (k, ...) tensor, equal between ranks past its first axis.
+        rows: this rank's rows, (k, ...); all axes but the first are the same on every rank.
 
     Returns:
-        (sum of k, ...) tensor, without gradient.
+        The rows of all ranks, (sum of k, ...), without gradient.
     """
     rows = rows.detach().contiguous()
     if world_size() == 1:
@@ -73,24 +73,24 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 def gather_parts(count: int, block: int, make: Callable[[slice], Sequence[torch.Tensor]]) -> list[torch.Tensor]:
-    """Tensors of ``count`` rows, of which each rank makes its :func:`block_share`; every rank gets them whole.
+    """Compute tensors of ``count`` rows, each rank its :func:`block_share`, and gather them on every rank.
 
     Args:
-        count: rows in all, ≥ 1.
-        block: rows that are made at once.
-        make: the rows of a part, of each tensor.
+        count: total number of rows, ≥ 1.
+        block: number of rows computed at once.
+        make: function that computes a slice of the rows of each tensor.
     """
     part = block_share(count, block)
-    # A rank without a part makes one row all the same: that tells the shape.
+    # A rank without a part still computes one row, to know the shape.
     made = make(slice(part.start, max(part.stop, part.start + 1)))
     return [gather_rows(rows[: part.stop - part.start]) for rows in made]
 
 
 def gather_rows_with_gradient(rows: torch.Tensor) -> torch.Tensor:
-    """All ranks' rows as :func:`gather_rows` gives them, differentiable in this rank's own.
+    """Gather rows like :func:`gather_rows`, differentiable with respect to this rank's own rows.
 
-    Where every rank computes the same number from all rows, its gradient in a parameter is the sum over ranks of the
-    gradients that pass through their own rows: what :func:`sum_gradients` makes of them.
+    If every rank computes the same scalar from all rows, its gradient with respect to a parameter is the sum over ranks
+    of the gradients through their own rows, which :func:`sum_gradients` computes.
     """
     gathered = gather_rows(rows)
     if world_size() == 1:
@@ -101,19 +101,19 @@ def gather_rows_with_gradient(rows: torch.Tensor) -> torch.Tensor:
 
 
 def reduce_over_ranks(values: torch.Tensor, by: Literal["sum", "min", "max"]) -> torch.Tensor:
-    """The sum, minimum or maximum of a tensor over ranks, in place; returns it."""
+    """Reduce a tensor over ranks in place by sum, minimum or maximum, and return it."""
     if world_size() > 1:
         _collective(dist.all_reduce, values, _OPERATIONS[by])
     return values
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over ranks, in place; returns it."""
+    """Sum a tensor over ranks in place, and return it."""
     return reduce_over_ranks(values, "sum")
 
 
 def from_first_rank(text: str) -> str:
-    """Rank 0's text, on every rank."""
+    """Broadcast the text of rank 0 to every rank."""
     found = [text]
     if world_size() > 1:
         _collective(dist.broadcast_object_list, found, src=0)
@@ -132,21 +132,21 @@ class _Sum(torch.autograd.Function):
 
 
 def sum_with_gradient(values: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over ranks, differentiable: each rank's values get the gradients of all ranks' losses."""
+    """Sum a tensor over ranks; the backward pass sums the gradients of all ranks' losses."""
     return _Sum.apply(values) if world_size() > 1 else values  # type: ignore[no-untyped-call]
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Sum the gradients over ranks, in one message.
+    """Sum the gradients over ranks, in one all-reduce.
 
-    Losses are sums over the rank's samples divided by the *global* batch, so that the sum over ranks is the gradient
-    of the global mean, whatever the number of ranks and however unevenly they share the batch.
+    Losses are sums over the rank's samples divided by the size of the *global* batch, so the sum over ranks is the
+    gradient of the global mean, for any number of ranks and any sizes of their shares.
     """
     gradients = []
     for parameter in parameters:
         if parameter.requires_grad:
-            # A rank whose share did not touch a parameter still takes part in the sum; and a process of its own does
-            # the same, since optimizers pass over what has no gradient but still move what has one of zero.
+            # A rank whose share did not use a parameter still takes part in the sum. A single process sets the zero
+            # too, because optimizers skip parameters without a gradient but update those with a zero gradient.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
@@ -160,20 +160,20 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 @contextmanager
 def agree(place: str) -> Iterator[None]:
-    """Leave a block together: with success on every rank, or with one error on every rank.
+    """Exit a block with the same outcome on every rank: success, or one error.
 
-    An error of one rank is published in the process group's store, and the group is closed: ranks that wait in a
-    collective wake at once (with NCCL, when their group's timeout has passed), read it and raise it too. The deadline
-    is the group's timeout. After an error the group is gone, and the ranks are to be started again. Blocks may be
-    nested; the innermost names the place.
+    If a rank raises an error, it publishes the error in the store of the process group and closes the group. Ranks that
+    wait in a collective return at once (with NCCL, after the timeout of the group), read the error and raise it too.
+    The deadline is the timeout of the group. After an error the group is closed, and the ranks must be restarted.
+    Blocks may be nested; the innermost one sets the place in the message.
 
     Args:
-        place: what the block does, as in "while {place}".
+        place: description of the block, as in "while {place}".
 
     Raises:
-        MongeError: the first error of any rank, of the same type and message on all of them.
-        RankError: another rank failed with an error of another kind, was lost, or did not come within the deadline.
-        Exception: this rank's own error of another kind.
+        MongeError: the first error of any rank, with the same type and message on all ranks.
+        RankError: another rank failed with an error that is not a MongeError, was lost, or missed the deadline.
+        Exception: this rank's own error that is not a MongeError.
     """
     try:
         yield
@@ -187,7 +187,7 @@ def agree(place: str) -> Iterator[None]:
 
 
 def _control_device() -> torch.device:
-    """Where tensors lie that are sent for the sake of meeting: on the CPU if the group can send from there."""
+    """Device of the tensors of a barrier: the CPU if the backend of the group supports it."""
     return torch.device("cpu" if "cpu" in dist.get_backend_config() else "cuda")
 
 
@@ -195,15 +195,15 @@ def _collective(operation: Callable[..., Any], *arguments: Any, **options: Any) 
     try:
         operation(*arguments, **options)
     except RuntimeError as error:
-        # Gloo's messages begin with a place in its source and end with advice.
+        # Gloo's messages begin with a source location and end with advice.
         message = re.sub(r"^\[\S+\] ", "", str(error)).partition(". ")[0].partition("\n")[0]
         raise RankError(f"a collective failed: {message}") from error
 
 
 def _shared(place: str, error: Exception) -> Exception:
-    """The error that all ranks raise, once one of them has failed."""
+    """The error that all ranks raise after one of them has failed."""
     if world_size() == 1:
-        return error  # alone; or a block within this one has shared it
+        return error  # a single process, or an inner block has already shared the error
     me, others = rank(), [other for other in range(world_size()) if other != rank()]
     store = dist.distributed_c10d._get_default_store()
     try:
@@ -211,13 +211,13 @@ def _shared(place: str, error: Exception) -> Exception:
         if isinstance(error, RankError) and not store.check([_FAILURE]):
             others = _answering(store, others)
             error = _lost(place, error, others)
-        # The answer shows that it is written: nobody sees the group closed before.
+        # The return value confirms the write, so no rank sees the group closed before the error is published.
         first = json.loads(store.compare_set(_FAILURE, "", json.dumps(_document(place, error))))
         _close_group()
         if first["rank"] != me:
             error = _read(first, error)
         store.set(f"monge/read/{me}", "")
-        if me == 0:  # the store may end with this process
+        if me == 0:  # this process may host the store
             _wait(lambda: store.check([f"monge/read/{other}" for other in others]))
     except RuntimeError as lost:
         _close_group()
@@ -227,7 +227,7 @@ def _shared(place: str, error: Exception) -> Exception:
 
 
 def _answering(store: dist.Store, others: list[int]) -> list[int]:  # type: ignore[name-defined]
-    """The other ranks whose collective failed as well; a rank that is dead, or busy elsewhere, does not answer."""
+    """The other ranks whose collective also failed; a dead or busy rank does not report."""
     store.set(f"monge/alive/{rank()}", "")
     _wait(lambda: store.check([_FAILURE]) or store.check([f"monge/alive/{other}" for other in others]))
     return [other for other in others if store.check([f"monge/alive/{other}"])]
@@ -268,7 +268,7 @@ def _close_group() -> None:
 
 
 def _wait(condition: Callable[[], bool]) -> None:
-    """Wait for a condition, no longer than :data:`GRACE`."""
+    """Wait for a condition, for at most :data:`GRACE` seconds."""
     deadline = time.monotonic() + GRACE
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -1,37 +1,37 @@
-"""Every error that Monge raises on purpose.
+"""Errors that Monge raises.
 
 ::
 
     MongeError
     ├── SpecError                   a job spec or a setting is wrong
-    │   └── ContentTypeError        a request's body has a type that is not taken (HTTP 415)
+    │   └── ContentTypeError        the content type of a request is not supported (HTTP 415)
     ├── DataError
-    │   ├── SourceError             a source of images cannot be found, fetched or trusted
+    │   ├── SourceError             a source of images cannot be found, fetched or verified
     │   ├── CorruptImageError       one image cannot be decoded
-    │   ├── TooManyBadImagesError   more images were set aside than the spec allows
+    │   ├── TooManyBadImagesError   more images are unreadable than the spec allows
     │   └── ShardError              a shard or its manifest is missing or does not match its hash
     ├── TransportError
-    │   ├── ProblemError            points, weights, cost or epsilon do not make a problem
-    │   ├── NotConvergedError       a solver stopped short of the accuracy asked of it
-    │   ├── CertificateError        a plan is not what its certificate says
-    │   ├── RendezvousError         a rank did not bring its share before the deadline
-    │   ├── TooLargeError           the problem is over the service's limits (HTTP 413)
+    │   ├── ProblemError            points, weights, cost or epsilon are not a valid problem
+    │   ├── NotConvergedError       a solver did not reach the requested accuracy
+    │   ├── CertificateError        a plan does not match its certificate
+    │   ├── RendezvousError         a rank did not send its share before the deadline
+    │   ├── TooLargeError           the problem exceeds the service's limits (HTTP 413)
     │   └── BusyError               the service's queue is full (HTTP 429, with Retry-After)
     ├── TrainingError
     │   ├── CheckpointError         a checkpoint is missing, damaged or of another spec
-    │   ├── DivergedError           a loss, a weight or a sample is no longer finite
-    │   ├── RankError               another rank failed, was lost or did not come in time
-    │   └── SupersededError         a later attempt at the job has begun
-    └── ServiceError                a process of the platform is absent or answers wrongly
+    │   ├── DivergedError           a loss, a weight or a sample is not finite
+    │   ├── RankError               another rank failed, was lost or missed a deadline
+    │   └── SupersededError         a later attempt at the job has started
+    └── ServiceError                a service is not reachable or returns an invalid response
         ├── UnauthenticatedError    a request has no valid token (HTTP 401)
-        ├── ForbiddenError          a request may not do that, or comes from a foreign page (HTTP 403)
+        ├── ForbiddenError          a request is not allowed for its token or its origin (HTTP 403)
         ├── JobNotFoundError        no job has that id (HTTP 404)
-        ├── ConflictError           the state of a job, or an earlier request, forbids that (HTTP 409)
+        ├── ConflictError           a request conflicts with the state of a job or an earlier request (HTTP 409)
         ├── ModelNotFoundError      no registered model has that name, alias or version (HTTP 404)
-        └── StorageError            a store of objects refuses, fails or does not answer
-            └── ObjectNotFoundError     there is no such object or bucket
+        └── StorageError            an object store rejects a request, fails or does not respond
+            └── ObjectNotFoundError     the object or bucket does not exist
 
-A message names what was received; ``hint`` says what to do about it. The command line prints both, and a
+A message describes the problem with the value received; ``hint`` describes the fix. The command line prints both, and a
 traceback only with ``--debug``.
 """
 
@@ -39,11 +39,11 @@ from __future__ import annotations
 
 
 class MongeError(Exception):
-    """Root of the tree.
+    """Base class of all errors.
 
     Args:
-        message: what is wrong, with the value received.
-        hint: what the reader can do about it.
+        message: description of the problem, with the value received.
+        hint: description of the fix.
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
@@ -60,15 +60,15 @@ class SpecError(MongeError):
 
 
 class ContentTypeError(SpecError):
-    """A request's body has a type that is not taken."""
+    """The content type of a request is not supported."""
 
 
 class DataError(MongeError):
-    """Something is wrong with images or with what describes them."""
+    """Images or their metadata are wrong."""
 
 
 class SourceError(DataError):
-    """A source of images cannot be found, fetched or trusted."""
+    """A source of images cannot be found, fetched or verified."""
 
 
 class CorruptImageError(DataError):
@@ -76,7 +76,7 @@ class CorruptImageError(DataError):
 
 
 class TooManyBadImagesError(DataError):
-    """More images were set aside than ``data.max_bad_fraction`` allows."""
+    """More images are unreadable than ``data.max_bad_fraction`` allows."""
 
 
 class ShardError(DataError):
@@ -84,34 +84,34 @@ class ShardError(DataError):
 
 
 class TransportError(MongeError):
-    """A transport plan could not be had."""
+    """A transport plan could not be computed."""
 
 
 class ProblemError(TransportError):
-    """Points, weights, cost or epsilon do not make a transport problem."""
+    """Points, weights, cost or epsilon are not a valid transport problem."""
 
 
 class NotConvergedError(TransportError):
-    """A solver stopped short of the accuracy asked of it."""
+    """A solver did not reach the requested accuracy."""
 
 
 class CertificateError(TransportError):
-    """A plan is not what its certificate says."""
+    """A plan does not match its certificate."""
 
 
 class RendezvousError(TransportError):
-    """A rank did not bring its share of a global problem before the deadline."""
+    """A rank did not send its share of a global problem before the deadline."""
 
 
 class TooLargeError(TransportError):
-    """The problem is over the service's limits."""
+    """The problem exceeds the service's limits."""
 
 
 class BusyError(TransportError):
     """The service's queue is full.
 
     Args:
-        retry_after: seconds after which the queue is expected to have room.
+        retry_after: seconds until the queue is expected to have room.
     """
 
     def __init__(self, message: str, *, hint: str | None = None, retry_after: float = 1.0) -> None:
@@ -120,7 +120,7 @@ class BusyError(TransportError):
 
 
 class TrainingError(MongeError):
-    """A training run cannot go on."""
+    """A training run cannot continue."""
 
 
 class CheckpointError(TrainingError):
@@ -128,19 +128,19 @@ class CheckpointError(TrainingError):
 
 
 class DivergedError(TrainingError):
-    """A loss, a weight or a sample is no longer finite."""
+    """A loss, a weight or a sample is not finite."""
 
 
 class RankError(TrainingError):
-    """Another rank failed, was lost or did not come in time."""
+    """Another rank failed, was lost or missed a deadline."""
 
 
 class SupersededError(TrainingError):
-    """A later attempt at the job has begun: this one may write no more."""
+    """A later attempt at the job has started; this attempt must not write any more."""
 
 
 class ServiceError(MongeError):
-    """A process of the platform is absent or answers wrongly."""
+    """A service is not reachable or returns an invalid response."""
 
 
 class UnauthenticatedError(ServiceError):
@@ -148,7 +148,7 @@ class UnauthenticatedError(ServiceError):
 
 
 class ForbiddenError(ServiceError):
-    """A request may not do that: by the role of its token, or because it comes from a foreign page."""
+    """A request is not allowed for the role of its token, or comes from a page of another origin."""
 
 
 class JobNotFoundError(ServiceError):
@@ -156,7 +156,7 @@ class JobNotFoundError(ServiceError):
 
 
 class ConflictError(ServiceError):
-    """The state of a job, or an earlier request with the same key, forbids that."""
+    """A request conflicts with the state of a job or with an earlier request with the same key."""
 
 
 class ModelNotFoundError(ServiceError):
@@ -164,8 +164,8 @@ class ModelNotFoundError(ServiceError):
 
 
 class StorageError(ServiceError):
-    """A store of objects refuses, fails or does not answer."""
+    """An object store rejects a request, fails or does not respond."""
 
 
 class ObjectNotFoundError(StorageError):
-    """There is no such object or bucket."""
+    """The object or bucket does not exist."""

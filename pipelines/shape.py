@@ -1,4 +1,4 @@
-"""The shape of one image: data sets, networks and endpoints agree on it."""
+"""Shape of one image, shared by data sets, networks and endpoints."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ class ImageShape:
 
     @property
     def pixels(self) -> int:
-        """Numbers in one image."""
+        """Number of values in one image."""
         return self.channels * self.height * self.width

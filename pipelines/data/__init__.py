@@ -1,5 +1,5 @@
-"""Images in, batches out.
+"""Data pipeline from sources of images to batches.
 
-In the order of the flow: ``catalogue`` and ``source`` find images, ``decode`` reads them, ``shard`` and ``split``
-write them down as a data set, ``shuffle`` and ``partition`` say who sees which image when, ``loader`` brings it.
+In order: ``catalogue`` and ``source`` find images, ``decode`` decodes them, ``shard`` and ``split`` write them as a
+data set, ``shuffle`` and ``partition`` assign images to steps and ranks, and ``loader`` reads batches.
 """

@@ -1,4 +1,4 @@
-"""Named arrays in a safetensors file: written atomically, read through the page cache."""
+"""Named arrays in safetensors files, written atomically and read through the page cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.numpy import load, save
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that is there as a whole or not at all, also when two processes write it at once."""
+    """Write a file atomically, also if two processes write it at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -39,15 +39,15 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> str:
 
 
 def pack_arrays(arrays: dict[str, np.ndarray]) -> bytes:
-    """Arrays as the bytes of a safetensors file."""
+    """Serialise arrays to the bytes of a safetensors file."""
     return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
 
 def unpack_arrays(data: bytes) -> dict[str, np.ndarray]:
-    """Arrays from the bytes of a safetensors file.
+    """Read arrays from the bytes of a safetensors file.
 
     Raises:
-        ValueError: they are none.
+        ValueError: the bytes are not a safetensors file.
     """
     try:
         return load(data)
@@ -56,7 +56,7 @@ def unpack_arrays(data: bytes) -> dict[str, np.ndarray]:
 
 
 def map_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of a safetensors file, mapped into memory: pages are read when they are touched.
+    """Map the arrays of a safetensors file into memory; pages are read on first access.
 
     Raises:
         OSError: the file cannot be read.

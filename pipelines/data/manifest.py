@@ -1,4 +1,4 @@
-"""What a data set says of itself: ``manifest.json``, written last, so that where it lies everything else does too.
+"""Manifest of a data set: ``manifest.json``, written last, so that its presence implies that of all other files.
 
 ::
 
@@ -6,7 +6,7 @@
     index.safetensors            split (n,) uint8 and labels (n,) int64 over all images, in the order of the shards
     shard-00000.safetensors      images (k, c, h, w) uint8, labels (k,) int64, content (k, 16) uint8,
                                  sums (k, c, 2) int64
-    quarantine.jsonl             one {"name", "reason"} for each image that was set aside
+    quarantine.jsonl             one {"name", "reason"} per image that could not be decoded
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class FrozenDocument(BaseModel):
-    """A frozen document that admits no unknown field."""
+    """A frozen document without unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ShardEntry(FrozenDocument):
-    """One shard: its file, number of images, and the sha256 of the file."""
+    """Entry of a shard: file, number of images, and sha256 of the file."""
 
     # The pattern keeps a manifest from pointing outside its folder.
     file: str = Field(pattern=r"^shard-[0-9]{5,}\.safetensors$")
@@ -49,17 +49,17 @@ class Manifest(FrozenDocument):
     """A data set of shards.
 
     Attributes:
-        name: of its source.
+        name: name of the source.
         classes: names of the classes, by label.
-        image: shape of every image.
-        shards: in order.
-        index_sha256: of the index file.
-        counts: images by split and class.
-        quarantined: images set aside because they could not be decoded.
-        ignored: files in the source that were not taken for images.
-        mean: of each channel over the train split, pixels taken as 0 … 1.
-        std: standard deviation, likewise.
-        fingerprint: of the source and its preparation, :func:`pipelines.data.source.fingerprint`.
+        image: shape of the images.
+        shards: entries of the shards, in order.
+        index_sha256: sha256 of the index file.
+        counts: number of images by split and class.
+        quarantined: number of images that could not be decoded.
+        ignored: number of files in the source that are not images.
+        mean: mean of each channel over the train split, with pixels in 0 … 1.
+        std: standard deviation of each channel over the train split, with pixels in 0 … 1.
+        fingerprint: fingerprint of the source and its preparation, :func:`pipelines.data.source.fingerprint`.
     """
 
     schema_version: Literal[1] = 1
@@ -77,11 +77,11 @@ class Manifest(FrozenDocument):
 
     @property
     def images(self) -> int:
-        """Images in all shards."""
+        """Number of images in all shards."""
         return sum(shard.count for shard in self.shards)
 
     def document(self) -> bytes:
-        """What the file holds."""
+        """Content of the file."""
         return (self.model_dump_json(indent=2) + "\n").encode()
 
 
@@ -89,7 +89,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a data set.
 
     Raises:
-        ShardError: there is none, or it is damaged.
+        ShardError: the manifest is missing or damaged.
     """
     path = folder / MANIFEST
     try:
@@ -100,14 +100,14 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(data: bytes, name: str) -> Manifest:
-    """A manifest from the bytes of its file.
+    """Parse a manifest from the bytes of its file.
 
     Args:
-        data: the bytes.
-        name: of the file, for errors.
+        data: content of the file.
+        name: name of the file, for errors.
 
     Raises:
-        ShardError: it is damaged.
+        ShardError: the manifest is damaged.
     """
     try:
         return Manifest.model_validate_json(data)

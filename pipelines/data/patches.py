@@ -1,4 +1,4 @@
-"""Images of which patches are hidden."""
+"""Images with hidden patches."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pipelines.shape import ImageShape
 
 
 def patch_count(image: ImageShape, side: int) -> int:
-    """Square patches of an image; those at its far edges may be cut."""
+    """Number of square patches of an image, including partial ones at the far edges."""
     return -(-image.height // side) * -(-image.width // side)
 
 
 def hide(
     images: Float32[Tensor, "k c h w"], draws: Float[Tensor, "k patches"], fraction: float, side: int
 ) -> Float32[Tensor, "k c h w"]:
-    """Images with the patches of the largest draws under grey, 0.
+    """Replace the patches with the largest draws by grey, 0.
 
     Args:
-        images: in [−1, 1].
-        draws: a number for each patch, row by row.
-        fraction: of the patches that are hidden.
-        side: of a patch, in pixels.
+        images: images in [−1, 1].
+        draws: one number per patch, row by row.
+        fraction: fraction of the patches that are hidden.
+        side: side of a patch, in pixels.
     """
     height, width = images.shape[2:]
     order = draws.argsort(dim=1, descending=True).argsort(dim=1)

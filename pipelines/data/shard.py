@@ -1,7 +1,7 @@
-"""Sources into shards: each chunk of a source becomes a file by itself, then the driver writes what binds them.
+"""Conversion of sources to shards: each chunk of a source becomes a file, then the driver writes index and manifest.
 
-Every step is deterministic, and every file is written atomically into a :class:`ShardStore`. A job that was killed
-continues where it stopped. Two jobs that build the same data set at the same time write the same bytes.
+Every step is deterministic, and every file is written atomically to a :class:`ShardStore`. A job that was killed
+resumes where it stopped. Two jobs that build the same data set at the same time write the same bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pipelines.shape import ImageShape
 from pipelines.spec import DataSpec
 
 SHARD_BYTES = 16 * 2**20
-"""Pixels of one shard at most."""
+"""Largest size of the pixels of a shard, in bytes."""
 
 SHARD_IMAGES = 1024
 """Images of one shard at most: few enough that even a small data set is the work of several tasks."""
@@ -51,22 +51,22 @@ _NAMED = 5
 
 @runtime_checkable
 class ShardStore(Protocol):
-    """Where a data set is written: files by name, each written in one piece."""
+    """Store of the files of a data set, with atomic writes."""
 
     def read(self, key: str) -> bytes:
-        """The whole of a file.
+        """Read a file.
 
         Raises:
-            ObjectNotFoundError: there is none.
+            ObjectNotFoundError: the file does not exist.
         """
 
     def write(self, key: str, data: bytes) -> None:
-        """Write a file: readers see the old one or the new one, never a part."""
+        """Write a file atomically: readers see the old or the new content."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder as a store; it is made by the first write."""
+    """A folder as a store; the first write creates it."""
 
     path: Path
 
@@ -81,7 +81,7 @@ class Folder:
 
 
 class BadImage(FrozenDocument):
-    """An image that was set aside: its position in the source, its name, and why."""
+    """An image that could not be decoded: its position in the source, its name and the reason."""
 
     position: Count
     name: str
@@ -89,13 +89,13 @@ class BadImage(FrozenDocument):
 
 
 class Receipt(FrozenDocument):
-    """What became of one chunk of a source.
+    """Result of sharding one chunk of a source.
 
     Attributes:
-        fingerprint: of the source.
+        fingerprint: fingerprint of the source.
         start, stop: positions of the chunk in the source.
-        shard: the file with its readable images; None when none is readable.
-        bad: the others.
+        shard: entry of the file with the readable images; None if no image is readable.
+        bad: images that could not be decoded.
     """
 
     fingerprint: Sha256
@@ -106,13 +106,13 @@ class Receipt(FrozenDocument):
 
 
 def chunks(n: int, image: ImageShape, shard_bytes: int | None = None) -> list[tuple[int, int]]:
-    """Cut the positions 0 … n − 1 of a source into the (start, stop) of its shards.
+    """Divide the positions 0 … n − 1 of a source into the (start, stop) of its shards.
 
     Args:
-        n: images of the source.
-        image: their shape.
-        shard_bytes: pixels of one shard at most; by default :data:`SHARD_BYTES`, and images enough for
-            :data:`SHARDS` shards but at least :data:`SHARD_IMAGES`.
+        n: number of images in the source.
+        image: shape of the images.
+        shard_bytes: largest size of the pixels of a shard; by default at most :data:`SHARD_BYTES`, with images for
+            about :data:`SHARDS` shards but at least :data:`SHARD_IMAGES` images per shard.
     """
     many = max(SHARD_IMAGES, math.ceil(n / SHARDS))
     most = min(many, SHARD_BYTES // image.pixels) if shard_bytes is None else shard_bytes // image.pixels
@@ -121,12 +121,12 @@ def chunks(n: int, image: ImageShape, shard_bytes: int | None = None) -> list[tu
 
 
 def shard_file(number: int) -> str:
-    """Name of a shard's file."""
+    """File name of a shard."""
     return f"shard-{number:05d}.safetensors"
 
 
 def receipt_file(number: int) -> str:
-    """Name of the file that says what became of a chunk, which lies there until the manifest does."""
+    """File name of the receipt of a chunk, which exists until the manifest is written."""
     return f"{RECEIPTS}/{number:05d}.safetensors"
 
 
@@ -134,16 +134,16 @@ def write_shard(source: Source, folder: Path | ShardStore, number: int, start: i
     """Decode one chunk of a source and write its shard and its receipt.
 
     Args:
-        source: where the images come from.
-        folder: of the data set.
-        number: of the shard.
+        source: source of the images.
+        folder: folder or store of the data set.
+        number: index of the shard.
         start, stop: positions of the chunk.
 
     Raises:
         SourceError: a file cannot be read.
     """
     store = _store(folder)
-    # Filled in place: a list of images and the stack of them would be the shard twice.
+    # Filled in place: a list of images and a stack of it would need twice the memory.
     images = np.empty((stop - start, *source.image.dims), dtype=np.uint8)
     labels: list[int] = []
     content, sums, bad = [], [], []
@@ -176,7 +176,7 @@ def write_shard(source: Source, folder: Path | ShardStore, number: int, start: i
 
 
 def finished(source: Source, folder: Path | ShardStore, number: int, start: int, stop: int) -> Receipt | None:
-    """The receipt of a chunk whose shard was written before and is intact, else None."""
+    """Receipt of a chunk whose shard exists and is intact, else None."""
     store = _store(folder)
     try:
         columns = unpack_arrays(store.read(receipt_file(number)))
@@ -191,7 +191,7 @@ def finished(source: Source, folder: Path | ShardStore, number: int, start: int,
 
 
 def is_intact(store: ShardStore, file: str, sha256: str) -> bool:
-    """Whether a file is there and has its hash."""
+    """Whether a file exists and matches its hash."""
     try:
         return hashlib.sha256(store.read(file)).hexdigest() == sha256
     except ObjectNotFoundError:
@@ -199,15 +199,15 @@ def is_intact(store: ShardStore, file: str, sha256: str) -> bool:
 
 
 def check_bad(receipts: Sequence[Receipt], total: int, spec: DataSpec) -> None:
-    """Refuse a source with too many unreadable images.
+    """Require that the fraction of unreadable images is at most ``max_bad_fraction``.
 
     Args:
-        receipts: of the chunks done so far.
-        total: images in the whole source.
-        spec: holds ``max_bad_fraction``.
+        receipts: receipts of the chunks so far.
+        total: number of images in the whole source.
+        spec: data section of the spec.
 
     Raises:
-        TooManyBadImagesError: naming the first of them.
+        TooManyBadImagesError: the fraction is larger; the message lists the first unreadable images.
     """
     bad = sorted((image for receipt in receipts for image in receipt.bad), key=lambda image: image.position)
     if len(bad) <= spec.max_bad_fraction * total:
@@ -221,18 +221,18 @@ def check_bad(receipts: Sequence[Receipt], total: int, spec: DataSpec) -> None:
 
 
 def write_manifest(source: Source, spec: DataSpec, folder: Path | ShardStore, receipts: Sequence[Receipt]) -> Manifest:
-    """Split the images, and write index, quarantine and, last, the manifest.
+    """Split the images, and write the index, the quarantine and, last, the manifest.
 
     Args:
-        source: where the images came from.
-        spec: name of the source, fractions of the test split, the validation split and bad images.
-        folder: of the data set, or another store.
-        receipts: of all chunks, in order.
+        source: source of the images.
+        spec: data section of the spec.
+        folder: folder or store of the data set.
+        receipts: receipts of all chunks, in order.
 
     Raises:
         TooManyBadImagesError: more images are unreadable than the spec allows.
         SourceError: a class has no readable image.
-        ShardError: a receipt vanished meanwhile.
+        ShardError: a receipt was removed in the meantime.
     """
     store = _store(folder)
     check_bad(receipts, len(source), spec)
@@ -283,7 +283,7 @@ def write_manifest(source: Source, spec: DataSpec, folder: Path | ShardStore, re
 
 
 def content_hash(pixels: np.ndarray) -> np.ndarray:
-    """The first 16 bytes of the sha256 over shape and pixels of an image, as (16,) uint8."""
+    """First 16 bytes of the sha256 over shape and pixels of an image, (16,) uint8."""
     state = hashlib.sha256(repr(pixels.shape).encode())
     state.update(np.ascontiguousarray(pixels).data)
     return np.frombuffer(state.digest()[:CONTENT_BYTES], np.uint8)
@@ -294,7 +294,7 @@ def _store(folder: Path | ShardStore) -> ShardStore:
 
 
 def _sums(pixels: np.ndarray) -> np.ndarray:
-    """Sum and sum of squares of each channel of an image, (c, 2): integers, so that no order of adding matters."""
+    """Sum and sum of squares of each channel of an image, (c, 2): integers, so the order of additions is irrelevant."""
     flat = pixels.reshape(len(pixels), -1)
     squares = np.square(flat, dtype=np.uint16)
     return np.stack([flat.sum(1, dtype=np.int64), squares.sum(1, dtype=np.int64)], axis=1)
@@ -307,7 +307,7 @@ def _moments(sums: np.ndarray, image: ImageShape) -> tuple[tuple[float, ...], tu
 
 
 def _columns(store: ShardStore, number: int) -> dict[str, np.ndarray]:
-    """All of a shard but its images, from its receipt."""
+    """Arrays of a shard except the images, from its receipt."""
     try:
         return unpack_arrays(store.read(receipt_file(number)))
     except (ObjectNotFoundError, ValueError) as error:
@@ -317,7 +317,7 @@ def _columns(store: ShardStore, number: int) -> dict[str, np.ndarray]:
 
 
 def _twins(source: Source, receipts: Sequence[Receipt], split: np.ndarray) -> list[BadImage]:
-    """The images that were dropped for their twins."""
+    """Images that were dropped because another image has the same pixels."""
     positions = [
         np.setdiff1d(np.arange(r.start, r.stop), [image.position for image in r.bad]) for r in receipts if r.shard
     ]
@@ -326,7 +326,7 @@ def _twins(source: Source, receipts: Sequence[Receipt], split: np.ndarray) -> li
 
 
 def _official(source: Source, receipts: Sequence[Receipt]) -> np.ndarray | None:
-    """The source's own split of the readable images, in the order of the shards."""
+    """Split given by the source for the readable images, in the order of the shards."""
     parts = []
     for receipt in receipts:
         split = source.official_split(receipt.start, receipt.stop)

@@ -1,4 +1,4 @@
-"""The images of shards by number: mapped where they lie, or fetched from a store into a cache when they are needed."""
+"""Images of shards by index: mapped from local files, or fetched from a store into a cache on demand."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ FETCH_BYTES = 2**28
 """Of the shards that are fetched at a time, which are in memory until they are verified."""
 
 SIGN_OF_LIFE = 10.0
-"""Seconds after which a shard in use is marked as such for the other processes that share the cache."""
+"""Seconds between two marks that a shard is in use, for other processes that share the cache."""
 
 
 @runtime_checkable
 class Shards(Protocol):
-    """Shards in order; images (k, c, h, w) uint8 by the shard's number."""
+    """Images of shards, (k, c, h, w) uint8, by index of the shard."""
 
     @property
     def counts(self) -> Sequence[int]:
-        """Images of each."""
+        """Number of images of each shard."""
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -40,20 +40,20 @@ class Shards(Protocol):
 
     @property
     def reads_ahead(self) -> bool:
-        """Whether it is of use to say early what will be needed."""
+        """Whether announcing the shards that are needed soon is useful."""
 
     def __getitem__(self, number: int) -> np.ndarray:
         """The images of a shard."""
 
     def want(self, numbers: Iterable[int]) -> None:
-        """Shards that will be needed: those that are absent are fetched in the background, in this order."""
+        """Announce shards that are needed soon: missing ones are fetched in the background, in this order."""
 
 
 class MappedShards:
-    """Shards that lie on this machine, mapped into memory.
+    """Shards on this machine, mapped into memory.
 
     Args:
-        images: of each shard.
+        images: images of each shard.
     """
 
     reads_ahead = False
@@ -71,16 +71,16 @@ class MappedShards:
 
 
 class CachedShards:
-    """Shards of a store, each fetched when it is first needed and kept in a cache; threads may share it.
+    """Shards of a store, fetched into a cache on first use. Thread-safe.
 
-    What cannot be fetched raises where its images are asked for, and is tried again the next time.
+    If a shard cannot be fetched, an error is raised when its images are requested, and the next request tries again.
 
     Args:
-        store: where they lie.
-        address: of the store, for errors.
-        entries: of the manifest.
+        store: store of the shards.
+        address: address of the store, for errors.
+        entries: entries of the shards in the manifest.
         image: shape of the images.
-        cache: where they are kept.
+        cache: cache of fetched shards.
     """
 
     reads_ahead = True
@@ -115,7 +115,7 @@ class CachedShards:
         return found if fetching is None else fetching.result()  # type: ignore[return-value]
 
     def want(self, numbers: Iterable[int]) -> None:
-        """Begin to fetch those that are absent."""
+        """Start to fetch missing shards."""
         with self._lock:
             for number in numbers:
                 if self._known(number) is None:

@@ -1,6 +1,6 @@
-"""Where images come from: the source that a data spec names, recognised from what lies there.
+"""Opening of the source of a data spec, whose kind is detected from its files.
 
-A source is sent to another process on the same file system: it holds names and places, never pixels.
+Sources are sent between processes on the same file system; they hold file names and positions, not pixels.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pipelines.spec import CHARACTERS, CharactersSpec, DataSpec
 __all__ = ["FILE_SUFFIXES", "Source", "fingerprint", "open_source"]
 
 FILE_SUFFIXES = (".npz", ".tar", ".parquet")
-"""Single files that are sources."""
+"""Suffixes of single files that are sources."""
 
 
 def open_source(spec: DataSpec, cache: Path) -> Source:
-    """Open the source of a data spec; one of the catalogue is fetched if it is not in the cache.
+    """Open the source of a data spec; a source of the catalogue is fetched if it is not in the cache.
 
     Args:
         spec: ``source`` is a catalogue name; an .npz file with arrays ``images`` (n, h, w) or (n, h, w, c) uint8,
@@ -34,7 +34,7 @@ def open_source(spec: DataSpec, cache: Path) -> Source:
         cache: folder of downloads and of unpacked arrays.
 
     Raises:
-        SourceError: there is no such source, or it is not laid out as it should be.
+        SourceError: the source does not exist, or has a wrong layout.
     """
     if spec.source == CHARACTERS:
         return open_characters(spec, cache.resolve())
@@ -55,13 +55,13 @@ def open_source(spec: DataSpec, cache: Path) -> Source:
 
 
 def fingerprint(spec: DataSpec) -> str:
-    """sha256 of what identifies the images and their preparation.
+    """sha256 of everything that identifies the images and their preparation.
 
-    For the catalogue that is the hash of the data set, or of all that composes it; else the names, sizes and
-    modification times of the files. Nothing is fetched.
+    For a source of the catalogue, this includes the hash of the data set or of its components; otherwise the names,
+    sizes and modification times of the files. Nothing is fetched.
 
     Raises:
-        SourceError: there is no such source.
+        SourceError: the source does not exist.
     """
     if spec.source == CHARACTERS:
         return prepared(spec, character_identity(spec.characters or CharactersSpec()))

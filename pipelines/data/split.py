@@ -1,4 +1,4 @@
-"""Which images are held out: decided by content, so that no image is both learned and tested."""
+"""Splitting of images by content, so that no image is in both the training and the test split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SplitName = Literal["train", "test", "validation"]
 
 TRAIN, TEST = 0, 1
 DROPPED = 2
-"""Side of an image that belongs to no split."""
+"""Value for images that are in no split."""
 VALIDATION = 3
 
 SIDES: dict[SplitName, int] = {"train": TRAIN, "test": TEST, "validation": VALIDATION}
@@ -19,18 +19,17 @@ SIDES: dict[SplitName, int] = {"train": TRAIN, "test": TEST, "validation": VALID
 def split_by_content(content: np.ndarray, labels: np.ndarray, test_fraction: float) -> np.ndarray:
     """Hold out a fraction of each class.
 
-    Images of the same content get the same side, whatever their names and labels. Contents are taken in the order of
-    their hashes, which is as good as random and depends on nothing else: neither on a seed nor on the order of the
-    images.
+    Images with the same content are in the same split, for any names and labels. Contents are ordered by their hashes,
+    which is effectively random and does not depend on a seed or on the order of the images.
 
     Args:
-        content: (n, 16) uint8 hashes of the images.
-        labels: (n,) int64; a content with several labels counts for the least of them.
+        content: hashes of the images, (n, 16) uint8.
+        labels: labels, (n,) int64; a content with several labels belongs to the smallest of them.
         test_fraction: fraction of the distinct contents of each class that is held out, to the nearest image. A class
-            of two or more keeps at least one on each side.
+            with two or more contents has at least one in each split.
 
     Returns:
-        (n,) uint8: 0 for train, 1 for test.
+        Splits, (n,) uint8: 0 for train, 1 for test.
     """
     # Sorted by content and then by label: the first of each run speaks for its content, in hash order.
     keys = np.ascontiguousarray(content).view(">u8").astype(np.uint64)

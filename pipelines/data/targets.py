@@ -1,4 +1,4 @@
-"""Continuous functions of an image, for networks to approximate."""
+"""Continuous functions of an image, as targets of regressions."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ TargetName = Literal["waves", "cone"]
 
 
 def halves(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 2"]:
-    """Mean brightness of the left and of the right half of each image, (b, 2); in [−1, 1] as pixels are."""
+    """Mean brightness of the left and the right half of each image, (b, 2), in [−1, 1]."""
     middle = images.shape[3] // 2
     return torch.stack([images[..., :middle].mean((1, 2, 3)), images[..., middle:].mean((1, 2, 3))], 1)
 
 
 def target(images: Float[Tensor, "b c h w"], name: TargetName) -> Float[Tensor, " b"]:
-    """A function of the halves (u, v) of each image.
+    """Evaluate a function of the mean brightness (u, v) of the halves of each image.
 
     Args:
-        images: (b, c, h, w) in [−1, 1].
-        name: ``waves`` sin(πu) sin(πv), which is smooth; ``cone`` √(u² + v²), which has a kink.
+        images: images, (b, c, h, w) in [−1, 1].
+        name: ``waves``: sin(πu) sin(πv), smooth; ``cone``: √(u² + v²), not differentiable at 0.
 
     Returns:
-        (b,) tensor.
+        Values, (b,).
     """
     places = halves(images)
     if name == "waves":

@@ -1,4 +1,4 @@
-"""NumPy arrays out of pickles, and nothing else out of them: a pickle can name any function and have it called."""
+"""Safe reading of NumPy arrays from pickles, which can otherwise call any function."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def load_array(data: bytes, max_bytes: int) -> np.ndarray:
-    """A numeric array from a gzipped pickle.
+    """Read a numeric array from a gzipped pickle.
 
     Args:
-        data: the gzipped pickle.
-        max_bytes: limit on its size once decompressed.
+        data: gzipped pickle.
+        max_bytes: limit on the decompressed size.
 
     Raises:
-        SourceError: it is damaged, too large, or holds anything but one array of numbers.
+        SourceError: the pickle is damaged, too large, or contains anything but one array of numbers.
     """
     try:
         raw = gzip.GzipFile(fileobj=io.BytesIO(data)).read(max_bytes + 1)

@@ -1,4 +1,4 @@
-"""The evaluation that belongs to an objective."""
+"""Construction of the evaluation of an objective."""
 
 from __future__ import annotations
 
@@ -36,32 +36,32 @@ GRID = 64
 
 
 def _judged_by(objective: ObjectiveSpec) -> TransportSpec:
-    """The cost of the distance to held-out images: the objective's own where it has one between pixels."""
+    """The cost of the distance to held-out images: that of the objective if it compares pixels."""
     match objective:
         case TransportSpec():
             return objective
-        case WassersteinSpec():  # what its critic estimates
+        case WassersteinSpec():  # its critic estimates this distance
             return TransportSpec(kind="transport", cost="euclidean")
     return TransportSpec(kind="transport")
 
 
 class Evaluator:
-    """Judges the served network of a job on held-out images.
+    """Evaluates the served network of a job on held-out images.
 
-    Every rank makes one and calls it: each draws and sees a part of the images. Rank 0 alone has the pictures, and the
-    numbers of a generator.
+    Collective: every rank creates an evaluator, calls it, and processes a part of the images. Only rank 0 returns the
+    pictures, and the metrics of a generator.
 
     Args:
-        spec: what is trained, and how it is judged.
-        data: its splits.
-        planner: who solves the plans behind transport distances.
-        device: where the network is.
-        reference: whose features judge a generator, if the spec names one.
-        split: whose images are held out; the names of the numbers begin with it.
+        spec: spec of the job.
+        data: data set with the splits.
+        planner: solver of the plans of transport distances.
+        device: device of the network.
+        reference: feature extractor for the evaluation of generators, if the spec has one.
+        split: held-out split; a prefix of the names of the metrics.
 
     Raises:
         ShardError: there are no held-out images.
-        SpecError: the reference is not for such images.
+        SpecError: the reference does not support such images.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Evaluator:
             )
 
     def __call__(self, network: torch.nn.Module) -> Evaluation:
-        """Numbers and pictures of a network as it stands."""
+        """Compute metrics and pictures of a network."""
         if isinstance(network, Classifier):
             return self._classifier(network) if self._target is None else self._regressor(network, self._target)
         if isinstance(network, AutoEncoder):
@@ -139,7 +139,7 @@ class Evaluator:
         side = self._split
         train, test = self._data.split("train"), self._data.split(side)
         metrics = {f"{side}_{name}": v for name, v in classification.accuracy(network, test, self._device).items()}
-        # Without dropout and augmentation on either side: what is between them is what does not generalise.
+        # Both without dropout and augmentation, so that their difference is the generalisation gap.
         metrics[f"{side}_error"] = 1 - metrics[f"{side}_accuracy"]
         metrics["train_error"] = 1 - classification.accuracy(network, train, self._device, most=len(test))["accuracy"]
         if rank() != 0:

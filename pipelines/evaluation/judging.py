@@ -1,4 +1,4 @@
-"""How good a generator's images are, by the features of a network that sees them."""
+"""Evaluation of generators by features of a reference network."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ CPU = torch.device("cpu")
 
 SHOWN, NEIGHBOURS = 8, 6
 SEARCHED = 12
-"""Training images among which neighbours are looked for, times the samples: evenly spaced where there are more."""
+"""Largest number of training images searched for neighbours, per sample; evenly spaced if there are more."""
 
 
 class FeatureJudge:
-    """Scores of samples against held-out images, beside those of real images and of a Gaussian.
+    """Computes scores of samples against held-out images, with those of real images and of a Gaussian for comparison.
 
-    Every rank makes one and calls it: each sees a part of the images and computes a part of the scores. All sets have
-    the same size, for a Fréchet distance between finite sets depends on it.
+    Collective: every rank creates a judge, calls it, and computes a part of the scores. All sets have the same size,
+    because a Fréchet distance between finite sets depends on it.
 
     Args:
-        extractor: whose features.
-        train: the training split.
-        test: the held-out split.
-        samples: images in a set; fewer where a split has fewer.
-        seed: of all draws.
-        device: where generators are, and what ranks send each other.
-        classes: of the data, in order; by default those of the extractor.
+        extractor: feature extractor.
+        train: training split.
+        test: held-out split.
+        samples: number of images in a set; fewer if a split has fewer.
+        seed: seed of all draws.
+        device: device of generators and of communication between ranks.
+        classes: names of the classes of the data, in order; by default those of the extractor.
     """
 
     def __init__(
@@ -71,13 +71,13 @@ class FeatureJudge:
         self._training: tuple[np.ndarray, Tensor] | None = None
 
     def scores(self, generator: Generator) -> dict[str, float]:
-        """Scores by name, always of the same latent vectors; every rank calls it and gets the same.
+        """Compute scores by name, always for the same latent vectors. Collective; all ranks return the same.
 
-        ``fid``, ``kid``, ``precision``, ``recall``, ``density``, ``coverage``, and each of them with ``_real`` behind
-        it, of training images, and with ``_gaussian``, of a Gaussian fitted to their pixels. Where the extractor tells
-        the classes apart, ``smallest_class_share``, of the class that it sees least often, times the number of
-        classes: 1 where all are equal; with ``_real`` behind it, of training images. Of a conditional generator also
-        ``asked_class_share``: how many of its samples the extractor takes for the class that was asked for.
+        The scores are ``fid``, ``kid``, ``precision``, ``recall``, ``density`` and ``coverage``; with suffix ``_real``
+        for training images, and with suffix ``_gaussian`` for a Gaussian fitted to their pixels. If the extractor
+        predicts the classes, ``smallest_class_share`` is the fraction of the least frequent predicted class times the
+        number of classes, which is 1 if all are equally frequent; with suffix ``_real`` for training images. For a
+        conditional generator, ``asked_class_share`` is the fraction of samples predicted to be of the requested class.
         """
         count, seed, device = self._count, self._seed, self._device
         features, labels = self._seen(count, lambda part: to_uint8(sample(generator, count, seed, device, part)).cpu())
@@ -100,7 +100,7 @@ class FeatureJudge:
         return found
 
     def _seen(self, count: int, images: Callable[[slice], Tensor]) -> Extracted:
-        """Features of a set of images, of which each rank makes and sees a part."""
+        """Features of a set of images; each rank computes a part."""
 
         def see(part: slice) -> list[Tensor]:
             return [found.to(self._device) for found in self.extractor(images(part)) if found is not None]
@@ -109,7 +109,7 @@ class FeatureJudge:
         return features, labels[0] if labels else None
 
     def _between(self, sets: dict[str, Tensor]) -> dict[str, float]:
-        """The scores of each set of features against those of the held-out images."""
+        """Scores of each set of features against those of the held-out images."""
         scores: dict[str, float] = {}
         distances = torch.zeros(len(sets), dtype=torch.float64, device=self._device)
         for turn, (behind, features) in enumerate(sets.items()):
@@ -121,7 +121,7 @@ class FeatureJudge:
         return fids | scores
 
     def neighbours(self, generator: Generator) -> np.ndarray:
-        """A picture: in each row a sample and the training images nearest to it. A copy would show as a twin."""
+        """Draw samples next to their nearest training images, one sample per row, to reveal copies."""
         if self._training is None:
             chosen = np.linspace(0, len(self._train) - 1, min(SEARCHED * self._count, len(self._train))).astype(
                 np.int64

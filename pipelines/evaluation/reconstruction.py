@@ -1,4 +1,4 @@
-"""How well an auto-encoder fills in what is hidden of an image."""
+"""Evaluation of auto-encoders on images with hidden patches."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from pipelines.randomness import step_generator
 from pipelines.spec import ReconstructionSpec
 
 BATCH = 256
-"""Images that pass through the network at once."""
+"""Number of images per forward pass."""
 
 MOST = 4096
-"""Images, spread evenly over the split, that errors are measured on."""
+"""Largest number of images, spread evenly over the split, on which errors are computed."""
 
 SHOWN = 16
-"""Images in the picture."""
+"""Number of images in the picture."""
 
 
 @torch.inference_mode()
 def reconstruction(
     network: AutoEncoder, split: Split, spec: ReconstructionSpec, seed: int, device: torch.device
 ) -> tuple[dict[str, float], UInt8[np.ndarray, ...]]:
-    """Errors on held-out images, and a picture; every rank calls it, sees a part of the images, and gets all numbers.
+    """Compute errors on held-out images, and draw a picture. Collective: each rank processes a part of the images.
 
     Args:
-        network: the auto-encoder.
-        split: the images.
-        spec: what is hidden of them, here the same patches each time.
-        seed: of the patches.
-        device: where the network is.
+        network: auto-encoder.
+        split: split of the images.
+        spec: size and fraction of hidden patches; the same patches are hidden at every call.
+        seed: seed of the hidden patches.
+        device: device of the network.
 
     Returns:
-        Mean squared errors of pixels in [−1, 1], ``reconstruction_error`` over all pixels of whole images and
-        ``hidden_error`` over all pixels of images with hidden patches; and a grid of columns of three: what is shown to
-        the network, what it makes of it, the image.
+        Mean squared errors of pixels in [−1, 1]: ``reconstruction_error`` for whole images as input, ``hidden_error``
+        for images with hidden patches as input, both over all pixels; and a grid whose columns show input,
+        reconstruction and image.
     """
     was_training = network.training
     network.eval()

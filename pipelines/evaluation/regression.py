@@ -1,4 +1,4 @@
-"""How near a network is to the function that it approximates."""
+"""Evaluation of approximations of a continuous function."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from pipelines.models.network import Classifier
 def approximation(
     network: Classifier, split: Split, name: TargetName, device: torch.device, most: int, batch: int = 1024
 ) -> Float32[np.ndarray, "n 4"]:
-    """Where images lie, what the function is there and what the network says; by this rank alone.
+    """Evaluate a function and its approximation on images, on this rank only.
 
     Args:
-        network: of one output, in evaluation mode.
-        split: the images.
-        name: of the function, see :func:`pipelines.data.targets.target`.
-        device: where the network is.
-        most: images after which it is enough, spread evenly over the split.
-        batch: images at a time.
+        network: network with one output, which is evaluated in evaluation mode.
+        split: split of the images.
+        name: name of the function, see :func:`pipelines.data.targets.target`.
+        device: device of the network.
+        most: largest number of images, spread evenly over the split.
+        batch: number of images per forward pass.
 
     Returns:
-        (n, 4): mean brightness of the left and of the right half, the function, the network's output.
+        Mean brightness of the left and the right half, value of the function and output of the network, (n, 4).
     """
     was_training = network.training
     network.eval()

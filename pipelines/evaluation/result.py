@@ -1,4 +1,4 @@
-"""What an evaluation found."""
+"""Result of an evaluation."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Numbers and pictures.
+    """Metrics, pictures and tags.
 
     Attributes:
-        metrics: numbers for the curves.
-        pictures: (h, w) or (h, w, 3) uint8 images by name.
-        tags: what is no number.
+        metrics: values for the curves, by name.
+        pictures: pictures, (h, w) or (h, w, 3) uint8, by name.
+        tags: results that are not numbers, by name.
     """
 
     metrics: dict[str, float]

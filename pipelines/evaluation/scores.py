@@ -1,6 +1,6 @@
-"""How far one set of features is from another. All functions take (n, d) features of real and of generated images.
+"""Distances and scores between features, (n, d), of real and of generated images.
 
-Every rank calls them with the same features. What is computed row by row is shared between the ranks.
+All functions are collective: every rank calls them with the same features, and computes a part of the rows.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ Features = Float[Tensor, "n d"]
 Others = Float[Tensor, "m d"]
 
 BLOCK = 64
-"""Rows of a matrix between two sets that are held at once: some MiB, which the allocator takes again for the next ones
-where it would hand larger blocks back to the system each time."""
+"""Number of rows of a matrix between two sets held at once. These are a few MiB, which the allocator reuses; it would
+return larger blocks to the system each time."""
 
 PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
-"""Of the papers: the neighbour that a row's neighbourhood reaches to."""
+"""Index k of the nearest neighbour that defines the radius of a neighbourhood, as in the papers."""
 
 
 def frechet_distance(real: Features, generated: Others) -> float:
-    """``‖μ − ν‖² + tr(Σ + Τ − 2 (Σ Τ)^½)``: the 2-Wasserstein distance, squared, of Gaussians fitted to both sets.
+    """``‖μ − ν‖² + tr(Σ + Τ − 2 (Σ Τ)^½)``: the squared 2-Wasserstein distance between Gaussians fitted to both sets.
 
-    Heusel et al. 2017, eq. 6 (there of Inception's features, as FID). The trace of the root is the sum of the roots
-    of the eigenvalues of ``Σ^½ Τ Σ^½``, which is symmetric, so that a singular covariance does no harm.
+    See Heusel et al. 2017, eq. 6 (FID, with features of Inception). The trace of the root is the sum of the roots of
+    the eigenvalues of ``Σ^½ Τ Σ^½``, which is symmetric, so singular covariances are not a problem.
 
     Raises:
         ValueError: fewer than 2 rows on a side.
     """
     if min(len(real), len(generated)) < 2:
-        raise ValueError("a covariance takes 2 rows")
+        raise ValueError("a covariance requires at least 2 rows")
     (mean, covariance), (other_mean, other_covariance) = (_moments(rows) for rows in (real, generated))
     values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
@@ -45,27 +45,27 @@ def frechet_distance(real: Features, generated: Others) -> float:
 
 
 def kernel_distance(real: Features, generated: Others) -> float:
-    """The squared maximum mean discrepancy for the kernel ``(⟨x, y⟩ / d + 1)³``, unbiased.
+    """Unbiased estimate of the squared maximum mean discrepancy for the kernel ``(⟨x, y⟩ / d + 1)³``.
 
-    Bińkowski et al. 2018, section 4 (there of Inception's features, as KID), over all rows in place of random subsets
-    of them; it may come out below 0.
+    See Bińkowski et al. 2018, section 4 (KID, with features of Inception); here over all rows instead of random
+    subsets. It may be negative.
 
     Raises:
         ValueError: fewer than 2 rows on a side.
     """
     if min(len(real), len(generated)) < 2:
-        raise ValueError("an unbiased estimate takes 2 rows")
+        raise ValueError("an unbiased estimate requires at least 2 rows")
     real, generated = real.double(), generated.double()
     return _mean_kernel(real, real) + _mean_kernel(generated, generated) - 2 * _mean_kernel(real, generated)
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhoods:
-    """Features, and how far it is from each to its nearest neighbours of the same set.
+    """Features with the distances to their nearest neighbours in the same set.
 
     Attributes:
-        rows: (n, d).
-        radii: by k, the distance of each row to its k-th nearest other, (n,) float64.
+        rows: features, (n, d).
+        radii: distances of each row to its k-th nearest other row, (n,) float64, by k.
     """
 
     rows: Features
@@ -73,10 +73,10 @@ class Neighbourhoods:
 
     @classmethod
     def of(cls, rows: Features, *neighbours: int) -> Neighbourhoods:
-        """Of each of those numbers of neighbours.
+        """Compute the radii for these values of k.
 
         Raises:
-            ValueError: there are not so many.
+            ValueError: there are too few rows.
         """
         if len(rows) <= max(neighbours):
             raise ValueError(f"{len(rows)} rows have no {max(neighbours)} neighbours each")
@@ -90,14 +90,15 @@ class Neighbourhoods:
 def neighbourhood_scores(real: Neighbourhoods, generated: Others) -> dict[str, float]:
     """``precision``, ``recall``, ``density`` and ``coverage``.
 
-    Precision is the fraction of generated features among the real ones, recall the reverse: a feature is among others
-    when it lies within the distance of one of them to its k-th nearest neighbour of its own set (Kynkäänniemi et al.
-    2019, eq. 1 and 2, k = 3). Density counts the real neighbourhoods that hold a generated feature, over k; coverage is
-    the fraction of them that hold one (Naeem et al. 2020, eq. 4 and 5, k = 5): single outliers do not move these.
+    Precision is the fraction of generated features that are in a real neighbourhood; recall is the fraction of real
+    features in a generated neighbourhood. A neighbourhood is the ball around a feature whose radius is the distance to
+    its k-th nearest neighbour in the same set (Kynkäänniemi et al. 2019, eq. 1 and 2, k = 3). Density is the mean
+    number of real neighbourhoods that contain a generated feature, divided by k; coverage is the fraction of real
+    neighbourhoods that contain one (Naeem et al. 2020, eq. 4 and 5, k = 5). Both are robust to single outliers.
 
     Args:
-        real: with both numbers of neighbours.
-        generated: (m, d).
+        real: real features, with the radii for both values of k.
+        generated: generated features, (m, d).
 
     Raises:
         ValueError: fewer generated features than neighbours.
@@ -120,7 +121,7 @@ def neighbourhood_scores(real: Neighbourhoods, generated: Others) -> dict[str, f
 
 
 def nearest(queries: Features, points: Others, count: int) -> Tensor:
-    """The nearest points to each query, (n, count) int64, the nearest first."""
+    """Indices of the nearest points to each query, (n, count) int64, in increasing distance."""
     return _by_distances(queries, points, lambda found, _: found.topk(count, largest=False).indices)
 
 
@@ -141,7 +142,7 @@ def _mean_kernel(rows: Features, others: Others) -> float:
 
 
 def _by_distances(rows: Features, others: Others, make: Callable[[Tensor, slice], Tensor]) -> Tensor:
-    """What ``make`` makes of the distances of some rows to all others: in float64 about the mean, because features are
+    """Apply ``make`` to the distances of blocks of rows to all others, in float64 and centred, because features are
     often far from the origin."""
     centre = others.double().mean(0)
     centred = others.double() - centre
@@ -149,7 +150,7 @@ def _by_distances(rows: Features, others: Others, make: Callable[[Tensor, slice]
 
 
 def _by_blocks(rows: Tensor, make: Callable[[Tensor, slice], Tensor]) -> Tensor:
-    """What ``make`` makes of each block of rows and its place among them; each rank makes a part."""
+    """Apply ``make`` to each block of rows and its slice; each rank computes a part."""
 
     def part(places: slice) -> list[Tensor]:
         starts = range(places.start, places.stop, BLOCK)

@@ -10,7 +10,7 @@ from pipelines.models.network import Classifier, Features, Images, Logits
 from pipelines.shape import ImageShape
 
 FULL_SIZE = 64
-"""Side in pixels from which images pass through the paper's first layers, which divide it by 8."""
+"""Smallest side, in pixels, for which the paper's first layers are used; they divide the side by 8."""
 
 CHANNELS = (64, 192, 384, 256, 256)
 
@@ -18,16 +18,16 @@ CHANNELS = (64, 192, 384, 256, 256)
 class AlexNet(Classifier):
     """Five convolutions and three full layers with ReLU and dropout.
 
-    In one tower (Krizhevsky, *One weird trick for parallelizing convolutional neural networks*, 2014, footnote 1),
-    where the paper of 2012 had two on two GPUs that met here and there, and without its response normalisation. Images
-    of 227 or 224 pixels and 1000 classes make 61,100,840 parameters. Smaller images than 64 pixels pass through
-    convolutions of 3 × 3 without strides, and full layers of ``hidden`` units.
+    This is the single-tower variant (Krizhevsky, *One weird trick for parallelizing convolutional neural networks*,
+    2014, footnote 1) without response normalisation; the paper of 2012 had two towers on two GPUs. With images of 227
+    or 224 pixels and 1000 classes it has 61,100,840 parameters. For images smaller than 64 pixels, the first two
+    convolutions are 3 × 3 without stride.
 
     Args:
-        image: shape of the input, from 8 pixels.
+        image: shape of the input, at least 8 × 8 pixels.
         classes: number of outputs.
-        hidden: units of the two hidden full layers; 4096 in the paper.
-        dropout: probability of silencing one of their inputs in training.
+        hidden: number of units of the two hidden fully connected layers; 4096 in the paper.
+        dropout: dropout probability of the inputs of these layers.
     """
 
     def __init__(self, image: ImageShape, classes: int, hidden: int = 4096, dropout: float = 0.5) -> None:
@@ -35,7 +35,7 @@ class AlexNet(Classifier):
         side = min(image.height, image.width)
         if side < 8:
             raise SpecError(
-                f"model alexnet: images of {image.height}×{image.width} vanish in its poolings",
+                f"model alexnet: images of {image.height}×{image.width} pixels are too small for its poolings",
                 hint="set data.size to 8 or more, or use an mlp",
             )
         a, b, c, d, e = CHANNELS

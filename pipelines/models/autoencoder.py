@@ -1,4 +1,4 @@
-"""A network that learns features of images without labels."""
+"""Auto-encoder that learns features of images without labels."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pipelines.models.network import Encoder, Images
 from pipelines.shape import ImageShape
 
 SMALLEST_MAP = 8
-"""Side of the maps, in pixels, from which they are no longer halved."""
+"""Side of feature maps, in pixels, at which halving stops."""
 
 
 class AutoEncoder(Encoder):
-    """Convolutions of stride 2 down to a code, and a decoder that makes the image of the code.
+    """An encoder of strided convolutions that maps images to codes, and a decoder that maps codes to images.
 
-    Trained on images of which patches are hidden (Pathak et al. 2016, "Context encoders"; He et al. 2022, "Masked
-    autoencoders are scalable vision learners"), its layers are features for a transport cost.
+    It is trained on images with hidden patches (Pathak et al. 2016, "Context encoders"; He et al. 2022, "Masked
+    autoencoders are scalable vision learners"). Its layers can be features of a transport cost.
 
     Args:
         image: shape of the images; any size.
-        width: channels of the first layer; each further one has twice as many, up to 8 times.
-        code: numbers in the code.
+        width: number of channels of the first layer; each further layer has twice as many, up to 8 ``width``.
+        code: dimension of the code.
     """
 
     def __init__(self, image: ImageShape, width: int, code: int) -> None:
@@ -58,7 +58,7 @@ class AutoEncoder(Encoder):
         return [*found[1:], self.to_code(found[-1].flatten(1))]
 
     def forward(self, images: Images) -> Images:
-        """Images as the decoder makes them of their codes."""
+        """Reconstruct images from their codes."""
         maps = self.unfold(self.embed(images))
         for layer, (height, across) in zip(self.up, reversed(self.sizes[:-1]), strict=True):
             maps = layer(F.leaky_relu(maps, 0.2))[..., :height, :across]

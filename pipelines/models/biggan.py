@@ -1,4 +1,4 @@
-"""A class-conditional generator of residual blocks."""
+"""Class-conditional generator of residual blocks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.models.orthogonal import bounded
 from pipelines.shape import ImageShape
 
 EMBEDDING = 32
-"""Size of the class embedding, which all blocks share."""
+"""Dimension of the class embedding, which is shared by all blocks."""
 
 Maps = Float[Tensor, "b c h w"]
 Condition = Float[Tensor, "b t"]
@@ -25,16 +25,16 @@ Condition = Float[Tensor, "b t"]
 class BigGan(Generator):
     """BigGAN's generator (Brock, Donahue & Simonyan 2019, appendix B), sized by the image.
 
-    The latent vector is split into chunks. A linear layer turns the first into a small map; each further chunk,
-    concatenated with the class embedding, sets the scales and shifts of one block's batch normalisations. Weights are
-    initialised orthogonal and divided by their spectral norms. Mixing two class embeddings at a fixed latent vector
-    interpolates between two classes (ibid., figures 8 and 9).
+    The latent vector is split into chunks. A linear layer maps the first chunk to a small feature map; each further
+    chunk, concatenated with the class embedding, sets the scales and shifts of the batch normalisations of one block.
+    Weights are initialised orthogonal and divided by their spectral norms. Interpolating between two class embeddings
+    at a fixed latent vector interpolates between two classes (ibid., figures 8 and 9).
 
     Args:
         image: shape of the output; any size.
-        latent: dimension of the input, at least one for each block and one more.
-        width: channels of the last block; each coarser one has twice as many, up to 8 times.
-        conditions: the number of classes.
+        latent: dimension of the input, at least the number of blocks plus one.
+        width: number of channels of the last block; each coarser block has twice as many, up to 8 ``width``.
+        conditions: number of classes.
     """
 
     def __init__(self, image: ImageShape, latent: int, width: int, conditions: int) -> None:
@@ -80,7 +80,7 @@ class _Block(nn.Module):
     def forward(self, maps: Float[Tensor, "b i h w"], condition: Condition) -> Float[Tensor, "b o 2*h 2*w"]:
         moved = self.first(_doubled(F.relu(self.first_norm(maps, condition))))
         moved = self.second(F.relu(self.second_norm(moved, condition)))
-        # A 1×1 convolution commutes with nearest-neighbour upsampling; before it, it costs a quarter.
+        # A 1×1 convolution commutes with nearest-neighbour upsampling, and before it costs a quarter.
         return moved + _doubled(self.shortcut(maps))
 
 

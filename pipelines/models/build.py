@@ -1,4 +1,4 @@
-"""From a spec to a network."""
+"""Construction of a network from its spec."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from pipelines.spec import (
 
 
 def build_model(spec: ModelSpec, image: ImageShape, classes: int) -> Classifier | Encoder | Generator:
-    """The network that a spec describes, with PyTorch's default initialisation.
+    """Build the network that a spec describes, with PyTorch's default initialisation.
 
     Args:
-        spec: which network, and its sizes.
-        image: shape of the images it reads or makes.
+        spec: kind and sizes of the network.
+        image: shape of its input or output images.
         classes: number of classes of the data.
 
     Raises:
-        SpecError: the network cannot take images of this shape.
+        SpecError: the network does not support images of this shape.
     """
     match spec:
         case PerceptronSpec():

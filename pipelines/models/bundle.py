@@ -1,4 +1,4 @@
-"""A trained network on disk: weights as safetensors beside a small JSON card; nothing that executes on loading."""
+"""Storage of trained networks: weights as safetensors and a JSON card; loading executes no code."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _MODEL_SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A network with what is needed to call it.
+    """A trained network with its spec, image shape and classes.
 
     Attributes:
-        network: the network, in evaluation mode.
-        spec: which network it is.
-        image: shape of the images it reads or makes.
-        classes: the names of the classes, in the order of its outputs.
+        network: network in evaluation mode.
+        spec: spec of the network.
+        image: shape of its input or output images.
+        classes: names of the classes, in the order of its outputs.
     """
 
     network: Classifier | Encoder | Generator
@@ -45,7 +45,7 @@ class Bundle:
     classes: tuple[str, ...]
 
     def save(self, folder: str | Path) -> Path:
-        """Write weights and card into a folder, which is made if need be."""
+        """Write weights and card into a folder, which is created if it does not exist."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         blob = self._blob()
@@ -61,7 +61,7 @@ class Bundle:
 
     @property
     def kind(self) -> Literal["classifier", "encoder", "generator"]:
-        """What the network does."""
+        """Kind of the network."""
         match self.network:
             case Classifier():
                 return "classifier"
@@ -70,7 +70,7 @@ class Bundle:
         return "generator"
 
     def digest(self) -> str:
-        """sha256 of the weights as :meth:`save` writes them."""
+        """sha256 of the file of weights that :meth:`save` writes."""
         return hashlib.sha256(self._blob()).hexdigest()
 
     def _blob(self) -> bytes:
@@ -81,7 +81,7 @@ class Bundle:
         """Read a bundle.
 
         Raises:
-            CheckpointError: a file is missing or damaged, or the weights are of another network.
+            CheckpointError: a file is missing or damaged, or the weights do not fit the network.
         """
         folder = Path(folder)
         try:
@@ -110,37 +110,37 @@ class Bundle:
 
     @torch.inference_mode()
     def predict(self, images: UInt8[np.ndarray, "b c h w"]) -> Float32[np.ndarray, "b classes"]:
-        """Class probabilities.
+        """Predict class probabilities.
 
         Args:
-            images: (b, c, h, w) uint8.
+            images: images, (b, c, h, w) uint8.
 
         Returns:
-            (b, classes) float32, rows summing to 1.
+            Probabilities, (b, classes) float32, whose rows sum to 1.
 
         Raises:
-            TypeError: the bundle holds no classifier.
+            TypeError: the network is not a classifier.
         """
         if not isinstance(self.network, Classifier):
-            raise TypeError(f"{_A[self.kind]} has no classes to predict")
+            raise TypeError(f"{_A[self.kind]} cannot predict classes")
         pixels = torch.from_numpy(np.require(images, requirements=("C", "W"))).to(self._device)
         return self.network(to_float(pixels)).softmax(1).cpu().numpy()
 
     @torch.inference_mode()
     def embed(self, images: UInt8[np.ndarray, "b c h w"]) -> Float32[np.ndarray, "b code"]:
-        """Codes of images.
+        """Encode images.
 
         Args:
-            images: (b, c, h, w) uint8.
+            images: images, (b, c, h, w) uint8.
 
         Returns:
-            (b, code) float32.
+            Codes, (b, code) float32.
 
         Raises:
-            TypeError: the bundle holds no encoder.
+            TypeError: the network is not an encoder.
         """
         if not isinstance(self.network, Encoder):
-            raise TypeError(f"{_A[self.kind]} has no codes of images")
+            raise TypeError(f"{_A[self.kind]} cannot encode images")
         pixels = torch.from_numpy(np.require(images, requirements=("C", "W"))).to(self._device)
         return self.network.embed(to_float(pixels)).cpu().numpy()
 
@@ -148,19 +148,19 @@ class Bundle:
     def generate(
         self, count: int, seed: int, label: int | None = None, truncation: float | None = None
     ) -> UInt8[np.ndarray, "{count} c h w"]:
-        """Samples; the same seed gives the same samples.
+        """Generate samples; the same seed gives the same samples.
 
         Args:
-            count: how many.
-            seed: of the latent vectors.
-            label: the class that a conditional generator is asked for; one after the other by default.
-            truncation: see :func:`truncated`; None leaves the latent vectors as they are.
+            count: number of samples.
+            seed: seed of the latent vectors.
+            label: class of the samples of a conditional generator; by default they cycle through the classes.
+            truncation: threshold of :func:`truncated`; None: no truncation.
 
         Returns:
-            (count, c, h, w) uint8.
+            Samples, (count, c, h, w) uint8.
 
         Raises:
-            TypeError: the bundle holds no generator, or one that no class can be asked of.
+            TypeError: the network is not a generator, or ``label`` is given and the generator is not conditional.
         """
         network = self._generator(conditional=label is not None)
         latents = _latents(count, network.latent, seed, truncation)
@@ -173,22 +173,22 @@ class Bundle:
     def path(
         self, start: int, end: int, steps: int, rows: int, seed: int, truncation: float | None = None
     ) -> UInt8[np.ndarray, "{rows}*{steps} c h w"]:
-        """Images on the way from one class to another: the latent vector stays, the condition moves in even steps.
+        """Generate paths from one class to another: the condition is interpolated linearly at a fixed latent vector.
 
-        The paths of Brock, Donahue & Simonyan (2019, fig. 8 and 9), and the article's figure 2.3.
+        See Brock, Donahue & Simonyan (2019, fig. 8 and 9) and figure 2.3 of the article.
 
         Args:
-            start, end: labels.
-            steps: images on each path, both ends included, ≥ 2.
-            rows: paths, each of a latent vector of its own.
-            seed: of the latent vectors.
-            truncation: see :func:`truncated`; None leaves the latent vectors as they are.
+            start, end: labels of the classes.
+            steps: number of images on each path including both ends, ≥ 2.
+            rows: number of paths, each with its own latent vector.
+            seed: seed of the latent vectors.
+            truncation: threshold of :func:`truncated`; None: no truncation.
 
         Returns:
-            (rows · steps, c, h, w) uint8, path after path.
+            Images, (rows · steps, c, h, w) uint8, path by path.
 
         Raises:
-            TypeError: the bundle holds no generator of which a class can be asked.
+            TypeError: the network is not a conditional generator.
         """
         network = self._generator(conditional=True)
         latents = _latents(rows, network.latent, seed, truncation)
@@ -200,9 +200,9 @@ class Bundle:
 
     def _generator(self, conditional: bool) -> Generator:
         if not isinstance(self.network, Generator):
-            raise TypeError(f"{_A[self.kind]} has no samples to generate")
+            raise TypeError(f"{_A[self.kind]} cannot generate samples")
         if conditional and not self.network.conditions:
-            raise TypeError("no class can be asked of this generator: its model is not conditional")
+            raise TypeError("this generator cannot generate a given class: its model is not conditional")
         return self.network
 
     @property
@@ -211,15 +211,15 @@ class Bundle:
 
 
 def truncated(latents: Float[torch.Tensor, "b latent"], most: float) -> Float[torch.Tensor, "b latent"]:
-    """Standard normal numbers moved into [−most, most], where they have the truncated normal law.
+    """Map standard normal numbers monotonically to the normal distribution truncated to [−most, most].
 
-    The truncation trick of Brock, Donahue & Simonyan (2019, section 3.1): the lower the threshold, the more typical the
-    samples, and the less they differ. Numbers keep their ranks, so that one seed shows the same samples, nearer and
-    nearer to the mean.
+    The truncation trick of Brock, Donahue & Simonyan (2019, section 3.1): the lower the threshold, the more typical and
+    the less varied the samples. The map preserves the order of the numbers, so for a fixed seed a lower threshold moves
+    the same samples towards the mean.
 
     Args:
-        latents: (b, latent), standard normal.
-        most: > 0.
+        latents: standard normal latent vectors, (b, latent).
+        most: threshold, > 0.
     """
     least, greatest = (torch.special.ndtr(torch.tensor(side, dtype=torch.float64)) for side in (-most, most))
     ranks = torch.special.ndtr(latents.double())
@@ -232,10 +232,10 @@ def _latents(count: int, width: int, seed: int, truncation: float | None) -> Flo
 
 
 def to_float(pixels: UInt8[torch.Tensor, "*shape"]) -> Float32[torch.Tensor, "*shape"]:
-    """uint8 pixels 0…255 as float32 in [−1, 1], the range in which networks see images."""
+    """Convert uint8 pixels 0…255 to float32 in [−1, 1], the range of images in networks."""
     return pixels.float().div_(127.5).sub_(1)
 
 
 def to_uint8(pixels: Float[torch.Tensor, "*shape"]) -> UInt8[torch.Tensor, "*shape"]:
-    """Floats in [−1, 1] as uint8 pixels, rounded."""
+    """Convert floats in [−1, 1] to uint8 pixels with rounding."""
     return pixels.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Networks that discriminate: the article's progression from one layer to shared weights."""
+"""Perceptron, multilayer perceptron and LeNet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.shape import ImageShape
 
 
 class Perceptron(Classifier):
-    """One linear layer (Rosenblatt, *The perceptron*, 1958), one output for each class."""
+    """One linear layer (Rosenblatt, *The perceptron*, 1958) with one output per class."""
 
     def __init__(self, image: ImageShape, classes: int) -> None:
         super().__init__(image, classes)
@@ -22,7 +22,7 @@ class Perceptron(Classifier):
 
     @property
     def weights(self) -> Float[Tensor, "classes c h w"]:
-        """The weights of each output, as an image of the input's shape: (classes, c, h, w)."""
+        """Weights of each output in the shape of the input image, (classes, c, h, w)."""
         return self.layers.get_parameter("1.weight").view(self.classes, *self.image.dims)
 
     def embed(self, images: Images) -> Features:
@@ -37,14 +37,14 @@ class Perceptron(Classifier):
 class MLP(Classifier):
     """Fully connected layers with ReLU between them.
 
-    One hidden layer is the network of the universal approximation theorem (Cybenko, *Approximation by superpositions
-    of a sigmoidal function*, 1989).
+    With one hidden layer, this is the network of the universal approximation theorem (Cybenko, *Approximation by
+    superpositions of a sigmoidal function*, 1989).
 
     Args:
         image: shape of the input.
         classes: number of outputs.
-        hidden: width of each hidden layer.
-        dropout: probability of silencing a hidden unit in training (Srivastava et al. 2014).
+        hidden: widths of the hidden layers.
+        dropout: dropout probability of hidden units (Srivastava et al. 2014).
     """
 
     def __init__(self, image: ImageShape, classes: int, hidden: Sequence[int], dropout: float = 0.0) -> None:
@@ -69,15 +69,15 @@ class MLP(Classifier):
 class LeNet(Classifier):
     """LeNet-5 (LeCun et al., *Gradient-based learning applied to document recognition*, 1998, fig. 2).
 
-    Two convolutions of shared weights, each halved, then three full layers of 120, 84 and one unit for each class;
-    with ReLU for the sigmoid and max pooling for the trained average.
+    Two convolutions, each followed by pooling, then three fully connected layers with 120, 84 and ``classes`` units;
+    with ReLU instead of sigmoids and max pooling instead of trained averages.
     """
 
     def __init__(self, image: ImageShape, classes: int, dropout: float = 0.5) -> None:
         super().__init__(image, classes)
         if min(image.height, image.width) < 12:
             raise SpecError(
-                f"model lenet: images of {image.height}×{image.width} vanish in its two poolings",
+                f"model lenet: images of {image.height}×{image.width} pixels are too small for its two poolings",
                 hint="set data.size to 12 or more, or use an mlp",
             )
         self.features = nn.Sequential(

@@ -1,4 +1,4 @@
-"""Networks that read images for an adversary."""
+"""Critics of adversarial objectives."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from pipelines.models.orthogonal import bounded, normalised
 from pipelines.shape import ImageShape
 
 SMALLEST_MAP = 4
-"""Side of the maps, in pixels, from which they are no longer halved."""
+"""Side of feature maps, in pixels, at which halving stops."""
 
 
 class Critic(Network):
-    """Scores images: (b, c, h, w) in [−1, 1] → (b, features).
+    """Maps images to scores: (b, c, h, w) in [−1, 1] → (b, features).
 
-    None has batch normalisation: a critic whose answer for one image depended on the images beside it would have no
-    gradient penalty of its own (Gulrajani et al. 2017, section 4), and would differ with the number of ranks.
+    Critics have no batch normalisation: the gradient penalty is only defined if the output for one image does not
+    depend on the other images of the batch (Gulrajani et al. 2017, section 4), and the result must not depend on the
+    number of ranks.
 
     A conditional critic adds to its score the inner product of the class embedding with the input of the last layer
     (projection discriminator, Miyato & Koyama 2018, eq. 3).
 
     Args:
         image: shape of the images.
-        layers: maps images to vectors.
-        last: maps these vectors to features.
-        by_condition: embeds the classes, for a conditional critic of one feature.
+        layers: network from images to vectors.
+        last: linear layer from these vectors to features.
+        by_condition: embedding of the classes, for a conditional critic with one feature.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Critic(Network):
         self.by_condition = by_condition
 
     def forward(self, images: Images, conditions: Conditions | None = None) -> Float[Tensor, "b {self.features}"]:
-        """Scores for a batch of images, each with the conditions that a generator takes."""
+        """Scores for a batch of images; conditions as in :meth:`Generator.forward`."""
         vectors = self.layers(images)
         scores = self.last(vectors)
         if self.by_condition is None:
@@ -51,14 +52,14 @@ class Critic(Network):
 
 
 class ConvCritic(Critic):
-    """Convolutions of stride 2 down to a small map, then one linear layer.
+    """Convolutions of stride 2 down to a small feature map, then one linear layer.
 
-    After the discriminator of DCGAN (Radford, Metz & Chintala 2016) without its normalisation.
+    This is the discriminator of DCGAN (Radford, Metz & Chintala 2016) without normalisation.
 
     Args:
         image: shape of the images.
-        width: channels of the first layer; each further one has twice as many, up to 8 times.
-        features: numbers that it gives for an image; 1 for a score.
+        width: number of channels of the first layer; each further layer has twice as many, up to 8 ``width``.
+        features: dimension of the output; 1 for a score.
         spectral: whether each layer's weights are divided by their spectral norm (Miyato et al. 2018), so that the
             critic is 1-Lipschitz up to the slopes of its activations.
         conditions: number of classes of a conditional critic; 0 for an unconditional one.
@@ -89,13 +90,13 @@ class ConvCritic(Critic):
 class ResidualCritic(Critic):
     """BigGAN's discriminator (Brock, Donahue & Simonyan 2019, appendix B), sized by the image.
 
-    Residual blocks that halve the maps down to a small one, another that keeps its size, a sum over its pixels, and
-    one linear layer; orthogonal weights to start from.
+    Residual blocks that halve the feature map, one residual block at constant size, a sum over pixels, and one linear
+    layer. Weights are initialised orthogonal.
 
     Args:
         image: shape of the images.
-        width: channels of the first block; each further one has twice as many, up to 8 times.
-        features: numbers that it gives for an image; 1 for a score.
+        width: number of channels of the first block; each further block has twice as many, up to 8 ``width``.
+        features: dimension of the output; 1 for a score.
         spectral: whether each layer's weights are divided by their spectral norm.
         conditions: number of classes of a conditional critic; 0 for an unconditional one.
     """
@@ -115,7 +116,7 @@ class ResidualCritic(Critic):
 
 
 class _Block(nn.Module):
-    """Two convolutions beside a shortcut."""
+    """Residual block of two convolutions."""
 
     def __init__(
         self, channels_in: int, channels_out: int, spectral: bool, *, halves: bool = False, starts: bool = False
@@ -129,7 +130,7 @@ class _Block(nn.Module):
         self.shortcut = nn.Identity() if alike else bounded(nn.Conv2d(channels_in, channels_out, 1), spectral)
 
     def forward(self, maps: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h2 w2"]:
-        # Pixels are not cut at 0 before the first convolution sees them.
+        # The first block has no ReLU on its input, the pixels.
         moved = self.second(F.relu(self.first(maps if self.starts else F.relu(maps))))
         shortcut = self.shortcut(maps)
         if not self.halves:

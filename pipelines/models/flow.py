@@ -1,4 +1,4 @@
-"""A network that generates by following a velocity field from noise to images."""
+"""Generator that integrates a velocity field from noise to images."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ TIME_FEATURES = 64
 
 
 class FlowUNet(Generator):
-    """A U-Net for the velocity of a flow (Lipman et al. 2023), and the flow itself, integrated by Euler's method.
+    """A U-Net for the velocity of a flow (Lipman et al. 2023), and the flow, integrated by Euler's method.
 
-    The latent vector is the noise image itself. Pixels are folded into channels two by two (Shi et al. 2016), so that
-    the widest layers work at half the resolution; time enters each block as a scale and a shift of its normalised maps
-    (Perez et al. 2018).
+    The latent vector is the noise image. 2 × 2 blocks of pixels are folded into channels (Shi et al. 2016), so the
+    highest resolution inside the network is half that of the image. The time sets a scale and a shift of the normalised
+    feature maps of each block (Perez et al. 2018).
 
     Args:
-        image: shape of the output; sides that are no multiple of 4 are padded inside.
-        width: channels at the first resolution; the second has twice as many.
-        steps: Euler steps from noise to image, one evaluation of the network each.
-        conditions: classes that can be asked for; they enter beside the time. 0: none.
+        image: shape of the output; sides that are not multiples of 4 are padded internally.
+        width: number of channels at the first resolution; the second one has twice as many.
+        steps: number of Euler steps from noise to image, with one evaluation of the network each.
+        conditions: number of classes of a conditional flow, whose embedding is added to that of the time; 0 for an
+            unconditional flow.
     """
 
     def __init__(self, image: ImageShape, width: int, steps: int, conditions: int = 0) -> None:
@@ -42,12 +43,12 @@ class FlowUNet(Generator):
         self.coarse = nn.ModuleList(_Block(2 * width, 2 * width, 2 * width) for _ in range(2))
         self.up = nn.Conv2d(2 * width, width, 3, padding=1)
         self.joined = nn.ModuleList([_Block(2 * width, width, 2 * width), _Block(width, width, 2 * width)])
-        # The flow starts as standing still.
+        # The last convolution is initialised to zero: the initial velocity is zero.
         self.leave = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), _silent(nn.Conv2d(width, folded, 3, padding=1)))
         self._pad = (0, -image.width % 4, 0, -image.height % 4)
 
     def velocity(self, points: Images, times: Float[Tensor, " b"], conditions: Conditions | None = None) -> Images:
-        """The velocity of points at times in [0, 1], under conditions as those of :meth:`Generator.forward`."""
+        """Velocities of points at times in [0, 1]; conditions as in :meth:`Generator.forward`."""
         time = self.time(_time_features(times))
         if self.condition is not None:
             time = time + self.condition(conditions)
@@ -63,11 +64,11 @@ class FlowUNet(Generator):
         return F.pixel_shuffle(self.leave(maps), 2)[..., : self.image.height, : self.image.width]
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Translate what training calls (see :meth:`torch.nn.Module.compile`): the velocity, not the flow."""
+        """Compile :meth:`velocity`, which training calls (see :meth:`torch.nn.Module.compile`)."""
         self.velocity = torch.compile(self.velocity, *args, **kwargs)  # type: ignore[method-assign]
 
     def integrate(self, latents: Latents, steps: int, conditions: Conditions | None = None) -> Images:
-        """Images from noise in a number of Euler steps, each pixel in [−1, 1]."""
+        """Integrate the flow from noise to images by Euler steps; pixels are clamped to [−1, 1]."""
         points = latents.view(-1, *self.image.dims)
         for step in range(steps):
             times = torch.full((len(points),), step / steps, device=points.device)
@@ -80,7 +81,7 @@ class FlowUNet(Generator):
 
 
 class _Block(nn.Module):
-    """Two convolutions beside a shortcut (He et al. 2016), moved by the time."""
+    """Residual block of two convolutions (He et al. 2016), modulated by the time."""
 
     def __init__(self, channels_in: int, channels_out: int, time: int) -> None:
         super().__init__()
@@ -105,7 +106,7 @@ def _silent(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 def _time_features(times: Float[Tensor, " b"]) -> Float[Tensor, "b features"]:
-    """Sines and cosines of the times at frequencies from 1 to 1000, as of positions (Vaswani et al. 2017)."""
+    """Sines and cosines of the times at frequencies from 1 to 1000, like positional encodings (Vaswani et al. 2017)."""
     half = TIME_FEATURES // 2
     frequencies = torch.exp(torch.linspace(0, math.log(1000), half, dtype=times.dtype, device=times.device))
     angles = times[:, None] * frequencies

@@ -1,4 +1,4 @@
-"""Networks that generate."""
+"""Convolutional generator."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from pipelines.spec import Upsampling
 
 
 class ConvGenerator(Generator):
-    """A latent vector unfolded to a small map, then upsampled and convolved to an image.
+    """Maps a latent vector to a small feature map by a linear layer, then upsamples it to an image by convolutions.
 
-    After DCGAN (Radford, Metz & Chintala 2016). With group normalisation a sample does not depend on the samples beside
-    it, and the ranks of a job need not exchange statistics; with batch normalisation, DCGAN's own, they do, and samples
-    that would all become one another are held apart. ``nearest`` upsampling repeats pixels before a convolution.
-    ``transposed`` convolutions, DCGAN's own, compute less but leave a checkerboard in what was trained little (Odena,
-    Dumoulin & Olah 2016). ``filtered`` ones cost the same and leave none, see :class:`FilteredConvTranspose`.
+    The design follows DCGAN (Radford, Metz & Chintala 2016). With group normalisation, a sample does not depend on the
+    other samples of its batch, and ranks exchange no statistics. With batch normalisation, as in DCGAN, ranks exchange
+    statistics, and the generator is less prone to mode collapse. ``nearest`` upsampling repeats pixels before a
+    convolution. ``transposed`` convolutions, as in DCGAN, compute less but cause checkerboard artifacts early in
+    training (Odena, Dumoulin & Olah 2016). ``filtered`` ones cost the same and cause no artifacts, see
+    :class:`FilteredConvTranspose`.
 
     Args:
         image: shape of the output; any size.
         latent: dimension of the input.
-        width: channels of the last hidden layer; each coarser layer has twice as many, up to 8 times.
-        upsampling: how maps are enlarged.
-        batch_norm: whether maps are normalised over the global batch in place of each image.
-        conditions: number of classes of which an image can be asked for; the class moves the first map.
+        width: number of channels of the last hidden layer; each coarser layer has twice as many, up to 8 ``width``.
+        upsampling: kind of upsampling.
+        batch_norm: whether to normalise over the global batch instead of within each image.
+        conditions: number of classes of a conditional generator, whose embedding is added to the first feature map; 0
+            for an unconditional one.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Networks whose ImageNet weights others trained: they see images for us, and are never trained here.
+"""Networks with pretrained ImageNet weights, used as frozen feature extractors.
 
 MobileNetV2 (Sandler et al. 2018, table 2) and EfficientNet-Lite0, which is EfficientNet-B0 (Tan & Le 2019, table 1)
-without squeeze-and-excitation and with ReLU6, are the same chain of inverted residuals with other numbers.
+without squeeze-and-excitation and with ReLU6, are the same chain of inverted residuals with different sizes.
 """
 
 from __future__ import annotations
@@ -22,43 +22,43 @@ Features = Float[Tensor, "b {self.features}"]
 
 
 class ImageNetNetwork(Network):
-    """A network that reads colour images of one size.
+    """A network for colour images of a fixed size.
 
     Attributes:
-        side: of the square images that it reads, in pixels.
-        features: dimension of what its last layer is given.
+        side: side of its square input images, in pixels.
+        features: dimension of the input of its last layer.
     """
 
     side: int
     features: int
 
     def prepare(self, images: Pixels) -> ScaledImages:
-        """(b, c, h, w) of 0 … 255 → (b, 3, side, side): three channels, resized, shifted and scaled."""
+        """Resize and normalise images: (b, c, h, w) in 0 … 255 → (b, 3, side, side)."""
         raise NotImplementedError
 
     def embed(self, images: ScaledImages) -> Features:
-        """What the last layer is given."""
+        """Input of the last layer, (b, features)."""
         raise NotImplementedError
 
     def forward(self, images: ScaledImages) -> Float[Tensor, "b classes"]:
-        """Logits of ImageNet's classes."""
+        """Logits for the ImageNet classes."""
         raise NotImplementedError
 
 
 def in_colour(images: Pixels) -> Float[Tensor, "b 3 h w"]:
-    """Pixels as floats 0 … 255 of three channels."""
+    """Convert pixels to floats 0 … 255 with three channels."""
     return images.float().expand(-1, 3, -1, -1)
 
 
 @dataclass(frozen=True)
 class BlockGroup:
-    """Equal blocks in a row; the first of them strides.
+    """Sequence of equal blocks, of which the first one may have a stride.
 
     Attributes:
-        expansion: inner channels of a block over its input's.
-        channels: of the output.
-        blocks: how many.
-        stride: of the first.
+        expansion: ratio of the inner channels of a block to its input channels.
+        channels: number of output channels.
+        blocks: number of blocks.
+        stride: stride of the first block.
         kernel: side of the depthwise kernels.
     """
 
@@ -82,13 +82,13 @@ STEM, HEAD, CLASSES = 32, 1280, 1000
 
 @dataclass(frozen=True)
 class Convention:
-    """In what the frameworks differ that weights were trained in.
+    """Conventions of the framework in which weights were trained.
 
     Attributes:
-        mean, std: of the channels, by which pixels 0 … 255 are shifted and scaled.
-        epsilon: that normalisation adds to variances.
-        ends_first: whether a strided convolution pads the far edges alone where the padding is odd, as TensorFlow's
-            "same" does, or all edges alike.
+        mean, std: mean and standard deviation of the channels, for pixels 0 … 255.
+        epsilon: constant that batch normalisation adds to variances.
+        ends_first: whether strided convolutions with odd padding put the extra pixel at the far edges, like "same"
+            padding in TensorFlow, or pad all edges equally.
     """
 
     mean: tuple[float, float, float]
@@ -102,7 +102,7 @@ TENSORFLOW = Convention((127.0, 127.0, 127.0), (128.0, 128.0, 128.0), 1e-3, ends
 
 
 class ConvNorm(nn.Module):
-    """Convolution and normalisation, without what makes them nonlinear."""
+    """Convolution and batch normalisation, without activation."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int, groups: int, convention: Convention) -> None:
         super().__init__()
@@ -113,14 +113,14 @@ class ConvNorm(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
         if self._overlap > 0:
-            # Sides are multiples of the stride, here and below it.
+            # The sides of all feature maps are multiples of the stride.
             start, end = self._overlap // 2, self._overlap - self._overlap // 2
             images = F.pad(images, (start, end, start, end))
         return self.norm(self.conv(images))
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter each channel by itself, project; the input is added where shapes allow it."""
+    """Expansion, depthwise convolution and projection; the input is added if the shapes match."""
 
     def __init__(self, channels: int, out: int, expansion: int, kernel: int, stride: int, how: Convention) -> None:
         super().__init__()
@@ -140,8 +140,8 @@ class InvertedResiduals(ImageNetNetwork):
     """A chain of inverted residuals between two convolutions.
 
     Args:
-        stages: of the chain.
-        convention: of its weights.
+        stages: stages of the chain.
+        convention: convention of the weights.
     """
 
     side = 224
@@ -166,7 +166,7 @@ class InvertedResiduals(ImageNetNetwork):
 
     def prepare(self, images: Pixels) -> ScaledImages:
         """See :meth:`ImageNetNetwork.prepare`."""
-        # Antialiased, so that large images are averaged; it leaves the enlarging of small ones as it is.
+        # Antialiasing averages over pixels of large images and has no effect when small images are enlarged.
         size = (self.side, self.side)
         resized = F.interpolate(in_colour(images), size, mode="bilinear", align_corners=False, antialias=True)
         mean, std = (
@@ -188,10 +188,10 @@ class InvertedResiduals(ImageNetNetwork):
 
 
 def mobilenet_v2(weights: Mapping[str, Tensor]) -> InvertedResiduals:
-    """MobileNetV2 with weights under torchvision's names.
+    """Build MobileNetV2 from weights with torchvision's parameter names.
 
     Raises:
-        RuntimeError: a weight is missing, left over or of another shape.
+        RuntimeError: a weight is missing, unexpected or of another shape.
     """
     network = InvertedResiduals(MOBILENET_V2, TORCH)
     names = {"stem.conv": "features.0.0", "stem.norm": "features.0.1", "last": "classifier.1"}
@@ -202,7 +202,7 @@ def mobilenet_v2(weights: Mapping[str, Tensor]) -> InvertedResiduals:
             if getattr(block, name) is not None:
                 unit = next(units)
                 names |= {f"blocks.{place}.{name}.{part}": f"{theirs}.{unit}.{k}" for k, part in enumerate(_PARTS)}
-        unit = next(units)  # of the projection, whose parts stand side by side with the units before it
+        unit = next(units)  # the parts of the projection are at the same level as the units before it
         names |= {f"blocks.{place}.project.{part}": f"{theirs}.{unit + k}" for k, part in enumerate(_PARTS)}
     head = f"features.{len(network.blocks) + 1}"
     names |= {f"head.{part}": f"{head}.{k}" for k, part in enumerate(_PARTS)}
@@ -210,10 +210,10 @@ def mobilenet_v2(weights: Mapping[str, Tensor]) -> InvertedResiduals:
 
 
 def efficientnet_lite0(weights: Mapping[str, Tensor]) -> InvertedResiduals:
-    """EfficientNet-Lite0 with weights under the names of the ``efficientnet_lite_pytorch`` package.
+    """Build EfficientNet-Lite0 from weights with the names of the ``efficientnet_lite_pytorch`` package.
 
     Raises:
-        RuntimeError: a weight is missing, left over or of another shape.
+        RuntimeError: a weight is missing, unexpected or of another shape.
     """
     network = InvertedResiduals(EFFICIENTNET_LITE0, TENSORFLOW)
     names = {"stem.conv": "_conv_stem", "stem.norm": "_bn0", "last": "_fc"}
@@ -230,7 +230,7 @@ _PARTS = ("conv", "norm")
 
 
 def _loaded(network: InvertedResiduals, weights: Mapping[str, Tensor], names: Mapping[str, str]) -> InvertedResiduals:
-    """The network with weights that its modules have under other names."""
+    """Load weights with other names into a network, and freeze it."""
     ours = {theirs: name for name, theirs in names.items()}
     network.load_state_dict(dict(_renamed(weights, ours)))
     return network.eval().requires_grad_(False)
@@ -239,5 +239,5 @@ def _loaded(network: InvertedResiduals, weights: Mapping[str, Tensor], names: Ma
 def _renamed(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
     for key, tensor in weights.items():
         module, _, leaf = key.rpartition(".")
-        # What no module has keeps its name, and is told as left over.
+        # Unknown names are kept, so that load_state_dict reports them as unexpected.
         yield f"{names.get(module, module)}.{leaf}", tensor

@@ -1,9 +1,9 @@
-"""Inception-v3 (Szegedy et al. 2016), by whose features generators are judged in the literature, on given weights.
+"""Inception-v3 (Szegedy et al. 2016), whose features are the standard for the evaluation of generators.
 
-Two kinds of weights are about. Those of TensorFlow's graph of 2015-12-05, with 1008 outputs, are what published
-Fréchet inception distances are computed with; averages leave the padding out there, and the last block pools by
-maxima. Those that torchvision trained, with 1000 outputs, follow the paper's blocks. Both are kept under torchvision's
-names; the number of outputs tells which they are.
+Two kinds of weights are supported, both with torchvision's parameter names. The weights of the TensorFlow graph of
+2015-12-05, with 1008 outputs, are those of published Fréchet inception distances; in this graph average pooling
+excludes the padding, and the last block uses max pooling. The weights of torchvision, with 1000 outputs, follow the
+blocks of the paper. The number of outputs determines the kind.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch.nn import functional as F
 from pipelines.models.imagenet import CLASSES, Features, ImageNetNetwork, Pixels, ScaledImages, in_colour
 
 GRAPH_OUTPUTS = 1008
-"""Outputs of the TensorFlow graph: ImageNet's classes and eight that mean nothing."""
+"""Number of outputs of the TensorFlow graph: the ImageNet classes and eight unused ones."""
 
 Pool = Literal["average", "padless average", "maximum", "strided maximum"]
 
 
 class ConvUnit(NamedTuple):
-    """A unit of a chain: its name, output channels, kernel (a side, or height and width) and stride."""
+    """Unit of a chain: name, output channels, kernel (side, or height and width) and stride."""
 
     name: str
     out: int
@@ -34,8 +34,7 @@ class ConvUnit(NamedTuple):
 
 
 Chain = Sequence[tuple[ConvUnit, ...]]
-"""Units one after the other; where several stand in one place, all read the same, and their outputs are put side by
-side."""
+"""Sequence of steps; the units of one step have the same input, and their outputs are concatenated."""
 
 
 def _chain(*steps: ConvUnit) -> Chain:
@@ -43,7 +42,7 @@ def _chain(*steps: ConvUnit) -> Chain:
 
 
 class ConvNormReLU(nn.Module):
-    """Convolution, normalisation, ReLU; padded so that a stride of 1 keeps the size, unless told otherwise."""
+    """Convolution, batch normalisation and ReLU; by default padded to keep the size at a stride of 1."""
 
     def __init__(
         self, channels: int, out: int, kernel: int | tuple[int, int], stride: int = 1, pads: bool | None = None
@@ -60,7 +59,7 @@ class ConvNormReLU(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Chains beside one another, and a pooled one, side by side in the output's channels."""
+    """Parallel chains and a pooling branch, concatenated along the channels."""
 
     def __init__(self, channels: int, chains: Sequence[Chain], pool: Pool, pooled: int | None) -> None:
         super().__init__()
@@ -139,7 +138,7 @@ def _wide() -> list[Chain]:
 
 
 def _to_17() -> list[Chain]:
-    """Figure 10 of the paper, from 35 × 35 places to 17 × 17."""
+    """Figure 10 of the paper, from 35 × 35 to 17 × 17 pixels."""
     return [
         _chain(ConvUnit("branch3x3", 384, 3, 2)),
         _chain(
@@ -149,7 +148,7 @@ def _to_17() -> list[Chain]:
 
 
 def _to_8() -> list[Chain]:
-    """From 17 × 17 places to 8 × 8."""
+    """From 17 × 17 to 8 × 8 pixels."""
     flat = ConvUnit("branch7x7x3_2", 192, (1, 7)), ConvUnit("branch7x7x3_3", 192, (7, 1))
     return [
         _chain(ConvUnit("branch3x3_1", 192, 1), ConvUnit("branch3x3_2", 320, 3, 2)),
@@ -158,10 +157,10 @@ def _to_8() -> list[Chain]:
 
 
 class InceptionV3(ImageNetNetwork):
-    """The network without its auxiliary classifier.
+    """Inception-v3 without its auxiliary classifier.
 
     Args:
-        outputs: rows of the last layer; :data:`GRAPH_OUTPUTS` makes it the TensorFlow graph.
+        outputs: number of outputs; :data:`GRAPH_OUTPUTS` selects the TensorFlow graph.
     """
 
     side = 299
@@ -221,10 +220,10 @@ class InceptionV3(ImageNetNetwork):
 
 
 def inception_v3(weights: Mapping[str, Tensor]) -> InceptionV3:
-    """Inception-v3 with weights under torchvision's names; an auxiliary classifier's are left out.
+    """Build Inception-v3 from weights with torchvision's names; those of the auxiliary classifier are ignored.
 
     Raises:
-        RuntimeError: a weight is missing, left over or of another shape.
+        RuntimeError: a weight is missing, unexpected or of another shape.
     """
     outputs = CLASSES if "fc.bias" in weights and weights["fc.bias"].numel() == CLASSES else GRAPH_OUTPUTS
     network = InceptionV3(outputs)
@@ -233,9 +232,9 @@ def inception_v3(weights: Mapping[str, Tensor]) -> InceptionV3:
 
 
 def resized_from_corners(images: Float[Tensor, "b c h w"], side: int) -> Float[Tensor, "b c {side} {side}"]:
-    """Bilinear resizing as TensorFlow's graphs of that time did it: pixel k of the result lies at k · h / side.
+    """Resize images bilinearly as TensorFlow graphs of 2015 do: pixel k of the result is at k · h / side.
 
-    Published distances depend on it (Parmar, Zhang & Zhu 2022, section 3).
+    Published distances depend on this convention (Parmar, Zhang & Zhu 2022, section 3).
     """
     for dim in (2, 3):
         size = images.shape[dim]

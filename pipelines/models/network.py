@@ -1,4 +1,4 @@
-"""What every network of Monge has in common."""
+"""Base classes of networks."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ Latents = Float[Tensor, "b {self.latent}"]
 Logits = Float[Tensor, "b {self.classes}"]
 Features = Float[Tensor, "b features"]
 Conditions = Float[Tensor, "b {self.conditions}"]
-"""Shapes by the attributes of the network whose method takes or returns them."""
+"""Types with shapes in terms of attributes of the network whose method uses them."""
 
 
 class Network(nn.Module):
-    """A module that counts its own parameters."""
+    """A module that counts its parameters."""
 
     @property
     def parameter_count(self) -> int:
-        """Number of trainable numbers."""
+        """Number of trainable parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 
 class Classifier(Network):
-    """Images in, one logit for each class out: (b, c, h, w) in [−1, 1] → (b, classes).
+    """Maps images to one logit per class: (b, c, h, w) in [−1, 1] → (b, classes).
 
     Attributes:
-        image: the shape of its input.
-        classes: the number of its outputs.
+        image: shape of the input.
+        classes: number of outputs.
     """
 
     def __init__(self, image: ImageShape, classes: int) -> None:
@@ -40,21 +40,21 @@ class Classifier(Network):
         self.classes = classes
 
     def embed(self, images: Images) -> Features:
-        """What the last layer is given: (b, features)."""
+        """Input of the last layer, (b, features)."""
         raise NotImplementedError
 
     def forward(self, images: Images) -> Logits:
-        """Logits of a batch of images."""
+        """Logits for a batch of images."""
         raise NotImplementedError
 
 
 class Encoder(Network):
-    """Images in, vectors out: (b, c, h, w) in [−1, 1] → (b, code).
+    """Maps images to codes: (b, c, h, w) in [−1, 1] → (b, code).
 
     Attributes:
-        image: the shape of its input.
-        code: the dimension of its output.
-        layers: the number of its layers; the last one gives the code.
+        image: shape of the input.
+        code: dimension of the code.
+        layers: number of layers; the output of the last one is the code.
     """
 
     def __init__(self, image: ImageShape, code: int, layers: int) -> None:
@@ -64,21 +64,21 @@ class Encoder(Network):
         self.layers = layers
 
     def maps(self, images: Images) -> list[Float[Tensor, "b ..."]]:
-        """What each layer gives, in order: (b, channels, h, w) of the convolutions, (b, code) of the last."""
+        """Outputs of all layers, in order: (b, channels, h, w) for convolutions, (b, code) for the last layer."""
         raise NotImplementedError
 
     def embed(self, images: Images) -> Float[Tensor, "b {self.code}"]:
-        """The codes of images."""
+        """Codes of a batch of images."""
         return self.maps(images)[-1]
 
 
 class Generator(Network):
-    """Latent vectors in, images out: (b, latent) → (b, c, h, w) in [−1, 1].
+    """Maps latent vectors to images: (b, latent) → (b, c, h, w) in [−1, 1].
 
     Attributes:
-        image: the shape of its output.
-        latent: the dimension of its input, standard normal.
-        conditions: the number of classes of which an image can be asked for; 0 where it cannot.
+        image: shape of the output.
+        latent: dimension of the input, which is standard normal.
+        conditions: number of classes of a conditional generator; 0 for an unconditional one.
     """
 
     def __init__(self, image: ImageShape, latent: int, conditions: int = 0) -> None:
@@ -88,21 +88,21 @@ class Generator(Network):
         self.conditions = conditions
 
     def forward(self, latents: Latents, conditions: Conditions | None = None) -> Images:
-        """Images of a batch of latent vectors.
+        """Images for a batch of latent vectors.
 
         Args:
-            latents: (b, latent).
-            conditions: (b, conditions) weights of the classes in each image, summing to 1: a basis vector asks for one
-                class, a mixture for something between. Given if and only if the generator is conditional.
+            latents: latent vectors, (b, latent).
+            conditions: weights of the classes for each image, (b, conditions), summing to 1: a basis vector selects one
+                class, a mixture interpolates. Required if the generator is conditional, else None.
         """
         raise NotImplementedError
 
     def asked(self, labels: Int64[Tensor, " b"]) -> Float[Tensor, "b {self.conditions}"] | None:
-        """The conditions that ask for these classes, (b,) → (b, conditions); None of an unconditional generator."""
+        """Conditions that select these classes, (b,) → (b, conditions); None for an unconditional generator."""
         if not self.conditions:
             return None
         return F.one_hot(labels, self.conditions).to(next(self.parameters()).dtype)
 
     def in_turn(self, count: int, device: torch.device) -> Float[Tensor, "{count} {self.conditions}"] | None:
-        """Conditions that ask for one class after the other; None of an unconditional generator."""
+        """Conditions that cycle through the classes; None for an unconditional generator."""
         return self.asked(torch.arange(count, device=device) % max(self.conditions, 1))

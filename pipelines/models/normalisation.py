@@ -9,14 +9,14 @@ from pipelines.distributed import sum_with_gradient, world_size
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation (Ioffe & Szegedy 2015) whose mean and variance are those of the *global* batch.
+    """Batch normalisation (Ioffe & Szegedy 2015) with the mean and variance of the *global* batch.
 
-    So that what is trained does not depend on the number of ranks; torch's own across ranks is for GPUs alone. Ranks
-    exchange two numbers for each channel, forwards and backwards.
+    The result does not depend on the number of ranks. Ranks exchange two numbers per channel in the forward and the
+    backward pass. ``torch.nn.SyncBatchNorm`` supports only GPUs.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(b, channels, h, w) of this rank's images, normalised by the moments over all ranks' images."""
+        """Normalise this rank's feature maps, (b, channels, h, w), by the moments over all ranks' images."""
         if not self.training or world_size() == 1:
             return super().forward(maps)
         wide = maps.float() if maps.dtype == torch.bfloat16 else maps
@@ -33,7 +33,7 @@ class GlobalBatchNorm(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
-        """Keep moments for evaluation; as in one process, the unbiased variance."""
+        """Update the running moments; the variance is unbiased, as in a single process."""
         assert self.running_mean is not None
         assert self.running_var is not None
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum or 0.0)

@@ -17,10 +17,10 @@ def bounded(layer: Layer, spectral: bool = True) -> Layer:
     """Initialise a layer with orthogonal weights (Saxe et al. 2014) and zero bias.
 
     Args:
-        layer: is changed.
-        spectral: whether its weights are divided by their spectral norm from then on (Miyato et al. 2018).
+        layer: layer, modified in place.
+        spectral: whether to parametrise the weights by division by their spectral norm (Miyato et al. 2018).
     """
-    # Decomposed in float64: in float32 the digits depend on the processor.
+    # Decomposed in float64: in float32 the result depends on the processor.
     weight = nn.init.orthogonal_(torch.empty_like(layer.weight, dtype=torch.float64))
     with torch.no_grad():
         layer.weight.copy_(weight)
@@ -30,7 +30,7 @@ def bounded(layer: Layer, spectral: bool = True) -> Layer:
 
 
 def normalised(layer: Layer, spectral: bool) -> Layer:
-    """The layer, its weights divided by their spectral norm if asked for."""
+    """Apply spectral normalisation to a layer if ``spectral`` is true, and return the layer."""
     if spectral:
         spectral_norm(layer)  # in place
     return layer
@@ -39,9 +39,9 @@ def normalised(layer: Layer, spectral: bool) -> Layer:
 def overlap(network: nn.Module) -> Float[Tensor, ""]:
     """``Σ ‖W Wᵀ ⊙ (1 − I)‖²`` over the layers: squared inner products of different rows of their weights.
 
-    The relaxed orthogonal penalty (Brock, Donahue & Simonyan 2019, eq. 3); rows are the filters. For a layer with a
-    spectral norm it is computed on the weights before the division. A generator trained with it tolerates truncated
-    latent vectors (ibid., section 3.1).
+    The relaxed orthogonal penalty (Brock, Donahue & Simonyan 2019, eq. 3); rows are filters. For layers with spectral
+    normalisation it is computed from the weights before the division. It makes generators amenable to truncated latent
+    vectors (ibid., section 3.1).
     """
     total = torch.zeros((), device=next(network.parameters()).device)
     for layer in network.modules():

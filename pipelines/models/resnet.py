@@ -9,26 +9,27 @@ from pipelines.models.normalisation import GlobalBatchNorm
 from pipelines.shape import ImageShape
 
 STAGES = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
-"""Blocks in each stage by depth: the paper's table 1, and one shallower."""
+"""Number of blocks of each stage by depth: table 1 of the paper, and a shallower variant."""
 
 BOTTLENECK_DEPTH = 50
 FULL_SIZE = 64
-"""Side in pixels from which images pass through the paper's first layers, which divide it by 4."""
+"""Smallest side, in pixels, for which the paper's first layers are used; they divide the side by 4."""
 
 
 class ResNet(Classifier):
-    """Four stages of residual blocks, each at half the resolution of the one before and twice its channels.
+    """Four stages of residual blocks; each stage halves the resolution and doubles the channels of the previous one.
 
-    Images of 64 pixels and more enter as in the paper, by a convolution of 7 × 7 and a pooling (table 1): with 3
-    channels and 1000 classes, 11,689,512 parameters at depth 18 and 25,557,032 at depth 50. Smaller ones enter by a
-    convolution of 3 × 3 at full resolution (section 4.2). Blocks of depth 50 are bottlenecks, whose stride is at the
-    convolution of 3 × 3. Normalised over the global batch, so that it means the same on any number of ranks.
+    For images of 64 pixels or more, the first layers are a 7 × 7 convolution and a pooling, as in table 1 of the paper.
+    With 3 channels and 1000 classes, the network has 11,689,512 parameters at depth 18 and 25,557,032 at depth 50. For
+    smaller images, the first layer is a 3 × 3 convolution at full resolution (section 4.2). Depth 50 uses bottleneck
+    blocks with the stride in the 3 × 3 convolution. Batch normalisation is over the global batch, so the result does
+    not depend on the number of ranks.
 
     Args:
         image: shape of the input.
         classes: number of outputs.
-        depth: 10, 18, 34 or 50 layers.
-        width: channels of the first stage; 64 in the paper.
+        depth: number of layers: 10, 18, 34 or 50.
+        width: number of channels of the first stage; 64 in the paper.
     """
 
     def __init__(self, image: ImageShape, classes: int, depth: int = 18, width: int = 64) -> None:
@@ -58,7 +59,7 @@ class ResNet(Classifier):
 
 
 class _Residual(nn.Module):
-    """``ReLU(x + F(x))`` (eq. 1); where the shape changes, x is projected (option B)."""
+    """``ReLU(x + F(x))`` (eq. 1), with a projection of x if the shape changes (option B)."""
 
     expansion = 1
 

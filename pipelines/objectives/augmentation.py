@@ -1,4 +1,4 @@
-"""Training images changed in ways that leave their class: on the worker's device, by the step's own randomness."""
+"""Label-preserving augmentation of training images, on the worker's device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Images = Float[Tensor, "b c h w"]
 
 
 def augmented(step: Step, spec: ClassificationSpec) -> Images:
-    """The images of a step as the spec would have them; a function of the job's seed, the step and the place."""
+    """Augment the images of a step as the spec requests; a function of the job's seed, the step and the place."""
     images = step.images
     if spec.flip:
         images = mirrored(images, step)
@@ -30,12 +30,12 @@ def augmented(step: Step, spec: ClassificationSpec) -> Images:
 
 
 def mirrored(images: Images, step: Step) -> Images:
-    """Half of the images left to right."""
+    """Mirror each image left to right with probability 1/2."""
     return torch.where((step.uniform("mirror") < 0.5)[:, None, None, None], images.flip(3), images)
 
 
 def shifted(images: Images, step: Step, most: int) -> Images:
-    """Each image moved by up to so many pixels across and down; what comes in is black.
+    """Shift each image by up to ``most`` pixels across and down, with black borders.
 
     The random crop of a padded image (Krizhevsky et al. 2012, section 4.1; with padding, He et al. 2016, section 4.2).
     """
@@ -45,12 +45,12 @@ def shifted(images: Images, step: Step, most: int) -> Images:
     rows = down[:, None] + torch.arange(height, device=images.device)
     columns = across[:, None] + torch.arange(width, device=images.device)
     chosen = torch.arange(len(images), device=images.device)[:, None, None]
-    # Indexing on both sides of the channels brings the channels last.
+    # Advanced indices on both sides of the channels move the channels to the last axis.
     return padded[chosen, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def cut_out(images: Images, step: Step, side: int) -> Images:
-    """A square of that side blanked in each image, its centre anywhere (DeVries & Taylor 2017)."""
+    """Mask a square of this side at a random centre in each image (DeVries & Taylor 2017)."""
     sides = torch.full((len(images),), side, device=images.device)
     inside = _rectangles(images, step, "cut", sides, sides)
     return torch.where(inside[:, None], torch.zeros_like(images), images)
@@ -58,12 +58,12 @@ def cut_out(images: Images, step: Step, side: int) -> Images:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Images of which each is two.
+    """Images mixed with other images.
 
     Attributes:
-        images: (k, c, h, w).
-        labels: (k,) the classes of what was mixed into them.
-        weights: (k,) of the images' own classes, in [0, 1]; the rest is of ``labels``.
+        images: mixed images, (k, c, h, w).
+        labels: classes of the images that were mixed in, (k,).
+        weights: weights of the images' own classes in [0, 1], (k,); ``labels`` have the rest.
     """
 
     images: Images
@@ -72,14 +72,14 @@ class Mixture:
 
 
 def mixed(images: Images, step: Step, spec: ClassificationSpec) -> Mixture:
-    """A step's images, each mixed with another one of the *global* batch.
+    """Mix each image of a step with another one of the *global* batch.
 
-    Which ones and with what weights are drawn for the whole batch, and ranks exchange their images: the mixtures do not
-    depend on the number of ranks. An image that is its own partner stays as it is.
+    Partners and weights are drawn for the whole batch, and ranks exchange their images, so the mixtures do not depend
+    on the number of ranks. An image that is its own partner does not change.
 
     Args:
-        images: (k, c, h, w) of this rank's places, augmented or not.
-        step: with all of this rank's places.
+        images: images of this rank's share, (k, c, h, w), augmented or not.
+        step: step with the whole share of this rank.
         spec: ``mixup`` (Zhang et al. 2018, eq. 1) or ``cutmix`` (Yun et al. 2019, eqs. 1 and 2).
     """
     drawn = torch.randperm(step.batch, generator=step_generator(step.seed, step.index, "partners"))
@@ -93,19 +93,19 @@ def mixed(images: Images, step: Step, spec: ClassificationSpec) -> Mixture:
     pasted = (1 - _beta(step, spec.cutmix)).sqrt()
     heights, widths = ((size * pasted).long().to(images.device) for size in (height, width))
     inside = _rectangles(images, step, "paste", heights, widths)
-    # Rectangles are cut at the borders: what counts is the area that is left.
+    # Rectangles are cut at the borders; the weight is that of the remaining area.
     weights = 1 - inside.to(images.dtype).mean((1, 2))
     return Mixture(torch.where(inside[:, None], others, images), labels, weights)
 
 
 def _beta(step: Step, alpha: float) -> Float[Tensor, " b"]:
-    """Draws of Beta(α, α) for this rank's places, in float64."""
+    """Draw from Beta(α, α) for this rank's share, in float64."""
     generator = np.random.default_rng(derived_seed(step.seed, step.index, "shares"))
     return torch.from_numpy(generator.beta(alpha, alpha, step.batch)[step.share])
 
 
 def _rectangles(images: Images, step: Step, stream: str, heights: Tensor, widths: Tensor) -> Bool[Tensor, "b h w"]:
-    """Which pixels are in a rectangle of those (b,) sides, its centre anywhere."""
+    """Mask of the pixels in a rectangle at a random centre with sides ``heights`` and ``widths``, (b,)."""
     within = []
     for axis, size, sides in (("down", images.shape[2], heights), ("across", images.shape[3], widths)):
         first = (_integers(step.uniform(f"{stream} {axis}"), size) - sides // 2)[:, None]
@@ -116,5 +116,5 @@ def _rectangles(images: Images, step: Step, stream: str, heights: Tensor, widths
 
 
 def _integers(uniform: Float[Tensor, " b"], count: int) -> Tensor:
-    # A uniform number just under 1 may round to the count itself.
+    # The product of a uniform number just below 1 may round up to the count.
     return (uniform * count).long().clamp_max(count - 1)

@@ -1,4 +1,4 @@
-"""From a spec to an objective."""
+"""Construction of an objective from its spec."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ def build_objective(
     data: ShardedDataset,
     networks: Mapping[str, Network] | None = None,
 ) -> Objective:
-    """The objective that a spec describes, over a network that is already on its device.
+    """Build the objective that a spec describes, for a network that is already on its device.
 
     Args:
-        spec: which objective, and the batch and seed that it draws by.
-        network: the network that the job trains.
-        planner: who solves transport plans, for the objectives that need them.
-        data: the images, for the objectives that see more of them than a batch.
-        networks: by name, those in whose features images are compared.
+        spec: spec of the job.
+        network: network that the job trains.
+        planner: solver of transport plans, for objectives that need them.
+        data: data set, for objectives that use more images than those of a batch.
+        networks: networks of the features, by name.
 
     Raises:
-        SpecError: the network is not of the kind that the objective trains, or the data set not of the classes; or
-            images cannot be compared in such features.
-        ShardError: recorded couplings are missing, or of another data set.
+        SpecError: the objective cannot train this kind of network, the data set does not have the classes of the spec,
+            or the features are not valid for these images.
+        ShardError: recorded couplings are missing, or belong to another data set.
     """
     match spec.objective, network:
         case ClassificationSpec(), Classifier():
@@ -105,7 +105,7 @@ def _require_patches(spec: ReconstructionSpec, image: ImageShape) -> None:
     if hidden == count or (spec.hidden and not hidden):
         raise SpecError(
             f"objective.patch: {hidden} of the {count} patches of {spec.patch} pixels a side would be hidden",
-            hint="give a smaller patch",
+            hint="use a smaller patch",
         )
 
 
@@ -116,7 +116,7 @@ def _critic(spec: CriticSpec, generator: Generator, features: int = 1) -> Critic
 
 
 def _weights(spec: TransportSpec, data: ShardedDataset) -> torch.Tensor | None:
-    """What an image of each class weighs."""
+    """Weight of an image of each class."""
     if not spec.class_weights:
         return None
     strange = sorted(spec.class_weights.keys() - set(data.classes))
@@ -127,7 +127,9 @@ def _weights(spec: TransportSpec, data: ShardedDataset) -> torch.Tensor | None:
         )
     weights = torch.tensor([spec.class_weights.get(name, 1.0) for name in data.classes], dtype=torch.float64)
     if not bool(weights.any()):
-        raise SpecError("objective.class_weights: all classes weigh 0", hint="give some class a weight")
+        raise SpecError(
+            "objective.class_weights: all classes weigh 0", hint="give at least one class a positive weight"
+        )
     return weights
 
 

@@ -1,4 +1,4 @@
-"""Networks that discriminate: the article's least squares, and cross-entropy."""
+"""Classification by cross-entropy or least squares."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Classification:
         if self.spec.mixes:
             mixture = mixed(images, step, self.spec)
             logits = self.classifier(mixture.images)
-            # Blending losses in place of labels: the same of cross-entropy, and of least squares up to a constant.
+            # Mixing losses instead of labels is the same for cross-entropy, and for least squares up to a constant.
             own, other = (self._each(logits, classes) for classes in (labels, mixture.labels))
             each = mixture.weights * own + (1 - mixture.weights) * other
             labels = torch.where(mixture.weights < 0.5, mixture.labels, labels)
@@ -47,17 +47,17 @@ class Classification:
 def classification_loss(
     logits: Float[Tensor, "b classes"], labels: Int64[Tensor, " b"], loss: str, smoothing: float = 0.0
 ) -> Float[Tensor, " b"]:
-    """Loss of each prediction.
+    """Compute the loss of each prediction.
 
     Args:
-        logits: (b, classes).
-        labels: (b,) int64.
+        logits: logits, (b, classes).
+        labels: labels, (b,) int64.
         loss: ``cross-entropy`` −log p_label, or ``least-squares`` ‖p − e_label‖², with p the softmax of the logits and
-            e the basis vectors: the article's own empirical risk, on probabilities.
+            e the basis vectors; the latter is the empirical risk of the article, on probabilities.
         smoothing: fraction of each label that is spread evenly over all classes (Szegedy et al. 2016, section 7).
 
     Returns:
-        (b,) tensor.
+        Losses, (b,).
     """
     if loss == "cross-entropy":
         return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)

@@ -1,4 +1,4 @@
-"""Plans that know of classes."""
+"""Class-dependent costs of plans between noise and images."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pipelines.transport.cost import with_known_conditions
 
 @dataclass(frozen=True)
 class ConditionCost:
-    """What a plan pays for pairing noise that is meant for one class with an image of another.
+    """Extra cost of a plan for pairing noise of one class with an image of another class.
 
-    Without it the noise of an image says something of its class: a conditional flow learns to start from noise of
-    that kind, and at inference meets all kinds (Cheng & Schwing 2025, "The curse of conditions").
+    Without it, the noise of an image is correlated with its class: a conditional flow is then trained on class-specific
+    noise, but receives all noise at inference (Cheng & Schwing 2025, "The curse of conditions").
 
     Attributes:
-        classes: their number.
-        weight: what is paid, in units of the cost.
-        seed: of the job.
+        classes: number of classes.
+        weight: extra cost, in units of the cost.
+        seed: seed of the job.
     """
 
     classes: int
@@ -30,10 +30,10 @@ class ConditionCost:
     seed: int
 
     def meant(self, labels: Int64[Tensor, " n"], number: int) -> Int64[Tensor, " n"]:
-        """The classes that noise is meant for: those of the images, in an order of their own."""
+        """Classes of the noise vectors: a random permutation of those of the images."""
         order = torch.randperm(len(labels), generator=step_generator(self.seed, number, "classes of noise"))
         return labels[order.to(labels.device)]
 
     def on(self, points: Float32[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Float32[Tensor, "n e"]:
-        """Points with their classes as coordinates behind their own; labels are those of the data set."""
+        """Append the classes to points as further coordinates."""
         return with_known_conditions(points, labels, self.classes, self.weight)

@@ -1,4 +1,4 @@
-"""Which noise belongs to which image: the couplings of flow matching."""
+"""Couplings of noise and images for flow matching."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from pipelines.transport.stream import CouplingStream
 
 @dataclass(frozen=True, eq=False)
 class Coupled:
-    """The noise for one rank's images of one step.
+    """Noise for one rank's images of one step.
 
     Attributes:
-        noise: (k, pixels), standard normal over all steps.
-        sums, maxima: numbers for the curves, as those of :class:`pipelines.objectives.phase.Loss`.
+        noise: noise vectors, (k, pixels), standard normal over all steps.
+        sums, maxima: values for the curves, as in :class:`pipelines.objectives.phase.Loss`.
     """
 
     noise: Float32[Tensor, "k d"]
@@ -40,15 +40,15 @@ class Coupled:
 
 @runtime_checkable
 class Coupling(Protocol):
-    """Gives each image of a step its noise: a pure function of the job's seed and the step."""
+    """Assigns noise to each image of a step, as a pure function of the job's seed and the step."""
 
     def noise(self, step: Step) -> Coupled:
-        """The noise for this rank's images."""
+        """Noise for this rank's images."""
         ...
 
 
 class Independent:
-    """Fresh noise for each image."""
+    """Independent noise for each image."""
 
     def noise(self, step: Step) -> Coupled:
         """See :class:`Coupling`."""
@@ -56,11 +56,11 @@ class Independent:
 
 
 class BatchPlan:
-    """Noise and images of the global batch paired by the optimal plan between them: solved while the step waits.
+    """Pairs along the optimal plan between noise and images of the global batch; the step waits for the plan.
 
     Args:
-        planner: who solves; every rank gets the rows of its own images.
-        conditions: what the plan pays between classes; see :class:`ConditionCost`.
+        planner: solver of the plans; every rank receives the rows of its own images.
+        conditions: extra cost between classes; see :class:`ConditionCost`.
     """
 
     def __init__(self, planner: Planner, conditions: ConditionCost | None = None) -> None:
@@ -89,18 +89,17 @@ class BatchPlan:
 class PoolPlan:
     """Pairs along the optimal plan between pools of noise and images much larger than the batch.
 
-    The plans do not depend on the weights, so they are solved ahead of the training. A pool holds the images of the
-    steps that it serves, in their order; a plan is the same for all ranks, and a service that several ask for it
-    solves it once.
+    The plans do not depend on the weights, so they are solved ahead of the training. A pool holds the images of several
+    steps, in their order. All ranks request the same plan, and the transport service solves it once.
 
     Args:
-        planner: who solves.
-        split: the training images.
-        points: of each side of a pool, a multiple of ``batch``.
-        batch: global batch.
-        seed: of the job.
-        steps: of the job; no plan beyond them is solved.
-        conditions: what the plan pays between classes; see :class:`ConditionCost`.
+        planner: solver of the plans.
+        split: training split.
+        points: number of points on each side of a pool, a multiple of ``batch``.
+        batch: size of the global batch.
+        seed: seed of the job.
+        steps: number of steps of the job; later plans are not solved.
+        conditions: extra cost between classes; see :class:`ConditionCost`.
     """
 
     def __init__(
@@ -136,10 +135,10 @@ class PoolPlan:
 
 
 class Recorded:
-    """Pairs that were solved for the whole data set before, and are read like labels.
+    """Pairs computed in advance for the whole data set.
 
     Args:
-        coupling: what was solved; its rounds are taken in turn, one an epoch.
+        coupling: recorded coupling; each epoch uses the next of its rounds, cyclically.
     """
 
     def __init__(self, coupling: RecordedCoupling) -> None:
@@ -155,5 +154,5 @@ class Recorded:
 
 
 def _times(waited: float, milliseconds: float) -> dict[str, float]:
-    # Every rank tells its own, and the curves show the mean over ranks.
+    # Every rank reports its own times, and the curves show the mean over ranks.
     return {"plan_wait_ms": 1e3 * waited / world_size(), "plan_solve_ms": milliseconds / world_size()}

@@ -11,7 +11,7 @@ def diverged(step: int, what: str, reason: str) -> DivergedError:
     Args:
         step: index of the step.
         what: description of the points.
-        reason: for which they are refused.
+        reason: reason why the problem is not valid.
     """
     return DivergedError(
         f"at step {step}, no transport problem can be built from {what}: {reason}",

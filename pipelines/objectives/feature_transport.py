@@ -1,4 +1,4 @@
-"""A generator trained by the transport distance between features of its samples and of real images."""
+"""Training of a generator by the transport distance between features of its samples and of real images."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from pipelines.transport.planner import Planner
 
 @dataclass(frozen=True, eq=False)
 class _Pool:
-    """Samples whose plans were solved together: this rank's share for each step that trains on them.
+    """This rank's share of a pool of samples, for each step that trains on it.
 
     Attributes:
-        number: of the pool.
-        latents: (steps, k, latent).
+        number: index of the pool.
+        latents: latent vectors, (steps, k, latent).
         labels: requested classes, (steps, k).
-        targets: where the points of the samples should move, (steps, k, d).
-        drift: what the plans say.
+        targets: targets of the points of the samples, (steps, k, d).
+        drift: statistics of the plans.
     """
 
     number: int
@@ -47,16 +47,16 @@ class FeatureTransport:
 
     Plans can be between many more samples than a batch: a *pool* of them is drawn without gradient, by a copy of the
     generator, and its plans are solved once. The steps that follow train on the samples of the pool, a batch at a time,
-    and move their points to where the drift of the pool takes them (squared distance to a fixed target, as in W-Flow,
-    arXiv 2605.11755). A pool costs one more forward pass for each sample, and memory for the points of its samples and
-    for dense plans between them. The copy is saved with the generator, so that a resumed run computes the same targets
-    (on another number of workers, up to rounding).
+    and move their points to targets given by the drift of the pool (squared distance to a fixed target, as in W-Flow,
+    arXiv 2605.11755). A pool costs one more forward pass per sample, and memory for the points of its samples and for
+    dense plans between them. The copy is saved with the generator, so that a resumed run computes the same targets (on
+    another number of workers, up to rounding).
 
     Args:
         spec: distance, self term, and numbers of samples and of real images.
-        generator: what is trained.
-        planner: who solves the plans.
-        features: φ.
+        generator: generator to train.
+        planner: solver of the plans.
+        features: map φ.
         reals: points of the training images.
     """
 
@@ -87,8 +87,8 @@ class FeatureTransport:
     def _compared(self, step: Step) -> tuple[Tensor, Tensor]:
         """Classes of this rank's samples, and places of its real images in the training split.
 
-        Both sides of a plan hold the classes in the same proportions. If the proportions differ, some mass has to
-        change its class, and Sinkhorn's algorithm needs many more iterations.
+        Both sides of a plan hold the classes in the same proportions. Otherwise some mass must change its class, and
+        Sinkhorn's algorithm needs many more iterations.
         """
         if self.spec.reals is not None:
             drawn = self._drawn(step.seed, step.index, self.spec.reals)
@@ -112,7 +112,7 @@ class FeatureTransport:
         number, place = divmod(step.index, self.spec.pool // step.batch)
         new = self._pool is None or self._pool.number != number
         if new:
-            self._pool = None  # two pools at a time would take twice the memory
+            self._pool = None  # free the old pool first: two pools need twice the memory
             self._copy.follow(self.generator, number, self.spec.pool, step.batch, step.seed)
             self._pool = self._drawn_pool(step, number)
         assert self._pool is not None
@@ -123,7 +123,7 @@ class FeatureTransport:
 
     @torch.no_grad()
     def _drawn_pool(self, step: Step, number: int) -> _Pool:
-        """The samples of a pool by the copy of the generator, and their targets; every rank calls it."""
+        """Draw the samples of a pool with the copy of the generator, and compute their targets. Collective."""
         assert self.spec.pool is not None
         steps, device = self.spec.pool // step.batch, step.images.device
         reals = self.spec.reals or self.spec.pool // self._halves
@@ -144,7 +144,7 @@ class FeatureTransport:
         return _Pool(number, latents, labels, (points + directions).unflatten(0, (steps, -1)), drift)
 
     def _drawn(self, seed: int, number: int, count: int) -> Tensor:
-        """Places of real images drawn from the whole training split, for all ranks, (count,)."""
+        """Draw indices of real images from the whole training split, the same on all ranks, (count,)."""
         return torch.randint(len(self.reals), (count,), generator=step_generator(seed, number, "real images"))
 
 
@@ -165,16 +165,16 @@ def _told(loss: Tensor, drift: DriftStats, solved_now: bool = True) -> Loss:
     }
     if drift.within is not None:
         curves["within_generated"] = drift.within
-    # Every rank has the whole of these, while curves are summed over ranks.
+    # Every rank has the global values, and curves are summed over ranks.
     sums: dict[str, Tensor | float] = {name: value / world_size() for name, value in curves.items()}
     return Loss(loss, sums, {"plan_relative_gap": drift.relative_gap})
 
 
 class _Copy(nn.Module):
-    """A generator as it was when a pool was drawn.
+    """Copy of the generator from the time when a pool was drawn.
 
-    It normalises by the batch it is given, as in training, and its buffers do not change. It remembers the pool that it
-    was copied for: a resumed run draws the same pool again, and a run with other pools copies anew.
+    It normalises by the statistics of its input batch, as in training, and its buffers do not change. It stores the
+    pool for which it was copied: a resumed run draws the same pool again, and a run with other pools copies again.
     """
 
     drawn: Tensor
@@ -189,7 +189,7 @@ class _Copy(nn.Module):
         self.register_buffer("drawn", torch.full((4,), -1, device=next(generator.parameters()).device))
 
     def follow(self, generator: Generator, *pool: int) -> None:
-        """Take the weights as they are now, unless they are those for this pool already."""
+        """Copy the current weights, unless the copy for this pool exists already."""
         if self.drawn.tolist() != list(pool):
             self.generator.load_state_dict(generator.state_dict())
             self.drawn.copy_(torch.tensor(pool))

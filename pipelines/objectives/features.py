@@ -1,4 +1,4 @@
-"""What a transport cost compares: features of images, by networks that are not trained."""
+"""Features of images from frozen networks, for transport costs."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ from pipelines.spec import FeatureSpec
 from pipelines.transport.precision import wide
 
 FITTED = 4096
-"""Training images, evenly spaced, by which features are scaled."""
+"""Largest number of training images, evenly spaced, from which the scales of features are computed."""
 
 BLOCK = 256
-"""Images that are embedded at once."""
+"""Number of images embedded at once."""
 
 LARGEST_POINT = 2**16
-"""Most numbers in a point."""
+"""Largest dimension of a point."""
 
 FITTED_NUMBERS = 2**26
-"""Numbers up to which images are taken to scale features; of large points, fewer images are."""
+"""Largest total number of values used to scale features; for large points, fewer images are used."""
 
 KEPT_BYTES = 2**30
-"""Memory up to which the features of all training images are kept."""
+"""Largest memory, in bytes, in which the features of all training images are kept."""
 
 Images = Float[Tensor, "k c h w"]
 Points = Float[Tensor, "k d"]
 
 
 class FeatureMap:
-    """Maps images to points between which a transport cost is measured: (k, c, h, w) in [−1, 1] → (k, d).
+    """Maps images to points between which a transport cost is computed: (k, c, h, w) in [−1, 1] → (k, d).
 
-    The points of several layers lie side by side, each layer scaled so that two training images are 1 apart on
-    average, in squared distance, and multiplied by its weight. So the mean cost between two real images is 1, whatever
-    the layers are, and an epsilon means the same for all of them.
+    The features of several layers are concatenated. Each layer is scaled so that the mean squared distance between two
+    training images is 1, and multiplied by its weight. The mean cost between two real images is therefore 1 for any
+    choice of layers, and an epsilon has the same meaning for all of them.
 
     Args:
-        specs: the layers and their weights.
-        networks: by the names in the specs; they are frozen here.
-        train: the images by which features are scaled.
-        image: their shape.
-        device: where networks and images are.
-        components: principal components that :meth:`reduced` keeps; None keeps all numbers.
+        specs: layers and their weights.
+        networks: networks by the names in the specs; the map freezes them.
+        train: training split, from which the scales are computed.
+        image: shape of the images.
+        device: device of networks and images.
+        components: number of principal components that :meth:`reduced` keeps; None keeps all dimensions.
 
     Raises:
-        SpecError: a network is not for such images, or has no such layer.
+        SpecError: a network does not support such images, or has no such layer.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class FeatureMap:
         count = min(len(train), FITTED, max(BLOCK, FITTED_NUMBERS // width))
         chosen = np.linspace(0, len(train) - 1, count).astype(np.int64)
         for spec, found in zip(specs, self._fitted(train, chosen), strict=True):
-            # Twice the variance is the mean squared distance of two.
+            # The mean squared distance of two points is twice the variance.
             apart = 2 * (found - found.mean(0)).square().sum(1).mean()
             factors.append((spec.weight / total / apart.clamp_min(1e-12)).sqrt())
             fitted.append(factors[-1] * found)
@@ -86,11 +86,11 @@ class FeatureMap:
         self._components = _principal(torch.cat(fitted, 1), components)
 
     def __call__(self, images: Images) -> Points:
-        """The points of images, differentiable in them."""
+        """Points of images, differentiable with respect to the images."""
         return torch.cat([factor * one for factor, one in zip(self._factors, self._layers(images), strict=True)], 1)
 
     def reduced(self, points: Points) -> Float[Tensor, "k e"]:
-        """Points by their principal components: distances are nearly the same, and plans much cheaper to solve."""
+        """Project points to their principal components: distances are nearly the same, and plans are much cheaper."""
         return points if self._components is None else points @ self._components.to(points.dtype)
 
     @torch.no_grad()
@@ -101,7 +101,7 @@ class FeatureMap:
             raise SpecError(
                 f"objective.features.{largest}: {layers[largest]} numbers for an image, over the limit of "
                 f"{LARGEST_POINT} for all features together",
-                hint="average its maps: give a smaller side, 7 for example",
+                hint="average-pool its feature maps: set a smaller side, for example 7",
             )
         return sum(layers)
 
@@ -114,7 +114,7 @@ class FeatureMap:
         return gather_parts(len(chosen), BLOCK, make)
 
     def _layers(self, images: Images) -> list[Points]:
-        """What each of the specs names, unscaled."""
+        """Unscaled features of each spec."""
         known: dict[str, list[Tensor]] = {"pixels": [images]}
         found = []
         for spec in self.specs:
@@ -129,13 +129,12 @@ class FeatureMap:
 
 
 class RealPoints:
-    """The points of training images, whole and :meth:`~FeatureMap.reduced`: kept where memory allows, so that no step
-    embeds an image again.
+    """Points of training images, full and :meth:`~FeatureMap.reduced`; cached if they fit in :data:`KEPT_BYTES`.
 
     Args:
-        features: that give the points.
-        train: the images.
-        device: where the points are to be.
+        features: map from images to points.
+        train: training split.
+        device: device of the points.
     """
 
     def __init__(self, features: FeatureMap, train: Split, device: torch.device) -> None:
@@ -148,7 +147,7 @@ class RealPoints:
             self._reduced = reduced[0] if reduced else None
 
     def take(self, indices: Tensor) -> tuple[Points, Float[Tensor, "k e"]]:
-        """The points of these images of the training split, (k,) → (k, d) and (k, e)."""
+        """Full and reduced points of these images of the training split, (k,) → (k, d) and (k, e)."""
         if self._kept is None:
             points = self._embedded(indices.cpu().numpy())
             return points, self._features.reduced(points)
@@ -157,7 +156,7 @@ class RealPoints:
         return points, points if self._reduced is None else self._reduced[places]
 
     def labels(self, indices: Tensor) -> Tensor:
-        """Their labels, (k,) int64."""
+        """Labels of these images, (k,) int64."""
         return torch.from_numpy(self._train.labels[indices.cpu().numpy()]).to(self._device)
 
     def __len__(self) -> int:
@@ -178,19 +177,19 @@ class RealPoints:
 
 
 def _blocks(train: Split, indices: np.ndarray, device: torch.device) -> Iterator[Tensor]:
-    """These images of the training split, some at a time, (k, c, h, w) in [−1, 1]."""
+    """Yield these images of the training split in blocks, (k, c, h, w) in [−1, 1]."""
     for start in range(0, len(indices), BLOCK):
         yield to_float(train.take(indices[start : start + BLOCK])[0].to(device))
 
 
 def _principal(points: Points, count: int | None) -> Float[Tensor, "d e"] | None:
-    """The directions along which points vary most; None where all of their numbers are to be kept."""
+    """Principal directions of points; None if all dimensions are kept."""
     if count is None or count >= min(points.shape):
         return None
     with torch.random.fork_rng([points.device] if points.is_cuda else []):
         torch.manual_seed(0)
         found = torch.pca_lowrank(points, q=count, niter=2)[2].contiguous()
-    # Those of rank 0 on every rank: another kind of processor may turn them.
+    # All ranks use those of rank 0: another kind of processor may give a rotated basis.
     return gather_rows(found)[: len(found)]
 
 
@@ -216,9 +215,9 @@ def _require(field: str, spec: FeatureSpec, network: Network | None, image: Imag
     if network is None:
         raise TypeError(f"{field}: the network {spec.network} was not given")
     if not isinstance(network, Encoder | Classifier | ImageNetNetwork):
-        raise SpecError(f"{field}: {spec.network} is a generator", hint="name an auto-encoder or a classifier")
+        raise SpecError(f"{field}: {spec.network} is a generator", hint="use an auto-encoder or a classifier")
     layers = network.layers if isinstance(network, Encoder) else 1
     if spec.layer is not None and spec.layer > layers:
         raise SpecError(f"{field}: layer {spec.layer} of {spec.network}, which has {layers}", hint=f"1 to {layers}")
     if spec.side is not None and spec.layer == layers:
-        raise SpecError(f"{field}: layer {spec.layer} of {spec.network} is no map", hint="leave side out")
+        raise SpecError(f"{field}: layer {spec.layer} of {spec.network} is not a feature map", hint="remove side")

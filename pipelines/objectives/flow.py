@@ -1,4 +1,4 @@
-"""Flow matching: a velocity field that carries noise to images along straight lines between coupled pairs."""
+"""Flow matching: training of a velocity field on straight lines between coupled noise and images."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pipelines.objectives.phase import Loss, Phase, Step
 class FlowMatching:
     """One phase: ``E ‖v(x_t, t) − (x₁ − x₀)‖²`` with ``x_t = (1 − t) x₀ + t x₁``, mean over pixels.
 
-    Lipman et al. 2023, eq. 23 with σ = 0. The law of the pairs (noise x₀, image x₁) is the coupling: independent pairs
-    give paths that cross, which the mean velocity bends; pairs along an optimal plan cross less, so that few Euler
-    steps follow them (Pooladian et al. 2023; Tong et al. 2024). A conditional network is told each image's class. See
+    See Lipman et al. 2023, eq. 23 with σ = 0. The joint distribution of noise x₀ and image x₁ is the coupling. Lines of
+    independent pairs cross, which makes the learned paths curved; lines along an optimal plan cross less, so few Euler
+    steps suffice (Pooladian et al. 2023; Tong et al. 2024). A conditional network receives the class of each image. See
     :class:`pipelines.objectives.phase.Objective`.
 
     Args:
-        network: whose velocity is trained.
-        coupling: gives the noise of each image.
+        network: network whose velocity is trained.
+        coupling: coupling of noise and images.
     """
 
     served = "flow"

@@ -1,4 +1,4 @@
-"""Adversarial networks: a generator against a critic that tells its samples from real images."""
+"""Generative adversarial networks: a generator against a critic that discriminates its samples from real images."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ Conditions = Float[Tensor, "k classes"]
 
 
 class Gan:
-    """Two phases, the critic's and the generator's, over the same batch of images and latent vectors of their own.
+    """Two phases, of the critic and of the generator, on the same batch of images and different latent vectors.
 
     - ``zero-sum``: the critic maximises ``V = E log D(x) + E log(1 − D(g(y)))`` with ``D = σ(critic)``, and the
       generator minimises it (Goodfellow et al. 2014, eq. 1).
-    - ``non-saturating``: the generator minimises ``−E log D(g(y))`` instead (ibid., section 3), whose slope does not
-      vanish where the critic is sure.
+    - ``non-saturating``: the generator minimises ``−E log D(g(y))`` instead (ibid., section 3), whose gradient does not
+      vanish if the critic is confident.
     - ``hinge``: the critic minimises ``E (1 − c(x))₊ + E (1 + c(g(y)))₊``, the generator ``−E c(g(y))`` (Lim & Ye
       2017, eq. 18; Miyato et al. 2018, eq. 16).
 
     A conditional generator samples the classes of the batch's images, and the critic gets the same classes.
 
-    The first two have an equilibrium to watch: against the best critic ``V + log 4`` is twice the Jensen–Shannon
-    divergence of samples and images (Goodfellow et al. 2014, theorem 1), so that the curve ``equilibrium_gap`` is a
-    lower bound of it, and 0 where the players have met.
+    For the first two losses, ``V + log 4`` with the optimal critic is twice the Jensen–Shannon divergence between
+    samples and images (Goodfellow et al. 2014, theorem 1). The curve ``equilibrium_gap`` is therefore a lower bound of
+    it, and 0 at the equilibrium.
 
     Args:
-        spec: the loss, and how often the critic moves.
-        generator: what is trained to be served.
-        critic: of one score.
+        spec: loss and number of critic updates.
+        generator: generator to train.
+        critic: critic with one output.
     """
 
     served = "generator"
@@ -65,7 +65,7 @@ class Gan:
         right = ((real > 0).sum() + (fake < 0).sum()) / (2 * step.batch)
         sums = {"critic_loss": loss.detach(), "critic_accuracy": right.float()}
         if self.spec.loss != "hinge":
-            # log 4 comes once, and this is one rank's part of the sum.
+            # One rank's part of a sum in which log 4 appears once.
             sums["equilibrium_gap"] = math.log(4) * len(real) / step.batch - loss.detach()
         return Loss(loss, sums)
 
@@ -82,7 +82,7 @@ class Gan:
         loss = each.sum() / step.batch
         sums = {"generator_loss": loss.detach()}
         if self.spec.orthogonal:
-            # Of the weights alone: each part of the batch adds its fraction.
+            # The penalty depends only on the weights: each part of the batch adds its fraction.
             overlaps = overlap(self.generator) * len(fake) / step.batch
             loss = loss + self.spec.orthogonal * overlaps
             sums |= {"overlap": overlaps.detach()}
@@ -90,13 +90,13 @@ class Gan:
 
 
 def samples(generator: Generator, step: Step, stream: str) -> Images:
-    """Samples for the critic's move, which holds the generator fixed."""
+    """Samples for the phase of the critic, without gradient for the generator."""
     with torch.no_grad():
         return generator(step.normal(stream, generator.latent), generator.asked(step.labels))
 
 
 def scores(critic: Critic, real: Images, fake: Images, asked: Conditions | None = None) -> tuple[Scores, Scores]:
-    """The critic's scores of real images and of samples, of the same classes, in one pass."""
+    """Scores of real images and of samples of the same classes, in one forward pass of the critic."""
     classes = None if asked is None else torch.cat([asked, asked])
     both = critic(torch.cat([real.to(fake.dtype), fake]), classes).float()
     return both[: len(real)], both[len(real) :]

@@ -1,4 +1,4 @@
-"""A generator trained by a transport distance whose cost an adversary learns."""
+"""Training of a generator by a transport distance whose cost is learned by a critic."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from pipelines.transport.planner import Planner, Share, dense_rows
 from pipelines.transport.precision import in_full_precision, wide
 
 SLOPES = 4
-"""One image in so many pays the penalty on the critic's slope."""
+"""The gradient penalty on the critic is computed for one image in ``SLOPES``."""
 
 Points = Float[Tensor, "k d"]
 
 
 class LearnedTransport:
-    """``min_g max_c D(g, c)``: the article's central idea, a second network that learns the cost of transport.
+    """``min_g max_c D(g, c)``: the central idea of the article, a second network that learns the cost of transport.
 
-    The critic embeds images on the unit sphere, where the cost is ``1 − cos``. Between two halves x, x′ of the real
-    images of a *global* batch and two halves y, y′ of the samples, the distance is the minibatch energy distance
+    The critic embeds images on the unit sphere, where the cost is ``1 − cos``. The distance is the minibatch energy
+    distance between two halves x, x′ of the real images of a *global* batch and two halves y, y′ of the samples,
 
         D = W(x, y) + W(x, y′) + W(x′, y) + W(x′, y′) − 2 W(x, x′) − 2 W(y, y′)
 
-    (Salimans et al. 2018, "Improving GANs using optimal transport", eq. 6), whose last terms take back what plans of
-    samples cost even between equal laws; W is the cost of an entropic plan, which the planner solves and certifies.
-    The generator descends along D at every step with the plans held fixed; the critic ascends more rarely, less a
-    penalty ``E ‖Jᵀv‖²`` on the slope of its embedding between images and samples, without which it can pull two sets
-    apart that differ by nothing that can be seen.
+    (Salimans et al. 2018, "Improving GANs using optimal transport", eq. 6). The last terms remove the cost of plans
+    between finite samples of equal distributions. W is the cost of an entropic plan, which the planner solves and
+    certifies. The generator minimises D at every step with fixed plans. The critic maximises D less often, minus a
+    penalty ``E ‖Jᵀv‖²`` on the gradient of its embedding between images and samples; without it, the critic can
+    separate two sets that hardly differ.
 
-    Healthy runs keep ``within_real`` and ``within_generated`` away from 0: where they vanish, the critic has sent all
-    real images to one pole of the sphere and all samples to the other, and there is no slope to descend.
+    In a healthy run ``within_real`` and ``within_generated`` stay away from 0. If they vanish, the critic maps all real
+    images to one pole of the sphere and all samples to the other, and the generator has no gradient.
 
     Args:
-        spec: epsilon, penalty, and how often the critic moves.
-        generator: what is trained to be served.
-        critic: of several features.
-        planner: who solves the plans.
+        spec: epsilon, penalty and frequency of critic updates.
+        generator: generator to train.
+        critic: critic with several features.
+        planner: solver of the plans.
     """
 
     served = "generator"
@@ -80,12 +80,12 @@ class LearnedTransport:
         return F.normalize(wide(self.critic(images)), dim=1)
 
     def _distance(self, step: Step, fakes: Images, player: str) -> Loss:
-        """The energy distance over all ranks' images and samples, differentiable in this rank's own."""
+        """Energy distance over all ranks' images and samples, differentiable with respect to this rank's."""
         return self._between(step, self._embed(torch.cat([step.images.to(fakes.dtype), fakes])), player)
 
     @in_full_precision
     def _between(self, step: Step, embedded: Points, player: str) -> Loss:
-        """The same of embedded images and samples, one after the other."""
+        """Energy distance of embedded images and samples, which are concatenated in ``embedded``."""
         even = step.share.start % 2  # the first place of this rank that is even in the global batch
         sides = {
             name + prime: points[first::2]
@@ -124,12 +124,12 @@ class LearnedTransport:
             "plan_wait_ms": torch.tensor(1e3 * waited),
             "plan_solve_ms": torch.tensor(sum(block.certificate.milliseconds for block in blocks)),
         }
-        # Every rank has the whole distance, while curves are summed over ranks.
+        # Every rank has the global distance, and curves are summed over ranks.
         sums = {name: value.detach() / world_size() for name, value in curves.items()}
         return Loss(distance, sums, {"plan_relative_gap": max(block.certificate.relative_gap for block in blocks)})
 
     def _penalty(self, step: Step, fakes: Images) -> Tensor:
-        """This rank's part of ``E ‖Jᵀv‖²`` over standard normal v: the mean squared slope of the features."""
+        """This rank's part of ``E ‖Jᵀv‖²`` over standard normal v: the mean squared gradient of the features."""
         chosen = slice(-step.share.start % SLOPES, None, SLOPES)
         images = interpolates(step, fakes)[chosen].requires_grad_()
         direction = step.normal("directions", self.critic.features)[chosen]

@@ -1,4 +1,4 @@
-"""Phases: the one shape that every objective gives to the training loop."""
+"""The interface between objectives and the training loop: steps, losses and phases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.randomness import step_generator
 from pipelines.spec import OptimizerSpec
 
 POOL = "pool"
-"""Among the networks of an objective, the name of a copy of the served one, by which pools of samples are drawn."""
+"""Name, in the networks of an objective, of the copy of the served network that draws pools of samples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,13 +23,13 @@ class Step:
     """One rank's share of one global batch, with its randomness.
 
     Attributes:
-        index: number of the step, from 0.
-        images: (k, c, h, w) float32 in [−1, 1], on the device.
-        labels: (k,) int64, on the device.
-        indices: (k,) int64, the images' places in the training split.
+        index: index of the step, from 0.
+        images: images, (k, c, h, w) float32 in [−1, 1], on the device.
+        labels: labels, (k,) int64, on the device.
+        indices: indices of the images in the training split, (k,) int64.
         batch: size of the global batch.
-        share: which of its places this rank holds.
-        seed: of the job.
+        share: slice of the batch that this rank holds.
+        seed: seed of the job.
     """
 
     index: int
@@ -41,7 +41,7 @@ class Step:
     seed: int
 
     def parts(self, count: int) -> list[Step]:
-        """This step in consecutive parts, as even as can be; fewer than ``count`` where there are fewer images."""
+        """Split this step into at most ``count`` consecutive, non-empty parts of nearly equal size."""
         bounds = [len(self.images) * part // count for part in range(count + 1)]
         return [
             replace(
@@ -56,31 +56,31 @@ class Step:
         ]
 
     def normal(self, stream: str, width: int) -> Float32[Tensor, "k {width}"]:
-        """Standard normal vectors for this rank's places, (k, width).
+        """Draw standard normal vectors for this rank's share, (k, width).
 
-        They are drawn for the whole batch and cut, so that the batch does not depend on the number of ranks.
+        They are drawn for the whole batch and sliced, so the batch does not depend on the number of ranks.
 
         Args:
-            stream: names the draw; two draws of one step that should differ have two names.
-            width: of each vector.
+            stream: name of the draw; independent draws of one step need different names.
+            width: dimension of the vectors.
         """
         drawn = torch.randn(self.batch, width, generator=step_generator(self.seed, self.index, stream))
         return drawn[self.share].to(self.images.device)
 
     def uniform(self, stream: str) -> Float32[Tensor, " k"]:
-        """Uniform numbers in [0, 1) for this rank's places, (k,); see :meth:`normal`."""
+        """Draw uniform numbers in [0, 1) for this rank's share, (k,); see :meth:`normal`."""
         drawn = torch.rand(self.batch, generator=step_generator(self.seed, self.index, stream))
         return drawn[self.share].to(self.images.device)
 
 
 @dataclass(frozen=True, eq=False)
 class Loss:
-    """What a phase returns.
+    """Loss of a phase, with values for the curves.
 
     Attributes:
         total: scalar to differentiate: this rank's part of a mean over the *global* batch.
-        sums: numbers for the curves, whose sum over ranks is meant.
-        maxima: numbers for the curves, whose maximum over ranks and steps is meant.
+        sums: values for the curves that are summed over ranks.
+        maxima: values for the curves whose maximum over ranks and steps is reported.
     """
 
     total: Float[Tensor, ""]
@@ -90,15 +90,15 @@ class Loss:
 
 @dataclass(frozen=True, eq=False)
 class Phase:
-    """One player's move.
+    """A network that is trained, with its optimizer and its loss.
 
     Attributes:
-        name: of the phase, and of its curves.
-        module: the network whose parameters it moves.
-        loss: what it minimises.
-        every: it moves at every so many steps.
-        optimizer: how its weights follow gradients; as the job's by default.
-        project: brings its weights back to where they may be, after each move.
+        name: name of the phase and of its curves.
+        module: network whose parameters are updated.
+        loss: function that computes the loss of a step.
+        every: number of steps per update.
+        optimizer: spec of the optimizer; by default that of the job.
+        project: function that projects the weights onto their constraint set after each update.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Phase:
 
 @runtime_checkable
 class Objective(Protocol):
-    """What a job minimises."""
+    """Objective of a job: its networks and phases."""
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
@@ -120,10 +120,10 @@ class Objective(Protocol):
 
     @property
     def served(self) -> str:
-        """The name of the network that is evaluated, registered and served."""
+        """Name of the network that is evaluated, registered and served."""
         ...
 
     @property
     def phases(self) -> Sequence[Phase]:
-        """The moves of one step, in order."""
+        """Phases of one step, in order."""
         ...

@@ -1,4 +1,4 @@
-"""Auto-encoders that fill in what is hidden of an image."""
+"""Training of auto-encoders to reconstruct images with hidden patches."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pipelines.spec import ReconstructionSpec
 
 
 class Reconstruction:
-    """One phase: the mean squared distance of pixels between images and what the network makes of them.
+    """One phase: the mean squared distance between the pixels of images and of their reconstructions.
 
-    A fraction of each image's patches, drawn anew at each step, is hidden under grey before the network sees it (Pathak
-    et al. 2016, "Context encoders: feature learning by inpainting"). To fill them in, it has to know what goes together
-    in such images; no label says so. See :class:`pipelines.objectives.phase.Objective`.
+    A random fraction of the patches of each image, drawn at each step, is replaced by grey in the input (Pathak et al.
+    2016, "Context encoders: feature learning by inpainting"). The network learns features of images without labels. See
+    :class:`pipelines.objectives.phase.Objective`.
     """
 
     served = "encoder"

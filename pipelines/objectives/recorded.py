@@ -1,6 +1,6 @@
-"""Couplings of noise and a whole data set, solved ahead and kept in a file of a few bytes an image.
+"""Couplings of noise and a whole data set, solved in advance and stored in a file of a few bytes per image.
 
-An image's noise is not stored but its key: :func:`pipelines.randomness.normal_rows` makes the one from the other.
+The file stores a key per image, from which :func:`pipelines.randomness.normal_rows` draws the noise.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ IN_FLIGHT = 2
 
 @dataclass(frozen=True, eq=False)
 class RecordedCoupling:
-    """The noise of every image of a data set, in several rounds.
+    """Noise of every image of a data set, in several rounds.
 
     Attributes:
-        seeds: (rounds, n) uint32, key of the noise of image i in a round.
-        fingerprint: of the data set.
-        costs: mean cost of a pair in each round, what it pays between classes included, (rounds,) float64.
-        max_gap: the largest relative duality gap of the plans behind it.
+        seeds: keys of the noise of each image in each round, (rounds, n) uint32.
+        fingerprint: fingerprint of the data set.
+        costs: mean cost of a pair in each round including the extra cost between classes, (rounds,) float64.
+        max_gap: largest relative duality gap of the plans.
     """
 
     seeds: np.ndarray
@@ -47,7 +47,7 @@ class RecordedCoupling:
     max_gap: float
 
     def write(self, path: Path) -> None:
-        """Write it as a safetensors file, atomically."""
+        """Write a safetensors file, atomically."""
         told = {"kind": KIND, "fingerprint": self.fingerprint, "max_gap": repr(self.max_gap)}
         write_atomically(path, save({"seeds": self.seeds, "costs": self.costs}, metadata=told))
 
@@ -56,9 +56,9 @@ class RecordedCoupling:
         """Read the coupling of a data set.
 
         Args:
-            path: the file.
-            fingerprint: of the data set that it must belong to.
-            images: in the data set's training split.
+            path: path of the file.
+            fingerprint: fingerprint of the data set.
+            images: number of images in its training split.
 
         Raises:
             ShardError: the file cannot be read, or belongs to another data set.
@@ -94,23 +94,23 @@ def record_coupling(
 ) -> RecordedCoupling:
     """Couple noise with a whole data set by exact plans over large pools.
 
-    Each round shuffles the images into pools of nearly equal size, and gives each image one noise vector of its
-    pool along the optimal plan.
+    Each round shuffles the images into pools of nearly equal size, and assigns one noise vector of its pool to each
+    image along the optimal plan.
 
     Args:
-        planner: who solves the plans, several at once where it can.
-        take: images of given places and their labels, (k,) int64 → (k, d) float32, (k,) int64.
-        images: in the data set.
-        fingerprint: of the data set.
-        rounds: couplings of the whole data set, each with noise of its own.
-        pool: most points on each side of a plan.
-        seed: of shuffles and noise.
-        conditions: what a plan pays between classes; see :class:`ConditionCost`.
-        on_progress: called with the images coupled and the number of them in all.
+        planner: solver of the plans; several are requested at once.
+        take: function from indices to images and labels, (k,) int64 → (k, d) float32, (k,) int64.
+        images: number of images in the data set.
+        fingerprint: fingerprint of the data set.
+        rounds: number of couplings of the whole data set, each with different noise.
+        pool: largest number of points on each side of a plan.
+        seed: seed of shuffles and noise.
+        conditions: extra cost between classes; see :class:`ConditionCost`.
+        on_progress: function called with the number of images coupled and their total number.
 
     Raises:
-        ProblemError: there is nothing to couple.
-        TransportError: a plan could not be had.
+        ProblemError: there are no images, rounds or points.
+        TransportError: a plan could not be computed.
     """
     if min(images, rounds, pool) < 1:
         raise ProblemError(f"images, rounds and pool: at least 1 each expected, received {images}, {rounds}, {pool}")
@@ -119,7 +119,7 @@ def record_coupling(
     max_gap = 0.0
 
     def solve(index: int, number: int, places: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, float, float]:
-        # Keys have the 32 bits that PyTorch's generator reads of a seed; no two images of a round share one.
+        # Keys have 32 bits, which is all that PyTorch's generator uses of a seed; they are distinct within a round.
         keys = ((derived_seed(seed, number, "recorded noise") + places) % 2**32).astype(np.uint32)
         real, labels = take(places)
         noise = normal_rows(keys, real.shape[1])
@@ -143,7 +143,7 @@ def record_coupling(
 
 
 def _pools(images: int, rounds: int, pool: int, seed: int) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Number of a pool among all, round, and places of its images."""
+    """Yield for each pool its index, its round and the indices of its images."""
     index = itertools.count()
     for number in range(rounds):
         order = np.random.default_rng(derived_seed(seed, number, "pools")).permutation(images)
@@ -154,7 +154,7 @@ def _pools(images: int, rounds: int, pool: int, seed: int) -> Iterator[tuple[int
 def _in_flight(
     threads: ThreadPoolExecutor, call: Callable[..., _Result], tasks: Iterator[tuple[Any, ...]]
 ) -> Iterator[_Result]:
-    """Results in the order of the tasks, of which a few are under way at any time."""
+    """Yield results in the order of the tasks, with a few tasks running concurrently."""
     waiting: list[Future[_Result]] = []
     for task in tasks:
         waiting.append(threads.submit(call, *task))

@@ -1,4 +1,4 @@
-"""Networks that approximate a continuous function."""
+"""Regression of a continuous function."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pipelines.spec import RegressionSpec
 
 
 class Regression:
-    """One phase: the mean squared distance between a network's one output and a function of its input.
+    """One phase: the mean squared distance between the single output of a network and a function of its input.
 
-    A network of two layers comes as near as one likes to any continuous function on a compact set, if it is wide
-    enough (Cybenko, *Approximation by superpositions of a sigmoidal function*, 1989, theorem 2; for ReLU Leshno et
-    al. 1993, theorem 1). See :class:`pipelines.objectives.phase.Objective`.
+    A two-layer network approximates any continuous function on a compact set arbitrarily well if it is wide enough
+    (Cybenko, *Approximation by superpositions of a sigmoidal function*, 1989, theorem 2; for ReLU Leshno et al. 1993,
+    theorem 1). See :class:`pipelines.objectives.phase.Objective`.
     """
 
     served = "regressor"

@@ -1,4 +1,4 @@
-"""A generator trained by the optimal-transport distance between its samples and real images."""
+"""Training of a generator by the optimal transport distance between its samples and real images."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from pipelines.transport.precision import in_full_precision, wide
 
 
 class TransportObjective:
-    """``min_w Distance({g_w(y_i)}, {z_i})``: the article's second chapter, for the *global* minibatch.
+    """``min_w Distance({g_w(y_i)}, {z_i})``: chapter 2 of the article, for the *global* minibatch.
 
-    - ``exact``: the optimal plan between samples and real images is asked of the planner; by the envelope theorem the
-      gradient of the distance is that of the plan's cost with the plan held fixed (Peyré & Cuturi 2019, prop. 9.2);
-    - ``sinkhorn-divergence``: of Feydy et al. 2019, eq. 3, as a generator's loss in Genevay, Peyré & Cuturi 2018,
-      "Learning generative models with Sinkhorn divergences"; every rank solves it for itself;
+    - ``exact``: the planner solves the optimal plan between samples and real images; by the envelope theorem, the
+      gradient of the distance is that of the cost of the fixed plan (Peyré & Cuturi 2019, prop. 9.2);
+    - ``sinkhorn-divergence``: the divergence of Feydy et al. 2019, eq. 3, as a loss of generators in Genevay, Peyré &
+      Cuturi 2018, "Learning generative models with Sinkhorn divergences"; every rank solves it;
     - ``sliced``: :func:`sliced_distance`, along lines that are a function of the job's seed and the step.
 
-    Real images may weigh by their classes: the generator then learns a law in which the classes have other frequencies
-    than in the data, along weighted plans (Kantorovich's problem) that may split the mass of a sample between images.
+    Real images may have weights by class. The generator then learns a distribution whose class frequencies differ from
+    those of the data; the weighted plans (Kantorovich's problem) may split the mass of a sample between images.
 
     Args:
-        spec: the distance and its cost.
-        generator: what is trained.
-        planner: who solves exact plans.
-        weights: of an image by its class, (classes,); None where all images weigh the same.
+        spec: distance and cost.
+        generator: generator to train.
+        planner: solver of exact plans.
+        weights: weight of an image by class, (classes,); None for uniform weights.
     """
 
     served = "generator"
@@ -61,7 +61,7 @@ class TransportObjective:
 
     @in_full_precision
     def _over_all_ranks(self, step: Step, samples: Tensor, real: Tensor) -> Loss:
-        """The distance between all ranks' points, on every rank; differentiable in this rank's samples."""
+        """Distance between all ranks' points, on every rank; differentiable with respect to this rank's samples."""
         x, y = gather_rows_with_gradient(samples), gather_rows(real).to(samples.dtype)
         if not bool(torch.isfinite(x).all()):
             raise diverged(step.index, "samples", "they are not finite")
@@ -76,7 +76,7 @@ class TransportObjective:
             own = self._masses(step)
             b = None if own is None else gather_rows(own)
             loss = sinkhorn_divergence(x, y, epsilon=distance.epsilon, b=b, cost=self.spec.cost, power=self.spec.power)
-        # Every rank has the whole distance, while curves are summed over ranks.
+        # Every rank has the global distance, and curves are summed over ranks.
         return Loss(loss, sums={"transport_cost": loss.detach() / world_size()})
 
     @in_full_precision
@@ -94,8 +94,8 @@ class TransportObjective:
         try:
             block = self.planner.plan_rows(share)
         except ProblemError as error:
-            # Real images are bytes, as many as samples, and weigh something: only samples that are not finite make no
-            # problem.
+            # Real images are bytes, as many as samples, with positive total weight: the problem is only invalid if the
+            # samples are not finite.
             raise diverged(step.index, "samples", error.args[0]) from error
         waited = time.perf_counter() - started
         rows, columns, mass = (torch.as_tensor(a).to(samples.device) for a in (block.rows, block.columns, block.mass))
@@ -112,7 +112,7 @@ class TransportObjective:
         )
 
     def _masses(self, step: Step) -> Tensor | None:
-        """What this rank's images weigh; all the same in a batch none of whose classes weighs anything."""
+        """Weights of this rank's images; uniform if all classes of the batch have weight 0."""
         if self.weights is None:
             return None
         own = self.weights.to(step.labels.device)[step.labels]
@@ -120,14 +120,14 @@ class TransportObjective:
 
 
 def sliced_distance(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
-    """Mean squared transport distance of projections on lines, where sorting is optimal: differentiable in both sides.
+    """Mean squared transport distance of projections onto lines, where sorting is optimal; differentiable.
 
     Rabin et al. (2012), "Wasserstein barycenter and its application to texture mixing"; Bonneel et al. (2015), eq. 4.
 
     Args:
-        x: (n, d) float.
-        y: (n, d).
-        directions: (d, k), of any lengths > 0.
+        x: points of one side, (n, d) float.
+        y: points of the other side, (n, d).
+        directions: directions of the lines, (d, k), of any lengths > 0.
 
     Returns:
         A scalar, at most the squared Euclidean transport cost.

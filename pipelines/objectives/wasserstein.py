@@ -1,4 +1,4 @@
-"""Wasserstein adversarial networks: the critic is a dual potential of Monge's own cost."""
+"""Wasserstein GANs: the critic is a dual potential of the Euclidean cost, Monge's original cost."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from pipelines.spec import WassersteinSpec
 class Wasserstein:
     """``max_c E c(x) − E c(g(y))`` over 1-Lipschitz critics is the transport distance for the cost ‖x − y‖.
 
-    Kantorovich and Rubinstein's duality: Arjovsky, Chintala & Bottou 2017, eq. 2. The generator descends along the
-    critic's estimate of it. What keeps the critic Lipschitz:
+    This is Kantorovich–Rubinstein duality (Arjovsky, Chintala & Bottou 2017, eq. 2). The generator minimises the
+    critic's estimate of the distance. The constraint keeps the critic Lipschitz:
 
-    - ``clip``: its weights are cut back into [−clip, clip] after each move (ibid., algorithm 1); Lipschitz by some
-      unknown constant, so that the estimate is a multiple of the distance;
+    - ``clip``: its weights are clipped to [−clip, clip] after each update (ibid., algorithm 1); the Lipschitz constant
+      is unknown, so the estimate is a multiple of the distance;
     - ``gradient-penalty``: ``penalty · E (‖∇c(x̂)‖ − 1)²`` between real images and samples (Gulrajani et al. 2017,
-      eq. 3), on which the estimate is comparable with the exact distance of an evaluation;
+      eq. 3); the estimate is comparable with the exact distance of an evaluation;
     - ``none``: the critic's layers are divided by their spectral norms (Miyato et al. 2018).
 
     A conditional generator samples the classes of the batch's images, and the critic gets the same classes.
 
     Args:
-        spec: the constraint, and how often the critic moves.
-        generator: what is trained to be served.
-        critic: of one score.
+        spec: constraint and number of critic updates.
+        generator: generator to train.
+        critic: critic with one output.
     """
 
     served = "generator"
@@ -68,7 +68,7 @@ class Wasserstein:
     def _slopes(self, images: Images, asked: Conditions | None) -> Float[Tensor, " k"]:
         images = images.requires_grad_()
         (slopes,) = torch.autograd.grad(self.critic(images, asked).float().sum(), images, create_graph=True)
-        # A root has no gradient at 0.
+        # The square root has no gradient at 0.
         return slopes.flatten(1).square().sum(1).clamp_min(1e-12).sqrt()
 
     @torch.no_grad()
@@ -78,7 +78,7 @@ class Wasserstein:
 
 
 def interpolates(step: Step, fakes: Images) -> Images:
-    """A point of the segment between each real image and a sample, (k, c, h, w)."""
+    """Random points on the segments between real images and samples, (k, c, h, w)."""
     return torch.lerp(
         step.images.to(fakes.dtype), fakes, step.uniform("interpolation").to(fakes.dtype)[:, None, None, None]
     )

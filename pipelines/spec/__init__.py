@@ -1,6 +1,6 @@
-"""The job spec: everything that decides a run, in one frozen, checked document.
+"""The job spec: everything that determines the result of a job, in one frozen, validated document.
 
-Durations are in images seen and batches are global, so that neither depends on how many workers run the job.
+Durations are numbers of images seen and batches are global, so neither depends on the number of workers.
 """
 
 from pipelines.spec.data import CHARACTERS, CharacterSet, CharactersSpec, DataSpec

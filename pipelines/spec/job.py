@@ -1,4 +1,4 @@
-"""One job: all sections together."""
+"""The spec of a job: all sections and the checks between them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _LATER: tuple[tuple[str, type[Section], tuple[str, ...]], ...] = (
         ("features", "self_term", "pool", "reals", "condition_weight", "components", "normalise"),
     ),
 )
-"""Fields that sections got after there were checkpoints: a spec that leaves them out keeps its fingerprint."""
+"""Fields added after the first checkpoints: at their defaults, they do not enter the fingerprint."""
 
 
 def _differentiates_twice(objective: ObjectiveSpec) -> bool:
@@ -78,28 +78,30 @@ def _name(model: str) -> str:
 
 
 class RegisterSpec(Section):
-    """The name and alias under which the finished model is registered."""
+    """Name and alias under which the finished model is registered."""
 
-    name: Name
-    alias: Name = "live"
+    name: Name = Field(description="name of the registered model")
+    alias: Name = Field(default="live", description="alias that points to the new version")
 
 
 class JobSpec(Section):
-    """One job. See ``configs/`` for one spec for each network of the article."""
+    """Spec of a job. ``configs/`` has one for each network of the article."""
 
-    name: Name
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    data: DataSpec
-    model: ModelSpec
-    objective: ObjectiveSpec
-    optimizer: OptimizerSpec = OptimizerSpec()
-    train: TrainSpec
-    workers: WorkersSpec = WorkersSpec()
-    evaluation: EvaluationSpec = EvaluationSpec()
-    register_as: RegisterSpec | None = Field(default=None, description="by default the job's name, alias live")
+    name: Name = Field(description="name of the job: lower-case letters, digits and hyphens")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="seed of all random draws of the job")
+    data: DataSpec = Field(description="source and preparation of the images")
+    model: ModelSpec = Field(description="network to train")
+    objective: ObjectiveSpec = Field(description="objective to minimise")
+    optimizer: OptimizerSpec = Field(default=OptimizerSpec(), description="optimizer of the network")
+    train: TrainSpec = Field(description="length, batches and intervals of the training")
+    workers: WorkersSpec = Field(default=WorkersSpec(), description="number and devices of the workers")
+    evaluation: EvaluationSpec = Field(default=EvaluationSpec(), description="evaluation of generators")
+    register_as: RegisterSpec | None = Field(
+        default=None, description="name and alias of the registered model; by default the job's name and alias live"
+    )
 
     @model_validator(mode="after")
-    def _belong_together(self) -> JobSpec:
+    def _check_sections(self) -> JobSpec:
         fitting = _TRAINS[self.objective.kind]
         if self.model.kind not in fitting:
             raise ValueError(
@@ -114,7 +116,7 @@ class JobSpec(Section):
         if isinstance(self.objective, FlowSpec) and isinstance(self.model, FlowUNetSpec):
             coupling = self.objective.coupling
             if getattr(coupling, "condition_weight", 0) and not self.model.conditional:
-                raise ValueError("objective.coupling.condition_weight is for a model that is conditional")
+                raise ValueError("objective.coupling.condition_weight requires a conditional model")
         if isinstance(self.objective, TransportSpec):
             self._transport_fits(self.objective)
         if isinstance(self.objective, WassersteinSpec):
@@ -122,35 +124,35 @@ class JobSpec(Section):
             if free != self.objective.critic.spectral:
                 raise ValueError(
                     f"objective.constraint {self.objective.constraint!r} with critic.spectral "
-                    f"{self.objective.critic.spectral}: one thing keeps a critic Lipschitz; use constraint none with "
-                    "spectral true, or another one with spectral false"
+                    f"{self.objective.critic.spectral}: exactly one of them must keep the critic Lipschitz; use "
+                    "constraint none with spectral true, or another constraint with spectral false"
                 )
         if isinstance(self.objective, LearnedTransportSpec) and getattr(self.model, "conditional", False):
-            raise ValueError("objective 'learned-transport' trains no conditional model; use gan or wasserstein")
+            raise ValueError("objective 'learned-transport' cannot train a conditional model; use gan or wasserstein")
         if isinstance(self.objective, LearnedTransportSpec) and self.train.batch < 2 * self.workers.count:
             raise ValueError(
-                f"train.batch {self.train.batch} leaves some of {self.workers.count} workers without images in both "
-                "of its halves, between which this objective compares"
+                f"train.batch {self.train.batch} leaves some of {self.workers.count} workers without images in one "
+                "half of the batch; this objective compares the two halves"
             )
         if self.train.compile and _differentiates_twice(self.objective):
-            raise ValueError("train.compile cannot translate the gradient of a gradient, which this penalty is")
+            raise ValueError("train.compile does not support the second derivatives that this penalty needs")
         if _couples_whole_batches(self.objective) and self.train.accumulate > 1:
             raise ValueError(
-                f"train.accumulate {self.train.accumulate} would cut the batches that this objective couples as wholes"
+                f"train.accumulate {self.train.accumulate} would split the batches, which this objective needs whole"
             )
         couples = (
             isinstance(self.model, ResNetSpec | BigGanSpec) or getattr(self.model, "normalisation", None) == "batch"
         )
         if couples and self.train.accumulate > 1:
             raise ValueError(
-                f"train.accumulate {self.train.accumulate} would cut the batches over which this model normalises"
+                f"train.accumulate {self.train.accumulate} would split the batches over which this model normalises"
             )
         if not self.generates and self.evaluation.reference is not None:
             raise ValueError(
-                f"evaluation.reference {self.evaluation.reference!r} judges generators; this job trains none"
+                f"evaluation.reference {self.evaluation.reference!r} is for generators; this job does not train one"
             )
         if not self.registers and self.register_as is not None:
-            raise ValueError("register_as is for models that the endpoint can serve; a regression has no classes")
+            raise ValueError("register_as is for models that the endpoint can serve; it cannot serve a regression")
         if self.train.batch < self.workers.count:
             raise ValueError(
                 f"train.batch {self.train.batch} leaves some of {self.workers.count} workers without images"
@@ -160,28 +162,28 @@ class JobSpec(Section):
     def _transport_fits(self, objective: TransportSpec) -> None:
         conditional = isinstance(self.model, BigGanSpec) or getattr(self.model, "conditional", False)
         if conditional and not objective.features:
-            raise ValueError("a conditional model is trained in features alone; give objective.features")
+            raise ValueError("objective 'transport' with a conditional model requires objective.features")
         if objective.condition_weight and not conditional:
-            raise ValueError("objective.condition_weight is for a model that is conditional")
+            raise ValueError("objective.condition_weight requires a conditional model")
         if conditional and not objective.condition_weight:
             raise ValueError(
-                "objective.condition_weight 0 leaves the classes of a conditional model out of the plans; give about 2"
+                "objective.condition_weight 0: plans would ignore the classes of a conditional model; use about 2"
             )
         if objective.self_term == "two-batch" and self.train.batch < 2 * self.workers.count:
             raise ValueError(
-                f"train.batch {self.train.batch} leaves some of {self.workers.count} workers without samples in both "
-                "of its halves, which objective.self_term two-batch compares"
+                f"train.batch {self.train.batch} leaves some of {self.workers.count} workers without samples in one "
+                "half of the batch; objective.self_term two-batch compares the two halves"
             )
         if objective.pool is not None and objective.pool % self.train.batch:
             raise ValueError(f"objective.pool {objective.pool} is not a multiple of train.batch {self.train.batch}")
         if objective.pool is not None and objective.pool > self.train.images:
             raise ValueError(
                 f"objective.pool {objective.pool} is larger than train.images {self.train.images}: the job would end "
-                "before a second pool; train on many pools"
+                "before its second pool; use a smaller pool or more images"
             )
         if objective.self_term == "two-batch" and self.train.batch % 2 and (objective.pool or conditional):
             raise ValueError(
-                f"train.batch {self.train.batch} is odd, while objective.self_term two-batch needs two equal halves"
+                f"train.batch {self.train.batch} is odd; objective.self_term two-batch needs two equal halves"
             )
         if objective.reals is not None and objective.reals < self.workers.count:
             raise ValueError(
@@ -191,8 +193,8 @@ class JobSpec(Section):
         for name in objective.networks:
             if judge is not None and _name(name) == _name(judge):
                 raise ValueError(
-                    f"evaluation.reference {judge!r} is a network of objective.features: a generator is not judged by "
-                    "what it is trained to please; name another one"
+                    f"evaluation.reference {judge!r} is also a network of objective.features: the evaluation must use "
+                    "a network that the generator is not trained against; choose another one"
                 )
 
     @property
@@ -202,7 +204,7 @@ class JobSpec(Section):
 
     @property
     def registers(self) -> bool:
-        """Whether the finished model is registered: what the endpoint answers with are classes or images."""
+        """Whether the finished model is registered: the endpoint serves classifiers and generators."""
         return not isinstance(self.objective, RegressionSpec)
 
     def outputs(self, classes: int) -> int:
@@ -215,10 +217,10 @@ class JobSpec(Section):
         return self.register_as or RegisterSpec(name=self.name)
 
     def with_versions(self, version: Callable[[str], str]) -> JobSpec:
-        """The spec with the registered models that it uses by their versions, whatever their aliases do later.
+        """Replace references to registered models by fixed versions, so that later changes of aliases have no effect.
 
         Args:
-            version: ``NAME/VERSION`` of a model named in any way; asked once for each.
+            version: function that returns ``NAME/VERSION`` for any reference; called once per reference.
         """
         known = functools.cache(version)
         changes: dict[str, Section] = {}
@@ -235,9 +237,10 @@ class JobSpec(Section):
         return self.model_copy(update=changes) if changes else self
 
     def fingerprint(self) -> str:
-        """sha256 over all that decides the result: a checkpoint of another fingerprint cannot be resumed.
+        """sha256 of all fields that determine the result; a job resumes only from checkpoints of its fingerprint.
 
-        The number of workers is left out: a job may resume on more or fewer, and be judged in another way.
+        The sections ``workers`` and ``evaluation`` are excluded: a job may resume on another number of workers and
+        with another evaluation.
         """
         decisive = self.model_dump(mode="json", exclude={"workers", "name", "register_as", "evaluation"})
         for section, kind, names in _LATER:
@@ -248,20 +251,20 @@ class JobSpec(Section):
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
     def require_more(self, images: int) -> None:
-        """Refuse to go on from a checkpoint after which nothing is left to train.
+        """Require that a run that continues from a checkpoint has images left to train on.
 
         Args:
-            images: that the checkpoint has seen.
+            images: number of images seen by the checkpoint.
 
         Raises:
-            SpecError: they are all that the job would see.
+            SpecError: ``train.images`` is not larger than that number.
         """
         if self.train.images <= images:
             raise SpecError(
-                f"train.images: {self.train.images}, while the checkpoint to go on from has seen {images}",
+                f"train.images: {self.train.images}, but the checkpoint to continue from has already seen {images}",
                 hint=f"raise train.images above {images}",
             )
 
     def to_yaml(self) -> str:
-        """The resolved spec, defaults included."""
+        """The resolved spec in YAML, including defaults."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -1,4 +1,4 @@
-"""From a YAML file to a job spec, with errors that name the field."""
+"""Parsing of job specs from YAML, with errors that name the field."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> JobSpec:
     """Read a spec from YAML.
 
     Args:
-        path: the file.
-        overrides: ``dotted.path=value`` assignments, values in YAML, as in ``train.images=20000``.
+        path: path of the file.
+        overrides: ``dotted.path=value`` assignments with values in YAML, for example ``train.images=20000``.
 
     Raises:
-        SpecError: naming the path of the field, the value received and what would do.
+        SpecError: the file is not a valid spec. The message has the path of each wrong field, the value received and
+            the values expected.
     """
     path = Path(path)
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SpecError(f"{path}: no such file", hint="`monge init` copies specs to start from into configs/") from None
+        raise SpecError(f"{path}: no such file", hint="`monge init` copies example specs into configs/") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read: {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date such as 2024-13-01
@@ -41,10 +42,10 @@ def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> JobSpec:
 
 
 def parse_spec(document: dict[str, Any], where: str = "spec") -> JobSpec:
-    """Check a document against the job spec.
+    """Validate a document against the job spec.
 
     Raises:
-        SpecError: one line for each fault.
+        SpecError: the document is not valid; the message has one line per error.
     """
     try:
         return JobSpec.model_validate(document)
@@ -53,10 +54,10 @@ def parse_spec(document: dict[str, Any], where: str = "spec") -> JobSpec:
 
 
 def parse_data(document: dict[str, Any], overrides: Iterable[str] = ()) -> DataSpec:
-    """Check a document against the data section of a job spec.
+    """Validate a document against the data section of a job spec.
 
     Raises:
-        SpecError: one line for each fault.
+        SpecError: the document is not valid; the message has one line per error.
     """
     for override in overrides:
         _assign(document, override)
@@ -67,10 +68,10 @@ def parse_data(document: dict[str, Any], overrides: Iterable[str] = ()) -> DataS
 
 
 def apply_overrides(document: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """A copy of a spec's document with assignments such as ``train.images=20000`` made.
+    """Copy the document of a spec and apply assignments such as ``train.images=20000``.
 
     Raises:
-        SpecError: one is not an assignment.
+        SpecError: an override is not an assignment.
     """
     document = copy.deepcopy(document)
     for override in overrides:
@@ -88,7 +89,7 @@ def _assign(document: dict[str, Any], override: str) -> None:
     keys = path.strip().split(".")
     if not separator or not all(keys):
         raise SpecError(
-            f"--set {override!r}: not an assignment", hint="write dotted.path=value, as in train.images=20000"
+            f"--set {override!r}: not an assignment", hint="write dotted.path=value, for example train.images=20000"
         )
     *parents, last = keys
     for key in parents:
@@ -103,7 +104,7 @@ def _assign(document: dict[str, Any], override: str) -> None:
 
 def _fault(error: Any) -> str:
     location = list(error["loc"])
-    # Pydantic puts the chosen member of a union behind the field's name; the reader's file does not have it.
+    # Pydantic inserts the selected member of a union after the field name; the user's file does not contain it.
     for field in ("coupling", "distance", "objective", "model"):
         if field in location[:-1]:
             del location[location.index(field) + 1]

@@ -1,4 +1,4 @@
-"""Costs between points, differentiable: of every pair, and of matched pairs."""
+"""Differentiable costs between points: of all pairs, and of matched pairs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pipelines.transport.precision import in_full_precision, wide
 
 @in_full_precision
 def pairwise_cost(x: torch.Tensor, y: torch.Tensor, cost: CostName, power: float = 2.0) -> torch.Tensor:
-    """Cost of every pair, differentiable in both arguments.
+    """Compute the cost of every pair, differentiable with respect to both arguments.
 
     Args:
-        x: (n, d) float tensor.
-        y: (m, d) float tensor.
-        cost: ``squared-euclidean`` ‖x − y‖², ``euclidean`` ‖x − y‖ (Monge's own), ``power`` ‖x − y‖ᵖ,
-            ``cosine`` 1 − cos(x, y). For a cost between features, give features as points.
-        power: the exponent p of ``power``.
+        x: points of one side, (n, d) float.
+        y: points of the other side, (m, d) float.
+        cost: ``squared-euclidean`` ‖x − y‖², ``euclidean`` ‖x − y‖ (Monge's original cost), ``power`` ‖x − y‖ᵖ,
+            ``cosine`` 1 − cos(x, y). For a cost between features, pass features as points.
+        power: exponent p of ``power``.
 
     Returns:
-        (n, m) tensor, non-negative, of float32 or better.
+        Costs, (n, m), non-negative, in float32 or float64.
     """
     x, y = wide(x), wide(y)
     if cost == "cosine":
@@ -37,13 +37,13 @@ def pairwise_cost(x: torch.Tensor, y: torch.Tensor, cost: CostName, power: float
 
 @in_full_precision
 def matched_cost(x: torch.Tensor, y: torch.Tensor, cost: CostName, power: float = 2.0) -> torch.Tensor:
-    """Cost of pairs (xᵢ, yᵢ), differentiable in both arguments; (n, d), (n, d) → (n,)."""
+    """Compute the costs of pairs (xᵢ, yᵢ), differentiable with respect to both; (n, d), (n, d) → (n,)."""
     x, y = wide(x), wide(y)
     if cost == "cosine":
         return 1 - torch.nn.functional.cosine_similarity(x, y, dim=1)
     squares = (x - y).square().sum(1)
     if cost != "squared-euclidean":
-        # A root has no gradient at 0; a pair that already coincides should pull nowhere.
+        # The root has no gradient at 0; pairs that coincide get the gradient 0.
         squares = squares.clamp_min(torch.finfo(x.dtype).tiny)
     return _of_squares(squares, cost, power)
 
@@ -57,16 +57,16 @@ def with_conditions(points: torch.Tensor, labels: torch.Tensor, classes: int, we
     Labels enter as scaled one-hot coordinates, so that every solver takes the cost, streaming and exact ones included.
 
     Args:
-        points: (n, ...); sources carry the labels that their samples are to have.
-        labels: (n,) int in [0, classes).
-        classes: their number, the same for sources and targets.
-        weight: ≥ 0, in units of the cost.
+        points: points, (n, ...).
+        labels: labels, (n,) int in [0, classes); those of sources are the requested classes of their samples.
+        classes: number of classes, the same for sources and targets.
+        weight: extra cost, ≥ 0, in units of the cost.
 
     Returns:
-        (n, d + classes) float32.
+        Points with labels, (n, d + classes) float32.
 
     Raises:
-        ProblemError: labels that do not fit, or a negative weight.
+        ProblemError: the labels do not fit the points or classes, or the weight is negative.
     """
     if labels.shape != points.shape[:1] or bool(((labels < 0) | (labels >= classes)).any()):
         raise ProblemError(
@@ -79,7 +79,7 @@ def with_conditions(points: torch.Tensor, labels: torch.Tensor, classes: int, we
 
 
 def with_known_conditions(points: torch.Tensor, labels: torch.Tensor, classes: int, weight: float) -> torch.Tensor:
-    """:func:`with_conditions` of labels that are known to fit: on a GPU, nothing waits for a check of them."""
+    """:func:`with_conditions` without validation of the labels, which would synchronise a GPU."""
     points = points.float().reshape(len(points), -1)
     # Two different one-hot vectors of length s are 2 s² apart.
     codes = torch.nn.functional.one_hot(labels.long(), classes).to(points) * math.sqrt(weight / 2)

@@ -1,4 +1,4 @@
-"""The Sinkhorn divergence: an entropic cost between sets of points that is 0 for equal ones, with gradients."""
+"""Differentiable Sinkhorn divergence: an entropic cost between sets of points that is 0 for equal sets."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def sinkhorn_divergence(
     none.
 
     Args:
-        x: (n, ...) float.
-        y: (m, ...) float.
-        epsilon: > 0.
+        x: points of one side, (n, ...) float.
+        y: points of the other side, (m, ...) float.
+        epsilon: entropic regularisation, > 0.
         a: weights of x, (n,); uniform by default.
-        b: weights of y, (m,).
+        b: weights of y, (m,); uniform by default.
         cost: name of the cost.
-        power: the exponent of cost ``power``.
+        power: exponent of the cost ``power``.
         tolerance: marginal error of the plans.
 
     Returns:
@@ -100,7 +100,7 @@ def _gradients(
     else:
         p = 1.0 if cost == "euclidean" else power
         squares = torch.addmm((x * x).sum(1)[:, None] + (y * y).sum(1), x, y.T, alpha=-2)
-        # Pairs that coincide, up to rounding, pull nowhere.
+        # Pairs that coincide up to rounding have gradient 0.
         apart = squares > 1e-6 * squares.mean()
         pull = torch.where(apart, block * p * squares.clamp_min(torch.finfo(x.dtype).tiny).pow(p / 2 - 1), 0.0)
     by_x = x * pull.sum(1, keepdim=True) - pull @ y

@@ -1,4 +1,4 @@
-"""Plans held by their potentials, looked at by blocks of rows."""
+"""Blocks of rows of entropic plans, computed from their potentials."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ NEGLIGIBLE = 1e-9
 class GibbsRows:
     """Rows of ``P_ij = a_i b_j exp((f_i + g_j − C_ij) / epsilon)`` in float64, in memory O((n + m) d).
 
-    These are the numbers of which the plan's certificate is made.
+    The certificate of the plan is computed from these numbers.
 
     Args:
-        problem: points (or cost matrix), weights and epsilon > 0.
-        f: (n,) float64.
-        g: (m,) float64.
-        direct: compute costs from differences; see :class:`TrueCost`.
+        problem: points or cost matrix, weights and epsilon > 0.
+        f: potentials of the sources, (n,) float64.
+        g: potentials of the targets, (m,) float64.
+        direct: whether to compute costs from differences; see :class:`TrueCost`.
     """
 
     def __init__(self, problem: TransportProblem, f: np.ndarray, g: np.ndarray, *, direct: bool = False) -> None:
@@ -52,7 +52,7 @@ class GibbsRows:
         return whole
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
-        """Blocks of rows, each with the place of its first."""
+        """Yield blocks of rows, each with the index of its first row."""
         stop = self.shape[0] if stop is None else min(stop, self.shape[0])
         height = max(1, BLOCK // self.shape[1])
         for first in range(start, stop, height):
@@ -61,7 +61,7 @@ class GibbsRows:
     def entries(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Entries of some rows that carry mass: rows counted from ``start``, columns, mass.
 
-        At most :data:`NEGLIGIBLE` of a row's mass is left out and spread over the rest of the row.
+        At most :data:`NEGLIGIBLE` of the mass of a row is omitted and spread over its other entries.
         """
         found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for first, block in self.blocks(start, stop):
@@ -77,9 +77,9 @@ class GibbsRows:
         return rows_, columns_, mass
 
     def barycentric(self, values: torch.Tensor) -> torch.Tensor:
-        """For each source point the mean of its targets' values: (m, ...) → (n, ...).
+        """Average values of the targets for each source point, weighted by the plan: (m, ...) → (n, ...).
 
-        With the target points as values, the barycentric projection of the plan (Peyré & Cuturi 2019, remark 4.11).
+        With the target points as values, this is the barycentric projection (Peyré & Cuturi 2019, remark 4.11).
         """
         flat = values.reshape(len(values), -1).double().to(self._costs.device)
         means = [(block @ flat) / block.sum(1, keepdim=True) for _, block in self.blocks()]

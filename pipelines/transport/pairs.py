@@ -1,4 +1,4 @@
-"""Pairs of points drawn from a plan: each source once, its target with the probability that the plan gives it."""
+"""Pairs of points drawn from a plan: each source once, with a target drawn from its row of the plan."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.randomness import derived_seed
 from pipelines.transport.plan import TransportPlan
 
 ROWS = 256
-"""Rows of an entropic plan that are held at a time."""
+"""Number of rows of an entropic plan held in memory at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,9 +22,8 @@ class PlanPairs:
     """Pairs along a plan.
 
     Attributes:
-        sources: places of the sources, (n,) int64.
-        targets: places of their targets, (n,) int64. Labels, images and whatever else belongs to a target are taken
-            by the same places, and so cannot part from it.
+        sources: indices of the sources, (n,) int64.
+        targets: indices of their targets, (n,) int64. They also index labels, images and other data of the targets.
     """
 
     sources: torch.Tensor
@@ -32,7 +31,7 @@ class PlanPairs:
 
 
 def draw_pairs(plan: TransportPlan, seed: int, draw: int = 0) -> PlanPairs:
-    """One target for each source point: that of the permutation where the plan is one, otherwise drawn from its row.
+    """Select one target for each source point: that of a permutation, otherwise a draw from its row of the plan.
 
     Source i goes to target j with probability ``P_ij / Σ_k P_ik`` exactly. Sources are not drawn independently of
     each other: [0, 1) is cut into n equal strata, a random permutation gives each source one, and a uniform number from
@@ -40,15 +39,15 @@ def draw_pairs(plan: TransportPlan, seed: int, draw: int = 0) -> PlanPairs:
     & Conover 1979). From a uniform plan, independent draws would leave out 37% of the targets; these meet each once.
 
     Args:
-        plan: of any solver; each source counts once, whatever it weighs.
-        seed: of the draw.
-        draw: its number; another number gives other pairs.
+        plan: plan of any solver; each source is used once, for any weights.
+        seed: seed of the draw.
+        draw: index of the draw; different indices give different pairs.
 
     Returns:
-        Pairs in the order of the sources; a function of the plan, ``seed`` and ``draw`` alone.
+        Pairs in the order of the sources, which depend only on the plan, ``seed`` and ``draw``.
 
     Raises:
-        ProblemError: a source carries no mass, or the plan has lost its points.
+        ProblemError: a source has no mass, or the plan lacks its points.
     """
     n = plan.shape[0]
     if plan.assignment is not None:
@@ -66,7 +65,7 @@ def draw_pairs(plan: TransportPlan, seed: int, draw: int = 0) -> PlanPairs:
 
 
 def _rows(plan: TransportPlan) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Columns and masses of each row, entries without mass left out."""
+    """Columns and masses of each row, without entries of mass 0."""
     n = plan.shape[0]
     held = plan.gibbs() if plan.by_potentials else None
     for start in range(0, n, ROWS if held else n):

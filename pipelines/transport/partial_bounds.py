@@ -20,14 +20,14 @@ def partial_bounds(
     each unit that moves pays at least ``λ + f_i + g_j``, and what a row or column sends is at most its weight.
 
     Args:
-        problem: epsilon 0.
-        entries: of the plan.
-        f, g: (n,) and (m,); what is above 0 is cut.
-        mass: that is to move.
+        problem: transport problem with epsilon 0.
+        entries: entries of the plan.
+        f, g: potentials, (n,) and (m,); positive values are clipped to 0.
+        mass: mass to move.
 
     Returns:
-        Bounds whose marginal error is by how much rows and columns exceed their weights, plus by how much the mass
-        that moves is not the given one.
+        Bounds whose marginal error is the excess of rows and columns over their weights, plus the deviation of the
+        moved mass from ``mass``.
     """
     bounds = _bounds(TrueCost(problem), problem, entries, f, g, mass)
     if bounds.closed or problem.matrix is not None:
@@ -57,7 +57,7 @@ def _bounds(
     dual = rounding.at_least(least * mass + of_rows + of_columns, (second, third, 4 * rounding.U64 * abs(least)))
     sent, met = np.bincount(rows, moved, n), np.bincount(columns, moved, m)
     error = float(np.maximum(sent - a, 0).sum() + np.maximum(met - b, 0).sum()) + abs(float(moved.sum()) - mass)
-    # What is over or short by rounding could have moved at the dearest of the costs that the plan pays.
+    # Excess or missing mass due to rounding moves at most at the largest cost in the plan.
     primal = rounding.at_most(value, (first, 2 * error * float(np.abs(high).max(initial=0.0))))
     size = float(moved @ np.abs(high)) or mass * least_positive(cost)
     return ExactBounds(max(primal, dual), dual, error, size, f, g, resolution_of(problem, moved, high - low))

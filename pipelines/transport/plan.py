@@ -1,4 +1,4 @@
-"""The answer to a transport problem, with the proof of its quality."""
+"""Transport plans with certificates of their quality."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from pipelines.transport.problem import TransportProblem
 
 @dataclass(frozen=True)
 class Certificate:
-    """How good a plan is, by bounds that are proven: ``dual ≤ optimum ≤ primal``, rounded outwards.
+    """Proven bounds on the quality of a plan: ``dual ≤ optimum ≤ primal``, rounded outwards.
 
     Costs are per unit of mass. By weak duality (Peyré & Cuturi 2019, prop. 2.4) no plan costs less than ``dual``,
-    so the plan is within ``gap`` of the best one. ``pipelines/transport/README.md`` has the proofs;
-    :func:`pipelines.transport.verify.verify` finds the bounds anew.
+    so the plan is within ``gap`` of the optimum. ``pipelines/transport/README.md`` has the proofs;
+    :func:`pipelines.transport.verify.verify` computes the bounds again.
 
     Attributes:
         primal: the objective at the plan: ``<P, C>``, plus ``epsilon KL(P | a bᵀ)`` where epsilon > 0. A plan that
             meets its marginals up to ``marginal_error`` is first rounded to them, so that no optimum is above it.
         dual: a lower bound, from feasible potentials.
         marginal_error: ``‖P 1 − a‖₁ + ‖Pᵀ 1 − b‖₁``.
-        iterations: of the solver, in its own unit; 0 where it has none.
-        converged: whether the solver reached what was asked of it.
-        solver: its name.
-        milliseconds: wall time of the solve, the cost matrix included.
-        reason: why this solver was chosen.
+        iterations: number of iterations of the solver, in its own unit; 0 if it has none.
+        converged: whether the solver reached the requested accuracy.
+        solver: name of the solver.
+        milliseconds: wall time of the solve, including the cost matrix.
+        reason: reason for the choice of this solver.
     """
 
     primal: float
@@ -43,12 +43,12 @@ class Certificate:
 
     @property
     def gap(self) -> float:
-        """Primal minus dual: how far from optimal the plan can be at most."""
+        """Primal minus dual: upper bound on the suboptimality of the plan."""
         return self.primal - self.dual
 
     @property
     def relative_gap(self) -> float:
-        """The gap as a fraction of the primal cost; 0 where both are 0."""
+        """The gap as a fraction of the primal cost; 0 if both are 0."""
         scale = max(abs(self.primal), abs(self.dual))
         return self.gap / scale if scale > 0 else 0.0
 
@@ -57,10 +57,10 @@ class Certificate:
         return asdict(self) | {"gap": self.gap, "relative_gap": self.relative_gap}
 
     def require_converged(self) -> None:
-        """Refuse a plan that is not what was asked for.
+        """Require that the solver converged and all bounds are finite.
 
         Raises:
-            NotConvergedError: when the solver did not converge or a bound is not finite.
+            NotConvergedError: the solver did not converge, or a bound is not finite.
         """
         bounds = (self.primal, self.dual, self.marginal_error)
         if not self.converged or not all(math.isfinite(bound) for bound in bounds):
@@ -73,17 +73,17 @@ class Certificate:
 
 @dataclass(frozen=True, eq=False)
 class TransportPlan:
-    """A plan in the smallest form that holds it; never a dense array unless :meth:`dense` asks for one.
+    """A transport plan in its most compact form; only :meth:`dense` creates a dense array.
 
     Attributes:
         shape: (n, m).
-        certificate: the proof of its quality.
+        certificate: certificate of the plan.
         assignment: for a permutation, the target of each source point, (n,) int64.
         rows, columns, mass: for a sparse plan, its non-zero entries: (k,) int64, int64, float64.
-        f, g: dual potentials, (n,) and (m,) float64, where the solver has them. Any plan may carry them; an
-            entropic plan is stored by them alone.
-        problem: of an entropic plan: with the potentials it gives every entry. A plan that comes from a service is
-            without it until :meth:`between` brings it back.
+        f, g: dual potentials, (n,) and (m,) float64, if the solver computes them. Any plan may have them; an entropic
+            plan is stored only as potentials.
+        problem: problem of an entropic plan, which with the potentials determines every entry. Plans from a service
+            lack it until :meth:`between` restores it.
     """
 
     shape: tuple[int, int]
@@ -126,9 +126,9 @@ class TransportPlan:
         return dense
 
     def block(self, start: int, stop: int) -> RowBlock:
-        """The rows ``start … stop − 1``, for the rank that holds these source points.
+        """Rows ``start … stop − 1``, for the rank that holds these source points.
 
-        Of a plan held by its potentials, the entries that carry mass; see :meth:`GibbsRows.entries`.
+        For a plan stored as potentials, these are the entries with mass; see :meth:`GibbsRows.entries`.
         """
         if self.by_potentials:
             return RowBlock(*self.gibbs().entries(start, stop), self.certificate)
@@ -138,7 +138,7 @@ class TransportPlan:
 
     @property
     def by_potentials(self) -> bool:
-        """Whether the plan is held by its potentials alone."""
+        """Whether the plan is stored only as potentials."""
         return self.assignment is None and self.rows is None
 
     def gibbs(self) -> GibbsRows:
@@ -155,23 +155,23 @@ class TransportPlan:
         return GibbsRows(self.problem, self.f, self.g)
 
     def between(self, problem: TransportProblem) -> TransportPlan:
-        """The same plan holding the problem that it solves, if it is held by its potentials."""
+        """This plan with its problem, if it is stored as potentials."""
         return replace(self, problem=problem) if self.by_potentials else self
 
     def without_points(self) -> TransportPlan:
-        """The same plan without its problem: what is kept or sent is then O(n + m)."""
+        """This plan without its problem, which takes O(n + m) memory to store or send."""
         return replace(self, problem=None) if self.problem is not None else self
 
 
 @dataclass(frozen=True, eq=False)
 class RowBlock:
-    """Some rows of a plan: what one rank needs of a global one.
+    """One rank's rows of a global plan.
 
     Attributes:
-        rows: (k,) int64, counted within the block.
-        columns: (k,) int64, counted over all target points.
-        mass: (k,) float64, as in the whole plan.
-        certificate: that of the whole plan.
+        rows: row indices within the block, (k,) int64.
+        columns: column indices over all target points, (k,) int64.
+        mass: masses, normalised as in the global plan, (k,) float64.
+        certificate: certificate of the global plan.
         waited: seconds spent waiting for the plan.
     """
 

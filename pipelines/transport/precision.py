@@ -1,4 +1,4 @@
-"""Transport computes in float32 or better, whatever the networks around it do."""
+"""Full precision for transport computations, independent of the precision of the networks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 FULL = ("ieee", "none")
-"""Settings of ``fp32_precision`` under which the factors of a product of float32 keep their 24 bits."""
+"""Settings of ``fp32_precision`` in which the factors of float32 products keep their 24 bits."""
 
 _lock = threading.Lock()
 _inside = 0
@@ -22,7 +22,7 @@ _outside: tuple[str, list[str]] | None = None
 
 
 def in_full_precision(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """A function that runs outside of ``torch.autocast`` and of TF32, which would round costs to 8 or 11 bits."""
+    """Decorator that disables ``torch.autocast`` and TF32, which would round costs to 8 or 11 bits."""
 
     @functools.wraps(function)
     def outside(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
@@ -34,10 +34,10 @@ def in_full_precision(function: Callable[Arguments, Result]) -> Callable[Argumen
 
 @contextmanager
 def full_products() -> Iterator[None]:
-    """Products of float32 matrices in float32, on CUDA and by oneDNN, whatever the process is set to.
+    """Compute products of float32 matrices in float32, on CUDA and with oneDNN, for any setting of the process.
 
-    The setting is the process's, not the thread's: it is brought back when the last thread leaves, and products of
-    other threads are in full precision until then. A backward pass follows the setting outside.
+    The setting is global to the process: it is restored when the last thread exits, and products of other threads are
+    in full precision until then. A backward pass uses the setting outside of the block.
     """
     global _inside, _outside
     with _lock:
@@ -62,12 +62,12 @@ def full_products() -> Iterator[None]:
 
 
 def products_are_full() -> bool:
-    """Whether products of float32 matrices keep the 24 bits of their factors."""
+    """Whether the factors of float32 matrix products keep their 24 bits."""
     return _rounding() is None
 
 
 def wide(points: torch.Tensor) -> torch.Tensor:
-    """Points in float32, or in float64 where they come so; differentiable."""
+    """Convert points to float32 unless they are float64; differentiable."""
     return points if points.dtype == torch.float64 else points.float()
 
 

@@ -1,4 +1,4 @@
-"""How far computed numbers can be from the true ones: the bounds behind every certificate, with their derivation.
+"""Bounds on rounding errors, which every certificate uses, with their derivation.
 
 Model of arithmetic: ``fl(x ∘ y) = (x ∘ y)(1 + δ)``, ``|δ| ≤ u`` (Higham, *Accuracy and Stability of Numerical
 Algorithms*, 2002, eq. 2.4), results below the normal range apart. A product of k such factors is ``1 + θ`` with
@@ -65,7 +65,7 @@ def of_power(power: float) -> float:
 
 
 def of_masses(a: np.ndarray, b: np.ndarray) -> float:
-    """What may be left of a weight from which others were subtracted, one after the other."""
+    """Bound on the remainder of a weight after successive subtractions of other weights."""
     return 4 * U64 * (len(a) + len(b)) * max(float(a.max()), float(b.max()))
 
 

@@ -1,4 +1,4 @@
-"""Semidiscrete transport: from a distribution that can be sampled to a whole data set, by one potential."""
+"""Semidiscrete transport from a distribution that can be sampled to a data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.transport.precision import in_full_precision
 from pipelines.transport.problem import TransportProblem
 
 BLOCK = 2**22
-"""Costs that are held at a time."""
+"""Number of costs held in memory at once."""
 
 Sampler = Callable[[int, int], torch.Tensor]
 """``(count, draw) -> (count, d)`` samples of the source, a function of the number of the draw."""
@@ -25,8 +25,8 @@ class SemidiscretePlan:
     """A map from any point of the source distribution to a data point: ``argmin_j C(x, y_j) − g_j``.
 
     Attributes:
-        y: the data, (m, d), in their own precision.
-        g: their potentials, (m,) float64.
+        y: data points, (m, d), in the precision of the data.
+        g: potentials of the data points, (m,) float64.
         semidual: estimate of the semidual at ``g``, a lower bound of the cost of transport to equal weights.
         certificate: by K fresh samples, and so up to their noise. The map is optimal for the masses that data
             points receive from it: ``primal`` and ``dual`` are both its cost. ``marginal_error`` is the L1 distance
@@ -39,7 +39,7 @@ class SemidiscretePlan:
     certificate: Certificate
 
     def assign(self, x: torch.Tensor) -> torch.Tensor:
-        """Places of the data points to which samples go, (k,) int64: a maximum search, in blocks."""
+        """Indices of the data points to which samples are mapped, (k,) int64, computed in blocks."""
         return _search(x, self.y, self.g, torch.float64)[0]
 
 
@@ -59,17 +59,17 @@ def solve(
     less what they did. The mean of the iterates is kept (Polyak & Juditsky 1992).
 
     Args:
-        sampler: of the source distribution.
-        y: the data, (m, d), of equal weights.
-        steps: of ascent.
-        batch: samples in a step.
-        rate: first step length, in units of the cost, falling as ``1 / √step``; by default fitted to the costs.
-        tolerance: marginal error over what the noise of the check's own samples explains.
-        check: samples with which the certificate is made; at least ten for each data point are taken.
+        sampler: sampler of the source distribution.
+        y: data points, (m, d), of equal weights.
+        steps: number of steps of ascent.
+        batch: number of samples per step.
+        rate: initial step size, in units of the cost, which decreases as ``1 / √step``; by default fitted to the costs.
+        tolerance: largest marginal error in excess of the sampling noise of the check.
+        check: number of samples for the certificate; at least ten per data point are used.
 
     Raises:
-        ProblemError: data that make no problem.
-        NotConvergedError: the map's marginal error is over the tolerance.
+        ProblemError: the data are not a valid problem.
+        NotConvergedError: the marginal error of the map exceeds the tolerance.
     """
     started = time.perf_counter()
     if steps < 1 or batch < 1 or check < 1:
@@ -87,7 +87,7 @@ def solve(
         places, _ = _search(sampler(batch, step), y, g, torch.float32)
         received = torch.bincount(places, minlength=m).double() / batch
         g = g + rate / step**0.5 * (1 / m - received)
-        # Only the second half counts: the first has not forgotten the start.
+        # Only the second half is averaged: the first half depends on the initial value.
         if 2 * step > steps:
             mean += (g - mean) / (step - steps // 2)
     g = mean - mean.mean()

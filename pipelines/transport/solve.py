@@ -1,4 +1,4 @@
-"""Choose a solver, run it, and refuse what did not converge."""
+"""Choice of a solver, and solution of transport problems."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _STARTING: dict[str, Callable[[TransportProblem, np.ndarray, np.ndarray], Transp
 
 
 def choose(problem: TransportProblem) -> tuple[str, str]:
-    """The solver that ``auto`` takes for a problem, and why."""
+    """The solver that ``auto`` selects for a problem, and the reason."""
     if problem.epsilon > 0:
         return sinkhorn.choose_kernel(problem)
     if problem.is_assignment:
@@ -53,17 +53,17 @@ def solve(
     """Solve a transport problem.
 
     Args:
-        problem: what to solve.
-        solver: a solver's name, or ``auto``.
-        start: the plan of a problem between nearly the same points, in the same order. Solvers that can start from
-            its potentials do; that makes the answer no less exact. For fresh points it gains nothing.
+        problem: transport problem.
+        solver: name of a solver, or ``auto``.
+        start: plan of a problem between nearly the same points, in the same order. Solvers that support it start from
+            its potentials, without loss of accuracy. For unrelated points it has no benefit.
 
     Returns:
         A plan with its certificate.
 
     Raises:
-        ProblemError: the solver does not take this kind of problem, or ``start`` is of another size.
-        NotConvergedError: the solver stopped short; nothing is returned in its place.
+        ProblemError: the solver does not support this kind of problem, or ``start`` has another size.
+        NotConvergedError: the solver did not converge; no plan is returned.
     """
     name, reason = (solver, "asked for by name") if solver != "auto" else choose(problem)
     if name not in _SOLVERS:

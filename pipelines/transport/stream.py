@@ -17,7 +17,7 @@ from pipelines.transport.planner import Planner
 from pipelines.transport.problem import TransportProblem
 
 Draw = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
-"""Sources and targets of a pool, (n, ...) each, as a function of the pool's number alone."""
+"""Function from the index of a pool to its sources and targets, (n, ...) each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +26,12 @@ class Pairs:
 
     Attributes:
         x: source points, (k, ...).
-        y: their targets, (k, ...).
-        sources: places of the sources in their pool, (k,) int64.
-        targets: places of the targets in their pool, (k,) int64, consecutive.
-        pool: the pool's number.
-        certificate: of the pool's plan.
-        waited: seconds that the call waited for it.
+        y: targets of the source points, (k, ...).
+        sources: indices of the sources in their pool, (k,) int64.
+        targets: indices of the targets in their pool, (k,) int64, consecutive.
+        pool: index of the pool.
+        certificate: certificate of the plan of the pool.
+        waited: seconds spent waiting for the plan.
     """
 
     x: torch.Tensor
@@ -54,23 +54,24 @@ class _Pool:
 class CouplingStream:
     """Batches of pairs along Monge maps between pools much larger than a batch.
 
-    For objectives whose couplings do not depend on the weights, as flow matching's (Pooladian et al. 2023, "Multisample
-    flow matching"; Tong et al. 2024): the next plans are solved while the current one is consumed, and training waits
-    for a plan only where solving takes longer than all the steps that it serves.
+    For objectives whose couplings do not depend on the weights, such as flow matching (Pooladian et al. 2023,
+    "Multisample flow matching"; Tong et al. 2024). The next plans are solved while the current one is used, and
+    training waits only if solving a plan takes longer than all the steps that use it.
 
-    Batches follow the order of the targets, so whatever belongs to these, as labels do, stays with them; draw them
-    shuffled. What a step gets is a function of the step alone: a stream can be resumed at any one, and every rank that
-    builds the same stream sees the same batches, of which it takes its rows. A service that all ranks ask for the same
-    plans solves each once.
+    Batches follow the order of the targets, which keeps labels and other data of the targets aligned; the targets
+    should therefore be drawn in random order. The batch of a step depends only on the step: a stream can resume at any
+    step, and all ranks that create the same stream get the same batches, of which each takes its rows. If all ranks
+    request the same plans from a transport service, it solves each plan once.
 
     Args:
-        planner: who solves; asked from background threads.
-        draw: the points of a pool; called from background threads, so it must not share a generator with others.
-        pool: points on each side of a pool, a multiple of ``batch``.
-        batch: pairs in a batch.
+        planner: solver of the plans; called from background threads.
+        draw: function that draws the points of a pool; called from background threads, so it must not share a random
+            generator with other threads.
+        pool: number of points on each side of a pool, a multiple of ``batch``.
+        batch: number of pairs in a batch.
         cost: name of the cost.
-        ahead: plans in flight beyond the current one; 1 is right for a planner in this process.
-        steps: that will be asked for, where their number is known: no plan beyond them is solved ahead.
+        ahead: number of plans solved ahead of the current one; 1 is right for a planner in this process.
+        steps: number of steps, if known; later plans are not solved.
 
     Raises:
         ProblemError: ``pool`` is not a multiple of ``batch``, or ``ahead`` or ``steps`` is not positive.
@@ -101,13 +102,13 @@ class CouplingStream:
         self._plans: dict[int, Future[_Pool]] = {}
 
     def at(self, step: int) -> Pairs:
-        """The batch of a step; steps that follow each other find their plans solved.
+        """The batch of a step; for consecutive steps, the plans are solved ahead.
 
         Args:
-            step: counted from 0; any step may be asked for.
+            step: index of the step, from 0; steps may be requested in any order.
 
         Raises:
-            TransportError: the plan of the step's pool could not be had; asking again solves again.
+            TransportError: the plan of the step's pool could not be computed; the next call tries again.
         """
         number, place = divmod(step, self.pool // self.batch)
         ahead = number + self.ahead
@@ -129,7 +130,7 @@ class CouplingStream:
         return Pairs(pool.x[sources], pool.y[targets], sources, targets, number, pool.certificate, waited)
 
     def close(self) -> None:
-        """Forget the plans ahead; those being solved end on their own."""
+        """Cancel the plans ahead; plans that are being solved still finish."""
         self._plans.clear()
         self._threads.shutdown(wait=False, cancel_futures=True)
 

@@ -1,7 +1,7 @@
-"""Check a plan against its problem: what a solver or a service returned need not be trusted.
+"""Verification of plans: check a plan from any solver or service against its problem.
 
-Nothing here runs a solver. The bounds are computed anew in float64 from the problem's own numbers, block by block, so
-that memory grows with the points and not with their pairs.
+No solver is run. The bounds are computed again in float64 from the problem, block by block, in memory proportional to
+the number of points and not of pairs.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from pipelines.transport.problem import TransportProblem
 from pipelines.transport.true_cost import TrueCost
 
 CLAIM_TOLERANCE = 2 * GAP_TOLERANCE
-"""By how much a certificate's bounds may differ from those found here, relative to the size of the plan's cost."""
+"""Tolerated difference between claimed and verified bounds, relative to the cost of the plan."""
 
 
 @in_full_precision
 def verify(problem: TransportProblem, plan: TransportPlan, *, mass: float = 1.0) -> Certificate:
-    """Prove bounds for a plan, and hold its certificate against them.
+    """Compute bounds for a plan, and compare them with its certificate.
 
     Time O(n m d), a few matrix products; memory O((n + m) d). Bounds and their rounding are derived in
     :mod:`pipelines.transport.exact_bounds`, :mod:`~pipelines.transport.entropic_bounds` and
     :mod:`~pipelines.transport.rounding`.
 
     Args:
-        problem: as it was asked; its points decide, and not those that the plan may hold.
-        plan: of any solver, with its potentials.
-        mass: that a partial plan was asked to move.
+        problem: transport problem; its points are used, not those stored in the plan.
+        plan: plan of any solver, with its potentials.
+        mass: mass that a partial plan must move.
 
     Returns:
-        A certificate of what was proven here. Solver and iterations are those that the plan names.
+        A certificate of the verified bounds, with the solver and iterations of the plan.
 
     Raises:
-        ProblemError: the plan is of another shape or kind than the problem, or comes without the potentials that a
-            lower bound needs.
-        CertificateError: the plan is not what its certificate says.
+        ProblemError: the plan has another shape or kind than the problem, or lacks the potentials that a lower bound
+            needs.
+        CertificateError: the plan does not match its certificate.
     """
     started = time.perf_counter()
     if plan.shape != problem.shape:
@@ -81,13 +81,13 @@ def verify(problem: TransportProblem, plan: TransportPlan, *, mass: float = 1.0)
 
 
 def _compare(claimed: Certificate, found: Certificate, allowed: float, of_masses: float) -> None:
-    """Refuse claims that are not borne out.
+    """Raise an error if a certificate claims more than was verified.
 
     Args:
-        claimed: the plan's own certificate.
-        found: what was proven.
-        allowed: difference of costs that is taken for rounding.
-        of_masses: the same of marginal errors.
+        claimed: certificate of the plan.
+        found: verified certificate.
+        allowed: difference of costs that is attributed to rounding.
+        of_masses: difference of marginal errors that is attributed to rounding.
     """
     faults = []
     if not abs(claimed.primal - found.primal) <= allowed:
@@ -118,7 +118,7 @@ def _potentials(plan: TransportPlan) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _entries(plan: TransportPlan) -> Entries:
-    """The entries of a plan that anyone may have made."""
+    """Validated entries of a plan from an untrusted origin."""
     rows, columns, mass = plan.entries()
     if not len(rows) == len(columns) == len(mass):
         raise CertificateError(f"the plan has {len(rows)} rows, {len(columns)} columns and {len(mass)} masses")
@@ -133,7 +133,7 @@ def _entries(plan: TransportPlan) -> Entries:
 def _entropic(
     problem: TransportProblem, plan: TransportPlan, f: np.ndarray, g: np.ndarray
 ) -> tuple[float, float, float, float, float]:
-    """Primal, dual and marginal error of an entropic plan, and what costs and errors may differ by."""
+    """Primal, dual and marginal error of an entropic plan, and the tolerances of costs and errors."""
     # Points without weight carry no mass; their potentials may be anything.
     inner, sources, targets = problem.with_weight()
     cost = TrueCost(inner)

@@ -152,18 +152,18 @@ def test_faults_of_a_coupling_are_told_by_their_path_in_the_file(coupling: Any, 
         ),
         (
             {"model": {"kind": "biggan"}, "objective": {"kind": "transport"}},
-            "a conditional model is trained in features alone; give objective.features",
+            "objective 'transport' with a conditional model requires objective.features",
         ),
         (
             {"model": {"kind": "biggan"}, "objective": {"kind": "transport", "features": [{}]}},
-            "objective.condition_weight 0 leaves the classes of a conditional model out of the plans; give about 2",
+            "objective.condition_weight 0: plans would ignore the classes of a conditional model; use about 2",
         ),
         (
             {
                 "model": {"kind": "conv-generator"},
                 "objective": {"kind": "transport", "features": [{}], "condition_weight": 1},
             },
-            "objective.condition_weight is for a model that is conditional",
+            "objective.condition_weight requires a conditional model",
         ),
         (
             {
@@ -171,8 +171,8 @@ def test_faults_of_a_coupling_are_told_by_their_path_in_the_file(coupling: Any, 
                 "objective": {"kind": "transport", "features": [{}], "self_term": "two-batch"},
                 "train": {"images": 1, "batch": 3},
             },
-            "train.batch 3 leaves some of 2 workers without samples in both of its halves, which objective.self_term "
-            "two-batch compares",
+            "train.batch 3 leaves some of 2 workers without samples in one half of the batch; objective.self_term "
+            "two-batch compares the two halves",
         ),
         (
             {
@@ -188,8 +188,8 @@ def test_faults_of_a_coupling_are_told_by_their_path_in_the_file(coupling: Any, 
                 "objective": {"kind": "transport", "features": [{}], "pool": 32},
                 "train": {"images": 31, "batch": 16},
             },
-            "objective.pool 32 is larger than train.images 31: the job would end before a second pool; train on many "
-            "pools",
+            "objective.pool 32 is larger than train.images 31: the job would end before its second pool; use a smaller "
+            "pool or more images",
         ),
         (
             {
@@ -197,7 +197,7 @@ def test_faults_of_a_coupling_are_told_by_their_path_in_the_file(coupling: Any, 
                 "objective": {"kind": "transport", "features": [{}], "self_term": "two-batch", "pool": 10},
                 "train": {"images": 31, "batch": 5},
             },
-            "train.batch 5 is odd, while objective.self_term two-batch needs two equal halves",
+            "train.batch 5 is odd; objective.self_term two-batch needs two equal halves",
         ),
         (
             {
@@ -212,8 +212,8 @@ def test_faults_of_a_coupling_are_told_by_their_path_in_the_file(coupling: Any, 
                 "objective": {"kind": "transport", "features": [{"network": "a@best"}]},
                 "evaluation": {"reference": "a/3"},
             },
-            "evaluation.reference 'a/3' is a network of objective.features: a generator is not judged by what it is "
-            "trained to please; name another one",
+            "evaluation.reference 'a/3' is also a network of objective.features: the evaluation must use a network "
+            "that the generator is not trained against; choose another one",
         ),
         (
             {"model": {"kind": "conv-generator"}},
@@ -233,22 +233,22 @@ def test_faults_of_a_coupling_are_told_by_their_path_in_the_file(coupling: Any, 
                 "model": {"kind": "flow-unet"},
                 "objective": {"kind": "flow", "coupling": {"kind": "batch", "condition_weight": 1}},
             },
-            "objective.coupling.condition_weight is for a model that is conditional",
+            "objective.coupling.condition_weight requires a conditional model",
         ),
         (
             {
                 "objective": {"kind": "classification", "cutmix": 1},
                 "train": {"images": 1, "accumulate": 2},
             },
-            "train.accumulate 2 would cut the batches that this objective couples as wholes",
+            "train.accumulate 2 would split the batches, which this objective needs whole",
         ),
         (
             {"objective": {"kind": "regression"}, "register_as": {"name": "a"}},
-            "register_as is for models that the endpoint can serve; a regression has no classes",
+            "register_as is for models that the endpoint can serve; it cannot serve a regression",
         ),
         (
             {"objective": {"kind": "regression"}, "evaluation": {"reference": "a"}},
-            "evaluation.reference 'a' judges generators; this job trains none",
+            "evaluation.reference 'a' is for generators; this job does not train one",
         ),
         (
             {"train": {"images": 1, "batch": 2}, "workers": {"count": 3}},
@@ -264,25 +264,25 @@ def test_sections_belong_together(sections: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        ({"self_term": "two-batch"}, "self_term two-batch without features"),
-        ({"reals": 8}, "reals 8 without features"),
-        ({"pool": 8}, "pool 8 without features"),
+        ({"self_term": "two-batch"}, "self_term two-batch requires objective.features"),
+        ({"reals": 8}, "reals 8 requires objective.features"),
+        ({"pool": 8}, "pool 8 requires objective.features"),
         ({"features": [{}], "pool": 8, "normalise": True}, "normalise with pool 8"),
-        ({"normalise": True}, "normalise True without features"),
-        ({"features": [{}], "distance": {"kind": "sliced"}}, "distance sliced in features"),
-        ({"features": [{}], "cost": "cosine"}, "cost 'cosine' in features"),
-        ({"features": [{}], "class_weights": {"a": 2}}, "class_weights {'a': 2.0} in features"),
+        ({"normalise": True}, "normalise True requires objective.features"),
+        ({"features": [{}], "distance": {"kind": "sliced"}}, "distance sliced does not support features"),
+        ({"features": [{}], "cost": "cosine"}, "cost 'cosine' does not support features"),
+        ({"features": [{}], "class_weights": {"a": 2}}, "class_weights {'a': 2.0} with features"),
         (
             {"features": [{}], "distance": {"kind": "sinkhorn-divergence"}},
-            "distance.epsilon 10 in features, where the mean cost between two real images is 1",
+            "distance.epsilon 10 is too large for features, where the mean cost between two real images is 1",
         ),
         (
             {"features": [{"network": "imagenet-mobilenet-v2", "layer": 1}]},
-            "layer 1 of imagenet-mobilenet-v2, which has one alone; leave layer out",
+            "layer 1: imagenet-mobilenet-v2 has a single feature layer; remove layer",
         ),
-        ({"features": [{"layer": 1}]}, "layer 1 of pixels; layers are of networks"),
-        ({"features": [{"network": "a", "side": 7}]}, "side 7 of what a ends with, which is no map; give a layer"),
-        ({"features": [{"network": "imagenet-inception-v3"}]}, "network imagenet-inception-v3 judges alone"),
+        ({"features": [{"layer": 1}]}, "layer 1: pixels have no layers; remove layer"),
+        ({"features": [{"network": "a", "side": 7}]}, "side 7: the default layer of a is not a feature map; set layer"),
+        ({"features": [{"network": "imagenet-inception-v3"}]}, "network imagenet-inception-v3 is for evaluation only"),
     ],
 )
 def test_what_a_transport_cost_compares_is_told_apart(objective: dict[str, Any], message: str) -> None:

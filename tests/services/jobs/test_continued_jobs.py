@@ -102,7 +102,7 @@ def test_the_origin_of_a_spec_in_yaml_is_in_the_query(jobs: JobService, ended: s
         ("../x", {}, "origin", "'../x' is neither JOB nor JOB@IMAGES", "see `monge jobs`"),
         ("{job}@300", {}, "origin", "{job}@300 is not kept; the checkpoints of {job} are those of 256, 640 images",
          "choose one of them, as in {job}@640"),
-        ("{job}", {"images": 640}, "train.images", "640, while the checkpoint to go on from has seen 640",
+        ("{job}", {"images": 640}, "train.images", "640, but the checkpoint to continue from has already seen 640",
          "raise train.images above 640"),
         ("{job}", {"model": {"kind": "mlp"}}, "model.kind", "'mlp', while {job} has 'perceptron'",
          "continue it with model.kind perceptron; its rates and images may change"),

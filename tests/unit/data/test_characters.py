@@ -221,10 +221,10 @@ def test_classes_are_known_before_anything_is_fetched() -> None:
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("source=digits", r"characters is for source 'characters' alone, and source is 'digits'; leave"),
+        ("source=digits", r"characters requires source 'characters', received source 'digits'; remove"),
         ("characters.sets=[]", r"characters\.sets: .* at least 1 item"),
         ("characters.sets=[cows]", r"characters\.sets\.0: .*'kittens', 'people'.* \(received 'cows'\)"),
-        ("characters.sets=[people, people]", r"characters\.sets: a set is named twice; name each once \(received"),
+        ("characters.sets=[people, people]", r"characters\.sets: a set appears twice; list each set once \(received"),
         ("characters.count=9", r"characters\.count: .*greater than or equal to 10 \(received 9\)"),
         ("characters.count=1000001", r"characters\.count: .*less than or equal to 1000000 \(received 1000001\)"),
         ("characters.seed=-1", r"characters\.seed: .*greater than or equal to 0 \(received -1\)"),

@@ -142,7 +142,7 @@ def test_a_spec_says_which_kind_of_reference_it_has() -> None:
         assert EvaluationSpec(reference=name).registered == name
     for evaluation in ({"reference": "imagenet-inception-v3"}, {"reference": "lenet", "weights": "x.pth"}):
         document = job("transport").model_dump() | {"evaluation": evaluation}
-        with pytest.raises(SpecError, match="a file of weights is for imagenet-inception-v3, which needs one"):
+        with pytest.raises(SpecError, match="weights are required for imagenet-inception-v3 and not allowed"):
             parse_spec(document)
 
 

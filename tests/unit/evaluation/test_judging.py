@@ -137,7 +137,7 @@ def test_a_reference_for_other_images_is_refused(data: ShardedDataset) -> None:
 def test_a_classifier_is_not_judged_by_a_reference() -> None:
     document = job("mlp").model_dump()
     document["evaluation"]["reference"] = "lenet@live"
-    with pytest.raises(SpecError, match="'lenet@live' judges generators; this job trains none"):
+    with pytest.raises(SpecError, match="'lenet@live' is for generators; this job does not train one"):
         parse_spec(document)
 
 

@@ -118,13 +118,13 @@ def test_calls_of_the_other_kind_are_refused() -> None:
     for call in (lambda made: made.generate(1, 0, label=0), lambda made: made.path(0, 1, 2, 1, 0)):
         with pytest.raises(TypeError, match="not conditional"):
             call(bundle(**SPECS[4]))
-    with pytest.raises(TypeError, match="a classifier has no samples"):
+    with pytest.raises(TypeError, match="a classifier cannot generate samples"):
         bundle(kind="perceptron").generate(1, seed=0)
-    with pytest.raises(TypeError, match="a classifier has no codes"):
+    with pytest.raises(TypeError, match="a classifier cannot encode images"):
         bundle(kind="perceptron").embed(np.zeros((1, *IMAGE.dims), np.uint8))
-    with pytest.raises(TypeError, match="an auto-encoder has no samples"):
+    with pytest.raises(TypeError, match="an auto-encoder cannot generate samples"):
         bundle(**SPECS[3]).generate(1, seed=0)
-    with pytest.raises(TypeError, match="a generator has no classes"):
+    with pytest.raises(TypeError, match="a generator cannot predict classes"):
         bundle(**SPECS[4]).predict(np.zeros((1, *IMAGE.dims), np.uint8))
 
 

@@ -141,7 +141,9 @@ def test_parameters_that_are_not_trained_are_not_counted() -> None:
 
 @pytest.mark.parametrize("dims", [(1, 11, 28), (1, 28, 11), (3, 4, 4)])
 def test_lenet_refuses_images_that_vanish(dims: tuple[int, int, int]) -> None:
-    with pytest.raises(SpecError, match=rf"lenet: images of {dims[1]}×{dims[2]} vanish.*\n.*data.size to 12"):
+    with pytest.raises(
+        SpecError, match=rf"lenet: images of {dims[1]}×{dims[2]} pixels are too small.*\n.*data.size to 12"
+    ):
         build(ImageShape(*dims), kind="lenet")
     assert build(ImageShape(1, 12, 12), kind="lenet")(torch.zeros(1, 1, 12, 12)).shape == (1, 2)
 
@@ -216,7 +218,7 @@ def test_alexnet_at_many_sizes(side: int) -> None:
 
 
 def test_alexnet_of_tiny_images_is_refused() -> None:
-    with pytest.raises(SpecError, match="images of 7×7 vanish"):
+    with pytest.raises(SpecError, match="images of 7×7 pixels are too small"):
         build(ImageShape(1, 7, 7), 5, kind="alexnet")
 
 

@@ -310,13 +310,13 @@ def test_features_that_are_not_finite_have_diverged() -> None:
 @pytest.mark.parametrize(
     ("kind", "section", "change", "message"),
     [
-        ("wasserstein", "objective", {"critic": {"width": 4, "spectral": True}}, "one thing keeps a critic Lipschitz"),
-        ("wasserstein", "objective", {"constraint": "none"}, "one thing keeps a critic Lipschitz"),
-        ("learned-transport", "train", {"batch": 1}, "without images in both of its halves"),
-        ("learned-transport", "train", {"accumulate": 2}, "accumulate 2 would cut"),
-        ("learned-transport", "train", {"compile": True}, "cannot translate the gradient of a gradient"),
-        ("wasserstein", "train", {"compile": True}, "cannot translate the gradient of a gradient"),
-        ("learned-transport", "model", {"conditional": True}, "'learned-transport' trains no conditional model"),
+        ("wasserstein", "objective", {"critic": {"width": 4, "spectral": True}}, "must keep the critic Lipschitz"),
+        ("wasserstein", "objective", {"constraint": "none"}, "must keep the critic Lipschitz"),
+        ("learned-transport", "train", {"batch": 1}, "without images in one half of the batch"),
+        ("learned-transport", "train", {"accumulate": 2}, "accumulate 2 would split"),
+        ("learned-transport", "train", {"compile": True}, "does not support the second derivatives"),
+        ("wasserstein", "train", {"compile": True}, "does not support the second derivatives"),
+        ("learned-transport", "model", {"conditional": True}, "'learned-transport' cannot train a conditional model"),
     ],
 )
 def test_what_does_not_go_together_is_refused(kind: str, section: str, change: dict[str, Any], message: str) -> None:
@@ -330,8 +330,8 @@ def test_parts_of_a_batch_are_not_normalised_by_themselves() -> None:
     document = job("gan").model_dump()
     document["train"]["accumulate"] = 2
     parse_spec(document)
-    with pytest.raises(SpecError, match="accumulate 2 would cut the batches over which this model normalises"):
+    with pytest.raises(SpecError, match="accumulate 2 would split the batches over which this model normalises"):
         parse_spec(document | {"model": {"kind": "biggan"}})
     document["model"]["normalisation"] = "batch"
-    with pytest.raises(SpecError, match="accumulate 2 would cut the batches over which this model normalises"):
+    with pytest.raises(SpecError, match="accumulate 2 would split the batches over which this model normalises"):
         parse_spec(document)

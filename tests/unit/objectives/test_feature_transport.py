@@ -300,7 +300,11 @@ def test_plans_are_of_components_and_drifts_of_all_numbers(striped: ShardedDatas
         ({"network": "a"}, ConvGenerator(ImageShape(1, 12, 12), 4, 4), "a is a generator"),
         ({"network": "a", "layer": 4}, AutoEncoder(ImageShape(1, 12, 12), 4, 6), "layer 4 of a, which has 2"),
         ({"network": "a", "layer": 2}, Perceptron(ImageShape(1, 12, 12), 2), "layer 2 of a, which has 1"),
-        ({"network": "a", "layer": 2, "side": 2}, AutoEncoder(ImageShape(1, 12, 12), 4, 6), "layer 2 of a is no map"),
+        (
+            {"network": "a", "layer": 2, "side": 2},
+            AutoEncoder(ImageShape(1, 12, 12), 4, 6),
+            "layer 2 of a is not a feature map",
+        ),
     ],
 )
 def test_networks_that_give_no_such_features(

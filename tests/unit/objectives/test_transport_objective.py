@@ -234,7 +234,7 @@ def test_lines_are_new_at_each_step_and_squares_alone_are_sliced() -> None:
     one, other, again = (float(phase.loss(step(index)).total.detach()) for index in (0, 1, 0))
     assert one == again
     assert one != other
-    with pytest.raises(ValueError, match="cost 'euclidean' with distance sliced"):
+    with pytest.raises(ValueError, match="cost 'euclidean': distance sliced"):
         TransportSpec.model_validate(spec.model_dump() | {"cost": "euclidean"})
-    with pytest.raises(ValueError, match=r"class_weights \{'cat': 2.0\} with distance sliced"):
+    with pytest.raises(ValueError, match=r"class_weights \{'cat': 2.0\}: distance sliced"):
         TransportSpec.model_validate(spec.model_dump() | {"class_weights": {"cat": 2}})

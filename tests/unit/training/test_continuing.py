@@ -143,7 +143,7 @@ def test_other_networks_are_named(tmp_path: Path, data: ShardedDataset) -> None:
 def test_images_that_the_origin_has_seen_already_are_refused(tmp_path: Path, data: ShardedDataset) -> None:
     origin = trained(tmp_path, constant("mlp", images=48), data)
     with pytest.raises(
-        SpecError, match=r"train\.images: 48, while the checkpoint to go on from has seen 48"
+        SpecError, match=r"train\.images: 48, but the checkpoint to continue from has already seen 48"
     ) as refused:
         continued(constant("mlp", images=48), data, origin)
     assert refused.value.hint == "raise train.images above 48"

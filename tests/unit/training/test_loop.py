@@ -209,7 +209,7 @@ def test_batches_in_parts_move_weights_as_whole_ones_do(data: ShardedDataset, ki
 
 def test_what_couples_whole_batches_is_not_cut() -> None:
     for kind in ("transport", "flow"):
-        with pytest.raises(SpecError, match="accumulate 2 would cut"):
+        with pytest.raises(SpecError, match="accumulate 2 would split"):
             job(kind, accumulate=2)
 
 
