@@ -70,7 +70,7 @@ def dataset_address(home: Path, spec: DataSpec, storage: str | None = None) -> s
     """Where the data set of a spec lies, or will: a changed source or preparation gets another place.
 
     That place is ``data/<slug>-<hash>`` below the storage in S3, where there is one, else below the home. A source in
-    S3 is copied to ``home/cache`` first. One that is sharded already, here or in S3, is its own data set.
+    S3 is copied to ``home/cache`` first. One that is already sharded, here or in S3, is its own data set.
 
     Raises:
         SourceError: there is no such source, or its sharding was not finished.
@@ -112,7 +112,7 @@ def shard_dataset(
 
     Raises:
         SourceError: the source cannot be found, fetched or trusted.
-        SpecError: the source is sharded already, and for other images.
+        SpecError: the source is already sharded, and for other images.
         StorageError: the destination cannot be written, or S3 refuses, fails or does not answer.
         TooManyBadImagesError: more images are unreadable than the spec allows.
         ShardError: the destination holds something else, or the source has changed since a call that was interrupted.
@@ -165,7 +165,7 @@ def is_sharded(spec: DataSpec) -> bool:
 
 
 def taken_as_it_is(spec: DataSpec, destination: Path | str) -> Manifest:
-    """The manifest of a source that is sharded already.
+    """The manifest of a source that is already sharded.
 
     Raises:
         SpecError: the spec asks for images of another shape, or for shards elsewhere.
@@ -173,7 +173,7 @@ def taken_as_it_is(spec: DataSpec, destination: Path | str) -> Manifest:
     address = _absolute(spec.source)
     if _absolute(str(destination)) != address:
         raise SpecError(
-            f"{spec.source}: is sharded already", hint="use it as data.source, or give what its manifest.json names"
+            f"{spec.source}: is already sharded", hint="use it as data.source, or give what its manifest.json names"
         )
     store = open_storage(address, load_settings())
     manifest = parse_manifest(store.read(MANIFEST), f"{address}/{MANIFEST}")

@@ -67,7 +67,7 @@ class StopRequest:
         while not self.asked and not self._over.wait(POLLING):
             try:
                 self.asked = (self._first and _read() == ASKED) or node_leaves()
-            except Exception as error:  # the head of the cluster is away: a later look may reach it
+            except Exception as error:  # the head of the cluster is unreachable: a later look may reach it
                 log.debug("cannot ask whether to stop: %s", error)
 
 

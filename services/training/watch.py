@@ -92,7 +92,9 @@ class Watch:
             seen = {"at": time.time(), "step": place[0], "doing": place[1], "stack": stack, "hangs": hangs}
             try:
                 self._publish(self._rank, seen)
-            except Exception as error:  # the head of the cluster is away: what counts is the next look that reaches it
+            except (
+                Exception
+            ) as error:  # the head of the cluster is unreachable: what counts is the next look that reaches it
                 log.debug("cannot publish where this rank stands: %s", error)
             if hangs:
                 log.error("nothing has moved for %.0f s %s; this process ends", now - since, _where(seen))

@@ -130,7 +130,7 @@ def test_a_job_that_is_not_over_is_not_continued(jobs: JobService) -> None:
     job = jobs.submit()
     document = jobs.client(Role.SUBMIT).post("/v1/jobs", json=asked(job)).json()
     assert (document["field"], document["message"]) == ("origin", f"origin: job {job} is queued")
-    assert document["hint"] == f"wait for its end, or end it with `monge cancel {job}`"
+    assert document["hint"] == f"wait until it ends, or cancel it with `monge cancel {job}`"
 
 
 def test_a_job_that_never_started_has_no_checkpoint(jobs: JobService) -> None:

@@ -176,7 +176,7 @@ def test_a_spec_in_yaml_with_the_rest_in_the_query(jobs: JobService) -> None:
             {"spec": spec_document(data={"source": "digitz"})},
             "'digitz' is neither an absolute path nor in the catalogue",
         ),
-        ({"spec": spec_document(data={"source": "/no/such/folder"})}, "/no/such/folder is not seen on the cluster"),
+        ({"spec": spec_document(data={"source": "/no/such/folder"})}, "/no/such/folder does not exist on the cluster"),
         ({"spec": spec_document(data={"source": "s3://key:secret@b/p"})}, "holds no keys"),
         ({"spec": spec_document(workers={"count": 3})}, "workers.count: 3 CPUs asked for, the cluster has 2"),
         ({"spec": spec_document(workers={"count": 1, "device": "gpu"})}, "1 GPUs asked for, the cluster has 0"),
@@ -227,7 +227,7 @@ def test_a_plan_names_data_network_and_workers(jobs: JobService, tmp_path: Path)
     jobs.step()
     client = jobs.client(Role.SUBMIT)
     lines = client.post("/v1/plans", json=SUBMISSION).json()["lines"]
-    assert lines == ["data: digits, of the catalogue", "workers: 2 workers on CPUs"]
+    assert lines == ["data: digits from the catalogue", "workers: 2 workers on CPUs"]
     (tmp_path / "one" / "cats").mkdir(parents=True)
     answer = client.post("/v1/plans", json={"spec": spec_document(data={"source": str(tmp_path / "one")})})
     assert (answer.status_code, answer.json()["error"]) == (422, "SourceError")
@@ -294,7 +294,7 @@ def test_events_are_streamed_from_where_a_client_was_cut_off(jobs: JobService) -
     events = client.get(f"/v1/jobs/{job}/events").json()["events"]
     assert [event["text"] for event in events] == [
         "submitted by a-submit",
-        "a-submit asked to cancel it",
+        "a-submit requested cancellation",
         "cancelled: cancelled by a-submit",
     ]
     text = client.get(f"/v1/jobs/{job}/events/stream", headers={"Last-Event-ID": str(events[1]["id"])}).text

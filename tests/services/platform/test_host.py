@@ -54,7 +54,7 @@ def test_a_host_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("0.0.0.0", "'0.0.0.0' is not one IPv4 address"),
         ("localhost", "'localhost' is not one IPv4 address"),
         ("::1", "'::1' is not one IPv4 address"),
-        ("192.0.2.1", "192.0.2.1 is no address of this machine"),  # of an example network, RFC 5737
+        ("192.0.2.1", "192.0.2.1 is not an address of this machine"),  # of an example network, RFC 5737
     ],
 )
 def test_a_host_that_cannot_be_is_refused(tmp_path: Path, host: str, told: str) -> None:

@@ -55,7 +55,7 @@ def test_a_machine_that_fits_gives_its_own_address(tmp_path: Path, head: str) ->
     assert nodes.check(told, Settings()) == "127.0.0.1"
     assert nodes.check(told, Settings(home=tmp_path)) == "127.0.0.1"
     assert nodes.check(told, Settings(), "127.0.0.5") == "127.0.0.5"
-    with pytest.raises(SpecError, match="is no address of this machine"):
+    with pytest.raises(SpecError, match="is not an address of this machine"):
         nodes.check(told, Settings(), "192.0.2.1")
 
 
@@ -141,7 +141,7 @@ def test_why_a_node_ended() -> None:
     written += "ERR scripts.py:87 -- \x1b[31m\x1b[1mraylet\x1b[22m\x1b[0m\x1b[2m [exit code=-9]\x1b[22m\x1b[0m\nbye\n"
     assert nodes.reason(written) == "raylet ended with code -9"
     assert nodes.reason("one\nRuntimeError: two\n\n") == "RuntimeError: two"
-    assert nodes.reason("") == "it wrote nothing"
+    assert nodes.reason("") == "no output"
 
 
 # The head's side

@@ -24,7 +24,7 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
 
 def test_a_second_machine_joins_trains_comes_again_and_is_drained(machines: Machines) -> None:
     told = machines.monge(0, "up", "--host", ADDRESSES[0], "--cpus", "1")
-    assert "asks for no token: keep its port behind a firewall" in told
+    assert "requires no token: keep its port behind a firewall" in told
     url = f"http://{ADDRESSES[0]}:8200"
     assert f"MONGE_TOKEN=$(cat {machines.home / 'token'}) monge node join {url}" in told
     assert machines.monge(0, "status").count("answers") == 5

@@ -263,7 +263,7 @@ def test_into_a_bucket_and_out_of_it(
     assert dataset_address(tmp_path / "home", spec) == address
     manifest = shard_dataset(spec, address, tmp_path / "home" / "cache", workers=0)
     assert manifest.document() == expected["manifest.json"]
-    with pytest.raises(SpecError, match="is sharded already"):
+    with pytest.raises(SpecError, match="is already sharded"):
         shard_dataset(spec, "s3://images/elsewhere", tmp_path / "home" / "cache", workers=0)
     server.faults.extend([403] * 2)
     with pytest.raises(StorageError, match="access is denied"):
@@ -283,7 +283,7 @@ def test_shards_are_a_source(photos: Path, tmp_path: Path) -> None:
     for field, value in (("size", 16), ("channels", 1)):
         with pytest.raises(SpecError, match=rf"data.{field}: {value} received, and .* holds shards of"):
             shard_dataset(spec.model_copy(update={field: value}), out, tmp_path, 0)
-    with pytest.raises(SpecError, match="is sharded already"):
+    with pytest.raises(SpecError, match="is already sharded"):
         shard_dataset(spec, tmp_path / "again", tmp_path, 0)
     assert files(out) == before
 
