@@ -15,6 +15,7 @@ from services.jobs.policy import (
     NEXT_LOOK,
     SETBACKS,
     Action,
+    AttemptStatus,
     AttemptView,
     Cluster,
     EndAttempt,
@@ -24,7 +25,6 @@ from services.jobs.policy import (
     Send,
     Start,
     State,
-    AttemptStatus,
     Stop,
     decide,
 )
