@@ -55,7 +55,7 @@ def main() -> None:
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="Folder to copy them to.")] = Path("configs"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that differ.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace files that differ.")] = False,
 ) -> None:
     """Copy the example job specs into a folder, with the JSON schema that gives an editor completion."""
     from services import examples
@@ -138,7 +138,7 @@ def sweep(
         ),
     ] = None,
     curves: Annotated[
-        bool, typer.Option("--curves", help="Plot metrics against images seen instead of the first field.")
+        bool, typer.Option("--curves", metavar="", help="Plot metrics against images seen instead of the first field.")
     ] = False,
     out: Annotated[Path, typer.Option(help="PNG file to write, with a .json of the numbers next to it.")] = Path(
         "sweep.png"
@@ -191,10 +191,10 @@ def shard(
         ),
     ] = None,
     unique: Annotated[
-        bool, typer.Option("--unique", help="Keep only the first of identical images (data.drop_twins).")
+        bool, typer.Option("--unique", metavar="", help="Keep only the first of identical images (data.drop_twins).")
     ] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Delete what an earlier `monge shard` wrote to DESTINATION.")
+        bool, typer.Option("--restart", metavar="", help="Delete what an earlier `monge shard` wrote to DESTINATION.")
     ] = False,
 ) -> None:
     """Convert images into a sharded data set that jobs can use as their data.source.
@@ -356,7 +356,7 @@ def doctor() -> None:
 
 @app.command()
 def demo(
-    stop: Annotated[bool, typer.Option("--stop", help="Stop the platform afterwards.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", metavar="", help="Stop the platform afterwards.")] = False,
 ) -> None:
     """Run everything on cats and dogs: download, shard, train five models, register, serve, call."""
     from services.platform.demo import run_demo

@@ -44,6 +44,19 @@ STATUS: dict[type[MongeError], int] = {
 }
 """HTTP status of each error class; the first matching class counts."""
 
+DESCRIPTIONS = {
+    401: "the token is missing or invalid",
+    403: "the role of the token is not sufficient, or the origin is not allowed",
+    404: "not found",
+    409: "the request conflicts with the current state",
+    413: "the request is too large",
+    415: "the content type is not supported",
+    422: "a field is invalid",
+    429: "the server is busy; retry after `Retry-After` seconds",
+    503: "a service is unreachable",
+}
+"""Description of each status for OpenAPI documents."""
+
 
 def status_of(error: MongeError) -> int:
     """Return the HTTP status of an error."""

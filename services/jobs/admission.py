@@ -143,8 +143,8 @@ def require_source(source: str) -> None:
             hint="put the images in S3, or in a folder that is mounted under the same path on the cluster",
         )
     raise SourceError(
-        f"{source!r} is neither an absolute path nor in the catalogue ({', '.join(sorted(NAMES))})",
-        hint="give the absolute path of a folder, or an S3 address",
+        f"{source!r} is neither an absolute path nor a name in the catalogue",
+        hint=f"use the absolute path of a folder, an S3 address, or one of {', '.join(sorted(NAMES))}",
     )
 
 

@@ -12,13 +12,14 @@ from typing import Annotated, Any
 
 import yaml
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
+from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ValidationError
 
 from pipelines.errors import ForbiddenError, SpecError
-from services.error_documents import STATUS
+from services.error_documents import DESCRIPTIONS
 from services.gate import Access
 from services.http import protect
 from services.jobs import policy
@@ -133,7 +134,7 @@ def build_app(service: ApiContext, *, loopback: bool = True, close: Callable[[],
         "`Authorization: Bearer …`. Errors are `{error, message, hint, field?, request_id}`.",
         version="1",
         lifespan=lifespan,
-        responses={status: {"description": kind.__doc__ or ""} for kind, status in STATUS.items() if status != 413},
+        responses={status: {"description": text} for status, text in DESCRIPTIONS.items() if status != 413},
     )
     store = service.store
     app.state.access = Access()
@@ -325,7 +326,7 @@ def build_app(service: ApiContext, *, loopback: bool = True, close: Callable[[],
         response.status_code = 200 if looks else 503
         return {"ready": looks, "cluster": {"up": seen.cluster.away is None, "error": seen.cluster.away}}
 
-    @app.get("/metrics", summary="Prometheus metrics")
+    @app.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics")
     def metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 

@@ -48,16 +48,20 @@ def submit(
             help="Start from the last checkpoint of a finished job, or from its checkpoint after IMAGES images.",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec without submitting.")] = False,
-    ask: Annotated[bool, typer.Option("--ask", help="Ask for confirmation after the summary.")] = False,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show progress until the job ends.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", metavar="", help="Print the resolved spec without submitting.")
+    ] = False,
+    ask: Annotated[bool, typer.Option("--ask", metavar="", help="Ask for confirmation after the summary.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", metavar="", help="Show progress until the job ends.")
+    ] = False,
     priority: Annotated[int, typer.Option(min=-100, max=100, help="Jobs with higher priority start first.")] = 0,
     timeout: Annotated[float | None, typer.Option(help="Time limit in seconds, from the first start.")] = None,
     labels: Annotated[
         list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="Label to find the job by; repeatable.")
     ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Queue the job even if the cluster is too small for it now.")
+        bool, typer.Option("--wait", metavar="", help="Queue the job even if the cluster is too small for it now.")
     ] = False,
 ) -> None:
     """Submit a training job.
@@ -180,7 +184,9 @@ def _tell(service: Jobs, job: str) -> None:
 @app.command()
 def logs(
     job: JobId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", metavar="", help="Keep printing until the job ends.")
+    ] = False,
 ) -> None:
     """Print the log of a job, all attempts in order."""
     from services.jobs.client import Jobs
@@ -257,6 +263,7 @@ def drain(
         bool,
         typer.Option(
             "--end",
+            metavar="",
             help="Start jobs again; stopped jobs come first. Not for a node: Ray cannot undo a drain. Run "
             "`monge node join` on it instead.",
         ),

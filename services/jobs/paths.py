@@ -29,6 +29,8 @@ def with_absolute_paths(spec: JobSpec) -> JobSpec:
         split_address(spec.data.source)
     elif source.exists():
         spec = spec.model_copy(update={"data": spec.data.model_copy(update={"source": str(source.absolute())})})
+    elif not source.is_absolute():
+        _require_name(spec.data.source)
     if isinstance(spec.objective, FlowSpec) and isinstance(spec.objective.coupling, RecordedSpec):
         file = Path(spec.objective.coupling.file).expanduser().absolute()
         if not file.is_file():
@@ -41,3 +43,13 @@ def with_absolute_paths(spec: JobSpec) -> JobSpec:
             raise SpecError(f"evaluation.weights: {file} does not exist", hint="give a state dict of Inception-v3")
         spec = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"weights": str(file)})})
     return spec
+
+
+def _require_name(source: str) -> None:
+    from pipelines.data.catalogue import NAMES  # imports torch
+
+    if source not in NAMES:
+        raise SpecError(
+            f"data.source: no file or folder {Path(source).expanduser().absolute()}",
+            hint=f"use an existing path, an S3 address, or one of {', '.join(sorted(NAMES))}",
+        )

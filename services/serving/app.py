@@ -202,57 +202,65 @@ def create_app(
             metrics.requests.labels(route, known if known in endpoint.store.registered else "", status).inc()
             metrics.seconds.labels(route).observe(time.perf_counter() - start)
 
-    @app.post("/v1/models/{name}/predict", **documents.PREDICT)
+    @app.post("/v1/models/{name}/predict", summary="Classify images", **documents.PREDICT)
     async def predict(name: ModelName, request: Request) -> Response:
         """Return class probabilities of images, which are cropped, resized and converted as in training."""
         return await counted("predict", name, endpoint.predict(name, request))
 
-    @app.post("/v1/models/{name}/versions/{version}/predict", **documents.PREDICT)
+    @app.post(
+        "/v1/models/{name}/versions/{version}/predict",
+        summary="Classify images with a fixed version",
+        **documents.PREDICT,
+    )
     async def predict_version(name: ModelName, version: int, request: Request) -> Response:
         """Return class probabilities of images from a fixed version, independent of aliases."""
         return await counted("predict", name, endpoint.predict(f"{name}/{version}", request))
 
-    @app.post("/v1/models/{name}/generate", **documents.GENERATE)
+    @app.post("/v1/models/{name}/generate", summary="Sample from a generator", **documents.GENERATE)
     async def generate(name: ModelName, wanted: GenerateRequest, request: Request) -> Response:
         """Sample from a generator: a PNG grid, or a tensor for `format` json or Accept: application/json."""
         accept = request.headers.get("accept", "")
         return await counted("generate", name, endpoint.generate(name, wanted, accept))
 
-    @app.post("/v1/models/{name}/versions/{version}/generate", **documents.GENERATE)
+    @app.post(
+        "/v1/models/{name}/versions/{version}/generate", summary="Sample from a fixed version", **documents.GENERATE
+    )
     async def generate_version(name: ModelName, version: int, wanted: GenerateRequest, request: Request) -> Response:
         """Return samples of a fixed version, independent of aliases."""
         accept = request.headers.get("accept", "")
         return await counted("generate", name, endpoint.generate(f"{name}/{version}", wanted, accept))
 
-    @app.post("/v1/models/{name}/path", **documents.GENERATE)
+    @app.post("/v1/models/{name}/path", summary="Interpolate between two classes", **documents.GENERATE)
     async def path(name: ModelName, wanted: PathRequest, request: Request) -> Response:
         """Interpolate between two classes with a conditional generator; each row of the image is one path."""
         accept = request.headers.get("accept", "")
         return await counted("path", name, endpoint.path(name, wanted, accept))
 
-    @app.post("/v1/models/{name}/versions/{version}/path", **documents.GENERATE)
+    @app.post(
+        "/v1/models/{name}/versions/{version}/path", summary="Interpolate with a fixed version", **documents.GENERATE
+    )
     async def path_version(name: ModelName, version: int, wanted: PathRequest, request: Request) -> Response:
         """Interpolate between two classes with a fixed version, independent of aliases."""
         accept = request.headers.get("accept", "")
         return await counted("path", name, endpoint.path(f"{name}/{version}", wanted, accept))
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", summary="List models")
     async def models() -> dict[str, Any]:
         """List all registered models and the versions that are served."""
         return {"models": [_listed(name, endpoint.store) for name in sorted(endpoint.store.registered)]}
 
-    @app.get("/v1/models/{name}", responses=documents.ERRORS)
+    @app.get("/v1/models/{name}", responses=documents.ERRORS, summary="Get a model")
     async def model(name: ModelName) -> dict[str, Any]:
         """Return a model: its versions, classes, and the shape of its images."""
         found = await endpoint.model(name)
         return _listed(found.ref.name, endpoint.store) | _card(found)
 
-    @app.get("/health")
+    @app.get("/health", summary="Check that the process is alive")
     async def health() -> dict[str, str]:
         """Check that the process is alive."""
         return {"status": "live"}
 
-    @app.get("/ready")
+    @app.get("/ready", summary="Check that models can be served")
     async def ready(response: Response) -> dict[str, Any]:
         """Check that models can be served, and report errors of the registry and of versions.
 

@@ -24,7 +24,7 @@ TRUNCATION: Any = Field(
     default=None,
     gt=0,
     le=100,
-    description="maximum absolute latent coordinate, by sampling from a truncated normal distribution; lower values give "
+    description="maximum absolute latent coordinate, sampled from a truncated normal distribution; lower values give "
     "more typical, less varied samples; not truncated by default",
 )
 

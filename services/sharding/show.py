@@ -24,6 +24,9 @@ from services.storage.objects import SCHEME, split_address
 
 _CLASSES_SHOWN = 20
 
+_LENET_SIDE = 12
+"""Minimum side of images for LeNet, in pixels."""
+
 _SPEED_SECONDS = 300
 """Seconds over which the rate and the remaining time are averaged."""
 
@@ -141,7 +144,8 @@ def _show(manifest: Manifest, target: str, already: int, seconds: float, console
         lines.append(f"{manifest.quarantined:,} skipped, listed in {target}/{QUARANTINE}")
     if manifest.ignored:
         lines.append(f"{manifest.ignored:,} other files ignored")
+    config = "lenet" if min(manifest.image.height, manifest.image.width) >= _LENET_SIDE else "mlp"
     shape = f"--set data.channels={manifest.image.channels}"
-    lines.append(f"train on it with: monge submit configs/lenet.yaml --set data.source={target} {shape}")
+    lines.append(f"train on it with: monge submit configs/{config}.yaml --set data.source={target} {shape}")
     for line in lines:
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)

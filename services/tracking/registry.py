@@ -252,7 +252,8 @@ def _find_version(uri: str, model: str) -> tuple[ModelVersion, str | None]:
         except MlflowException as error:
             if error.get_http_status_code() not in (400, 404):
                 raise
-    raise ModelNotFoundError(f"no model {model!r} is registered", hint=_what_exists(uri, name))
+    reference = f"{name}@{alias}" if number is None else f"{name}/{number}"
+    raise ModelNotFoundError(f"no model {reference!r} is registered", hint=_what_exists(uri, name))
 
 
 def _what_exists(uri: str, name: str) -> str:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import PlainTextResponse
 from fastapi_offline import FastAPIOffline
 
 from pipelines.errors import (
@@ -21,7 +22,7 @@ from pipelines.errors import (
     TooLargeError,
     UnauthenticatedError,
 )
-from services.error_documents import STATUS
+from services.error_documents import DESCRIPTIONS, STATUS
 from services.gate import Gate, RemoteTokens
 from services.http import protect
 from services.transport import wire
@@ -74,7 +75,7 @@ def build_app(
         description="Optimal transport plans, each with a certificate of its accuracy.",
         version="1",
         lifespan=lifespan,
-        responses={STATUS[kind]: {"description": kind.__doc__} for kind in REFUSALS},
+        responses={STATUS[kind]: {"description": DESCRIPTIONS[STATUS[kind]]} for kind in REFUSALS},
     )
     intake = Intake(max_receiving)
 
@@ -116,7 +117,7 @@ def build_app(
         await backend.limits()
         return {"status": "ok"}
 
-    @app.get("/metrics", summary="Prometheus metrics")
+    @app.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics")
     async def metrics() -> Response:
         return Response(await backend.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

@@ -68,7 +68,7 @@ def test_a_cluster_that_does_not_say_what_is_used(tmp_path: Path) -> None:
 
 
 def test_what_is_not_understood_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ServiceError, match="not understood"):
+    with pytest.raises(ServiceError, match="invalid list of nodes"):
         cluster(tmp_path, summary=[{"raylet": {"nodeId": "aa"}}]).all()
     away = nodes.Nodes(Settings(home=tmp_path, ray_dashboard="http://127.0.0.1:9"))
     with pytest.raises(ServiceError, match="the cluster is unreachable"):

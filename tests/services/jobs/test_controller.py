@@ -61,7 +61,7 @@ def test_the_second_job_waits_and_says_for_what(jobs: JobService) -> None:
     second = jobs.submit()
     jobs.step()
     waiting = jobs.store.job(second)
-    assert (waiting.state, waiting.reason) == (State.QUEUED, f"2 CPUs asked for, 0 free, held by {first}")
+    assert (waiting.state, waiting.reason) == (State.QUEUED, f"2 CPUs requested, 0 free, held by {first}")
     driver.status = AttemptStatus.SUCCEEDED
     jobs.step(3)
     assert jobs.store.job(second).state is State.STARTING

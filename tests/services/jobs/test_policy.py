@@ -88,23 +88,23 @@ QUEUE = {
     "the second of two waits and says for what": (
         [queued(1), queued(2, 2)],
         HERE,
-        [starts(1), waits(2, "2 CPUs asked for, 1 free, held by j1")],
+        [starts(1), waits(2, "2 CPUs requested, 1 free, held by j1")],
     ),
-    "nothing is free": ([running(1, 2), queued(2, 2)], HERE, [waits(2, "2 CPUs asked for, 0 free, held by j1")]),
+    "nothing is free": ([running(1, 2), queued(2, 2)], HERE, [waits(2, "2 CPUs requested, 0 free, held by j1")]),
     "a small job does not overtake a large one": (
         [running(1), queued(2, 2), queued(3)],
         HERE,
-        [waits(2, "2 CPUs asked for, 1 free, held by j1"), waits(3, "waiting for its turn")],
+        [waits(2, "2 CPUs requested, 1 free, held by j1"), waits(3, "waiting for its turn")],
     ),
     "a job that could never fit holds back nobody": (
         [queued(1, 3), queued(2, 2)],
         HERE,
-        [waits(1, "3 CPUs asked for, the cluster has 2: waiting for nodes"), starts(2, 2)],
+        [waits(1, "3 CPUs requested, the cluster has 2: waiting for nodes"), starts(2, 2)],
     ),
     "the higher priority starts first": (
         [queued(1, 2), queued(2, 2, priority=1)],
         HERE,
-        [starts(2, 2), waits(1, "2 CPUs asked for, 0 free, held by j2")],
+        [starts(2, 2), waits(1, "2 CPUs requested, 0 free, held by j2")],
     ),
     "the oldest of one priority starts first": ([queued(2), queued(1)], HERE, [starts(1), starts(2)]),
     "the smaller number of one moment starts first": (
@@ -120,12 +120,12 @@ QUEUE = {
     "many holders are counted": (
         [*(running(number) for number in range(1, 6)), queued(6, 2)],
         Cluster(cpus=6.0),
-        [waits(6, "2 CPUs asked for, 1 free, held by j1, j2, j3 and 2 more")],
+        [waits(6, "2 CPUs requested, 1 free, held by j1, j2, j3 and 2 more")],
     ),
     "holders are named in the order of their submission": (
         [running(2), queued(1), queued(3, 2)],
         HERE,
-        [starts(1), waits(3, "2 CPUs asked for, 0 free, held by j1, j2")],
+        [starts(1), waits(3, "2 CPUs requested, 0 free, held by j1, j2")],
     ),
     "nodes went away under a job": (
         [running(1, 4), queued(2)],
@@ -140,7 +140,7 @@ QUEUE = {
     "a job with a min waits for it": (
         [running(1), elastic(queued(2, 4), 2)],
         HERE,
-        [waits(2, "2 CPUs asked for, 1 free, held by j1")],
+        [waits(2, "2 CPUs requested, 1 free, held by j1")],
     ),
     "a job whose nodes went away goes on with the rest": (
         [elastic(tried(1, 2, status=AttemptStatus.FAILED, message="exit code 137"), 1)],
@@ -150,7 +150,7 @@ QUEUE = {
     "GPUs are counted by themselves": (
         [running(1, 4), running(2, 1, gpu=True), queued(3, 1, "gpu"), queued(4, 1, "gpu")],
         Cluster(cpus=2.0, gpus=2.0),
-        [starts(3, 1, gpu=True), waits(4, "1 GPU asked for, 0 free, held by j2, j3")],
+        [starts(3, 1, gpu=True), waits(4, "1 GPU requested, 0 free, held by j2, j3")],
     ),
     "a job that takes what there is takes GPUs": (
         [queued(1, 2, "auto")],
@@ -160,7 +160,7 @@ QUEUE = {
     "what has run already goes first": (
         [queued(2, 2, priority=9), LOST],
         HERE,
-        [starts(1, 2, attempt=2), waits(2, "2 CPUs asked for, 0 free, held by j1")],
+        [starts(1, 2, attempt=2), waits(2, "2 CPUs requested, 0 free, held by j1")],
     ),
     "a job that pauses keeps its place": (
         [replace(LOST, not_before=NOW + 1), queued(2)],

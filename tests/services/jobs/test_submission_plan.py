@@ -64,7 +64,7 @@ def test_nothing_of_the_catalogue_is_fetched(name: str, tmp_path: Path) -> None:
     [
         ("nowhere", "nowhere: neither a data set of the catalogue nor", "give a path, or one of cats-and-dogs"),
         ("cats-and-dgos", "cats-and-dgos: neither", "did you mean cats-and-dogs?"),
-        ("one", "only one class, 'disc'", "give at least two"),
+        ("one", "found one class, 'disc'", "add images of another class"),
         ("small", "lenet", ""),
         ("empty", "empty", ""),
     ],

@@ -30,7 +30,7 @@ def test_a_second_machine_joins_trains_comes_again_and_is_drained(machines: Mach
     assert machines.monge(0, "status").count("answers") == 5
 
     refused = machines.monge(1, "node", "join", url, "--token", "guessed", fails=True)
-    assert "a token that is not valid" in refused
+    assert "an invalid token" in refused
     assert not machines.alive(1)
 
     token = (machines.home / "token").read_text().strip()
