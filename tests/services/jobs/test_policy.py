@@ -130,7 +130,7 @@ QUEUE = {
     "nodes went away under a job": (
         [running(1, 4), queued(2)],
         HERE,
-        [waits(2, "1 CPU asked for, 0 free, held by j1")],
+        [waits(2, "1 CPU requested, 0 free, held by j1")],
     ),
     "a job with a min takes what is free": (
         [running(1), elastic(queued(2, 4), 2)],
@@ -167,7 +167,7 @@ QUEUE = {
         HERE,
         [
             Move("j1", State.RECOVERING, "attempt 1 ended: x; waiting for its next attempt"),
-            waits(2, "1 CPU asked for, 0 free, held by j1"),
+            waits(2, "1 CPU requested, 0 free, held by j1"),
         ],
     ),
     "a job that pauses and finds too few nodes keeps no place": (
@@ -178,7 +178,7 @@ QUEUE = {
     "a job that is lost keeps its place": (
         [tried(1, 2, status=AttemptStatus.FAILED, message="exit code 137"), queued(2)],
         HERE,
-        [recovers(DIED, 1, 1.0), waits(2, "1 CPU asked for, 0 free, held by j1")],
+        [recovers(DIED, 1, 1.0), waits(2, "1 CPU requested, 0 free, held by j1")],
     ),
     "an end makes room at once": (
         [tried(1, 2, status=AttemptStatus.SUCCEEDED), queued(2)],

@@ -85,7 +85,7 @@ def test_the_nodes_that_are_alive_are_counted() -> None:
         ((500, "broken"), "responded with status 500"),
         ((401, "who are you"), "responded with status 401"),
         ((200, "<html>"), "did not send JSON"),
-        ((200, []), "answers []"),
+        ((200, []), "sent []"),
         ((200, {}), "is not a Ray dashboard (KeyError)"),
         ((200, {"data": {"result": {"result": [3]}}}), "is not a Ray dashboard (TypeError)"),
     ],
