@@ -1,1 +1,1 @@
-"""Processes: what runs, where, and how the parts talk to each other."""
+"""Processes of Monge: the job service, training, the transport service, the endpoint, and the platform."""

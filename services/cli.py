@@ -34,7 +34,7 @@ app.add_typer(job_commands)
 
 
 def main() -> None:
-    """Entry point: errors are one readable message, and a traceback only with ``--debug``."""
+    """Entry point: print an error as one readable message, with a traceback if ``--debug`` is given."""
     debug = "--debug" in sys.argv
     try:
         app(args=[argument for argument in sys.argv[1:] if argument != "--debug"], prog_name="monge")
@@ -49,13 +49,13 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-# The commands import what they need when they run: `monge --help` should not wait for Ray, torch and MLflow.
+# The commands import what they need when they run: `monge --help` must not wait for Ray, torch and MLflow.
 
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where to put them.")] = Path("configs"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that differ.")] = False,
+    folder: Annotated[Path, typer.Argument(help="Folder to copy them to.")] = Path("configs"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace files that differ.")] = False,
 ) -> None:
     """Copy the example job specs into a folder, with the JSON schema that gives an editor completion."""
     from services import examples
@@ -110,7 +110,7 @@ def _show_status() -> bool:
     found = local.status(load_settings())
     for service in found:
         health = "[green]answers[/]" if service.healthy else "[red]down[/]" if service.pid is None else "[red]silent[/]"
-        where = f"where {service.named_by} says" if service.named_by else f"here, pid {service.pid}"
+        where = f"set by {service.named_by}" if service.named_by else f"here, pid {service.pid}"
         table.add_row(service.name, service.url or "", health, where if service.named_by or service.pid else "")
     console.print(table)
     return all(service.healthy for service in found)
@@ -138,9 +138,9 @@ def sweep(
         ),
     ] = None,
     curves: Annotated[
-        bool, typer.Option("--curves", help="Plot metrics against images seen instead of the first field.")
+        bool, typer.Option("--curves", metavar="", help="Plot metrics against images seen instead of the first field.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="PNG file to write, with a .json of the numbers beside it.")] = Path(
+    out: Annotated[Path, typer.Option(help="PNG file to write, with a .json of the numbers next to it.")] = Path(
         "sweep.png"
     ),
 ) -> None:
@@ -150,7 +150,7 @@ def sweep(
     from services.tuning.grid import read_grid
 
     settings = load_settings()
-    os.environ.update(ray_environment(settings))  # Ray reads it when it is imported
+    os.environ.update(ray_environment(settings))  # Ray reads it on import
     points = read_grid(spec, overrides or (), grid, with_absolute_paths)
     from services.tuning.show import show_sweep
 
@@ -191,10 +191,10 @@ def shard(
         ),
     ] = None,
     unique: Annotated[
-        bool, typer.Option("--unique", help="Keep only the first of identical images (data.drop_twins).")
+        bool, typer.Option("--unique", metavar="", help="Keep only the first of identical images (data.drop_twins).")
     ] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Delete what an earlier `monge shard` wrote to DESTINATION.")
+        bool, typer.Option("--restart", metavar="", help="Delete what an earlier `monge shard` wrote to DESTINATION.")
     ] = False,
 ) -> None:
     """Convert images into a sharded data set that jobs can use as their data.source.
@@ -206,7 +206,7 @@ def shard(
     from services.cluster import ray_environment
 
     settings = load_settings()
-    os.environ.update(ray_environment(settings))  # Ray reads it when it is imported
+    os.environ.update(ray_environment(settings))  # Ray reads it on import
     from pipelines.spec import parse_data
     from services.sharding.show import show_sharding
 
@@ -241,7 +241,7 @@ def couple(
     from services.jobs.paths import with_absolute_paths
 
     settings = load_settings()
-    os.environ.update(ray_environment(settings))  # Ray reads it when it is imported
+    os.environ.update(ray_environment(settings))  # Ray reads it on import
     from services.jobs.couple import couple as couple_dataset
 
     resolved = with_absolute_paths(load_spec(spec, overrides or ()))
@@ -342,7 +342,7 @@ def path(
 
 @app.command()
 def doctor() -> None:
-    """Check the installation and the services, and say how to fix what is wrong."""
+    """Check the installation and the services, and show how to fix what is wrong."""
     from services.platform.doctor import check_machine
 
     table = Table("what", "found", "hint")
@@ -356,7 +356,7 @@ def doctor() -> None:
 
 @app.command()
 def demo(
-    stop: Annotated[bool, typer.Option("--stop", help="Stop the platform afterwards.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", metavar="", help="Stop the platform afterwards.")] = False,
 ) -> None:
     """Run everything on cats and dogs: download, shard, train five models, register, serve, call."""
     from services.platform.demo import run_demo

@@ -1,4 +1,4 @@
-"""Errors as our servers send them and our clients read them: one document, one status for each class."""
+"""JSON error documents of the servers, and the HTTP status of each error class."""
 
 from __future__ import annotations
 
@@ -42,19 +42,32 @@ STATUS: dict[type[MongeError], int] = {
     CheckpointError: 503,
     ServiceError: 503,
 }
-"""The status of each error; of two classes that fit, the first counts."""
+"""HTTP status of each error class; the first matching class counts."""
+
+DESCRIPTIONS = {
+    401: "the token is missing or invalid",
+    403: "the role of the token is not sufficient, or the origin is not allowed",
+    404: "not found",
+    409: "the request conflicts with the current state",
+    413: "the request is too large",
+    415: "the content type is not supported",
+    422: "a field is invalid",
+    429: "the server is busy; retry after `Retry-After` seconds",
+    503: "a service is unreachable",
+}
+"""Description of each status for OpenAPI documents."""
 
 
 def status_of(error: MongeError) -> int:
-    """The HTTP status of an error."""
+    """Return the HTTP status of an error."""
     return next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
 
 
 def write_error(error: MongeError, request_id: str | None = None, field: str | None = None) -> dict[str, Any]:
-    """An error as the body of an answer.
+    """Return an error as the body of a response.
 
-    ``{"error": class, "message": …, "hint": …}``, with ``field`` where one value of the request is at fault,
-    ``retry_after`` (seconds) where the server is busy, and ``request_id``, which the server's log repeats.
+    ``{"error": class, "message": …, "hint": …}``, with ``field`` if one field of the request is invalid,
+    ``retry_after`` (seconds) if the server is busy, and ``request_id``, which is also in the server's log.
     """
     document: dict[str, Any] = {"error": type(error).__name__, "message": str(error.args[0]), "hint": error.hint}
     if isinstance(error, BusyError):
@@ -67,12 +80,12 @@ def write_error(error: MongeError, request_id: str | None = None, field: str | N
 
 
 def read_error(body: bytes, status: int, service: str) -> MongeError:
-    """The error in an answer, of the class that the server raised; a :class:`ServiceError` where it is none of ours.
+    """Return the error in a response, as the class that the server raised, or as a :class:`ServiceError` if unknown.
 
     Args:
-        body: of the answer.
-        status: of the answer.
-        service: the server's name, for the message.
+        body: body of the response.
+        status: status of the response.
+        service: name of the server, for the message.
     """
     try:
         document = json.loads(body)
@@ -80,7 +93,7 @@ def read_error(body: bytes, status: int, service: str) -> MongeError:
         if not issubclass(kind, MongeError):
             raise TypeError(kind)
     except (ValueError, KeyError, TypeError, AttributeError):
-        return ServiceError(f"{service} answered with status {status}: {body[:200]!r}")
+        return ServiceError(f"{service} responded with status {status}: {body[:200]!r}")
     error: MongeError = kind(message, hint=hint)
     if isinstance(error, BusyError):
         error.retry_after = float(document.get("retry_after", 1.0))

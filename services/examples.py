@@ -1,4 +1,4 @@
-"""The example job specs of ``configs/``: in a checkout, and beside the installed package."""
+"""The example job specs of ``configs/``, in a checkout or next to the installed package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CHECKOUT = Path(__file__).parents[1] / "configs"
 
 
 def folder() -> Path:
-    """Folder of the example specs. ``setup.py`` copies them into wheels."""
+    """Return the folder of the example specs. ``setup.py`` copies them into wheels."""
     return _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
 
 
@@ -20,22 +20,22 @@ def copy(target: Path, overwrite: bool = False) -> list[Path]:
     """Copy the example specs and their JSON schema into a folder.
 
     Args:
-        target: created if it does not exist.
-        overwrite: replace files that differ.
+        target: target folder, created if it does not exist.
+        overwrite: whether to replace files that differ.
 
     Returns:
-        The copied specs, sorted; the schema is not among them.
+        The copied specs, sorted; the schema is not included.
 
     Raises:
-        SpecError: a file in ``target`` differs from the example of the same name. Nothing is copied then.
+        SpecError: a file in ``target`` differs from the example of the same name. No file is copied.
     """
     found = sorted([*folder().glob("*.yaml"), *folder().glob("*.json")])
     if not overwrite:
         changed = [file.name for file in found if _differs(file, target / file.name)]
         if changed:
             raise SpecError(
-                f"{target} has files of the same names with other contents: {', '.join(changed)}",
-                hint="name another folder, or replace them with --overwrite",
+                f"{target} contains different versions of: {', '.join(changed)}",
+                hint="use another folder, or add --overwrite",
             )
     target.mkdir(parents=True, exist_ok=True)
     copied = [Path(shutil.copyfile(file, target / file.name)) for file in found]

@@ -1,4 +1,4 @@
-"""Who may ask our servers for what: requests are admitted by their tokens, which the job service checks."""
+"""Access control of the servers: tokens of requests, checked by the job service."""
 
 from __future__ import annotations
 
@@ -21,66 +21,66 @@ from services.settings import Settings
 from services.tokens import FRESH, Role, Token, authorization
 
 KEPT = 600.0
-"""Seconds for which a known token goes on being accepted while the job service is away."""
+"""Seconds for which a cached token is accepted while the job service is unreachable."""
 
 PAUSE = 5.0
-"""Seconds between two tries to reach a job service that is away, for a known token."""
+"""Seconds between tries to reach the job service for a cached token."""
 
 CACHED = 1024
-"""Most tokens that are remembered."""
+"""Maximum number of cached tokens."""
 
 ASKING = 5.0
-"""Seconds for the job service's answer."""
+"""Timeout of a request to the job service in seconds."""
 
 OPEN = frozenset({"/health", "/ready", "/metrics", "/docs", "/openapi.json"})
-"""Paths that need no token: those of probes and Prometheus, and the description of the API."""
+"""Paths that require no token: probes, Prometheus metrics, and the API description."""
 
 OPEN_FILES = "/static-offline-docs/"
-"""Where the scripts of ``/docs`` lie."""
+"""Path of the scripts of ``/docs``."""
 
 
 def bearer(request: Request) -> str:
-    """The secret that a request carries, empty where it has none."""
+    """Return the secret of a request; empty if it has none."""
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
     return secret.strip() if kind.lower() == "bearer" else ""
 
 
 class Access:
-    """Admits requests by their tokens, each as often as its token may ask."""
+    """Admits requests by their tokens and limits the rate of each token."""
 
     def __init__(self) -> None:
         self._buckets: dict[str, _Bucket] = {}
         self._guard = threading.Lock()
 
     def admit(self, request: Request, token: Token | None, role: Role | None) -> Token:
-        """Admit a request, or refuse it.
+        """Admit a request or raise.
 
         Args:
-            request: to note its token in.
-            token: of the request; None where it has none, or an invalid one.
-            role: that it takes; None for any.
+            request: request; its state receives the token.
+            token: token of the request; None if it is missing or invalid.
+            role: required role; None for any.
 
         Raises:
-            UnauthenticatedError: there is no token.
-            ForbiddenError: its role does not allow this.
-            BusyError: it asks more often than it may.
+            UnauthenticatedError: the token is missing or invalid.
+            ForbiddenError: the role of the token is not sufficient.
+            BusyError: the token exceeds its rate limit.
         """
         if token is None:
-            found = "a token that is not valid" if bearer(request) else "no token"
+            found = "an invalid token" if bearer(request) else "no token"
             raise UnauthenticatedError(
-                f"the request has {found}", hint="set MONGE_TOKEN; `monge token create` makes one"
+                f"the request has {found}", hint="set MONGE_TOKEN to a token from `monge token create`"
             )
         with self._guard:
             wait = self._buckets.setdefault(token.name, _Bucket(token.requests_per_second)).wait()
         if wait > 0:
             raise BusyError(
-                f"{token.name} asks more than {token.requests_per_second:g} times a second",
-                hint="ask less often",
+                f"{token.name} exceeds {token.requests_per_second:g} requests per second",
+                hint="send requests less often",
                 retry_after=wait,
             )
         if role is not None and not token.role.allows(role):
             raise ForbiddenError(
-                f"the token {token.name!r} has the role {token.role.value!r}, this takes {role.value!r}",
+                f"the token {token.name!r} has the role {token.role.value!r}, this request requires {role.value!r}",
                 hint=f"ask an administrator for `monge token create NAME --role {role.value}`",
             )
         request.state.token = token
@@ -88,14 +88,14 @@ class Access:
 
 
 class _Bucket:
-    """Allows so many requests a second on average, and twice as many at once."""
+    """Token bucket: allows a number of requests per second on average, and bursts of twice that number."""
 
     def __init__(self, rate: float) -> None:
         self._rate, self._full = rate, max(2 * rate, 2.0)
         self._level, self._at = self._full, time.monotonic()
 
     def wait(self) -> float:
-        """Seconds until the next request is allowed; 0 where this one is, which then counts."""
+        """Return the seconds until the next request is allowed; if 0, count the request."""
         now = time.monotonic()
         self._level, self._at = min(self._full, self._level + (now - self._at) * self._rate), now
         if self._level < 1:
@@ -109,16 +109,16 @@ class _Known:
     token: Token
     confirmed: float
     due: float
-    """When the job service is to be asked again."""
+    """Time of the next query to the job service."""
 
 
 class RemoteTokens:
-    """Tokens that the job service checks, cached by their digests.
+    """Check tokens with the job service, and cache the results by digest.
 
     Args:
-        url: of the job service.
-        transport: of httpx, for a job service inside this process.
-        clock: seconds, as those of ``time.monotonic``.
+        url: URL of the job service.
+        transport: httpx transport, for a job service in this process.
+        clock: clock in seconds; ``time.monotonic`` by default.
     """
 
     def __init__(
@@ -128,27 +128,27 @@ class RemoteTokens:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._url = url.rstrip("/")
-        # No proxy from the environment, which would see the tokens: the service is a neighbour.
+        # Ignore proxies from the environment: they would see the tokens.
         self._client = httpx.AsyncClient(base_url=self._url, timeout=ASKING, trust_env=False, transport=transport)
         self._clock = clock
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._asking: dict[bytes, asyncio.Task[Token | None]] = {}
 
     async def authenticate(self, secret: str) -> Token | None:
-        """The token of a secret, None where it has none or a revoked one.
+        """Return the token of a secret; None if there is none or it was revoked.
 
         Raises:
-            ServiceError: the job service is away, and the token not known.
-            BusyError: the job service is busy, and the token not known.
+            ServiceError: the job service is unreachable, and the token is not cached.
+            BusyError: the job service is busy, and the token is not cached.
         """
-        if not secret or not secret.isascii():  # no other can be sent on
+        if not secret or not secret.isascii():  # others cannot be sent in a header
             return None
         digest = hashlib.sha256(secret.encode()).digest()
         known = self._known.get(digest)
         if known is not None and self._clock() < known.due:
             self._known.move_to_end(digest)
             return known.token
-        # Requests that come meanwhile wait for the same answer; one that is given up leaves it to the others.
+        # Concurrent requests share one query; a cancelled request does not cancel it.
         if digest not in self._asking:
             self._asking[digest] = asyncio.create_task(self._ask(digest, secret))
             self._asking[digest].add_done_callback(lambda _: self._asking.pop(digest))
@@ -173,30 +173,30 @@ class RemoteTokens:
         except (httpx.HTTPError, ValueError) as error:
             reason = error or type(error).__name__
             fault = ServiceError(
-                f"the job service at {self._url}, which checks tokens, does not answer: {reason}",
-                hint="see `monge status`; set MONGE_JOBS_URL",
+                f"cannot check the token: the job service at {self._url} is unreachable: {reason}",
+                hint="check `monge status` and MONGE_JOBS_URL",
             )
         known, now = self._known.get(digest), self._clock()
         if known is None or now - known.confirmed >= KEPT:
-            # Another class would tell a client that its own request is at fault.
+            # Another class would blame the client's request.
             raise fault if isinstance(fault, BusyError) else ServiceError(str(fault.args[0]), hint=fault.hint)
         known.due = min(now + PAUSE, known.confirmed + KEPT)
         return known.token
 
 
 class Gate:
-    """ASGI middleware: lets requests pass whose token has the role ``call``; a stranger's body is not read.
+    """ASGI middleware: passes requests whose token has the role ``call``, and refuses others before reading the body.
 
     Args:
-        app: the application.
-        tokens: checks them.
+        app: ASGI application.
+        tokens: checks tokens.
     """
 
     def __init__(self, app: ASGIApp, tokens: RemoteTokens) -> None:
         self._app, self._tokens, self._access = app, tokens, Access()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See the ASGI specification."""
+        """Handle a request; see the ASGI specification."""
         if scope["type"] != "http" or scope["path"] in OPEN or scope["path"].startswith(OPEN_FILES):
             await self._app(scope, receive, send)
             return
@@ -210,10 +210,10 @@ class Gate:
 
 
 def tokens_for(host: str, settings: Settings) -> RemoteTokens | None:
-    """What checks the tokens of a server that listens on ``host``; None on loopback, where none is asked for.
+    """Return the token check of a server that listens on ``host``; None on loopback, where no token is required.
 
     Raises:
-        ServiceError: others reach the server, and no job service is known.
+        ServiceError: the server is reachable from other machines, and no job service is configured.
     """
     if is_loopback(host):
         return None
@@ -221,6 +221,6 @@ def tokens_for(host: str, settings: Settings) -> RemoteTokens | None:
         return RemoteTokens(settings.address("jobs_url"))
     except ServiceError:
         raise ServiceError(
-            f"host: {host} received, where others reach the server, and no job service is known to check their tokens",
+            f"host: {host} is reachable from other machines, but no job service is configured to check tokens",
             hint="set MONGE_JOBS_URL, or listen on 127.0.0.1 behind a proxy",
         ) from None

@@ -1,4 +1,4 @@
-"""The HTTP layer of our servers: error answers, limits of size and time, request ids, known hosts."""
+"""HTTP layer of the servers: error responses, limits of size and time, request ids, allowed hosts."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from pipelines.errors import (
 from services.error_documents import status_of, write_error
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
-"""Addresses on which a server is reached from its own machine alone."""
+"""Addresses on which a server is reachable only from its own machine."""
 
 LOOPBACK_NAMES = LOOPBACK_HOSTS | {"testserver"}
-"""Names under which a server on loopback answers; the last is that of clients inside the process."""
+"""Host names that a server on loopback accepts; the last is that of in-process clients."""
 
 CONNECTIONS = 1024
-"""Requests that a server answers at once; more are told to come back."""
+"""Maximum number of concurrent requests of a server; further ones are asked to retry."""
 
 BODY_SECONDS = 60.0
-"""Seconds in which a request's body has to arrive."""
+"""Time limit for receiving the body of a request, in seconds."""
 
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}")
 _FIELD = re.compile(r"([a-z][\w.-]*(?:\[\d+\])?): ")
@@ -46,15 +46,15 @@ log = logging.getLogger(__name__)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a server that listens on this address is reached from its own machine alone."""
+    """Return whether a server on this address is reachable only from its own machine."""
     return host in LOOPBACK_HOSTS
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket of that address: taken before anything is started that a taken port would leave behind.
+    """Return a socket bound to the address. Bind it before starting anything that would outlive a failure.
 
     Raises:
-        ServiceError: the address cannot be had.
+        ServiceError: the address cannot be bound.
     """
     try:
         return socket.create_server((host, port), backlog=2048)
@@ -63,13 +63,13 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 def protect(app: FastAPI, *, max_bytes: int, loopback: bool = True) -> None:
-    """Give an app the error document, limits, request ids and the check of where requests come from.
+    """Add error documents, limits, request ids and checks of host and origin to an app.
 
     Args:
-        app: before it serves.
-        max_bytes: most bytes of a request's body.
-        loopback: whether the server listens there alone. It then answers only under names of loopback: a page
-            elsewhere whose name is made to point here (DNS rebinding) is refused.
+        app: app that is not serving yet.
+        max_bytes: maximum size of a request body in bytes.
+        loopback: whether the server listens on loopback only. It then accepts only loopback host names, to refuse web
+            pages whose name resolves to this machine (DNS rebinding).
     """
     app.add_middleware(Guard, max_bytes=max_bytes, hosts=LOOPBACK_NAMES if loopback else None)
     app.add_exception_handler(MongeError, _monge_error)
@@ -80,7 +80,7 @@ def protect(app: FastAPI, *, max_bytes: int, loopback: bool = True) -> None:
 
 
 class _Refusal(HTTPException):
-    """An error met while a body is read: FastAPI hands on none but HTTP exceptions from there."""
+    """An error while a body is read: FastAPI passes only HTTP exceptions on from there."""
 
     def __init__(self, error: MongeError) -> None:
         super().__init__(status_of(error), str(error.args[0]))
@@ -88,13 +88,13 @@ class _Refusal(HTTPException):
 
 
 class Guard:
-    """ASGI middleware: names the request, checks its ``Host`` and ``Origin``, and bounds its body in size and time.
+    """ASGI middleware: assigns a request id, checks ``Host`` and ``Origin``, and limits the body in size and time.
 
     Args:
-        app: the application.
-        max_bytes: most bytes of a body; a longer one is refused before the rest of it is read.
-        hosts: names under which the server answers; None for any.
-        body_seconds: seconds in which a body has to arrive.
+        app: ASGI application.
+        max_bytes: maximum size of a body in bytes; a longer one is refused before the rest is read.
+        hosts: accepted host names; None for any.
+        body_seconds: time limit for receiving a body, in seconds.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Guard:
         self._app, self._max_bytes, self._hosts, self._seconds = app, max_bytes, hosts, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See the ASGI specification."""
+        """Handle a request; see the ASGI specification."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -128,8 +128,8 @@ class Guard:
         for name, prefix in ((b"host", "//"), (b"origin", "")):
             if (value := headers.get(name)) is not None and not self._is_known(prefix + value):
                 return ForbiddenError(
-                    f"{name.decode()}: {value[:100]!r} is not this server's",
-                    hint=f"ask it as {', '.join(sorted(self._hosts - {'testserver'}))}",
+                    f"{name.decode()}: {value[:100]!r} is not a name of this server",
+                    hint=f"use {', '.join(sorted(self._hosts - {'testserver'}))}",
                 )
         return None
 
@@ -149,7 +149,7 @@ class Guard:
             nonlocal left, complete
             if too_large:
                 raise self._refusal()
-            if complete:  # what follows is the client hanging up, whenever that is
+            if complete:  # any further message is a disconnect
                 return await receive()
             try:
                 async with asyncio.timeout_at(deadline):
@@ -165,17 +165,17 @@ class Guard:
         return limited
 
     def _refusal(self) -> _Refusal:
-        message = f"body: over the limit of {self._max_bytes} bytes"
-        return _Refusal(TooLargeError(message, hint="send less, or raise MONGE_MAX_REQUEST_MIB"))
+        message = f"body: exceeds the limit of {self._max_bytes} bytes"
+        return _Refusal(TooLargeError(message, hint="send a smaller body, or raise MONGE_MAX_REQUEST_MIB"))
 
 
 def request_id(request: Request) -> str | None:
-    """The id of a request, as :class:`Guard` chose it."""
+    """Return the id of a request, as :class:`Guard` assigned it."""
     return getattr(request.state, "request_id", None)
 
 
 def field_of(error: RequestValidationError) -> str:
-    """The field that a request's validation failed on."""
+    """Return the field for which the validation of a request failed."""
     place = error.errors()[0]["loc"]
     return ".".join(str(part) for part in place if part not in ("body", "path", "query", "header")) or "body"
 
@@ -183,13 +183,13 @@ def field_of(error: RequestValidationError) -> str:
 def error_response(
     error: MongeError, request_id: str | None, status: int | None = None, field: str | None = None
 ) -> Response:
-    """An error as an answer.
+    """Return the response for an error.
 
     Args:
-        error: to tell.
-        request_id: of the request.
-        status: another one than the error's own.
-        field: of the request that is at fault.
+        error: error to send.
+        request_id: id of the request.
+        status: HTTP status, if different from that of the error.
+        field: invalid field of the request.
     """
     headers = {"Retry-After": f"{max(1, round(error.retry_after))}"} if isinstance(error, BusyError) else {}
     if isinstance(error, UnauthenticatedError):
@@ -220,9 +220,9 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 async def _gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # for the log: nobody reads it
+    return Response(status_code=499)  # for the log: the client has disconnected
 
 
 async def _internal(request: Request, error: Exception) -> Response:
     log.error("request %s failed", request_id(request), exc_info=error)
-    return error_response(ServiceError("the service failed", hint="its log says why"), request_id(request), 500)
+    return error_response(ServiceError("internal error", hint="see the log of the service"), request_id(request), 500)

@@ -1,4 +1,4 @@
-"""Processes of one machine that must not get in each other's way: locks, and files that one of them writes."""
+"""Locks and files that several processes of one machine share."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pipelines.errors import ServiceError
 
 @contextmanager
 def alone(lock: Path, otherwise: str) -> Iterator[None]:
-    """Hold a lock file; the lock goes with its process, however that ends.
+    """Hold a lock file; the lock is released when its process ends.
 
     Raises:
-        ServiceError: another process holds it; the message is ``otherwise``.
+        ServiceError: another process holds the lock; the message is ``otherwise``.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ServiceError(otherwise, hint="wait for it, or end it, then start again") from None
+            raise ServiceError(otherwise, hint="wait until it ends, or stop it, then retry") from None
         yield
 
 
@@ -31,12 +31,12 @@ def write_once(path: Path, text: str, mode: int) -> None:
     """Write a new file.
 
     Args:
-        path: of the file.
-        text: that it holds.
-        mode: who may read and write it, from the beginning on.
+        path: path of the file.
+        text: content of the file.
+        mode: permissions, set at creation.
 
     Raises:
-        FileExistsError: there is one, whoever wrote it.
+        FileExistsError: the file exists.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:

@@ -1,7 +1,7 @@
-"""Addresses, limits and folders, from the environment.
+"""Settings of a process, read from the environment: addresses, limits and folders.
 
-Every field is read from ``MONGE_<FIELD>``, as in ``MONGE_HOME=/data/monge``. Addresses that are not given are those
-of the platform that ``monge up`` started in this home; it writes them to ``platform.json`` there.
+Each field is read from ``MONGE_<FIELD>``, for example ``MONGE_HOME=/data/monge``. Addresses that are not set are read
+from ``platform.json`` in the home folder, which ``monge up`` writes.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ NAMESPACE = "monge"
 LOOPBACK = "127.0.0.1"
 
 STORAGE = "storage"
-"""File of the home folder that names the storage in S3."""
+"""File in the home folder that holds the S3 address of the storage."""
 
 _STORAGE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.{1,2}(/|$))[^/\s]+)*/?", re.ASCII)
 
 
 class Settings(BaseSettings):
-    """What a process needs to know of the others.
+    """Addresses, limits and folders of a process.
 
     Attributes:
-        home: folder of everything that Monge writes.
-        storage: ``s3://bucket/prefix`` of data sets, checkpoints and marks of attempts; the home folder by default.
-        ray_address: of the Ray cluster's head, ``host:port``.
-        ray_dashboard: URL of its dashboard, where jobs are submitted.
+        home: folder of all files that Monge writes.
+        storage: S3 address ``s3://bucket/prefix`` of data sets, checkpoints and marks of attempts; by default ``home``.
+        ray_address: address of the head node of the Ray cluster, as ``host:port``.
+        ray_dashboard: URL of the Ray dashboard, to which jobs are submitted.
         mlflow_uri: URL of the MLflow server.
         transport_url: URL of the transport service.
         endpoint_url: URL of the model endpoint.
         jobs_url: URL of the job service.
-        token: that our servers ask for; the one in ``token`` of the home folder by default.
-        jobs_store: the job service's database, as SQLAlchemy names it; SQLite in the home folder by default.
-        jobs_running: most jobs that run at a time.
-        job_python: the Python that runs jobs; the cluster's own by default.
-        mlflow_public_uri: where people open the MLflow UI, for links; ``mlflow_uri`` by default.
-        max_request_mib: size limit of a request to any of our servers.
-        max_image_pixels: size limit of an image given to the endpoint.
-        max_generate: most samples that one request may ask for.
-        serving_device: where the endpoint's networks run; ``auto``: on a GPU if there is one.
-        plan_deadline: seconds that a rank waits for the other ranks and for its plan.
-        rank_deadline: seconds that a rank waits for the others anywhere else; one that comes later ends the attempt.
-        shard_cache: folder on local disk for the shards of data sets in S3; ``cache/shards`` of the home by default.
-        shard_cache_gib: how much it may hold; the least recently used shards make room.
-        s3_endpoint_url: URL of the S3 server; boto3's own choice by default, as are the region and the profile.
-        s3_region: its region.
-        s3_profile: the profile of boto3's configuration files that holds the keys.
-        s3_path_style: whether the bucket is named in the path instead of the host, as servers on one address need.
-        s3_timeout: seconds that a connection to S3 may take, and that it may be silent.
-        s3_attempts: times that a request to S3 is made before it counts as failed.
-        s3_retry_mode: botocore's: ``standard`` backs off, ``adaptive`` also slows down the requests that follow.
+        token: token for the servers of Monge; by default the content of ``token`` in the home folder.
+        jobs_store: SQLAlchemy URL of the job service's database; by default SQLite in the home folder.
+        jobs_running: maximum number of jobs that run at the same time.
+        job_python: path of the Python that runs jobs; by default that of the cluster.
+        mlflow_public_uri: URL of the MLflow UI for links; by default ``mlflow_uri``.
+        max_request_mib: maximum size of a request to any server, in MiB.
+        max_image_pixels: maximum size of an image sent to the endpoint, in pixels.
+        max_generate: maximum number of samples per request.
+        serving_device: device of the endpoint's networks; ``auto`` uses a GPU if there is one.
+        plan_deadline: seconds that a rank waits for the shares of the other ranks and for its plan.
+        rank_deadline: seconds that a rank waits for the others in other collective operations; then the attempt ends.
+        shard_cache: folder on local disk for shards fetched from S3; by default ``cache/shards`` in the home folder.
+        shard_cache_gib: maximum size of that folder in GiB; the least recently used shards are evicted.
+        s3_endpoint_url: URL of the S3 server; by default that of boto3.
+        s3_region: region of the S3 server; by default that of boto3.
+        s3_profile: boto3 profile that holds the keys; by default that of boto3.
+        s3_path_style: whether the bucket is part of the path instead of the host name, as some S3 servers require.
+        s3_timeout: timeout of connecting to S3 and of each read, in seconds.
+        s3_attempts: maximum number of tries of a request to S3.
+        s3_retry_mode: retry mode of botocore: ``standard`` backs off, ``adaptive`` also throttles later requests.
     """
 
     model_config = SettingsConfigDict(env_prefix="MONGE_", frozen=True, hide_input_in_errors=True)
@@ -97,18 +97,18 @@ class Settings(BaseSettings):
     @classmethod
     def _check_storage(cls, address: str | None) -> str | None:
         if address is not None and not _STORAGE.fullmatch(address):
-            held = "; keys are given in the environment or in a profile" if "@" in address else ""
-            raise ValueError(f"an address s3://bucket or s3://bucket/prefix expected{held}")
+            held = "; pass keys in the environment or in a profile" if "@" in address else ""
+            raise ValueError(f"expected s3://bucket or s3://bucket/prefix{held}")
         return address and address.rstrip("/")
 
     @property
     def shards(self) -> Path:
-        """Folder of shards that were fetched."""
+        """Folder of shards fetched from S3."""
         return (self.shard_cache or self.home / "cache" / "shards").absolute()
 
     @property
     def secret(self) -> str | None:
-        """The token for our servers; None where there is none."""
+        """Token for the servers of Monge; None if there is none."""
         if self.token is not None:
             return self.token.get_secret_value()
         try:
@@ -117,13 +117,13 @@ class Settings(BaseSettings):
             return None
 
     def for_workers(self) -> dict[str, Any]:
-        """What :class:`Settings` takes in a process elsewhere, which has another working directory and environment."""
+        """Return the arguments of :class:`Settings` for a process with another working directory and environment."""
         known = self.model_dump(mode="json", exclude={"token", "jobs_store"})
         return known | {"home": str(self.home.absolute()), "shard_cache": str(self.shards)}
 
     @cached_property
     def platform(self) -> dict[str, Any]:
-        """What ``monge up`` wrote down of the processes it started; empty when there is no local platform."""
+        """Addresses and processes written by ``monge up``; empty if no local platform is running."""
         try:
             return dict(json.loads((self.home / "platform.json").read_text()))
         except FileNotFoundError:
@@ -134,25 +134,25 @@ class Settings(BaseSettings):
             ) from None
 
     def address(self, field: str) -> str:
-        """The address of a service: from the environment, else from the local platform.
+        """Return the address of a service from the environment, else from the local platform.
 
         Args:
-            field: the name of the setting, as ``jobs_url``.
+            field: name of the setting, such as ``jobs_url``.
 
         Raises:
-            ServiceError: neither knows it.
+            ServiceError: the address is not set, and no local platform is running.
         """
         address = getattr(self, field) or self.platform.get(field)
         if not address:
             raise ServiceError(
-                f"{field}: no address is known and no platform runs in {self.home}",
+                f"no platform is running in {self.home} and {field} is not set",
                 hint=f"run `monge up`, or set MONGE_{field.upper()}",
             )
         return str(address)
 
 
 def kept_storage(home: Path) -> str | None:
-    """The storage in S3 that ``monge up`` was started with in a home; None where there is none."""
+    """Return the S3 storage that ``monge up`` was started with in a home folder; None if there is none."""
     try:
         return (home / STORAGE).read_text().strip() or None
     except OSError:
@@ -160,10 +160,10 @@ def kept_storage(home: Path) -> str | None:
 
 
 def load_settings() -> Settings:
-    """Settings from the environment of this process, and the storage that the home's platform was started with.
+    """Return the settings from the environment, with the storage of the local platform.
 
     Raises:
-        SpecError: an environment variable has a value that does not fit.
+        SpecError: an environment variable has an invalid value.
     """
     try:
         settings = Settings()
@@ -176,5 +176,5 @@ def load_settings() -> Settings:
 
 
 def _received(value: object) -> str:
-    # What stands before an @ in an address is a secret.
+    # The part of an address before @ is a secret.
     return "" if "@" in str(value) else f" (received {value!r})"

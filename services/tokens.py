@@ -8,11 +8,11 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict
 
 FRESH = 30.0
-"""Seconds for which a token counts as it was checked; one that is revoked elsewhere is refused after that."""
+"""Seconds for which the result of a token check is cached; a revoked token is refused after that."""
 
 
 class Role(StrEnum):
-    """What a token allows, each what the ones before it do, but for the last."""
+    """Permissions of a token. Each role includes the ones before it, except the last."""
 
     READ = "read"
     SUBMIT = "submit"
@@ -20,7 +20,7 @@ class Role(StrEnum):
     CALL = "call"
 
     def allows(self, asked: Role) -> bool:
-        """Whether a token of this role may do what ``asked`` stands for."""
+        """Return whether a token of this role may do what ``asked`` requires."""
         if self is Role.ADMIN or self is asked:
             return True
         return self is Role.SUBMIT and asked is Role.READ
@@ -40,5 +40,5 @@ class Token(BaseModel):
 
 
 def authorization(secret: str | None) -> dict[str, str]:
-    """The header of a request with this secret; none without one."""
+    """Return the request header for this secret; empty if there is no secret."""
     return {"Authorization": f"Bearer {secret}"} if secret else {}

@@ -8,7 +8,6 @@ import uuid
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
@@ -64,7 +63,7 @@ def map_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file: {error}") from None
     return {name: tensor.numpy() for name, tensor in tensors.items()}

@@ -50,7 +50,7 @@ def parse_spec(document: dict[str, Any], where: str = "spec") -> JobSpec:
     try:
         return JobSpec.model_validate(document)
     except ValidationError as error:
-        raise SpecError(f"{where} is not a job spec:\n" + "\n".join(_fault(e) for e in error.errors())) from None
+        raise SpecError(f"{where}: invalid job spec:\n" + "\n".join(_fault(e) for e in error.errors())) from None
 
 
 def parse_data(document: dict[str, Any], overrides: Iterable[str] = ()) -> DataSpec:

@@ -67,7 +67,7 @@ class Certificate:
             raise NotConvergedError(
                 f"{self.solver} stopped after {self.iterations} iterations with gap {self.gap:g} "
                 f"and marginal error {self.marginal_error:g}",
-                hint="allow more iterations, or raise epsilon",
+                hint="allow more iterations" + (", or raise epsilon" if self.solver.startswith("sinkhorn") else ""),
             )
 
 

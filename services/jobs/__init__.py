@@ -1,1 +1,1 @@
-"""Jobs: submitted, followed, cancelled; and what one does on the cluster."""
+"""Job service: submission, scheduling, logs, and the driver of a job."""

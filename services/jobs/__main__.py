@@ -1,4 +1,4 @@
-"""``python -m services.jobs``: the job service as a process."""
+"""Run the job service: ``python -m services.jobs``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.settings import LOOPBACK
 
 
 def main() -> None:
-    """Serve as the command line says."""
+    """Parse the command line and serve."""
     parser = argparse.ArgumentParser(prog="python -m services.jobs", description=__doc__)
     parser.add_argument("--host", default=LOOPBACK)
     parser.add_argument("--port", type=int, default=8200)

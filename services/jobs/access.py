@@ -1,4 +1,4 @@
-"""Who may ask for what: the token of each request."""
+"""Access control: the role that the token of a request must have."""
 
 from __future__ import annotations
 
@@ -27,4 +27,4 @@ AnyToken = Annotated[Token, _needs(None)]
 ReadToken = Annotated[Token, _needs(Role.READ)]
 SubmitToken = Annotated[Token, _needs(Role.SUBMIT)]
 AdminToken = Annotated[Token, _needs(Role.ADMIN)]
-"""The token of a route's request, which has to allow that much."""
+"""Token of the request; its role must allow the route."""

@@ -1,4 +1,4 @@
-"""What is checked of a job before it is accepted."""
+"""Checks of a job before it is accepted."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from services.training.origin import Origin
 from services.training.placement import placement_of
 
 PLANS = 2
-"""Plans that are made at a time: each is a process of its own."""
+"""Maximum number of concurrent plans; each runs in its own process."""
 
 PLAN_SECONDS = 120.0
-"""Seconds that a plan may take: it lists all images of a folder."""
+"""Time limit of a plan in seconds; a plan lists all images of a folder."""
 
 
 class Admission:
-    """Checks jobs by what this machine sees: the cluster's, or one that shares its folders.
+    """Check jobs on this machine, which must be part of the cluster or share its folders.
 
     Args:
-        settings: where everything that Monge writes lies.
-        version: ``NAME/VERSION`` of a registered model by any of its names; raises where there is none.
+        settings: settings with the home folder of Monge.
+        version: function that resolves a reference to a registered model to ``NAME/VERSION``; raises if not found.
     """
 
     def __init__(self, settings: Settings, version: Callable[[str], str]) -> None:
@@ -46,41 +46,41 @@ class Admission:
         self._plans = threading.BoundedSemaphore(PLANS)
 
     def check(self, asked: Submission, cluster: Cluster) -> JobSpec:
-        """The spec of a job, if it may be queued.
+        """Return the spec of a job if it may be queued.
 
         Raises:
-            SpecError: the spec is wrong, a file that it names is not there, or the cluster has too few nodes.
-            SourceError: its images cannot be found.
+            SpecError: the spec is invalid, a file that it names does not exist, or the cluster is too small.
+            SourceError: the images of the job do not exist.
             ModelNotFoundError: a model that it uses is not registered.
-            ServiceError: MLflow cannot be reached to ask for it.
+            ServiceError: MLflow is unreachable.
         """
         spec = read_spec(asked)
         require_source(spec.data.source)
         for field, file in named_files(spec):
             if not Path(file).is_absolute() or not Path(file).is_file():
-                raise SpecError(f"{field}: {file} is no file that the cluster sees", hint="name it by a shared folder")
-        # By version: what the job is compared with stays the same at each of its attempts.
+                raise SpecError(f"{field}: {file} does not exist on the cluster", hint="put it in a shared folder")
+        # Store the version, not the alias: the job is compared with the same model at each attempt.
         spec = spec.with_versions(self._version)
         if not asked.wait and not cluster.away and (never := policy.refusal(spec.workers, cluster)) is not None:
-            raise SpecError(never, hint="ask for less, or submit it with `--wait` if nodes will come")
+            raise SpecError(never, hint="request less, or add `--wait` to queue the job until nodes join")
         return spec
 
     def origin(self, asked: Submission, spec: JobSpec, find: Find) -> Origin | None:
-        """The checkpoint that a job starts with, if it continues another one and may; see :func:`require_origin`."""
+        """Return the checkpoint that a job continues from, if any; see :func:`require_origin`."""
         return None if asked.origin is None else require_origin(asked.origin, spec, find, self._settings)
 
     def plan(self, asked: Submission, cluster: Cluster, find: Find) -> DryRun:
-        """What a job would work on, and on what.
+        """Return a summary of the job: its data, its network, and the workers it would get.
 
         Raises:
-            MongeError: as :meth:`check` and :meth:`origin`; its network cannot take such images, or there is one class
-                alone.
-            BusyError: others are planning.
+            MongeError: as :meth:`check` and :meth:`origin`; the network does not accept images of this size, or the
+                data has only one class.
+            BusyError: too many other plans are running.
         """
         spec = self.check(asked, cluster)
         origin = self.origin(asked, spec, find)
         if not self._plans.acquire(timeout=PLAN_SECONDS):
-            raise BusyError("other jobs are being looked at", hint="ask again in a minute", retry_after=30.0)
+            raise BusyError("the job service is busy with other plans", hint="try again in a minute", retry_after=30.0)
         try:
             lines = self._lines(spec)
         finally:
@@ -89,7 +89,7 @@ class Admission:
         return DryRun(lines=[*lines, *continued, f"workers: {_workers(spec, cluster)}"])
 
     def _lines(self, spec: JobSpec) -> list[str]:
-        # A process of its own: it imports torch, and decodes what strangers may have written.
+        # In a separate process: it imports torch and decodes untrusted files.
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "services.jobs.plan", str(self._settings.home / "cache")],
@@ -98,20 +98,20 @@ class Admission:
                 timeout=PLAN_SECONDS,
             )
         except subprocess.TimeoutExpired:
-            return [f"data: {spec.data.source}, which takes more than {PLAN_SECONDS:g} s to list"]
+            return [f"data: {spec.data.source}, not listed within {PLAN_SECONDS:g} s"]
         if done.returncode == 1:
-            raise read_error(done.stdout, 422, "the look at the job's data")
+            raise read_error(done.stdout, 422, "the check of the job's data")
         if done.returncode != 0:
             reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            raise ServiceError(f"the job's data could not be looked at: {' '.join(reason)}")
+            raise ServiceError(f"the check of the job's data failed: {' '.join(reason)}")
         return [str(line) for line in json.loads(done.stdout)["lines"]]
 
 
 def read_spec(asked: Submission) -> JobSpec:
-    """The spec of a submission, with its overrides.
+    """Return the spec of a submission, with its overrides applied.
 
     Raises:
-        SpecError: it is not one.
+        SpecError: the spec is invalid.
     """
     document: Any = asked.spec
     if isinstance(document, str):
@@ -120,16 +120,16 @@ def read_spec(asked: Submission) -> JobSpec:
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise SpecError(f"spec: not YAML: {error}") from None
     if not isinstance(document, dict):
-        raise SpecError("spec: a mapping with name, data, model, objective and train expected")
+        raise SpecError("spec: expected a mapping with name, data, model, objective and train")
     return parse_spec(apply_overrides(document, asked.overrides))
 
 
 def require_source(source: str) -> None:
-    """Refuse a source that a job on the cluster could not read.
+    """Raise if a job on the cluster could not read a source.
 
     Raises:
-        SourceError: it is neither in S3, nor in the catalogue, nor a folder or file that is seen here.
-        SpecError: its address in S3 is wrong.
+        SourceError: the source is not in S3, not in the catalogue, and does not exist as a file or folder.
+        SpecError: the S3 address is invalid.
     """
     if source.startswith(SCHEME):
         split_address(source)
@@ -139,19 +139,19 @@ def require_source(source: str) -> None:
         return
     if path.is_absolute():
         raise SourceError(
-            f"{source} is not seen on the cluster",
-            hint="put the images into S3, or into a folder that the cluster shares under the same path",
+            f"{source} does not exist on the cluster",
+            hint="put the images in S3, or in a folder that is mounted under the same path on the cluster",
         )
     raise SourceError(
-        f"{source!r} is neither an absolute path nor in the catalogue ({', '.join(sorted(NAMES))})",
-        hint="give the whole path of a folder, or an address in S3",
+        f"{source!r} is neither an absolute path nor a name in the catalogue",
+        hint=f"use the absolute path of a folder, an S3 address, or one of {', '.join(sorted(NAMES))}",
     )
 
 
 def _workers(spec: JobSpec, cluster: Cluster) -> str:
     if cluster.away:
-        return f"{spec.workers.count}, once the cluster answers ({cluster.away})"
+        return f"{spec.workers.count}, placed when the cluster is reachable ({cluster.away})"
     if policy.refusal(spec.workers, cluster) is not None:
-        return f"{spec.workers.count}, once there are nodes for them"
+        return f"{spec.workers.count}, placed when enough nodes join"
     placement = placement_of(spec.workers, cluster.resources)
     return str(placement) + (f": {placement.note}" if placement.note else "")

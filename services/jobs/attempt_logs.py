@@ -1,4 +1,4 @@
-"""The logs of jobs, as files beside the store: what an attempt printed, whatever becomes of its cluster."""
+"""Logs of jobs, stored as files next to the database, so that they outlive the cluster."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from services.jobs.documents import LogPage
 from services.training.progress import format_line
 
 LONGEST_LOG = 256 * 2**20
-"""Bytes of one attempt's log that are kept; what follows is dropped, and the log says so."""
+"""Maximum size of the log of an attempt in bytes; further output is dropped, and the log ends with a note."""
 
 PAGE = 2**20
-"""Bytes of a log that one answer gives at most."""
+"""Maximum number of bytes of a log in one response."""
 
 _JOB = re.compile(r"[A-Za-z0-9][\w.-]{0,199}")
 
 
 class AttemptLogs:
-    """A folder with one file for each attempt.
+    """A folder with one log file per attempt.
 
     Args:
-        folder: where they lie.
+        folder: folder of the log files.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def size(self, job: str, attempt: int) -> int:
-        """Bytes of an attempt's log."""
+        """Return the size of the log of an attempt in bytes."""
         path = self._path(job, attempt)
         return path.stat().st_size if path.exists() else 0
 
     def is_whole(self, job: str, attempt: int) -> bool:
-        """Whether the log of an attempt ends with the end of a line."""
+        """Return whether the log of an attempt ends with a newline."""
         path = self._path(job, attempt)
         if not self.size(job, attempt):
             return True
@@ -42,19 +42,19 @@ class AttemptLogs:
             return file.read() == b"\n"
 
     def append(self, job: str, attempt: int, content: bytes) -> None:
-        """Add to the log of an attempt."""
+        """Append to the log of an attempt."""
         path = self._path(job, attempt)
         path.parent.mkdir(parents=True, exist_ok=True)
         size = self.size(job, attempt)
         if size >= LONGEST_LOG:
             return
         if size + len(content) > LONGEST_LOG:
-            content = content[: LONGEST_LOG - size] + b"\n[monge] the log is too long: what follows is not kept\n"
+            content = content[: LONGEST_LOG - size] + b"\n[monge] log size limit reached: further output is dropped\n"
         with path.open("ab") as file:
             file.write(content)
 
     def lines(self, job: str, attempt: int, start: int) -> tuple[list[str], int]:
-        """The whole lines of an attempt's log from a byte on, as printed, and the byte where the next ones begin."""
+        """Return the complete lines of the log of an attempt from byte ``start``, and the offset of the next line."""
         path = self._path(job, attempt)
         if not path.exists():
             return [], start
@@ -62,17 +62,17 @@ class AttemptLogs:
             file.seek(start)
             content = file.read(PAGE)
         whole = content.rfind(b"\n") + 1
-        if not whole and len(content) == PAGE:  # a line that no page holds
+        if not whole and len(content) == PAGE:  # a line longer than a page
             whole = PAGE
         return content[:whole].decode(errors="replace").splitlines(), start + whole
 
     def page(self, job: str, offset: int, ended: bool) -> LogPage:
-        """Lines of a job's log, for a person.
+        """Return a page of the log of a job.
 
         Args:
-            job: its id.
-            offset: in the bytes of all its attempts, in order.
-            ended: whether the job is over, and its last line may have no end.
+            job: id of the job.
+            offset: byte offset into the concatenated logs of all attempts.
+            ended: whether the job has ended; its last line may then lack a newline.
         """
         before, attempts = 0, self._attempts(job)
         for place, attempt in enumerate(attempts):
@@ -80,7 +80,7 @@ class AttemptLogs:
             if offset < before + size:
                 lines, end = self.lines(job, attempt, max(0, offset - before))
                 over = ended or place + 1 < len(attempts)
-                if not lines and over:  # the last line has no end and gets none
+                if not lines and over:  # the last line has no newline and will not get one
                     with self._path(job, attempt).open("rb") as file:
                         file.seek(max(0, offset - before))
                         lines, end = [file.read(PAGE).decode(errors="replace")], size

@@ -1,4 +1,4 @@
-"""The client of the job service: submit, list, follow, cancel, from any machine."""
+"""Client of the job service: submit, list, follow and cancel jobs from any machine."""
 
 from __future__ import annotations
 
@@ -38,29 +38,29 @@ if TYPE_CHECKING:
     from pipelines.spec import JobSpec
 
 SECONDS = 30.0
-"""Seconds for an answer."""
+"""Timeout of a request in seconds."""
 
 PLAN_SECONDS = 300.0
-"""Seconds for a plan, which lists all images of a folder."""
+"""Timeout of a plan in seconds; a plan lists all images of a folder."""
 
 DRAIN_SECONDS = 90.0
-"""Seconds for draining a node, for which the service starts a process."""
+"""Timeout of draining a node in seconds; the service runs a Ray command for it."""
 
 AWAY = 60.0
-"""Seconds for which a follower tries to reach a service that has gone away."""
+"""Seconds for which a follower retries while the service is unreachable."""
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
 
 class Jobs:
-    """The jobs of a job service.
+    """Client of a job service.
 
     Args:
-        settings: where it is, and the token.
-        transport: of httpx, for a service inside this process.
+        settings: settings with the URL of the service and the token.
+        transport: httpx transport, for a service in this process.
 
     Raises:
-        ServiceError: no address is known.
+        ServiceError: the URL of the service is not known.
     """
 
     def __init__(self, settings: Settings, transport: httpx.BaseTransport | None = None) -> None:
@@ -94,17 +94,17 @@ class Jobs:
         """Submit a job.
 
         Args:
-            spec: what it does, with paths that the cluster sees.
-            priority: higher ones start first.
-            timeout: seconds that it may take from its first start on.
-            labels: to find it again.
-            wait: accept it even if the cluster has too few nodes today.
-            key: a second submission with the same key gives the same job, so that it may be sent again after a lost
-                answer.
-            origin: the job that it continues, ``JOB`` or ``JOB@IMAGES``.
+            spec: spec of the job; its paths must exist on the cluster.
+            priority: jobs with higher priority start first.
+            timeout: time limit in seconds, from the first start.
+            labels: labels to find the job by.
+            wait: queue the job even if the cluster is too small for it now.
+            key: idempotency key: a second submission with the same key returns the same job, so that a request can be
+                repeated if its response was lost.
+            origin: job to continue from, ``JOB`` or ``JOB@IMAGES``.
 
         Raises:
-            MongeError: what the service finds wrong.
+            MongeError: the service rejects the job.
         """
         asked = Submission(
             spec=spec.model_dump(mode="json"),
@@ -118,20 +118,20 @@ class Jobs:
         return self._ask(Job, "POST", "/v1/jobs", json=asked.model_dump(), headers=headers)
 
     def plan(self, spec: JobSpec, *, wait: bool = False, origin: str | None = None) -> DryRun:
-        """What a job would work on, and on what.
+        """Return a summary of the job without submitting it: its data, its network, and its workers.
 
         Raises:
-            MongeError: what the service finds wrong.
+            MongeError: the service rejects the job.
         """
         asked = Submission(spec=spec.model_dump(mode="json"), wait=wait, origin=origin)
         return self._ask(DryRun, "POST", "/v1/plans", json=asked.model_dump(), timeout=PLAN_SECONDS)
 
     def find(self, limit: int = 100, **filters: Any) -> list[Job]:
-        """Jobs, newest first.
+        """Return jobs, newest first.
 
         Args:
-            limit: so many at most; all of them where 0.
-            filters: ``state``, ``owner``, ``name``, ``label``, as ``GET /v1/jobs`` takes them.
+            limit: maximum number of jobs; 0 for all.
+            filters: ``state``, ``owner``, ``name``, ``label``, the query parameters of ``GET /v1/jobs``.
         """
         found: list[Job] = []
         before: int | None = None
@@ -144,18 +144,18 @@ class Jobs:
                 return found
 
     def get(self, job: str) -> JobDetails:
-        """One job.
+        """Return a job.
 
         Raises:
-            JobNotFoundError: there is none of that id.
+            JobNotFoundError: no job has this id.
         """
         return self._ask(JobDetails, "GET", f"/v1/jobs/{_segment(job)}")
 
     def events(self, job: str) -> list[Event]:
-        """The history of a job, oldest first.
+        """Return the history of a job, oldest first.
 
         Raises:
-            JobNotFoundError: there is none of that id.
+            JobNotFoundError: no job has this id.
         """
         found: list[Event] = []
         while page := self._ask(
@@ -165,10 +165,10 @@ class Jobs:
         return found
 
     def logs(self, job: str, follow: bool = False) -> Iterator[str]:
-        """The lines of a job's log; with ``follow``, until it ends.
+        """Yield the lines of the log of a job; with ``follow``, until the job ends.
 
         Raises:
-            JobNotFoundError: there is none of that id.
+            JobNotFoundError: no job has this id.
         """
         path = f"/v1/jobs/{_segment(job)}/logs"
         if follow:
@@ -184,11 +184,11 @@ class Jobs:
             offset = page.next
 
     def follow(self, job: str) -> Iterator[Event | JobProgress]:
-        """What happens to a job, as it happens, until it ends.
+        """Yield the events and the progress of a job until it ends.
 
         Raises:
-            JobNotFoundError: there is none of that id.
-            ServiceError: the service is away for a minute.
+            JobNotFoundError: no job has this id.
+            ServiceError: the service is unreachable for a minute.
         """
         for kind, data in self._stream(f"/v1/jobs/{_segment(job)}/events/stream"):
             if kind == "event":
@@ -197,10 +197,10 @@ class Jobs:
                 yield JobProgress.model_validate(data)
 
     def wait(self, job: str, timeout: float) -> Job:
-        """A job once it is over.
+        """Wait until a job has ended, and return it.
 
         Raises:
-            ServiceError: it goes on after ``timeout`` seconds.
+            ServiceError: the job has not ended after ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
         while not (found := self.get(job)).state.final:
@@ -210,64 +210,64 @@ class Jobs:
         return found
 
     def cancel(self, job: str) -> Job:
-        """Ask for the end of a job and its workers. A job that is over stays as it is.
+        """Cancel a job and stop its workers. A job that has ended is not changed.
 
         Raises:
-            JobNotFoundError: there is none of that id.
+            JobNotFoundError: no job has this id.
         """
         return self._ask(JobDetails, "DELETE", f"/v1/jobs/{_segment(job)}")
 
     def retry(self, job: str) -> Job:
-        """Queue a failed or cancelled job again; it goes on from its last checkpoint.
+        """Queue a failed or cancelled job again; it resumes from its last checkpoint.
 
         Raises:
-            JobNotFoundError: there is none of that id.
-            ConflictError: it is not over, or has succeeded.
+            JobNotFoundError: no job has this id.
+            ConflictError: the job has not ended, or has succeeded.
         """
         return self._ask(JobDetails, "POST", f"/v1/jobs/{_segment(job)}/retry")
 
     def cluster(self) -> ClusterView:
-        """The cluster, who holds what, and who waits for what."""
+        """Return the state of the cluster, the jobs that hold workers, and the jobs that wait."""
         return self._ask(ClusterView, "GET", "/v1/cluster")
 
     def nodes(self) -> list[NodeUse]:
-        """The nodes of the cluster, the head first."""
+        """Return the nodes of the cluster, the head first."""
         return self._ask(NodeList, "GET", "/v1/nodes").nodes
 
     def drain_node(self, node: str) -> NodeUse:
-        """Take a node out of the cluster.
+        """Drain a node.
 
         Args:
-            node: its address, or the beginning of its id.
+            node: address of the node, or a prefix of its id.
 
         Raises:
-            SpecError: there is no such node, or several.
-            ConflictError: it is the head, or Ray refuses.
+            SpecError: no node matches, or several do.
+            ConflictError: the node is the head, or Ray refuses to drain it.
         """
         return self._ask(NodeUse, "PUT", f"/v1/nodes/{_segment(node)}/drain", timeout=DRAIN_SECONDS)
 
     def joining(self) -> Joining:
-        """What a machine needs to join the cluster.
+        """Return what a machine needs to join the cluster.
 
         Raises:
-            ConflictError: no other machine reaches it.
+            ConflictError: the cluster listens on loopback only.
         """
         return self._ask(Joining, "GET", "/v1/cluster/join")
 
     def drain(self, end: bool = False) -> ClusterView:
-        """Stop what runs until later and start nothing; or end that."""
+        """Stop all jobs with a checkpoint and start no others; or, with ``end``, start jobs again."""
         return self._ask(ClusterView, "DELETE" if end else "PUT", "/v1/drain")
 
     def create_token(self, name: str, role: Role) -> NewToken:
-        """Make a token.
+        """Create a token.
 
         Raises:
-            ConflictError: there is one of that name.
+            ConflictError: a token with this name exists.
         """
         return self._ask(NewToken, "POST", "/v1/tokens", json=TokenRequest(name=name, role=role).model_dump())
 
     def tokens(self) -> list[Token]:
-        """All tokens."""
+        """Return all tokens."""
         return self._ask(TokenList, "GET", "/v1/tokens").tokens
 
     def revoke_token(self, name: str) -> Token:
@@ -288,11 +288,11 @@ class Jobs:
             return kind.model_validate_json(answer.content)
         except ValueError as error:
             raise ServiceError(
-                f"what answers at {self._url} is no job service: {answer.content[:80]!r}", hint="see `monge status`"
+                f"{self._url} is not a job service: it sent {answer.content[:80]!r}", hint="check `monge status`"
             ) from error
 
     def _stream(self, path: str) -> Iterator[tuple[str, Any]]:
-        """Server-sent events; goes on where it was cut off."""
+        """Yield server-sent events; reconnect and continue after a lost connection."""
         last, since = "", time.monotonic()
         while True:
             headers = {"Last-Event-ID": last} if last else {}
@@ -318,13 +318,13 @@ class Jobs:
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
             raise ServiceError(
-                f"no job service answers at {self._url}: {reason}",
-                hint="see `monge status`; `monge up` starts one here",
+                f"the job service at {self._url} is unreachable: {reason}",
+                hint="check `monge status`, or start the services with `monge up`",
             ) from error
 
 
 def _events(lines: Iterator[str]) -> Iterator[dict[str, str]]:
-    """Each server-sent event as its fields."""
+    """Yield the fields of each server-sent event."""
     fields: dict[str, str] = {}
     for line in lines:
         if not line:
@@ -338,5 +338,5 @@ def _events(lines: Iterator[str]) -> Iterator[dict[str, str]]:
 
 
 def _segment(text: str) -> str:
-    """A part of a path: whatever is in it."""
+    """Quote a segment of a URL path."""
     return httpx.URL(path=f"/{text}").raw_path.decode()[1:].replace("/", "%2F")

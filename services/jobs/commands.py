@@ -1,4 +1,4 @@
-"""The commands of ``monge`` that concern jobs; they speak to the job service alone."""
+"""The commands of ``monge`` for jobs; they use only the job service."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "runnin
 JobId = Annotated[str, typer.Argument(help="Job id, as `monge jobs` shows it.")]
 
 
-# The commands import what they need when they run: `monge --help` should not wait for it.
+# The commands import what they need when they run: `monge --help` must not wait for it.
 
 
 @app.command()
@@ -48,23 +48,27 @@ def submit(
             help="Start from the last checkpoint of a finished job, or from its checkpoint after IMAGES images.",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec without submitting.")] = False,
-    ask: Annotated[bool, typer.Option("--ask", help="Ask for confirmation after the summary.")] = False,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show progress until the job ends.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", metavar="", help="Print the resolved spec without submitting.")
+    ] = False,
+    ask: Annotated[bool, typer.Option("--ask", metavar="", help="Ask for confirmation after the summary.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", metavar="", help="Show progress until the job ends.")
+    ] = False,
     priority: Annotated[int, typer.Option(min=-100, max=100, help="Jobs with higher priority start first.")] = 0,
     timeout: Annotated[float | None, typer.Option(help="Time limit in seconds, from the first start.")] = None,
     labels: Annotated[
         list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="Label to find the job by; repeatable.")
     ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Queue the job even if the cluster is too small for it now.")
+        bool, typer.Option("--wait", metavar="", help="Queue the job even if the cluster is too small for it now.")
     ] = False,
 ) -> None:
     """Submit a training job.
 
     Requires a running platform (`monge up`), except with --dry-run. The spec is checked first, and a summary is
-    printed: the data, the size of the network, and the workers. If a folder is missing, a name is unknown, or images or
-    cluster are too small, nothing is submitted.
+    printed: the data, the size of the network, and the workers. Nothing is submitted if a folder does not exist, a name
+    is unknown, or the images or the cluster are too small.
 
     With --from, the new job continues another one: `monge submit SPEC --from JOB --set train.images=200000`. The number
     of images, the learning rate, the batch and the data may differ; networks and optimizer must be the same.
@@ -100,7 +104,7 @@ def _follow(jobs: Jobs, job: str) -> None:
     try:
         follow(jobs, job, terminal.console)
     except KeyboardInterrupt:
-        say(f"job {job} goes on")
+        say(f"job {job} continues")
         say(f"follow it with: monge logs {job} --follow")
         say(f"stop it with: monge cancel {job}")
         raise SystemExit(130) from None
@@ -130,7 +134,7 @@ def jobs(
             _tell(service, job)
             return
         found = service.find(limit, **({"state": state} if state else {}))
-    # An id that is too long for a terminal goes on in the next line; elsewhere a job is one line.
+    # A long id wraps on a terminal; elsewhere each job is one line.
     table = Table(
         Column("job", overflow="fold", ratio=3),
         Column("state", no_wrap=True),
@@ -180,7 +184,9 @@ def _tell(service: Jobs, job: str) -> None:
 @app.command()
 def logs(
     job: JobId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", metavar="", help="Keep printing until the job ends.")
+    ] = False,
 ) -> None:
     """Print the log of a job, all attempts in order."""
     from services.jobs.client import Jobs
@@ -219,7 +225,7 @@ def cluster() -> None:
     with Jobs(load_settings()) as service:
         view = service.cluster()
     if view.away:
-        say(f"the cluster is away: {view.away}")
+        say(f"the cluster is unreachable: {view.away}")
     say(f"{_count(len(view.nodes), 'node')}; `monge nodes` lists them")
     say(f"{view.free_cpus:g} of {view.cpus:g} CPUs and {view.free_gpus:g} of {view.gpus:g} GPUs are free")
     for holder in view.holding:
@@ -230,7 +236,7 @@ def cluster() -> None:
 
 @app.command()
 def nodes() -> None:
-    """List the nodes of the cluster, what is used of each, the head, and draining nodes."""
+    """List the nodes of the cluster and their used resources; mark the head and draining nodes."""
     from services.jobs.client import Jobs
 
     with Jobs(load_settings()) as service:
@@ -257,6 +263,7 @@ def drain(
         bool,
         typer.Option(
             "--end",
+            metavar="",
             help="Start jobs again; stopped jobs come first. Not for a node: Ray cannot undo a drain. Run "
             "`monge node join` on it instead.",
         ),
@@ -272,18 +279,18 @@ def drain(
     if node is not None:
         if end:
             raise typer.BadParameter(
-                "Ray does not take a node back that drains: start `monge node join` there again", param_hint="--end"
+                "a drain of a node cannot be undone; run `monge node join` on the node again", param_hint="--end"
             )
         with Jobs(load_settings()) as service:
             drained = service.drain_node(node)
-        say(f"{drained.address} drains: it leaves the cluster once its workers have saved a checkpoint")
+        say(f"{drained.address} is draining: it leaves the cluster after its workers have saved a checkpoint")
         return
     with Jobs(load_settings()) as service:
         view = service.drain(end)
     if end:
-        say(f"jobs start again; {len(view.waiting)} wait")
+        say(f"jobs start again; {len(view.waiting)} waiting")
     else:
-        say(f"nothing starts until `monge drain --end`; {_count(len(view.holding), 'job')} to stop")
+        say(f"no job starts until `monge drain --end`; {_count(len(view.holding), 'job')} to stop")
 
 
 @token.command("create")
@@ -296,7 +303,7 @@ def token_create(
     from services.tokens import Role
 
     if role not in list(Role):
-        raise typer.BadParameter(f"{role!r} is none of {', '.join(Role)}", param_hint="--role")
+        raise typer.BadParameter(f"{role!r} is not one of {', '.join(Role)}", param_hint="--role")
     with Jobs(load_settings()) as service:
         print(service.create_token(name, Role(role)).secret)
 
@@ -337,7 +344,7 @@ def _brief(progress: JobProgress | None) -> str:
 def _whole(progress: JobProgress) -> str:
     parts = [f"{progress.images:,} of {progress.total:,} images"]
     if progress.images_per_second:
-        parts.append(f"{progress.images_per_second:,.0f} a second")
+        parts.append(f"{progress.images_per_second:,.0f} images/s")
     if progress.seconds_left and progress.images < progress.total:
         parts.append(f"{_duration(progress.seconds_left)} left")
     return ", ".join(parts)

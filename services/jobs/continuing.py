@@ -1,4 +1,4 @@
-"""What is checked of a job that continues another one, before it is accepted."""
+"""Checks of a job that continues another one, before it is accepted."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from services.training.config import jobs_address
 from services.training.origin import Origin, find_origin
 
 Find = Callable[[str], JobDetails]
-"""Looks up a job by its id; raises :class:`JobNotFoundError` where there is none."""
+"""Return a job by its id; raises :class:`JobNotFoundError` if it does not exist."""
 
 
 def require_origin(asked: str, spec: JobSpec, find: Find, settings: Settings) -> Origin:
-    """The checkpoint that a job would start with, if it may.
+    """Return the checkpoint that a job would start from.
 
     Args:
-        asked: ``JOB`` or ``JOB@IMAGES``.
-        spec: of the job that continues it.
-        find: looks up jobs.
-        settings: where checkpoints lie; where those of the origin are not seen, they are left to the driver.
+        asked: origin of the submission, ``JOB`` or ``JOB@IMAGES``.
+        spec: spec of the new job.
+        find: function that looks up a job.
+        settings: settings with the storage of checkpoints; if it is not visible here, the driver checks them.
 
     Raises:
-        SpecError: naming the field; the origin is no job, is not over, has no such checkpoint, or is of another kind;
-            or it has seen all images that the job would see.
+        SpecError: names the field: the origin does not exist, has not ended, has no such checkpoint, is of another
+            kind, or has already seen all images of the new job.
     """
     origin = Origin.parse(asked)
     try:
@@ -39,7 +39,7 @@ def require_origin(asked: str, spec: JobSpec, find: Find, settings: Settings) ->
     if not found.state.final:
         raise SpecError(
             f"origin: job {origin.job} is {found.state}",
-            hint=f"wait for its end, or end it with `monge cancel {origin.job}`",
+            hint=f"wait until it ends, or cancel it with `monge cancel {origin.job}`",
         )
     _require_kinds(spec, found.spec, origin)
     jobs = jobs_address(settings)
@@ -49,7 +49,7 @@ def require_origin(asked: str, spec: JobSpec, find: Find, settings: Settings) ->
         except CheckpointError as error:
             raise SpecError(error.args[0], hint=error.hint) from None
         except StorageError:
-            pass  # the job service may have no keys; the driver has
+            pass  # the job service may lack S3 keys that the driver has
     if origin.images is not None:
         spec.require_more(origin.images)
     return origin
@@ -60,6 +60,6 @@ def _require_kinds(spec: JobSpec, other: dict[str, Any], origin: Origin) -> None
         kind, its = getattr(spec, section).kind, other[section]["kind"]
         if kind != its:
             raise SpecError(
-                f"{section}.kind: {kind!r}, while {origin.job} has {its!r}",
-                hint=f"continue it with {section}.kind {its}; its rates and images may change",
+                f"{section}.kind: {kind!r}, but {origin.job} has {its!r}",
+                hint=f"use {section}.kind {its}; only rates and images may change",
             )

@@ -1,4 +1,4 @@
-"""Brings the cluster to the state that was asked for: looks, lets the policy decide, and carries it out, for ever."""
+"""Control loop of the job service: read the cluster, ask the policy for actions, and execute them."""
 
 from __future__ import annotations
 
@@ -22,49 +22,48 @@ from services.jobs.store import JobStore, Untracked
 from services.training.progress import read_event
 
 INTERVAL = 0.5
-"""Seconds that the next look at the cluster is waited for while nobody asks for one, after a pause."""
+"""Maximum seconds between two passes if nothing requests one earlier."""
 
 IDLE = 4.0
-"""A pause after a look, in which answers of the API go first: so many times as long as the look took, and no longer
-than ``INTERVAL``."""
+"""Pause after a pass, as a multiple of its duration and at most ``INTERVAL``, in which API requests have precedence."""
 
 LOG_PATIENCE = 10.0
-"""Seconds after the end of an attempt in which the rest of its log has to arrive."""
+"""Seconds after the end of an attempt within which the rest of its log must arrive."""
 
 SENDS = 5
-"""Times that the cluster may refuse an attempt."""
+"""Number of times that the cluster may reject an attempt."""
 
 log = logging.getLogger(__name__)
 
 Track = Callable[[Untracked], None]
-"""Tells MLflow where a job stands; raises where MLflow is away."""
+"""Marks the state of a job in MLflow; raises if MLflow is unreachable."""
 
 
 class JobRunner(Protocol):
-    """What runs attempts; see :class:`services.jobs.ray_jobs.RayJobs`."""
+    """Runs attempts; see :class:`services.jobs.ray_jobs.RayJobs`."""
 
     async def look(self) -> tuple[Cluster, list[RayNode]]:
-        """What the cluster has."""
+        """Return the resources and nodes of the cluster."""
         ...
 
     async def status(self, attempt: str) -> RayStatus:
-        """Where an attempt stands."""
+        """Return the status of an attempt."""
         ...
 
     async def submit(self, attempt: str, entrypoint: str, metadata: Mapping[str, str]) -> None:
-        """Start an attempt, once."""
+        """Start an attempt; starting it twice has no effect."""
         ...
 
     async def stop(self, attempt: str) -> None:
-        """Ask an attempt to end."""
+        """Ask an attempt to stop."""
         ...
 
     async def log(self, attempt: str) -> str:
-        """The whole log of an attempt."""
+        """Return the whole log of an attempt."""
         ...
 
     def tail(self, attempt: str) -> AsyncIterator[str]:
-        """The log of an attempt, as it is written."""
+        """Yield the log of an attempt as it is written."""
         ...
 
     async def close(self) -> None:
@@ -74,7 +73,7 @@ class JobRunner(Protocol):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The latest look at the cluster."""
+    """The latest state of the cluster that the controller has read."""
 
     cluster: Cluster
     nodes: Sequence[RayNode] = ()
@@ -82,37 +81,37 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a driver is started on the cluster.
+    """Parameters of the command that starts a driver on the cluster.
 
     Attributes:
-        python: that runs it.
-        home: the ``MONGE_HOME`` that it gets; its machine's own where None.
+        python: Python that runs the driver.
+        home: value of ``MONGE_HOME`` for the driver; if None, that of its machine.
     """
 
     python: str = "python"
     home: Path | None = None
 
     def entrypoint(self, job: str, attempt: int, workers: int, spec: str, origin: str | None = None) -> str:
-        """The command line of an attempt."""
+        """Return the command line of an attempt."""
         environment = [] if self.home is None else ["env", f"MONGE_HOME={self.home}"]
         driver = ["-m", "services.jobs.driver", "--job", job, "--attempt", str(attempt)]
         driver += ["--workers", str(workers), "--spec", spec]
         driver += [] if origin is None else ["--from", origin]
-        # In place of the shell: Ray waits for the driver's end, and a shell that ends before it leaves an orphan, whose
-        # end no one may notice.
+        # `exec` replaces the shell: Ray waits for this process. If a shell ended before the driver, the driver would
+        # continue unobserved.
         return "exec " + shlex.join([*environment, self.python, *driver])
 
 
 class Controller:
-    """One for each store: two would not harm the jobs, but each other's logs.
+    """Controller of the jobs of a store. Run one per store: a second one would corrupt the logs.
 
     Args:
-        store: what is remembered.
+        store: persistent state of the service.
         runner: starts and observes attempts.
-        logs: where the logs are kept.
-        launch: how drivers are started.
-        limits: on what runs.
-        track: tells MLflow where a job stands.
+        logs: logs of the jobs.
+        launch: parameters of the command that starts drivers.
+        limits: limits on running jobs.
+        track: marks the state of a job in MLflow.
     """
 
     def __init__(
@@ -130,19 +129,19 @@ class Controller:
         self._ended_since: dict[tuple[str, int], float] = {}
         self._refusals: dict[tuple[str, int], int] = {}
         self._tracking: asyncio.Task[None] | None = None
-        self.seen = Snapshot(Cluster(away="it was not looked at yet"))
+        self.seen = Snapshot(Cluster(away="not contacted yet"))
         self.looked = 0.0
-        """When a look was last completed, by the monotonic clock."""
+        """Time of the last completed pass, by the monotonic clock."""
 
     async def run(self, stop: asyncio.Event, poked: asyncio.Event) -> None:
-        """Look and act until ``stop`` is set; soon where ``poked`` is."""
+        """Run passes until ``stop`` is set; the next one starts at once if ``poked`` is set."""
         while not stop.is_set():
             poked.clear()
             started = time.monotonic()
             try:
                 await self.step()
             except Exception:
-                log.exception("a look at the cluster failed")
+                log.exception("a pass of the controller failed")
             await asyncio.sleep(min(INTERVAL, IDLE * (time.monotonic() - started)))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(poked.wait(), INTERVAL)
@@ -152,7 +151,7 @@ class Controller:
         await self._runner.close()
 
     async def step(self) -> None:
-        """One look, and what follows from it."""
+        """Run one pass: read the cluster and execute the next actions."""
         cluster, nodes = await self._runner.look()
         jobs = self._store.unfinished()
         statuses: dict[str, RayStatus] = {}
@@ -175,13 +174,13 @@ class Controller:
         self.looked = time.monotonic()
 
     async def _statuses(self, jobs: Sequence[policy.JobView]) -> dict[str, RayStatus]:
-        """Where each attempt stands that the cluster was told of."""
+        """Return the status of each attempt that was sent to the cluster."""
         asked = [job for job in jobs if job.attempt is not None]
         found = await asyncio.gather(*(self._runner.status(attempt_id(job)) for job in asked))
         return {job.id: status for job, status in zip(asked, found, strict=True)}
 
     async def _informed(self, job: policy.JobView, status: RayStatus | None) -> policy.JobView:
-        """The job with what the cluster shows of its attempt, once all of the attempt's log is here."""
+        """Return the job with the status of its attempt on the cluster, after all of the attempt's log was read."""
         attempt = job.attempt
         if attempt is None:
             return job
@@ -189,14 +188,14 @@ class Controller:
         if status is None:
             return job
         if status.status is not AttemptStatus.UNKNOWN and not attempt.sent:
-            self._store.sent(job.id)  # the answer to the request was lost
+            self._store.sent(job.id)  # the response to the request was lost
             attempt = replace(attempt, sent=True)
         if attempt.sent and status.status not in (AttemptStatus.PENDING, AttemptStatus.UNKNOWN):
             self._follow(key)
         if status.status.ended and attempt.sent:
             if not await self._is_read(key, status):
                 return replace(job, attempt=replace(attempt, status=None))
-            attempt = self._store.open_attempt(job.id)  # with all that its log reports
+            attempt = self._store.open_attempt(job.id)  # includes all events from its log
         died = "its driver died" + (f": {first}" if (first := _first_line(status.message)) else "")
         attempt = replace(attempt, status=status.status, message=attempt.message or died)
         return replace(job, attempt=attempt)
@@ -206,7 +205,7 @@ class Controller:
             self._tails[key] = asyncio.create_task(self._tail(*key))
 
     async def _is_read(self, key: tuple[str, int], status: RayStatus) -> bool:
-        """Whether all is read of the log of an attempt that has ended."""
+        """Return whether the log of an attempt that has ended was read completely."""
         if status.status is AttemptStatus.UNKNOWN:
             return True
         since = self._ended_since.setdefault(key, time.monotonic())
@@ -216,13 +215,13 @@ class Controller:
         tail.cancel()
         with contextlib.suppress(EngineError):
             rest = (await self._runner.log(_attempt_id(*key))).encode()[self._logs.size(*key) :]
-            # The last line of a driver that was killed may have no end.
+            # The last line of a killed driver may lack a newline.
             self._take(*key, rest)
             self._take(*key, b"\n" * (not self._logs.is_whole(*key)))
         return True
 
     async def _tail(self, job: str, number: int) -> None:
-        """Copy the log of an attempt, from where an earlier copy ended."""
+        """Copy the log of an attempt, from the end of the previous copy."""
         while True:
             skip = self._logs.size(job, number)
             try:
@@ -232,11 +231,11 @@ class Controller:
                     self._take(job, number, content)
                 return
             except EngineError as error:
-                log.info("the log of %s broke off: %s", job, error)
+                log.info("the log of %s was interrupted: %s", job, error)
                 await asyncio.sleep(INTERVAL)
 
     def _take(self, job: str, number: int, content: bytes) -> None:
-        """Keep a part of a log, and take in what it reports."""
+        """Store a part of a log and the events in it."""
         if content:
             self._logs.append(job, number, content)
         start = self._store.read_of(job, number)
@@ -258,7 +257,7 @@ class Controller:
                 await self._send(action.job, job.attempt.number)
             case Stop():
                 self._store.stopping(action.job)
-                with contextlib.suppress(EngineError):  # the next look tells
+                with contextlib.suppress(EngineError):  # the next pass shows the result
                     await self._runner.stop(attempt_id(job))
             case EndAttempt():
                 assert job.attempt is not None
@@ -273,9 +272,9 @@ class Controller:
             await self._runner.submit(_attempt_id(job, number), command, metadata)
         except RefusedError as error:
             refused = self._refusals[job, number] = self._refusals.get((job, number), 0) + 1
-            log.warning("the cluster refuses attempt %d of %s: %s", number, job, error)
+            log.warning("the cluster rejects attempt %d of %s: %s", number, job, error)
             if refused >= SENDS:
-                reason = f"the cluster refuses it: {error.args[0]}"
+                reason = f"the cluster rejects the job: {error.args[0]}"
                 self._store.end_attempt(EndAttempt(job, "refused", State.FAILED, reason), reason)
             return
         except EngineError as error:
@@ -300,17 +299,17 @@ class Controller:
             try:
                 await asyncio.to_thread(self._track, job)
             except Exception as error:
-                log.info("MLflow does not know yet where %s stands: %s", job.job, error)
+                log.info("cannot mark the state of %s in MLflow yet: %s", job.job, error)
                 await asyncio.sleep(5)
                 return
             self._store.tracked(job)
 
 
 class Controlling:
-    """A controller in a thread of its own, so that its work never holds up an answer of the API.
+    """A controller in its own thread, so that it does not block the API.
 
     Args:
-        controller: to run.
+        controller: controller to run.
     """
 
     def __init__(self, controller: Controller) -> None:
@@ -324,11 +323,11 @@ class Controlling:
         self._thread.start()
 
     def poke(self) -> None:
-        """Let it look soon: something was asked for."""
+        """Start the next pass at once."""
         self._call(self._poked.set)
 
     def close(self) -> None:
-        """End it; what the cluster runs goes on."""
+        """Stop the controller; attempts on the cluster continue."""
         self._call(self._stop.set)
         self._call(self._poked.set)
         self._thread.join(timeout=20)
@@ -346,7 +345,7 @@ class Controlling:
 
 
 def attempt_id(job: policy.JobView) -> str:
-    """The name of a job's open attempt on the cluster."""
+    """Return the name of a job's open attempt on the cluster."""
     assert job.attempt is not None
     return _attempt_id(job.id, job.attempt.number)
 

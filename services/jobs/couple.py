@@ -1,4 +1,4 @@
-"""Couplings of a whole data set, solved by the transport service before any job reads them."""
+"""Couplings of a whole data set, solved by the transport service before jobs use them."""
 
 from __future__ import annotations
 
@@ -28,20 +28,19 @@ def couple(
     shards: OnProgress,
     pairs: OnProgress,
 ) -> RecordedCoupling:
-    """Couple noise with the training images of a data set, sharding it first if need be.
+    """Couple noise with the training images of a data set, after sharding it if necessary.
 
     Args:
-        spec: the data set.
-        settings: where everything is.
-        rounds: couplings of the whole data set, each with noise of its own.
-        pool: most points on each side of a plan.
-        seed: of shuffles and noise.
-        condition_weight: what a plan pays for noise meant for one class and an image of another; 0 for plans that
-            do not know of classes.
-        shards, pairs: called with what is done and what there is in all.
+        spec: data section of a job spec.
+        settings: addresses of the services.
+        rounds: number of couplings of the whole data set, each with different noise.
+        pool: maximum number of points on each side of a plan.
+        seed: seed of shuffles and noise.
+        condition_weight: cost added to pairs of noise for one class and an image of another; 0 ignores classes.
+        shards, pairs: called with the work done and the total work.
 
     Raises:
-        MongeError: of the data, or of the service.
+        MongeError: the data is invalid, or the service fails.
     """
     join_cluster(settings)
     try:

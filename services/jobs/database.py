@@ -13,21 +13,21 @@ from sqlalchemy import event
 from pipelines.errors import ServiceError
 
 SQLITE_WAITS = 30.0
-"""Seconds that a writer waits for another."""
+"""Seconds that a writer waits for another writer."""
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def open_database(url: str) -> sa.Engine:
-    """Connect to a database and bring its tables to this version.
+    """Connect to a database and migrate its tables to the current version.
 
-    Transactions that write have the execution option ``writes``.
+    Transactions that write must have the execution option ``writes``.
 
     Args:
-        url: ``sqlite:////folder/jobs.db`` or ``postgresql+psycopg://user@host/database``.
+        url: SQLAlchemy URL: ``sqlite:////folder/jobs.db`` or ``postgresql+psycopg://user@host/database``.
 
     Raises:
-        ServiceError: it cannot be opened.
+        ServiceError: the database cannot be opened.
     """
     try:
         engine = _connected(url)
@@ -35,12 +35,12 @@ def open_database(url: str) -> sa.Engine:
             command.upgrade(migrations(connection), "head")
     except (sa.exc.SQLAlchemyError, ImportError) as error:
         reason = str(error).splitlines()[0]
-        raise ServiceError(f"the store of jobs cannot be opened: {reason}", hint="see MONGE_JOBS_STORE") from error
+        raise ServiceError(f"cannot open the job store: {reason}", hint="check MONGE_JOBS_STORE") from error
     return engine
 
 
 def migrations(connection: sa.Connection) -> Config:
-    """What Alembic's commands need to change the tables over a connection."""
+    """Return the Alembic configuration for migrations over a connection."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection
@@ -54,13 +54,13 @@ def _connected(url: str) -> sa.Engine:
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # transactions begin below, and not when the driver sees fit
+        connection.isolation_level = None  # transactions begin below, not implicitly in the driver
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        # A transaction that reads first and then writes could not wait for another writer.
+        # A transaction that reads and then writes could not wait for another writer.
         writes = connection.get_execution_options().get("writes")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 

@@ -1,4 +1,4 @@
-"""What the job service sends and receives, as its API and its client know it."""
+"""Requests and responses of the job service, shared by its API and its client."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ LABEL = r"^[A-Za-z0-9][\w./-]{0,62}$"
 
 
 class Document(BaseModel):
-    """Part of an answer."""
+    """Base class of responses."""
 
-    # Each is built when it is first used: a command needs two or three.
+    # Build validators at first use: a command needs only two or three.
     model_config = ConfigDict(frozen=True, defer_build=True)
 
 
 class Submission(BaseModel):
-    """A job to submit."""
+    """Body of a job submission."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     spec: dict[str, Any] | Annotated[str, Field(max_length=2**18)] = Field(
-        description="the job spec: an object, or a text in YAML; `monge schema` describes it"
+        description="job spec: an object, or a string in YAML; `monge schema` describes it"
     )
     overrides: list[Annotated[str, Field(max_length=4096)]] = Field(
-        default=[], max_length=256, description="fields to change, as `train.images=20000`"
+        default=[], max_length=256, description="fields to change, such as `train.images=20000`"
     )
-    priority: int = Field(default=0, ge=-100, le=100, description="higher ones start first")
-    timeout: float | None = Field(default=None, gt=0, le=10**9, description="seconds from its first start on")
+    priority: int = Field(default=0, ge=-100, le=100, description="jobs with higher priority start first")
+    timeout: float | None = Field(default=None, gt=0, le=10**9, description="seconds from the first start")
     labels: dict[Annotated[str, Field(pattern=LABEL)], Annotated[str, Field(max_length=256)]] = Field(
-        default={}, max_length=32, description="to find it again: `GET /v1/jobs?label=team=vision`"
+        default={}, max_length=32, description="labels to find the job by: `GET /v1/jobs?label=team=vision`"
     )
-    wait: bool = Field(default=False, description="accept it even if the cluster has too few nodes today")
+    wait: bool = Field(default=False, description="queue the job even if the cluster is too small for it now")
     origin: str | None = Field(
         default=None,
         max_length=224,
-        description="continue this job that is over: `JOB`, from its latest checkpoint, or `JOB@IMAGES`",
+        description="job to continue, which must have ended: `JOB` for its latest checkpoint, or `JOB@IMAGES`",
     )
 
 
 class JobProgress(Document):
-    """How far a job is.
+    """Progress of a job.
 
     Attributes:
-        images: seen so far.
-        total: to see.
-        images_per_second: of this attempt.
-        seconds_left: at that speed.
-        metrics: the latest value of each.
+        images: number of images seen so far.
+        total: number of images to see.
+        images_per_second: rate of the current attempt.
+        seconds_left: estimated remaining time in seconds.
+        metrics: latest value of each metric.
     """
 
     images: int
@@ -66,18 +66,18 @@ class Job(Document):
     """A job.
 
     Attributes:
-        id: of the job.
-        number: order of submission, from 1.
-        name, kind: of its spec.
-        state: of it, with its reason, since when.
-        submitted, started, ended: when.
+        id: id of the job.
+        number: position in the order of submission, from 1.
+        name, kind: name and objective kind from the spec.
+        state: state of the job, the reason, and the time of the last change.
+        submitted, started, ended: times of submission, first start and end.
         owner: name of the token that submitted it.
         priority, labels, timeout: as submitted.
-        attempts: made so far.
-        progress: of the latest attempt.
-        run_id, run_url: of its MLflow run, once it has one.
-        model: what it registered, as ``name/version``.
-        origin: the job that it continues, as ``JOB@IMAGES``; without the images where the service could not see them.
+        attempts: number of attempts so far.
+        progress: progress of the latest attempt.
+        run_id, run_url: id and URL of its MLflow run, or None.
+        model: model that the job registered, as ``name/version``.
+        origin: job that this one continues, as ``JOB@IMAGES``, or ``JOB`` if the service cannot see the checkpoints.
     """
 
     id: str
@@ -103,13 +103,13 @@ class Job(Document):
 
 
 class Attempt(Document):
-    """One attempt at a job.
+    """One attempt of a job.
 
     Attributes:
-        number: 1, 2, …
-        started, ended: when.
-        outcome: of it, once it has ended: succeeded, failed, lost (its driver died, or its cluster), stopped, …
-        message: what is known of its end.
+        number: number of the attempt: 1, 2, …
+        started, ended: times of start and end.
+        outcome: None until it ends; then succeeded, failed, lost (its driver or its cluster died), stopped, …
+        message: reason of its end.
     """
 
     number: int
@@ -127,32 +127,32 @@ class JobDetails(Job):
 
 
 class DryRun(Document):
-    """What a job would do.
+    """Summary of a job before submission.
 
     Attributes:
-        lines: for a person: its data, its network, its workers, and when it could start.
+        lines: lines of text on the data, the network, the workers, and when the job could start.
     """
 
     lines: list[str]
 
 
 class JobPage(Document):
-    """Jobs, newest first; ``next`` is the ``before`` of the following page, None on the last one."""
+    """Jobs, newest first; ``next`` is the ``before`` of the next page, None on the last one."""
 
     jobs: list[Job]
     next: int | None
 
 
 class Event(Document):
-    """A moment in the history of a job.
+    """An event in the history of a job.
 
     Attributes:
-        id: grows; the ``after`` of what follows.
-        at: when.
-        attempt: in which, 0 before the first.
-        kind: ``state`` (the job has another state or reason), ``stage`` (an attempt does something else), ``error``.
-        text: in words.
-        state: of the job from then on, for a ``state``.
+        id: increasing number; pass it as ``after`` to get later events.
+        at: time of the event.
+        attempt: number of the attempt; 0 before the first.
+        kind: ``state`` (new state or reason of the job), ``stage`` (new stage of an attempt) or ``error``.
+        text: description.
+        state: new state of the job, for the kind ``state``.
     """
 
     id: int
@@ -170,12 +170,12 @@ class EventPage(Document):
 
 
 class LogPage(Document):
-    """Lines of a job's log, all attempts in order.
+    """Lines of the log of a job, all attempts in order.
 
     Attributes:
-        lines: whole ones.
-        next: the ``offset`` of what follows.
-        ended: whether nothing will follow.
+        lines: complete lines.
+        next: ``offset`` of the next page.
+        ended: whether the log is complete.
     """
 
     lines: list[str]
@@ -184,7 +184,7 @@ class LogPage(Document):
 
 
 class Node(Document):
-    """A machine of the cluster."""
+    """A node of the cluster."""
 
     id: str
     address: str
@@ -193,12 +193,12 @@ class Node(Document):
 
 
 class NodeUse(Node):
-    """A machine of the cluster, as it is now.
+    """A node of the cluster and its used resources.
 
     Attributes:
-        used_cpus, used_gpus: that tasks, actors and jobs hold; None where the cluster does not say.
-        head: whether it is the head.
-        draining: whether it is being taken out.
+        used_cpus, used_gpus: resources held by tasks, actors and jobs; None if unknown.
+        head: whether the node is the head.
+        draining: whether the node is draining.
     """
 
     used_cpus: float | None
@@ -222,7 +222,7 @@ class Holder(Document):
 
 
 class Waiting(Document):
-    """A job that waits, and for what."""
+    """A job that waits, and the reason."""
 
     job: str
     priority: int
@@ -230,15 +230,15 @@ class Waiting(Document):
 
 
 class ClusterView(Document):
-    """The cluster, who holds what, and who waits for what.
+    """State of the cluster, jobs that hold workers, and jobs that wait.
 
     Attributes:
-        away: why it does not answer; None while it does.
-        draining: whether nothing new starts.
-        nodes: that are alive.
-        cpus, gpus: of all nodes.
-        free_cpus, free_gpus: that no job holds.
-        holding, waiting: jobs.
+        away: reason why the cluster is unreachable; None if it is reachable.
+        draining: whether the service is draining.
+        nodes: nodes that are alive.
+        cpus, gpus: total resources of all nodes.
+        free_cpus, free_gpus: resources that no job holds.
+        holding, waiting: jobs that hold workers, and jobs that wait.
     """
 
     away: str | None
@@ -253,16 +253,16 @@ class ClusterView(Document):
 
 
 class Joining(Document):
-    """What a machine needs to know to join the cluster.
+    """What a machine needs to join the cluster.
 
     Attributes:
-        ray_address: of the head, ``host:port``.
-        ray_token: of the cluster, empty where it asks for none.
-        mlflow_uri, transport_url: that workers ask; the latter None where it is not known.
-        home: path of the head's home folder, which all nodes share where there is no storage in S3.
-        home_id: by which it is known again.
-        versions: that all nodes have, by name.
-        storage: address in S3 of what nodes share, None where that is the home folder.
+        ray_address: address of the head, ``host:port``.
+        ray_token: token of the cluster; empty if it requires none.
+        mlflow_uri, transport_url: addresses of services that workers use; the transport service may be None.
+        home: path of the head's home folder, which all nodes share if there is no storage in S3.
+        home_id: id of that folder.
+        versions: required versions on all nodes, by name.
+        storage: S3 address of the shared data; None if nodes share the home folder.
     """
 
     ray_address: str
@@ -276,18 +276,18 @@ class Joining(Document):
 
 
 class TokenRequest(BaseModel):
-    """A token to make."""
+    """Body of a request to create a token."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.@-]{0,62}$", description="who will use it; unique")
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.@-]{0,62}$", description="name of the user or service; unique")
     role: Role
     requests_per_second: float = Field(default=100, gt=0, le=10_000)
-    max_jobs: int = Field(default=1000, ge=0, le=10**6, description="jobs of it that are not over")
+    max_jobs: int = Field(default=1000, ge=0, le=10**6, description="maximum number of unfinished jobs")
 
 
 class NewToken(Token):
-    """A token with its secret, which is told this once."""
+    """A token with its secret, which is shown only here."""
 
     secret: str
 

@@ -1,6 +1,6 @@
-"""The driver of a job: shards the data, trains, and leaves no run behind that looks as if it went on.
+"""Driver of a job: shards the data, trains, registers the model, and closes the MLflow run.
 
-``python -m services.jobs.driver --job ID --attempt N --spec JSON`` is what an attempt runs on the cluster.
+``python -m services.jobs.driver --job ID --attempt N --spec JSON`` is the command of an attempt.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from services.training.placement import exactly, placement_of
 from services.training.progress import report_done, report_error, report_run, report_stage
 
 PATIENCE, PAUSE = 600.0, 10.0
-"""Seconds that the storage may be away when an attempt begins, and seconds until it is tried again."""
+"""Seconds for which the storage may be unreachable at the start of an attempt, and seconds between tries."""
 
 LAST_STEP = 45.0
-"""Seconds that workers have for a step and a checkpoint once the job was told to stop."""
+"""Seconds that workers have for a last step and a checkpoint after the job was asked to stop."""
 
 
 def run_job(
@@ -42,22 +42,22 @@ def run_job(
     origin: Origin | None = None,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Run a job from its images to its registered model, on the cluster that this process belongs to.
+    """Run a job on the current cluster, from its images to its registered model.
 
     Args:
-        job: its id.
-        spec: what to do.
-        settings: where everything is.
-        attempt: which attempt at the job it is.
-        origin: the checkpoint of another job that it starts with.
-        workers: how many were reserved for it; as many as the spec asks for by default.
+        job: id of the job.
+        spec: spec of the job.
+        settings: addresses of the services.
+        attempt: number of the attempt.
+        origin: checkpoint of another job to start from.
+        workers: number of reserved workers; by default the number in the spec.
 
     Returns:
-        ``{"model": name/version, "metrics": {…}}``; the model is None where the job registers none.
+        ``{"model": name/version, "metrics": {…}}``; the model is None if the job registers none.
 
     Raises:
-        SupersededError: a later attempt has begun.
-        MongeError: the job failed; its MLflow run is then FAILED, and KILLED where this process was told to stop.
+        SupersededError: a later attempt has started.
+        MongeError: the job failed; its MLflow run is then marked FAILED, or KILLED if this process was asked to stop.
     """
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGALRM, _leave)
@@ -78,7 +78,7 @@ def run_job(
 
 
 def _claim(fence: Fence) -> None:
-    """Begin, once the storage takes the mark of this attempt: an attempt that fails for it would only be repeated."""
+    """Mark the attempt in the storage. Wait for the storage: a failed attempt would only be repeated."""
     until = time.monotonic() + PATIENCE
     while True:
         try:
@@ -96,15 +96,15 @@ def _run(
     job: str, spec: JobSpec, settings: Settings, attempt: int, origin: Origin | None, workers: int | None
 ) -> dict[str, Any]:
     origin = _origin(job, spec, settings, origin)
-    # Ray Train and torch take seconds to import; that happens while the data is sharded.
+    # Ray Train and torch take seconds to import; do it while the data is sharded.
     importing = threading.Thread(target=_import_trainer, daemon=True)
     importing.start()
     report_stage("joining the cluster")
     join_cluster(settings)
-    signal.signal(signal.SIGTERM, _stop)  # Ray has set another
+    signal.signal(signal.SIGTERM, _stop)  # replaces Ray's handler
     import ray
 
-    # Before the data is read: that may take an hour.
+    # Before the data is read, which may take an hour.
     reserved = spec.workers if workers is None else exactly(spec.workers, workers)
     placement = placement_of(reserved, ray.cluster_resources())
     data = _shard(spec, settings)
@@ -118,18 +118,18 @@ def _run(
         report_stage(f"stopped at image {images:,}, {'with' if outcome['saved'] else 'without'} a checkpoint")
         if _stopped.is_set():
             raise SystemExit(128 + signal.SIGTERM)
-        raise ServiceError("a node of the job's workers is to be taken away")
+        raise ServiceError("a node with workers of the job is draining")
     report_done(outcome["model"])
     return outcome
 
 
 def _origin(job: str, spec: JobSpec, settings: Settings, origin: Origin | None) -> Origin | None:
-    """The origin, with its images as long as the job has no checkpoint of its own, which goes before it.
+    """Return the origin, with its number of images unless the job already has a checkpoint, which takes precedence.
 
     Raises:
-        CheckpointError: the origin's checkpoint is not kept.
-        SpecError: it has seen all images that the job would see.
-        StorageError: S3 refuses, fails or does not answer.
+        CheckpointError: the checkpoint of the origin no longer exists.
+        SpecError: the origin has already seen all images of the job.
+        StorageError: S3 rejects the request, fails or is unreachable.
     """
     jobs = jobs_address(settings)
     if origin is None or complete_checkpoints(jobs, job, settings):
@@ -137,7 +137,7 @@ def _origin(job: str, spec: JobSpec, settings: Settings, origin: Origin | None) 
     found, name = find_origin(jobs, origin, settings)
     assert found.images is not None
     spec.require_more(found.images)
-    report_stage(f"starting with {name} of {found.job}")
+    report_stage(f"starting from {name} of {found.job}")
     return found
 
 
@@ -152,7 +152,7 @@ def _shard(spec: JobSpec, settings: Settings) -> str:
     require_classes(spec, manifest.classes)
     if manifest.quarantined:
         images = "image" if manifest.quarantined == 1 else "images"
-        report_stage(f"set aside {manifest.quarantined} {images}, listed in {address}/{QUARANTINE}")
+        report_stage(f"skipped {manifest.quarantined} {images}, listed in {address}/{QUARANTINE}")
     return address
 
 
@@ -161,38 +161,38 @@ def _import_trainer() -> None:
 
 
 def _close(uri: str, job: str, spec: JobSpec, status: str) -> None:
-    """Close the job's MLflow run; the error that ended the job matters more than one of MLflow's."""
+    """Close the MLflow run of the job; errors of MLflow are logged, since the job's own error matters more."""
     from services.tracking.run import Run, find_run, mark_killed
 
     with contextlib.suppress(ServiceError):
         if status == "FAILED":
             run = Run.open(uri, job, spec)
-            report_run(run.run_id, run.experiment_id)  # its workers may have failed before it was open
+            report_run(run.run_id, run.experiment_id)  # workers may have failed before they opened it
             run.close("FAILED")
         elif run_id := find_run(uri, job):
             mark_killed(uri, run_id)
 
 
 _stopped = threading.Event()
-"""Set once this process was told to stop."""
+"""Set after this process was asked to stop."""
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
     if _stopped.is_set():
         _leave(signum, frame)
     _stopped.set()
-    # Not here: the signal may have come in the midst of one of Ray's calls.
+    # Not in the handler: the signal may arrive during one of Ray's calls.
     threading.Thread(target=_stop_workers, daemon=True).start()
 
 
 def _stop_workers() -> None:
-    """Let workers that train save a checkpoint; what else goes on is ended at once."""
+    """Let workers save a checkpoint if they train; end everything else at once."""
     asked = False
-    with contextlib.suppress(Exception):  # there is no cluster, or not yet
+    with contextlib.suppress(Exception):  # not connected to a cluster
         from services.training.stopping import ask_to_stop
 
         asked = ask_to_stop()
-    signal.setitimer(signal.ITIMER_REAL, LAST_STEP if asked else 1e-3)  # 0 would be never
+    signal.setitimer(signal.ITIMER_REAL, LAST_STEP if asked else 1e-3)  # 0 would disable the timer
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
@@ -204,18 +204,18 @@ def _shard_progress(done: int, total: int) -> None:
 
 
 def can_retry_job(error: MongeError) -> bool:
-    """Whether another attempt may succeed: a service or a node is away, and nothing is wrong with the job."""
+    """Return whether another attempt may succeed: a service or a node failed, not the job."""
     return isinstance(error, ServiceError) and not isinstance(error, ModelNotFoundError | ObjectNotFoundError)
 
 
 def main() -> int:
-    """Run one attempt; 0 when the job has finished."""
+    """Run one attempt; return 0 if the job succeeded."""
     parser = argparse.ArgumentParser(prog="python -m services.jobs.driver", description="Run one training job.")
     parser.add_argument("--job", required=True, help="id of the job")
-    parser.add_argument("--attempt", type=int, default=1, help="which attempt it is")
-    parser.add_argument("--workers", type=int, help="how many were reserved for it")
-    parser.add_argument("--spec", required=True, help="the resolved spec, as JSON")
-    parser.add_argument("--from", dest="origin", type=Origin.parse, help="JOB[@IMAGES] whose checkpoint it starts with")
+    parser.add_argument("--attempt", type=int, default=1, help="number of the attempt")
+    parser.add_argument("--workers", type=int, help="number of reserved workers")
+    parser.add_argument("--spec", required=True, help="resolved spec as JSON")
+    parser.add_argument("--from", dest="origin", type=Origin.parse, help="JOB[@IMAGES] to start from")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     try:

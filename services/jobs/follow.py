@@ -1,4 +1,4 @@
-"""Following a job on a terminal: its states and stages as lines, its training as a progress bar."""
+"""Terminal view of a job: states and stages as lines, training as a progress bar."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _LONGEST_DETAILS = 70
 
 
 def follow(jobs: Jobs, job: str, console: Console, on_event: Callable[[Event], None] | None = None) -> Job:
-    """Show a job until it is over.
+    """Show a job until it ends.
 
     Args:
-        jobs: the job service.
-        job: its id.
-        console: where to show it; without a terminal, progress comes as plain lines.
+        jobs: client of the job service.
+        job: id of the job.
+        console: console for output; if it is not a terminal, progress is printed as lines.
         on_event: called with each event.
 
     Raises:
         TrainingError: the job failed or was cancelled.
-        ServiceError: there is no such job, or the service is away.
+        ServiceError: the job does not exist, or the service is unreachable.
     """
     show(jobs.follow(job), console, on_event)
     ended = jobs.get(job)
@@ -43,7 +43,7 @@ def follow(jobs: Jobs, job: str, console: Console, on_event: Callable[[Event], N
 def show(
     happening: Iterable[Event | JobProgress], console: Console, on_event: Callable[[Event], None] | None = None
 ) -> None:
-    """Show what happens to a job as it comes."""
+    """Show events and progress of a job."""
     columns = (
         TextColumn("  {task.description}"),
         BarColumn(bar_width=24),
@@ -66,7 +66,7 @@ def show(
                     console.print(line, highlight=False, markup=False, soft_wrap=True)
                     told = one.metrics
                 continue
-            if one.kind != "error" and one.state is not State.FAILED:  # told at the end, in full
+            if one.kind != "error" and one.state is not State.FAILED:  # shown at the end, in full
                 bars.console.print(f"  {one.text}", highlight=False, markup=False, soft_wrap=True)
             if on_event:
                 on_event(one)

@@ -1,4 +1,4 @@
-"""What another machine needs to know to become a node of the cluster, and how it knows the shared home again."""
+"""Parameters for joining the cluster, and the id that identifies the shared home folder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ HOME_ID = "home.id"
 
 
 def make_home_id(home: Path) -> str:
-    """The id of a home folder, made where there is none: a folder of the same path elsewhere has another one."""
+    """Return the id of a home folder, and create it if needed. Another folder at the same path has another id."""
     with suppress(FileExistsError):
         write_once(home / HOME_ID, secrets.token_hex(8) + "\n", 0o644)
     return read_home_id(home)
 
 
 def read_home_id(home: Path) -> str:
-    """The id of a home folder; empty where it cannot be read."""
+    """Return the id of a home folder; empty if it cannot be read."""
     try:
         return (home / HOME_ID).read_text().strip()
     except OSError:
@@ -33,25 +33,25 @@ def read_home_id(home: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what all nodes have to have the same version of. Ray compares its own and Python's too, in other words."""
+    """Return the versions that all nodes must share. Ray also compares its own and Python's version."""
     return {"monge": version("monge"), "ray": version("ray"), "Python": platform.python_version()}
 
 
 def offer(settings: Settings, *, loopback: bool) -> Joining:
-    """What a node needs to know, as of now.
+    """Return what a node needs to join the cluster now.
 
     Args:
-        settings: where all is; what ``monge up`` has written since is read again.
-        loopback: whether the platform listens there alone.
+        settings: settings; files written by ``monge up`` are read again.
+        loopback: whether the platform listens on loopback only.
 
     Raises:
-        ConflictError: no other machine reaches the platform.
+        ConflictError: the platform listens on loopback only.
         ServiceError: the cluster's address is not known.
     """
     if loopback:
         raise ConflictError(
-            "the platform listens on 127.0.0.1, where no other machine reaches it",
-            hint="`monge down`, then `monge up --host ADDRESS` on the head",
+            "the platform listens on 127.0.0.1, which other machines cannot reach",
+            hint="run `monge down`, then `monge up --host ADDRESS` on the head",
         )
     home = settings.home.absolute()
     now = Settings(home=home)

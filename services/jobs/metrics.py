@@ -1,4 +1,4 @@
-"""Counts of the job service, for Prometheus."""
+"""Prometheus metrics of the job service."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from services.jobs.states import State
 
 
 class Counts(Protocol):
-    """What is counted; see :class:`services.jobs.store.JobStore`."""
+    """Source of the counts; see :class:`services.jobs.store.JobStore`."""
 
     def counts(self) -> dict[State, int]:
-        """How many jobs there are of each state."""
+        """Return the number of jobs in each state."""
         ...
 
 
 class JobMetrics:
-    """A registry of its own, which asks the store when it is asked.
+    """A Prometheus registry that reads the store at each scrape.
 
     Args:
-        counts: the store.
+        counts: source of the counts.
     """
 
     def __init__(self, counts: Counts) -> None:

@@ -1,4 +1,4 @@
-"""The nodes of the cluster over HTTP: listed, joined, taken out."""
+"""HTTP routes for the nodes of the cluster: list, join, drain."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
 
 def add_node_routes(app: FastAPI, service: ApiContext) -> None:
-    """Give the app the routes of nodes."""
+    """Add the routes for nodes to the app."""
 
-    @app.get("/v1/nodes", summary="Nodes, and how much of each is used")
+    @app.get("/v1/nodes", summary="List nodes and their used resources")
     def nodes(token: ReadToken) -> NodeList:
-        """The cluster is asked for it; `used_cpus` is some seconds old."""
+        """List the nodes of the cluster. `used_cpus` may be some seconds old."""
         return NodeList(nodes=service.nodes.all())
 
-    @app.put("/v1/nodes/{node}/drain", summary="Take a node out of the cluster")
+    @app.put("/v1/nodes/{node}/drain", summary="Drain a node")
     def drain_node(node: str, request: Request, token: AdminToken) -> NodeUse:
-        """By its address, or the beginning of its id. Workers there save a checkpoint and leave; then its raylet ends.
+        """Drain a node, given by its address or an id prefix. Its workers save a checkpoint; then the node leaves.
 
-        There is no way back: the machine has to join again.
+        A drain cannot be undone: the machine must join again.
         """
         drained = service.nodes.drain(node, token.name)
         service.changed(request, "drain node", node=drained.id, address=drained.address)
         return drained
 
-    @app.get("/v1/cluster/join", summary="What a machine needs to join the cluster")
+    @app.get("/v1/cluster/join", summary="Get the parameters to join the cluster")
     def joining(request: Request, response: Response, token: AdminToken) -> Joining:
-        """The answer holds the cluster's own token, with which code runs on it: it is for administrators alone."""
+        """Return the parameters to join the cluster, including the Ray token, which allows running code on it."""
         found = service.joining()
         service.changed(request, "ask how to join")
         response.headers["Cache-Control"] = "no-store"

@@ -1,4 +1,4 @@
-"""The nodes of the cluster as Ray's dashboard shows them now, and taking one out. Ray is not imported for it."""
+"""The nodes of the cluster, read from Ray's dashboard, and draining of nodes. Does not import Ray."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from services.settings import Settings
 from services.tokens import authorization
 
 SECONDS = 15.0
-"""Seconds for an answer of the dashboard."""
+"""Timeout of a request to the dashboard in seconds."""
 
 DRAIN_SECONDS = 60.0
-"""Seconds for Ray's command, which imports Ray first."""
+"""Timeout of the drain command in seconds; the command imports Ray."""
 
 DEADLINE = 600
-"""Seconds after which the node's end counts as expected whatever still runs there."""
+"""Seconds after which Ray stops the node even if work still runs on it."""
 
 
 class Nodes:
     """The nodes of one cluster.
 
     Args:
-        settings: where its head and its dashboard are.
-        transport: of httpx, for tests.
+        settings: settings with the addresses of the head and the dashboard.
+        transport: httpx transport, for tests.
     """
 
     def __init__(self, settings: Settings, transport: httpx.BaseTransport | None = None) -> None:
@@ -45,32 +45,32 @@ class Nodes:
         )
 
     def all(self) -> list[NodeUse]:
-        """The nodes that are alive, the head first, then by address.
+        """Return the nodes that are alive, the head first, then by address.
 
         Raises:
-            ServiceError: the cluster is away.
+            ServiceError: the cluster is unreachable.
         """
         try:
             rows = [row["raylet"] for row in self._ask("/nodes?view=summary")["summary"] if "nodeId" in row["raylet"]]
             report = self._ask("/api/cluster_status")["clusterStatus"].get("loadMetricsReport") or {}
-            # Another autoscaler than that of a fixed cluster leaves this out.
+            # Autoscalers of clusters with a variable number of nodes omit this.
             used = report.get("usageByNode") or {}
             found = [_node(row, used.get(row["nodeId"])) for row in rows if row["state"] == "ALIVE"]
         except (LookupError, TypeError, AttributeError, ValueError) as error:
-            raise ServiceError(f"the dashboard's list of nodes is not understood: {error!r}") from error
+            raise ServiceError(f"the dashboard sent an invalid list of nodes: {error!r}") from error
         return sorted(found, key=lambda node: (not node.head, node.address))
 
     def drain(self, name: str, by: str) -> NodeUse:
-        """Take a node out: nothing new is placed there, and what runs there is told to leave.
+        """Drain a node: nothing new is placed on it, and its work is asked to stop.
 
         Args:
-            name: its address, or the beginning of its id.
-            by: who asks, for Ray's log.
+            name: address of the node, or a prefix of its id.
+            by: name of the user, for Ray's log.
 
         Raises:
-            SpecError: there is no such node, or several.
-            ConflictError: it is the head, or Ray refuses.
-            ServiceError: the cluster is away.
+            SpecError: no node matches, or several do.
+            ConflictError: the node is the head, or Ray refuses to drain it.
+            ServiceError: the cluster is unreachable.
         """
         node = pick(self.all(), name)
         environment = os.environ | ray_environment(self._settings)
@@ -82,12 +82,12 @@ class Nodes:
         except subprocess.TimeoutExpired:
             raise ServiceError(f"Ray did not drain {node.address} within {DRAIN_SECONDS:g} s") from None
         if done.returncode:
-            lines = (done.stderr or done.stdout).strip().splitlines() or ["it does not say why"]
-            raise ConflictError(f"Ray does not drain {node.address}: {lines[-1][:300]}", hint="see `monge nodes`")
+            lines = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
+            raise ConflictError(f"Ray refused to drain {node.address}: {lines[-1][:300]}", hint="see `monge nodes`")
         return node.model_copy(update={"draining": True})
 
     def _address(self) -> str:
-        # Written by `monge up` after this process started, where another port was taken.
+        # `monge up` may write it after this process started, if it chose another port.
         return Settings(home=self._settings.home).address("ray_address")
 
     def _ask(self, path: str) -> Any:
@@ -96,35 +96,35 @@ class Nodes:
             answer.raise_for_status()
         except httpx.HTTPError as error:
             raise ServiceError(
-                f"the cluster is away: {error or type(error).__name__}", hint="see `monge status`"
+                f"the cluster is unreachable: {error or type(error).__name__}", hint="see `monge status`"
             ) from None
         return answer.json()["data"]
 
 
 def pick(nodes: list[NodeUse], name: str) -> NodeUse:
-    """The node of an address, or of the beginning of an id.
+    """Return the node with this address or with this prefix of its id.
 
     Raises:
-        SpecError: there is none, or there are several.
-        ConflictError: it is the head.
+        SpecError: no node matches, or several do.
+        ConflictError: the node is the head.
     """
     found = [node for node in nodes if node.address == name or (name and node.id.startswith(name))]
     if len(found) != 1:
         what = "no node" if not found else f"{len(found)} nodes"
-        raise SpecError(f"node: {name[:100]!r} names {what}", hint="see `monge nodes`")
+        raise SpecError(f"node: {name[:100]!r} matches {what}", hint="see `monge nodes`")
     if found[0].head:
         raise ConflictError(
-            f"{found[0].address} is the head of the cluster, which cannot go on without it",
-            hint="`monge drain` without a node stops all jobs first",
+            f"{found[0].address} is the head of the cluster and cannot be drained",
+            hint="use `monge drain` without a node to stop all jobs",
         )
     return found[0]
 
 
 def drain_command(address: str, node: str, by: str) -> list[str]:
-    """What asks the head of a cluster to drain a node."""
+    """Return the command that asks the head of a cluster to drain a node."""
     return [
         *(sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address, "--node-id", node),
-        # The reason that Ray takes of a node with work on it.
+        # The reason for which Ray drains a node that has work on it.
         *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", f"drained by {by}"),
         *("--deadline-remaining-seconds", str(DEADLINE)),
     ]

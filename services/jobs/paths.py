@@ -1,4 +1,4 @@
-"""What a spec names on a disk."""
+"""Local paths in a job spec."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.storage.objects import SCHEME, split_address
 
 
 def named_files(spec: JobSpec) -> Iterator[tuple[str, str]]:
-    """Each file that a spec names beside its images: the field, and the path."""
+    """Yield the field and the path of each file in a spec, except the images."""
     if isinstance(spec.objective, FlowSpec) and isinstance(spec.objective.coupling, RecordedSpec):
         yield "objective.coupling.file", spec.objective.coupling.file
     if spec.evaluation.weights is not None:
@@ -19,20 +19,22 @@ def named_files(spec: JobSpec) -> Iterator[tuple[str, str]]:
 
 
 def with_absolute_paths(spec: JobSpec) -> JobSpec:
-    """The spec with what it names on this machine's disk named absolutely: the job runs in another folder.
+    """Return the spec with absolute paths; the job runs in another working directory.
 
     Raises:
-        SpecError: a file is missing, or an address in S3 is none or has keys in it, which every log would then tell.
+        SpecError: a file does not exist, or an S3 address is invalid or contains keys, which would appear in logs.
     """
     source = Path(spec.data.source).expanduser()
     if spec.data.source.startswith(SCHEME):
         split_address(spec.data.source)
     elif source.exists():
         spec = spec.model_copy(update={"data": spec.data.model_copy(update={"source": str(source.absolute())})})
+    elif not source.is_absolute():
+        _require_name(spec.data.source)
     if isinstance(spec.objective, FlowSpec) and isinstance(spec.objective.coupling, RecordedSpec):
         file = Path(spec.objective.coupling.file).expanduser().absolute()
         if not file.is_file():
-            raise SpecError(f"objective.coupling.file: {file} does not exist", hint="write it with `monge couple`")
+            raise SpecError(f"objective.coupling.file: {file} does not exist", hint="create it with `monge couple`")
         coupling = spec.objective.coupling.model_copy(update={"file": str(file)})
         spec = spec.model_copy(update={"objective": spec.objective.model_copy(update={"coupling": coupling})})
     if spec.evaluation.weights is not None:
@@ -41,3 +43,13 @@ def with_absolute_paths(spec: JobSpec) -> JobSpec:
             raise SpecError(f"evaluation.weights: {file} does not exist", hint="give a state dict of Inception-v3")
         spec = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"weights": str(file)})})
     return spec
+
+
+def _require_name(source: str) -> None:
+    from pipelines.data.catalogue import NAMES  # imports torch
+
+    if source not in NAMES:
+        raise SpecError(
+            f"data.source: no file or folder {Path(source).expanduser().absolute()}",
+            hint=f"use an existing path, an S3 address, or one of {', '.join(sorted(NAMES))}",
+        )

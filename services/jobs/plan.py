@@ -1,7 +1,7 @@
-"""What can be known of a job before it is submitted: its data, its network, and what is wrong with them.
+"""Checks of a job before it is submitted: its data and its network.
 
-``python -m services.jobs.plan CACHE`` reads a spec from its input and writes the plan as JSON, or the error and exits
-with 1. The job service runs it: it imports torch and decodes files.
+``python -m services.jobs.plan CACHE`` reads a spec from standard input and writes the plan as JSON, or writes the
+error and exits with status 1. The job service runs it in a separate process: it imports torch and decodes files.
 """
 
 from __future__ import annotations
@@ -25,68 +25,68 @@ from services.error_documents import write_error
 from services.storage.objects import SCHEME
 
 INDEXED = (".tar",)
-"""Files that have to be read through before their images are known: that is the job's own work."""
+"""Suffixes of files that must be read completely to list their images; the job does that itself."""
 
 
 @dataclass(frozen=True)
 class WorkPlan:
-    """What a job will work on, a line each.
+    """Summary of the data and the network of a job.
 
     Attributes:
-        data: the source and what was found there.
-        model: the network and its size; None where the images are not known yet.
+        data: source, and the number, size and classes of its images.
+        model: network and its size; None if the images are not known yet.
     """
 
     data: str
     model: str | None = None
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """Return the summary, one line for each part."""
         return [f"data: {self.data}"] + [f"model: {self.model}"] * (self.model is not None)
 
 
 def work_plan(spec: JobSpec, cache: Path) -> WorkPlan:
-    """Look at a job's data on this machine and build its network on no device.
+    """Read the data of a job on this machine and build its network on the meta device.
 
-    Nothing is fetched; compressed arrays are unpacked into the cache, where the job finds them. What lies in S3, or
-    has to be fetched or read through first, is left to the job.
+    Nothing is downloaded; compressed arrays are unpacked into the cache, where the job reuses them. Data that is in
+    S3, or that must be downloaded or read completely first, is left to the job.
 
     Args:
-        spec: with the paths of this machine.
-        cache: folder of downloads and of unpacked arrays.
+        spec: job spec, with paths of this machine.
+        cache: folder for downloads and of unpacked arrays.
 
     Raises:
-        SourceError: there is no such source, it is not laid out as it should be, or has too few classes.
-        ShardError: it is a damaged data set of shards.
-        SpecError: the network cannot take such images.
+        SourceError: the source does not exist, has an invalid layout, or has too few classes.
+        ShardError: the sharded data set is damaged.
+        SpecError: the network does not accept images of this size.
     """
     source = spec.data.source
     if source.startswith(SCHEME):
-        return WorkPlan(f"{source}, which the job reads")
+        return WorkPlan(f"{source}, read by the job")
     folder = Path(source).expanduser()
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
-        return _planned(spec, manifest.images, manifest.image, manifest.classes, "sharded already")
+        return _planned(spec, manifest.images, manifest.image, manifest.classes, "already sharded")
     if source in NAMES:
         require_classes(spec, classes_of(spec.data))
-        return WorkPlan(f"{source}, of the catalogue")
+        return WorkPlan(f"{source} from the catalogue")
     if folder.suffix.lower() in INDEXED or (folder.is_dir() and any(folder.glob("*.tar"))):
-        fingerprint(spec.data)  # whether it is there
-        return WorkPlan(f"{source}, which the job reads through")
+        fingerprint(spec.data)  # raises if it does not exist
+        return WorkPlan(f"{source}, read by the job")
     found = open_source(spec.data, cache)
     return _planned(spec, len(found), found.image, found.classes)
 
 
 def require_classes(spec: JobSpec, classes: Sequence[str]) -> None:
-    """Refuse to train a classifier on one class.
+    """Raise if a classifier would be trained on one class.
 
     Raises:
         SourceError: there is only one.
     """
     if isinstance(spec.objective, ClassificationSpec) and len(classes) < 2:
         raise SourceError(
-            f"{spec.data.source}: only one class, {classes[0]!r}: a classifier tells two or more apart",
-            hint="give at least two, or train a generator",
+            f"{spec.data.source}: found one class, {classes[0]!r}; a classifier needs at least two",
+            hint="add images of another class, or train a generator",
         )
 
 
@@ -102,7 +102,7 @@ def _planned(spec: JobSpec, images: int, image: ImageShape, classes: Sequence[st
 
 
 def main() -> int:
-    """Plan the spec of standard input."""
+    """Plan the spec from standard input."""
     try:
         document = {"lines": work_plan(parse_spec(json.load(sys.stdin)), Path(sys.argv[1])).lines()}
     except MongeError as error:

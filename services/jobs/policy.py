@@ -1,6 +1,6 @@
-"""What to do next for the jobs of a cluster: a pure function of what is stored and of what the cluster shows.
+"""Scheduling policy: a pure function from the stored jobs and the state of the cluster to the next actions.
 
-The controller calls :func:`decide` again and again and carries out what it returns. Every rule of the queue, of retries
+The controller calls :func:`decide` repeatedly and executes the actions it returns. All rules of the queue, of retries
 and of cancellation is here::
 
     queued ──> starting ──> running ──> succeeded | failed | cancelled
@@ -20,46 +20,46 @@ from services.jobs.states import AttemptStatus, State
 from services.training.placement import Placement, placement_of
 
 AGING = 1800.0
-"""Seconds of waiting that raise a queued job by one priority, so that none waits for ever."""
+"""Seconds of waiting that raise the priority of a queued job by one, so that no job waits forever."""
 
 SETBACKS = 5
-"""Attempts in a row that may end without progress, for reasons that are not the job's own."""
+"""Maximum number of consecutive attempts without progress that fail for reasons outside the job."""
 
 BACKOFF, LONGEST_BACKOFF = 1.0, 60.0
-"""Seconds before the next attempt after the first setback, doubled with each further one, and their bound."""
+"""Seconds before the next attempt after the first setback, doubled after each further one, and its upper bound."""
 
 GRACE = 60.0
-"""Seconds that a cluster may need to show an attempt that was submitted to it."""
+"""Seconds within which a submitted attempt must appear on the cluster."""
 
-DRAINING = "nothing starts until `monge drain --end`"
-"""What all jobs wait for while the service is draining."""
+DRAINING = "no job starts until `monge drain --end`"
+"""Reason why jobs wait while the service is draining."""
 
 NEXT_LOOK = 0.01
-"""Seconds until a job may start again whose attempt ends now: a look takes one action that changes a job."""
+"""Seconds until a job whose attempt ends now may start again; each pass changes a job at most once."""
 
 GROWING = 60.0
-"""Seconds that an attempt has run, at least, before it is stopped to go on with more workers."""
+"""Minimum run time of an attempt, in seconds, before it is restarted with more workers."""
 
 PAUSE = "waiting for its next attempt"
-"""What a job waits for after a setback, whatever else it would wait for."""
+"""Reason why a job waits after a setback; it takes precedence over other reasons."""
 
 
 @dataclass(frozen=True)
 class AttemptView:
-    """The latest attempt at a job, while it has not ended in the store.
+    """The latest attempt of a job, if it has not ended in the store.
 
     Attributes:
-        number: 1, 2, …
-        placement: the workers that were reserved for it.
-        started: when it was sent, or else decided, in seconds since 1970.
-        sent: whether the cluster has accepted it.
-        status: of it; None while the cluster has not said.
-        stage: what it does, in its own words.
-        trains: whether its workers have begun to train.
-        progressed: whether it has seen more images than it began with, and than all attempts before it.
-        error: what it said before it failed, of a kind that another attempt would meet again.
-        stopping: whether this service has asked for its end.
-        message: why it ended, in its own words where it said so, and of a kind that may pass.
+        number: number of the attempt: 1, 2, …
+        placement: workers reserved for the attempt.
+        started: time when it was sent, or else decided, in seconds since 1970.
+        sent: whether the cluster has accepted the attempt.
+        status: status of the attempt on the cluster; None if not known yet.
+        stage: current stage, as the attempt reported it.
+        trains: whether the workers have started to train.
+        progressed: whether it has seen more images than it started with and than all earlier attempts.
+        error: final error that the attempt reported; another attempt would fail with it too.
+        stopping: whether this service has asked the attempt to stop.
+        message: reason why it ended, for errors that may be temporary; as reported by the attempt if it was.
     """
 
     number: int
@@ -77,22 +77,22 @@ class AttemptView:
 
 @dataclass(frozen=True)
 class JobView:
-    """A job that is not over.
+    """A job that has not ended.
 
     Attributes:
-        id: of the job.
-        number: order of submission.
-        workers: what it asks for.
-        state: of it, with its ``reason``.
-        submitted: seconds since 1970.
-        priority: higher ones start first.
-        cancelled: who has asked to cancel it, if anybody.
-        timeout: seconds that it may take from its first start on.
-        first_started: when that was.
-        attempt: the one that has not ended.
-        attempts: made so far.
-        setbacks: attempts in a row that ended without progress.
-        not_before: when the next attempt may start.
+        id: id of the job.
+        number: position in the order of submission.
+        workers: workers that the job requests.
+        state: state of the job, with its ``reason``.
+        submitted: time of submission in seconds since 1970.
+        priority: priority; jobs with higher priority start first.
+        cancelled: user who asked to cancel the job, or None.
+        timeout: time limit in seconds, from the first start.
+        first_started: time of the first start in seconds since 1970, or None.
+        attempt: attempt that has not ended, or None.
+        attempts: number of attempts so far.
+        setbacks: number of consecutive attempts that ended without progress.
+        not_before: earliest time of the next attempt, in seconds since 1970.
     """
 
     id: str
@@ -113,11 +113,11 @@ class JobView:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the cluster shows.
+    """State of the cluster.
 
     Attributes:
-        cpus, gpus: of all its nodes.
-        away: why nothing is known of it; None while it answers.
+        cpus, gpus: total resources of all nodes.
+        away: reason why the cluster is unreachable; None if it is reachable.
     """
 
     cpus: float = 0.0
@@ -126,17 +126,17 @@ class Cluster:
 
     @property
     def resources(self) -> dict[str, float]:
-        """As Ray counts them."""
+        """Return the resources under the names that Ray uses."""
         return {"CPU": self.cpus, "GPU": self.gpus}
 
 
 @dataclass(frozen=True)
 class SchedulingLimits:
-    """Bounds on what runs.
+    """Limits on running jobs.
 
     Attributes:
-        running: most jobs at a time.
-        draining: whether nothing is to start, and what runs is to stop until later.
+        running: maximum number of concurrent jobs.
+        draining: whether no job may start and running jobs must stop until the drain ends.
     """
 
     running: int = 64
@@ -145,7 +145,7 @@ class SchedulingLimits:
 
 @dataclass(frozen=True)
 class Start:
-    """Begin the next attempt at a job."""
+    """Start the next attempt of a job."""
 
     job: str
     placement: Placement
@@ -154,21 +154,21 @@ class Start:
 
 @dataclass(frozen=True)
 class Send:
-    """Submit an attempt that was begun and that the cluster does not know yet; a second time changes nothing."""
+    """Submit a stored attempt that the cluster does not know yet; sending it twice has no effect."""
 
     job: str
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Ask the cluster to stop the attempt at a job."""
+    """Ask the cluster to stop the attempt of a job."""
 
     job: str
 
 
 @dataclass(frozen=True)
 class Move:
-    """Give a job another state or another reason."""
+    """Change the state or the reason of a job."""
 
     job: str
     state: State
@@ -177,14 +177,14 @@ class Move:
 
 @dataclass(frozen=True)
 class EndAttempt:
-    """Close the attempt at a job, and move the job.
+    """Close the attempt of a job and change the state of the job.
 
     Attributes:
-        job: its id.
-        outcome: of the attempt, in a word.
-        state, reason: of the job from now on.
-        setbacks: of the job from now on.
-        not_before: when the next attempt may start.
+        job: id of the job.
+        outcome: outcome of the attempt, in one word.
+        state, reason: new state and reason of the job.
+        setbacks: new number of setbacks of the job.
+        not_before: earliest time of the next attempt, in seconds since 1970.
     """
 
     job: str
@@ -201,17 +201,17 @@ Action = Start | Send | Stop | Move | EndAttempt
 def decide(
     jobs: Sequence[JobView], cluster: Cluster, now: float, limits: SchedulingLimits | None = None
 ) -> list[Action]:
-    """The next actions.
+    """Return the next actions.
 
     Args:
-        jobs: those that are not over.
-        cluster: what it shows.
-        now: seconds since 1970.
-        limits: on what runs.
+        jobs: jobs that have not ended.
+        cluster: state of the cluster.
+        now: current time in seconds since 1970.
+        limits: limits on running jobs.
 
     Returns:
-        At most one action that changes a job, for each job; the same input gives the same actions, and once they are
-        carried out and nothing else happens there are none.
+        At most one action that changes a job, for each job. The same input gives the same actions. After they are
+        executed, and if nothing else changes, the next call returns no actions.
     """
     limits = limits or SchedulingLimits()
     actions: list[Action] = []
@@ -244,7 +244,7 @@ def decide(
 
 
 def refusal(workers: WorkersSpec, cluster: Cluster) -> str | None:
-    """Why a job could not start even if all else had ended; None where it could."""
+    """Return why a job could not start even on an idle cluster; None if it could."""
     try:
         placement_of(workers, cluster.resources)
     except ServiceError as error:
@@ -255,17 +255,17 @@ def refusal(workers: WorkersSpec, cluster: Cluster) -> str | None:
 def _attended(
     job: JobView, attempt: AttemptView, cluster: Cluster, now: float, limits: SchedulingLimits
 ) -> Action | None:
-    """What a job needs whose attempt has not ended in the store."""
+    """Return the action for a job whose attempt has not ended in the store."""
     if cluster.away:
-        waits = "to cancel it" if job.cancelled else "and the job with it, as far as is known"
-        return Move(job.id, State.RECOVERING, f"the cluster is away ({cluster.away}): waiting for it {waits}")
+        waits = " to cancel the job" if job.cancelled else "; the job may still be running"
+        return Move(job.id, State.RECOVERING, f"the cluster is unreachable ({cluster.away}): waiting for it{waits}")
     status = attempt.status
     if not attempt.sent:
         if job.cancelled or _is_late(job, now):
             return _ended(job, attempt, AttemptStatus.UNKNOWN, now, limits)
         if refusal(job.workers, cluster) is not None:
-            # Its driver would find too few nodes, and give up the job.
-            return _lost(job, attempt, "the cluster has become too small for it", job.setbacks, now)
+            # The driver would find too few nodes and fail the job.
+            return _lost(job, attempt, "the cluster is now too small for the job", job.setbacks, now)
         if limits.draining:
             return _drained(job, attempt, now, limits)
         return Send(job.id)
@@ -274,7 +274,7 @@ def _attended(
     if status.ended:
         return _ended(job, attempt, status, now, limits)
     if job.cancelled or _is_late(job, now) or limits.draining or attempt.stopping:
-        return Stop(job.id)  # once more, for the request may have been lost
+        return Stop(job.id)  # send it again: the request may have been lost
     if attempt.trains:
         return Move(job.id, State.RUNNING, f"on {attempt.placement}")
     starting = State.RECOVERING if attempt.number > 1 else State.STARTING
@@ -285,7 +285,7 @@ def _attended(
 def _ended(
     job: JobView, attempt: AttemptView, status: AttemptStatus, now: float, limits: SchedulingLimits
 ) -> EndAttempt:
-    """Where a job goes from an attempt that is over."""
+    """Return the next state of a job whose attempt has ended."""
     if status is AttemptStatus.SUCCEEDED:
         return EndAttempt(job.id, "succeeded", State.SUCCEEDED, "all images were seen")
     if job.cancelled:
@@ -299,16 +299,16 @@ def _ended(
         return EndAttempt(job.id, "stopped", State.CANCELLED, "stopped on the cluster, not through this service")
     if attempt.error is not None:
         return EndAttempt(job.id, "failed", State.FAILED, attempt.error)
-    why = "the cluster that ran it is gone" if status is AttemptStatus.UNKNOWN else attempt.message or "its driver died"
+    why = "the cluster lost the attempt" if status is AttemptStatus.UNKNOWN else attempt.message or "its driver died"
     setbacks = 0 if attempt.progressed else job.setbacks + 1
     if setbacks > SETBACKS:
-        reason = f"{setbacks} attempts in a row came no further than those before; of the last one {why}"
+        reason = f"{setbacks} consecutive attempts made no progress; the last one: {why}"
         return EndAttempt(job.id, "lost", State.FAILED, reason)
     return _lost(job, attempt, why, setbacks, now)
 
 
 def _lost(job: JobView, attempt: AttemptView, why: str, setbacks: int, now: float) -> EndAttempt:
-    """The end of an attempt that another one follows."""
+    """End an attempt that another one follows."""
     pause = min(BACKOFF * 2 ** max(0, setbacks - 1), LONGEST_BACKOFF)
     why = why.replace("; ", ", ")  # see _told
     reason = f"attempt {attempt.number} ended: {why}; {PAUSE}"
@@ -316,15 +316,15 @@ def _lost(job: JobView, attempt: AttemptView, why: str, setbacks: int, now: floa
 
 
 def _drained(job: JobView, attempt: AttemptView, now: float, limits: SchedulingLimits) -> EndAttempt:
-    """The end of an attempt that was asked for while the service was draining, which may be over since."""
+    """End an attempt that was stopped by a drain; the drain may have ended since."""
     waits, until = (DRAINING, 0.0) if limits.draining else (PAUSE, now + NEXT_LOOK)
-    reason = f"attempt {attempt.number} ended: the service was told to drain; {waits}"
+    reason = f"attempt {attempt.number} ended: the service is draining; {waits}"
     return EndAttempt(job.id, "drained", State.RECOVERING, reason, job.setbacks, until)
 
 
 def _grows(job: JobView, attempt: AttemptView, now: float) -> EndAttempt:
-    """The end of an attempt that was asked for since there is room for more workers."""
-    reason = f"attempt {attempt.number} ended: it was stopped to go on with more workers; {PAUSE}"
+    """End an attempt that was stopped because more workers are free."""
+    reason = f"attempt {attempt.number} ended: it was stopped to resume with more workers; {PAUSE}"
     return EndAttempt(job.id, "stopped", State.RECOVERING, reason, job.setbacks, now + NEXT_LOOK)
 
 
@@ -336,7 +336,7 @@ def _growth(
     now: float,
     limits: SchedulingLimits,
 ) -> list[Action]:
-    """The first job that runs with fewer workers than it asks for, and could have more: it stops, and goes on so."""
+    """Stop the first job that runs with fewer workers than it requests and could have more; it resumes with more."""
     if cluster.away or limits.draining:
         return []
     busy = {one.job for one in taken if not isinstance(one, Move)}
@@ -350,7 +350,7 @@ def _growth(
         if (
             wanted.gpu == attempt.placement.gpu
             and attempt.placement.workers < wanted.workers
-            # A job that has no min starts again with all its workers or not at all.
+            # A job without workers.min starts with all its workers or not at all.
             and free[_kind(wanted)] >= (wanted.workers - attempt.placement.workers if job.workers.min is None else 1)
         ):
             return [Stop(job.id)]
@@ -360,11 +360,11 @@ def _growth(
 def _queue(
     waiting: list[JobView], holding: list[JobView], cluster: Cluster, now: float, limits: SchedulingLimits
 ) -> tuple[list[Action], dict[str, float]]:
-    """Who of those that wait may start, and for what the others wait; and what is free then.
+    """Return the start actions and the reasons of the waiting jobs, and the resources that remain free.
 
-    A job starts with all its workers, or with fewer where there are its ``min``. The first that does not fit holds back
-    those behind it: what becomes free is for it. One that would not fit in the empty cluster holds back nobody. A job
-    that pauses after a setback keeps its place.
+    A job starts with all its workers, or with fewer if at least ``min`` of them are free. The first job that does not
+    fit blocks those behind it: resources that become free go to it. A job that would not fit on an idle cluster blocks
+    no others. A job that pauses after a setback keeps its place.
     """
     free = {"CPU": cluster.cpus, "GPU": cluster.gpus}
     holders: dict[str, list[JobView]] = {"CPU": [], "GPU": []}
@@ -389,7 +389,7 @@ def _queue(
                 held_back, reason = True, f"{_count(running, 'job')} running, which is the limit"
             elif free[kind] < placement.workers:
                 asked, there = _count(placement.workers, kind), max(0, int(free[kind]))
-                held_back, reason = True, f"{asked} asked for, {there} free, held by {_named(holders[kind])}"
+                held_back, reason = True, f"{asked} requested, {there} free, held by {_named(holders[kind])}"
             else:
                 free[kind] -= placement.workers
                 running += 1
@@ -405,9 +405,9 @@ def _queue(
 
 
 def _obstacle(job: JobView, cluster: Cluster, limits: SchedulingLimits) -> str | None:
-    """Why a job cannot start, whatever the others do."""
+    """Return why a job cannot start, independent of other jobs."""
     if cluster.away:
-        return f"the cluster is away: {cluster.away}"
+        return f"the cluster is unreachable: {cluster.away}"
     if limits.draining:
         return DRAINING
     if (never := refusal(job.workers, cluster)) is not None:
@@ -416,7 +416,7 @@ def _obstacle(job: JobView, cluster: Cluster, limits: SchedulingLimits) -> str |
 
 
 def _told(job: JobView, reason: str) -> str:
-    # What stopped a job stays told while it waits for its next attempt.
+    # Keep the reason of the stop while the job waits for its next attempt.
     if job.state is not State.RECOVERING:
         return reason
     why = job.reason.partition("; ")[0]
@@ -424,16 +424,16 @@ def _told(job: JobView, reason: str) -> str:
 
 
 def turn(priority: int, submitted: float) -> float:
-    """The place of a job in the queue: the largest comes first.
+    """Return the sort key of a job in the queue; the largest comes first.
 
-    Waiting raises the priority, of all jobs alike: which of two comes first never changes.
+    Waiting raises the priority of all jobs alike, so the order of two jobs never changes.
     """
     return priority - submitted / AGING
 
 
 def place_in_queue(job: JobView) -> tuple[bool, float, int]:
-    """Sorts those that wait: the smallest comes first."""
-    # What has run already goes on first.
+    """Return the sort key of a waiting job; the smallest comes first."""
+    # Jobs that have run before come first.
     return job.state is not State.RECOVERING, -turn(job.priority, job.submitted), job.number
 
 

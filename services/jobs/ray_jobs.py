@@ -1,4 +1,4 @@
-"""Ray Jobs over its REST API: what the controller asks of a cluster. Neither Ray nor torch is imported for it."""
+"""Client of the Ray Jobs REST API, used by the controller. Imports neither Ray nor torch."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from services.jobs.policy import Cluster
 from services.jobs.states import AttemptStatus
 
 SECONDS = 10.0
-"""Seconds for an answer."""
+"""Timeout of a request in seconds."""
 
 
 class EngineError(ServiceError):
-    """The cluster is away, or answers what it should not."""
+    """The cluster is unreachable or sends an invalid response."""
 
 
 class RefusedError(EngineError):
-    """The cluster has understood the request and does not want it."""
+    """The cluster rejects the request."""
 
 
 @dataclass(frozen=True)
 class RayNode:
-    """A machine of the cluster that is alive."""
+    """A node of the cluster that is alive."""
 
     id: str
     address: str
@@ -36,18 +36,18 @@ class RayNode:
 
 @dataclass(frozen=True)
 class RayStatus:
-    """Where an attempt stands."""
+    """Status of an attempt."""
 
     status: AttemptStatus
     message: str = ""
 
 
 class RayJobs:
-    """The dashboard of a Ray cluster.
+    """Client of the dashboard of a Ray cluster.
 
     Args:
-        dashboard: its URL.
-        token: of the cluster, empty where it asks for none.
+        dashboard: URL of the dashboard.
+        token: token of the cluster; empty if it requires none.
     """
 
     def __init__(self, dashboard: str, token: str = "") -> None:
@@ -61,7 +61,7 @@ class RayJobs:
             await self._session.close()
 
     async def look(self) -> tuple[Cluster, list[RayNode]]:
-        """What the cluster has; a cluster that is away is one of the answers."""
+        """Return the resources and the nodes of the cluster; an unreachable cluster is a valid result."""
         try:
             document = await self._ask("GET", "/api/v0/nodes?detail=1&limit=10000")
             rows = document["data"]["result"]["result"]
@@ -73,15 +73,15 @@ class RayJobs:
         except EngineError as error:
             return Cluster(away=str(error)), []
         except (LookupError, TypeError, ValueError) as error:
-            return Cluster(away=f"{self._url} is no Ray dashboard ({type(error).__name__})"), []
+            return Cluster(away=f"{self._url} is not a Ray dashboard ({type(error).__name__})"), []
         cpus, gpus = (sum(node.resources.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
         return Cluster(cpus, gpus), nodes
 
     async def status(self, attempt: str) -> RayStatus:
-        """Where an attempt stands.
+        """Return the status of an attempt.
 
         Raises:
-            EngineError: the cluster is away.
+            EngineError: the cluster is unreachable.
         """
         try:
             document = await self._ask("GET", f"/api/jobs/{attempt}")
@@ -89,44 +89,44 @@ class RayJobs:
         except RefusedError:
             return RayStatus(AttemptStatus.UNKNOWN)
         except (LookupError, TypeError, ValueError) as error:
-            raise EngineError(f"of {attempt} the cluster says {error}") from error
+            raise EngineError(f"invalid status of {attempt} from the cluster: {error}") from error
 
     async def submit(self, attempt: str, entrypoint: str, metadata: Mapping[str, str]) -> None:
-        """Start an attempt; one that the cluster knows already is not started again.
+        """Start an attempt. Has no effect if the cluster already knows it.
 
         Raises:
-            RefusedError: the cluster will not have it.
-            EngineError: the cluster is away.
+            RefusedError: the cluster rejects the attempt.
+            EngineError: the cluster is unreachable.
         """
         body = {"submission_id": attempt, "entrypoint": entrypoint, "metadata": dict(metadata)}
         try:
             await self._ask("POST", "/api/jobs/", body)
         except EngineError:
-            # The answer to an earlier request may have been lost.
+            # The response to an earlier request may have been lost.
             if (await self.status(attempt)).status is AttemptStatus.UNKNOWN:
                 raise
 
     async def stop(self, attempt: str) -> None:
-        """Ask an attempt's driver to end; Ray kills it some seconds later.
+        """Ask the driver of an attempt to stop; Ray kills it after some seconds.
 
         Raises:
-            EngineError: the cluster is away, or does not know it.
+            EngineError: the cluster is unreachable or does not know the attempt.
         """
         await self._ask("POST", f"/api/jobs/{attempt}/stop")
 
     async def log(self, attempt: str) -> str:
-        """The whole log of an attempt.
+        """Return the whole log of an attempt.
 
         Raises:
-            EngineError: the cluster is away, or does not know it.
+            EngineError: the cluster is unreachable or does not know the attempt.
         """
         return str((await self._ask("GET", f"/api/jobs/{attempt}/logs")).get("logs", ""))
 
     async def tail(self, attempt: str) -> AsyncIterator[str]:
-        """The log of an attempt from its beginning, as it is written, until the attempt ends.
+        """Yield the log of an attempt from its beginning, as it is written, until the attempt ends.
 
         Raises:
-            EngineError: the cluster is away, or does not know it.
+            EngineError: the cluster is unreachable or does not know the attempt.
         """
         try:
             async with self._opened().ws_connect(
@@ -136,7 +136,7 @@ class RayJobs:
                     if message.type is aiohttp.WSMsgType.TEXT:
                         yield message.data
                 if socket.close_code not in (1000, 1001, None):
-                    raise EngineError(f"the log of {attempt} broke off: {socket.close_code}")
+                    raise EngineError(f"the log of {attempt} was closed with code {socket.close_code}")
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise EngineError(_brief(error)) from error
 
@@ -152,18 +152,18 @@ class RayJobs:
                 if answer.status in (400, 404):
                     raise RefusedError(text.strip().splitlines()[-1][:500] if text.strip() else str(answer.status))
                 if answer.status != 200:
-                    raise EngineError(f"{self._url} answers with status {answer.status}")
+                    raise EngineError(f"{self._url} responded with status {answer.status}")
                 document = json.loads(text)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise EngineError(_brief(error)) from error
         except ValueError as error:
-            raise EngineError(f"{self._url} answers no JSON") from error
+            raise EngineError(f"{self._url} did not send JSON") from error
         if not isinstance(document, dict):
-            raise EngineError(f"{self._url} answers {str(document)[:100]}")
+            raise EngineError(f"{self._url} sent {str(document)[:100]}")
         return document
 
 
 def _brief(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
-        return "no answer in time"
+        return "timeout"
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""From rows of the store's tables to what the API and the policy know."""
+"""Conversion of database rows to the types of the API and the policy."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from services.training.placement import Placement
 
 
 def time_of(reported: dict[str, Any], now: float) -> float:
-    """When something was reported; now where the report does not say."""
+    """Return the time of a report; now if the report has none."""
     at = reported.get("at")
     return float(at) if isinstance(at, int | float) else now
 
 
 def progress_of(attempt: AttemptRow, images: int, total: int, at: float, metrics: dict[str, Any]) -> dict[str, Any]:
-    """How far an attempt is, as a job's row keeps it."""
+    """Return the progress of an attempt, as stored in the row of the job."""
     assert attempt.first_at is not None
     assert attempt.first_images is not None
     seconds, seen = at - attempt.first_at, images - attempt.first_images
@@ -47,7 +47,7 @@ def _maybe(seconds: float | None) -> datetime | None:
 
 
 def job_of(row: JobRow) -> Job:
-    """A job; the link to its run has yet to be completed with the address of MLflow."""
+    """Return a job; the link to its run is relative to the address of MLflow."""
     run = run_page(row.experiment_id, row.run_id) if row.experiment_id and row.run_id else None
     return Job(
         id=row.id,
@@ -74,7 +74,7 @@ def job_of(row: JobRow) -> Job:
 
 
 def attempt_of(row: AttemptRow) -> Attempt:
-    """An attempt."""
+    """Return an attempt."""
     return Attempt(
         number=row.number,
         started=_when(row.started),
@@ -85,11 +85,11 @@ def attempt_of(row: AttemptRow) -> Attempt:
 
 
 def open_attempt_of(row: AttemptRow, reached: int | None) -> policy.AttemptView:
-    """The attempt that has not ended, as the policy sees it; what the cluster shows of it comes later.
+    """Return an attempt that has not ended, for the policy; its status on the cluster is added later.
 
     Args:
-        row: of the attempt.
-        reached: images that the attempts before it had seen.
+        row: row of the attempt.
+        reached: number of images that earlier attempts had seen.
     """
     beyond = row.first_images if reached is None else reached
     return policy.AttemptView(
@@ -107,7 +107,7 @@ def open_attempt_of(row: AttemptRow, reached: int | None) -> policy.AttemptView:
 
 
 def unfinished_of(row: Any, attempt: policy.AttemptView | None) -> policy.JobView:
-    """A job that is not over, as the policy sees it."""
+    """Return a job that has not ended, for the policy."""
     return policy.JobView(
         id=row.id,
         number=row.number,
@@ -127,7 +127,7 @@ def unfinished_of(row: Any, attempt: policy.AttemptView | None) -> policy.JobVie
 
 
 def event_of(row: EventRow) -> Event:
-    """An event."""
+    """Return an event."""
     return Event(
         id=row.id,
         at=_when(row.at),
@@ -139,7 +139,7 @@ def event_of(row: EventRow) -> Event:
 
 
 def token_of(row: TokenRow) -> Token:
-    """A token."""
+    """Return a token."""
     return Token(
         name=row.name,
         role=Role(row.role),

@@ -1,4 +1,4 @@
-"""The process of the job service: its store, its controller and its API."""
+"""The server process of the job service: store, controller and API."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ from services.tokens import Role
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE = 30
-"""Seconds for which an idle connection is kept: longer than clients do, who would else send into a closing one."""
+"""Seconds for which idle connections are kept; longer than clients keep them, so that no request meets a closed one."""
 
 OWNER = "owner"
-"""Name of the token that the service makes for those who may read its home folder."""
+"""Name of the token that the service creates for users who can read its home folder."""
 
 
 def serve(host: str = LOOPBACK, port: int = 8200, settings: Settings | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; jobs on the cluster go on without it.
+    """Serve until SIGTERM or SIGINT; jobs on the cluster continue to run.
 
     Args:
         host: address to listen on.
-        port: to listen on.
-        settings: from the environment by default.
+        port: port to listen on.
+        settings: settings; read from the environment by default.
 
     Raises:
-        ServiceError: the port is taken, another service has this store, or the cluster's address is not known.
+        ServiceError: the port is in use, another service uses this store, or the cluster's address is not known.
     """
     settings = settings or load_settings()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stdout)
     logging.getLogger("monge.audit").setLevel(logging.INFO)
     folder = settings.home.absolute() / "jobservice"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with alone(folder / "lock", f"another job service has {folder}"), bound(host, port) as listener:
+    with alone(folder / "lock", f"another job service uses {folder}"), bound(host, port) as listener:
         store = JobStore(settings.jobs_store or f"sqlite:///{folder / 'jobs.db'}")
         make_owner(store, settings)
         uri = settings.address("mlflow_uri")
@@ -77,7 +77,7 @@ def serve(host: str = LOOPBACK, port: int = 8200, settings: Settings | None = No
             nodes=Nodes(settings),
         )
         app = build_app(service, loopback=is_loopback(host), close=close)
-        # What is loaded by now stays: the collector need not look at it again, a quarter of a second each time.
+        # Exclude objects loaded so far from garbage collection: each scan of them would take a quarter of a second.
         gc.collect()
         gc.freeze()
         controlling.start()
@@ -93,9 +93,9 @@ def serve(host: str = LOOPBACK, port: int = 8200, settings: Settings | None = No
 
 
 def make_owner(store: JobStore, settings: Settings) -> None:
-    """Let those in who may read ``token`` in the home folder: an administrator's, made at the first start.
+    """Create the administrator token ``token`` in the home folder at the first start.
 
-    ``MONGE_TOKEN`` in the service's environment goes before it, for platforms that bring secrets of their own.
+    ``MONGE_TOKEN`` in the service's environment takes precedence, for platforms that manage secrets themselves.
     """
     path = settings.home / "token"
     secret = None if settings.token is None else settings.token.get_secret_value()
@@ -110,7 +110,7 @@ def make_owner(store: JobStore, settings: Settings) -> None:
         try:
             store.create_token(TokenRequest(name=name, role=Role.ADMIN), secret)
         except ConflictError:
-            raise ServiceError(f"the token in {path} was revoked", hint=f"remove {path}: another one is made") from None
+            raise ServiceError(f"the token in {path} was revoked", hint=f"remove {path} to create a new one") from None
 
 
 def _version(uri: str, model: str) -> str:
@@ -128,5 +128,5 @@ def _track(uri: str, told: Untracked) -> None:
     except ServiceError as error:
         if can_retry_call(error):
             raise
-        # As of a run that was deleted: others are not to wait behind it.
-        log.warning("MLflow does not take where %s stands: %s", told.job, error.args[0])
+        # For example, the run was deleted. Other jobs must not wait for this one.
+        log.warning("cannot mark the state of %s in MLflow: %s", told.job, error.args[0])

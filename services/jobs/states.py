@@ -1,4 +1,4 @@
-"""Where jobs and their attempts stand."""
+"""States of jobs and attempts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Of a job. The last three are final."""
+    """State of a job. The last three are final."""
 
     QUEUED = "queued"
     STARTING = "starting"
@@ -18,12 +18,12 @@ class State(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether the job is over."""
+        """Whether the job has ended."""
         return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
 class AttemptStatus(StrEnum):
-    """Of an attempt, as Ray Jobs tells it."""
+    """Status of an attempt in Ray Jobs."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
@@ -31,9 +31,9 @@ class AttemptStatus(StrEnum):
     FAILED = "FAILED"
     STOPPED = "STOPPED"
     UNKNOWN = "UNKNOWN"
-    """The cluster answers and knows no such attempt."""
+    """The cluster is reachable and does not know the attempt."""
 
     @property
     def ended(self) -> bool:
-        """Whether its driver is gone."""
+        """Whether the driver of the attempt has ended."""
         return self not in (AttemptStatus.PENDING, AttemptStatus.RUNNING)

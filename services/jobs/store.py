@@ -1,4 +1,4 @@
-"""What the job service remembers: jobs, attempts, events and tokens, in SQLite or PostgreSQL."""
+"""Persistent state of the job service: jobs, attempts, events and tokens, in SQLite or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from services.training.origin import Origin
 from services.training.placement import Placement
 
 QUEUE_SEEN = 200
-"""Queued jobs that the policy looks at: those behind them wait whatever it decides."""
+"""Maximum number of queued jobs that the policy considers; those behind them cannot start yet."""
 
 _SEEN = (
     *("id", "number", "workers", "state", "submitted", "reason", "priority", "cancelled_by", "timeout"),
@@ -57,14 +57,14 @@ _SEEN = (
 
 _DRAINING = "draining"
 
-# Lists of what is looked for, not of what is left out: an index finds these.
+# These list the states to find, not the states to exclude, so that the database can use an index.
 _UNFINISHED = [state.value for state in State if not state.final]
 _ON_THE_CLUSTER = [state for state in _UNFINISHED if state != State.QUEUED]
 
 
 @dataclass(frozen=True)
 class Untracked:
-    """A job whose MLflow run does not say yet where the job stands."""
+    """A job whose state is not yet marked in its MLflow run."""
 
     job: str
     run_id: str
@@ -73,11 +73,11 @@ class Untracked:
 
 
 class JobStore:
-    """The tables, behind one method for each question and each change.
+    """Access to the tables, with one method per query and per change.
 
     Args:
-        url: ``sqlite:////folder/jobs.db`` or ``postgresql+psycopg://user@host/database``.
-        now: the clock, in seconds since 1970.
+        url: SQLAlchemy URL: ``sqlite:////folder/jobs.db`` or ``postgresql+psycopg://user@host/database``.
+        now: clock, in seconds since 1970.
 
     Raises:
         ServiceError: the database cannot be opened.
@@ -87,7 +87,7 @@ class JobStore:
         self._now = now
         self._engine = open_database(url)
         self._writing = self._engine.execution_options(writes=True)
-        # Writers of SQLite that find another at work sleep and try again, up to 0.1 s each time: a lock wakes them.
+        # The SQLite driver polls a locked database with pauses of up to 0.1 s; this lock avoids that in one process.
         self._turn = threading.Lock() if self._engine.dialect.name == "sqlite" else nullcontext()
         self._tokens = _KnownTokens()
 
@@ -110,24 +110,24 @@ class JobStore:
     def submit(
         self, spec: JobSpec, submission: Submission, owner: Token, key: str | None, origin: Origin | None = None
     ) -> tuple[Job, bool]:
-        """Remember a job, queued.
+        """Store a new job with the state ``queued``.
 
         Args:
-            spec: what it does.
-            submission: how it was asked for.
-            owner: whose it is.
-            key: the owner's second request with the same key gives the first one's job.
-            origin: the checkpoint of another job that it starts with.
+            spec: spec of the job.
+            submission: submission as received.
+            owner: token of the owner.
+            key: idempotency key: a second request of the owner with this key returns the first job.
+            origin: checkpoint of another job to start from.
 
         Returns:
             The job, and whether it is new.
 
         Raises:
             ConflictError: the key was used for another request.
-            BusyError: the owner has as many jobs that are not over as it may have.
+            BusyError: the owner has reached the limit of unfinished jobs.
         """
-        without = {"origin"} if submission.origin is None else set()  # as earlier versions digested a request
-        # Aliases may have moved since the same request came first.
+        without = {"origin"} if submission.origin is None else set()  # compatible with digests of earlier versions
+        # Aliases may have moved since the first request with this key.
         asked = spec.with_versions(lambda _: "")
         digest = _digest(submission.model_dump_json(exclude=without) + asked.fingerprint())
         try:
@@ -140,14 +140,15 @@ class JobStore:
                     session.flush()
                     _note(session, row, self._now(), "state", f"submitted by {owner.name}", State.QUEUED)
                     return job_of(row), True
-        except IntegrityError:  # another request with this key was quicker
+        except IntegrityError:  # a concurrent request with this key was first
             with self._read() as session:
                 earlier = _by_key(session, owner.name, key)
             if earlier is None:
                 raise
         if earlier.request_digest != digest:
             raise ConflictError(
-                f"Idempotency-Key: {key!r} was used for another request, that of {earlier.id}", hint="take a new key"
+                f"Idempotency-Key: {key!r} was used for another request, which created {earlier.id}",
+                hint="use a new key",
             )
         return job_of(earlier), False
 
@@ -168,7 +169,7 @@ class JobStore:
             labels=submission.labels,
             submitted=now,
             state=State.QUEUED.value,
-            reason="not looked at yet",
+            reason="not scheduled yet",
             since=now,
         )
 
@@ -178,16 +179,16 @@ class JobStore:
         )
         if (unfinished or 0) >= owner.max_jobs:
             raise BusyError(
-                f"{owner.name} has {unfinished} jobs that are not over, and may have {owner.max_jobs}",
-                hint="wait for one to end, or cancel one",
+                f"{owner.name} has {unfinished} unfinished jobs, which is the limit",
+                hint="wait until a job ends, or cancel one",
                 retry_after=60.0,
             )
 
     def job(self, job: str) -> JobDetails:
-        """One job, with its attempts and its spec.
+        """Return a job with its attempts and its spec.
 
         Raises:
-            JobNotFoundError: there is none of that id.
+            JobNotFoundError: no job has this id.
         """
         with self._read() as session:
             row = _row(session, job)
@@ -204,14 +205,14 @@ class JobStore:
         before: int | None = None,
         limit: int = 100,
     ) -> JobPage:
-        """Jobs, newest first.
+        """Return jobs, newest first.
 
         Args:
-            states: only these.
-            owner, name: only of these.
-            labels: only those that have all of them.
-            before: only those submitted before the job of this number.
-            limit: so many at most.
+            states: only jobs in these states.
+            owner, name: only jobs of this owner, or with this name.
+            labels: only jobs with all these labels.
+            before: only jobs submitted before the job with this number.
+            limit: maximum number of jobs.
         """
         query = select(JobRow).order_by(JobRow.number.desc()).limit(limit + 1)
         if states:
@@ -230,25 +231,25 @@ class JobStore:
         return JobPage(jobs=[job_of(row) for row in rows[:limit]], next=more)
 
     def state(self, job: str) -> State:
-        """Where a job stands.
+        """Return the state of a job.
 
         Raises:
-            JobNotFoundError: there is none of that id.
+            JobNotFoundError: no job has this id.
         """
         with self._read() as session:
             return State(_row(session, job).state)
 
     def counts(self) -> dict[State, int]:
-        """How many jobs there are of each state."""
+        """Return the number of jobs in each state."""
         with self._read() as session:
             rows = session.execute(select(JobRow.state, sa.func.count()).group_by(JobRow.state))
             return {State(state): count for state, count in rows}
 
     def events(self, job: str, after: int = 0, limit: int = 1000) -> list[Event]:
-        """The history of a job after an event, oldest first.
+        """Return the events of a job after event ``after``, oldest first.
 
         Raises:
-            JobNotFoundError: there is no such job.
+            JobNotFoundError: no job has this id.
         """
         with self._read() as session:
             _row(session, job)
@@ -256,24 +257,24 @@ class JobStore:
             return [event_of(row) for row in session.scalars(query)]
 
     def cancel(self, job: str, who: str) -> Job:
-        """Ask for the end of a job; one that is over stays as it is.
+        """Request cancellation of a job; a job that has ended is not changed.
 
         Raises:
-            JobNotFoundError: there is no such job.
+            JobNotFoundError: no job has this id.
         """
         with self._write() as session:
             row = _row(session, job)
             if not State(row.state).final and row.cancelled_by is None:
                 row.cancelled_by = who
-                _note(session, row, self._now(), "state", f"{who} asked to cancel it", None)
+                _note(session, row, self._now(), "state", f"{who} requested cancellation", None)
             return job_of(row)
 
     def retry(self, job: str, who: str) -> Job:
-        """Queue a job again that failed or was cancelled; it goes on from its last checkpoint.
+        """Queue a failed or cancelled job again; it resumes from its last checkpoint.
 
         Raises:
-            JobNotFoundError: there is no such job.
-            ConflictError: it is not over, or has succeeded.
+            JobNotFoundError: no job has this id.
+            ConflictError: the job has not ended, or has succeeded.
         """
         with self._write() as session:
             row = _row(session, job)
@@ -284,13 +285,13 @@ class JobStore:
             self._move(session, row, State.QUEUED, f"queued again by {who}")
             return job_of(row)
 
-    # What the controller needs
+    # Methods for the controller
 
     def unfinished(self, queue: int = QUEUE_SEEN) -> list[policy.JobView]:
-        """Jobs that are not over, as the policy sees them; the status of their attempts is not known yet.
+        """Return the jobs that have not ended, for the policy; the status of their attempts is not known yet.
 
         Args:
-            queue: so many of those at most that are queued, the first ones.
+            queue: maximum number of queued jobs, from the front of the queue.
         """
         jobs = select(*(getattr(JobRow, name) for name in _SEEN))
         queued, others = JobRow.state == State.QUEUED, JobRow.state.in_(_ON_THE_CLUSTER)
@@ -306,18 +307,18 @@ class JobStore:
         return [unfinished_of(row, attempts.get(row.id)) for row in rows]
 
     def open_attempt(self, job: str) -> policy.AttemptView:
-        """The attempt at a job that has not ended, as the policy sees it."""
+        """Return the attempt of a job that has not ended, for the policy."""
         with self._read() as session:
             return _seen_by_the_policy(session, [_open_row(session, job)])[job]
 
     def move(self, moves: Sequence[policy.Move]) -> None:
-        """Give jobs other states or reasons."""
+        """Change the states or reasons of jobs."""
         with self._write() as session:
             for move in moves:
                 self._move(session, _row(session, move.job), move.state, move.reason)
 
     def start(self, job: str, placement: Placement, reason: str) -> int:
-        """Begin the next attempt at a job; returns its number."""
+        """Store the next attempt of a job and return its number."""
         with self._write() as session:
             row = _row(session, job)
             row.attempts += 1
@@ -335,18 +336,18 @@ class JobStore:
             return row.attempts
 
     def sent(self, job: str) -> None:
-        """The cluster has accepted the attempt."""
+        """Record that the cluster has accepted the attempt."""
         with self._write() as session:
             attempt = _open_row(session, job)
             attempt.sent, attempt.started = True, self._now()
 
     def stopping(self, job: str) -> None:
-        """The end of the attempt was asked for."""
+        """Record that the attempt was asked to stop."""
         with self._write() as session:
             _open_row(session, job).stopping = True
 
     def end_attempt(self, action: policy.EndAttempt, message: str) -> None:
-        """Close the attempt at a job, and move the job."""
+        """Close the attempt of a job and change the state of the job."""
         with self._write() as session:
             row, attempt = _row(session, action.job), _open_row(session, action.job)
             attempt.ended, attempt.outcome, attempt.message = self._now(), action.outcome, message
@@ -354,26 +355,26 @@ class JobStore:
             self._move(session, row, action.state, action.reason)
 
     def spec(self, job: str) -> tuple[str, str | None, dict[str, str]]:
-        """The spec of a job as JSON, its origin, and what else the cluster is told of it."""
+        """Return the spec of a job as JSON, its origin, and its metadata for the cluster."""
         with self._read() as session:
             row = _row(session, job)
             metadata = {"job": row.id, "name": row.name, "kind": row.kind, "owner": row.owner}
             return json.dumps(row.spec), row.origin, metadata
 
     def read_of(self, job: str, number: int) -> int:
-        """Bytes of an attempt's log whose reports were taken in."""
+        """Return the number of bytes of the log of an attempt whose events were stored."""
         query = select(AttemptRow.read).where(AttemptRow.job == job, AttemptRow.number == number)
         with self._read() as session:
             return int(session.scalars(query).one())
 
     def report(self, job: str, number: int, read: int, events: Sequence[dict[str, Any]]) -> None:
-        """Take in what an attempt reported in its log.
+        """Store events that an attempt reported in its log.
 
         Args:
-            job: its id.
-            number: of the attempt.
-            read: bytes of the log that were read so far; events of a part that was read before are not given again.
-            events: as :func:`services.training.progress.read_event` gives them.
+            job: id of the job.
+            number: number of the attempt.
+            read: number of bytes of the log read so far; events are not passed twice.
+            events: events from :func:`services.training.progress.read_event` gives them.
         """
         with self._write() as session:
             row = _row(session, job)
@@ -412,7 +413,7 @@ class JobStore:
     def _move(self, session: Session, row: JobRow, state: State, reason: str) -> None:
         now = self._now()
         changed = row.state != state
-        # While an attempt starts, its stages tell the story; queues have no other teller.
+        # While an attempt starts, its stages are the events of the job.
         told = changed or (row.reason != reason and state in (State.QUEUED, State.RECOVERING))
         if row.run_id is not None and (changed or row.reason != reason):
             row.untracked = True
@@ -424,14 +425,14 @@ class JobStore:
             _note(session, row, now, "state", f"{state.value}: {reason}", state)
 
     def untracked(self) -> list[Untracked]:
-        """Jobs whose MLflow run does not say yet where they stand."""
+        """Return the jobs whose state is not yet marked in their MLflow run."""
         columns = JobRow.id, JobRow.run_id, JobRow.state, JobRow.reason
         query = select(*columns).where(JobRow.untracked, JobRow.run_id.is_not(None)).limit(100)
         with self._read() as session:
             return [Untracked(r.id, str(r.run_id), State(r.state), r.reason) for r in session.execute(query)]
 
     def tracked(self, told: Untracked) -> None:
-        """MLflow was told; of a job that has moved meanwhile it has to be told again."""
+        """Record that the state was marked in MLflow; if the job has changed since, it must be marked again."""
         with self._write() as session:
             row = _row(session, told.job)
             row.untracked = (State(row.state), row.reason) != (told.state, told.reason)
@@ -440,23 +441,23 @@ class JobStore:
 
     @property
     def draining(self) -> bool:
-        """Whether nothing is to start, and what runs is to stop until later."""
+        """Return whether the service is draining."""
         with self._read() as session:
             row = session.get(SettingRow, _DRAINING)
             return row is not None and row.value == "yes"
 
     def drain(self, wanted: bool) -> None:
-        """Begin or end draining."""
+        """Start or end draining."""
         with self._write() as session:
             session.merge(SettingRow(name=_DRAINING, value="yes" if wanted else "no"))
 
     # Tokens
 
     def create_token(self, wanted: TokenRequest, secret: str | None = None) -> NewToken:
-        """Make a token; its secret is kept as a digest alone.
+        """Create a token; only the digest of its secret is stored.
 
         Raises:
-            ConflictError: there is one of that name.
+            ConflictError: a token with this name exists.
         """
         secret = secret or f"monge_{secrets.token_urlsafe(32)}"
         row = TokenRow(
@@ -473,10 +474,10 @@ class JobStore:
                 session.flush()
                 return NewToken(**dict(token_of(row)), secret=secret)
         except IntegrityError:
-            raise ConflictError(f"there is a token {wanted.name!r}", hint="choose another name") from None
+            raise ConflictError(f"a token {wanted.name!r} exists", hint="choose another name") from None
 
     def tokens(self) -> list[Token]:
-        """All tokens, oldest first."""
+        """Return all tokens, oldest first."""
         with self._read() as session:
             return [token_of(row) for row in session.scalars(select(TokenRow).order_by(TokenRow.key))]
 
@@ -484,7 +485,7 @@ class JobStore:
         """Revoke a token.
 
         Raises:
-            JobNotFoundError: there is none of that name.
+            JobNotFoundError: no token has this name.
         """
         with self._write() as session:
             row = session.scalars(select(TokenRow).where(TokenRow.name == name)).one_or_none()
@@ -496,7 +497,7 @@ class JobStore:
         return revoked
 
     def authenticate(self, secret: str) -> Token | None:
-        """The token of a secret, None where it has none or a revoked one."""
+        """Return the token of a secret; None if there is none or it was revoked."""
         digest, generation = _digest(secret), self._tokens.generation
         with self._read() as session:
             query = select(TokenRow).where(TokenRow.digest == digest, TokenRow.revoked.is_(None))
@@ -507,12 +508,12 @@ class JobStore:
         return token
 
     def authenticated(self, secret: str) -> Token | None:
-        """The token of a secret, from memory; None where :meth:`authenticate` has to look."""
+        """Return the cached token of a secret; None if :meth:`authenticate` must be called."""
         return self._tokens.find(_digest(secret))
 
 
 class _KnownTokens:
-    """Tokens by the digests of their secrets: each request has one, and revoking is rare."""
+    """Cache of tokens by the digests of their secrets."""
 
     def __init__(self) -> None:
         self._tokens: dict[str, tuple[Token, float]] = {}
@@ -525,7 +526,7 @@ class _KnownTokens:
 
     def remember(self, digest: str, token: Token, generation: int) -> None:
         with self._guard:
-            if generation == self.generation:  # else it was read before another was revoked, or itself
+            if generation == self.generation:  # else a token was revoked since it was read
                 self._tokens[digest] = token, time.monotonic() + FRESH
 
     def forget(self) -> None:
@@ -555,7 +556,7 @@ def _by_key(session: Session, owner: str, key: str | None) -> JobRow | None:
 
 
 def _seen_by_the_policy(session: Session, rows: Sequence[AttemptRow]) -> dict[str, policy.AttemptView]:
-    """Attempts that have not ended, by their jobs; whether they progressed depends on the attempts before."""
+    """Return the attempts that have not ended, by job; their progress is relative to earlier attempts."""
     again = [row.job for row in rows if row.number > 1]
     before = AttemptRow.job.in_(again), AttemptRow.ended.is_not(None)
     furthest = select(AttemptRow.job, func.max(AttemptRow.images)).where(*before).group_by(AttemptRow.job)

@@ -1,4 +1,4 @@
-"""The tables of the job service, in SQLite or PostgreSQL; ``migrations/`` makes them."""
+"""Tables of the job service in SQLite or PostgreSQL, created by ``migrations/``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Base(DeclarativeBase):
-    """Of all tables. Times are seconds since 1970: SQLite knows no time zones."""
+    """Base class of the tables. Times are seconds since 1970: SQLite has no time zones."""
 
 
 class JobRow(Base):
-    """A job: what was asked, and where it stands."""
+    """A job: its submission and its state."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -27,7 +27,7 @@ class JobRow(Base):
     id: Mapped[str] = mapped_column(String(200), unique=True)
     name: Mapped[str] = mapped_column(String(128))
     kind: Mapped[str] = mapped_column(String(64))
-    # Most of a row, and seldom needed: read when it is asked for.
+    # Large and seldom needed: loaded on access.
     spec: Mapped[dict[str, Any]] = mapped_column(JSON, deferred=True)
     workers: Mapped[dict[str, Any]] = mapped_column(JSON)
     owner: Mapped[str] = mapped_column(String(64))
@@ -51,14 +51,14 @@ class JobRow(Base):
     run_id: Mapped[str | None] = mapped_column(String(64))
     experiment_id: Mapped[str | None] = mapped_column(String(64))
     model: Mapped[str | None] = mapped_column(String(256))
-    # Whether MLflow has yet to be told where the job stands.
+    # Whether the state of the job must still be marked in MLflow.
     untracked: Mapped[bool] = mapped_column(default=False)
-    # JOB@IMAGES, or JOB where the service does not see the checkpoints.
+    # JOB@IMAGES, or JOB if the service cannot see the checkpoints.
     origin: Mapped[str | None] = mapped_column(String(224))
 
 
 class AttemptRow(Base):
-    """An attempt at a job: one driver on the cluster."""
+    """An attempt of a job: one driver on the cluster."""
 
     __tablename__ = "attempts"
     __table_args__ = (UniqueConstraint("job", "number"),)
@@ -84,7 +84,7 @@ class AttemptRow(Base):
 
 
 class EventRow(Base):
-    """A moment in the history of a job."""
+    """An event in the history of a job."""
 
     __tablename__ = "events"
     __table_args__ = (Index("events_of_job", "job", "id"),)
@@ -99,7 +99,7 @@ class EventRow(Base):
 
 
 class TokenRow(Base):
-    """A token, of which only a digest is kept."""
+    """A token; only its digest is stored."""
 
     __tablename__ = "tokens"
 
@@ -114,7 +114,7 @@ class TokenRow(Base):
 
 
 class SettingRow(Base):
-    """What an administrator has set, as ``draining``."""
+    """A setting changed by an administrator, such as ``draining``."""
 
     __tablename__ = "settings"
 

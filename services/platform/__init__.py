@@ -1,1 +1,1 @@
-"""The platform: services of one machine, others as nodes, a newcomer's first command, and what it finds missing."""
+"""Local platform: start, stop and check services; join nodes; ``monge doctor`` and ``monge demo``."""

@@ -1,4 +1,4 @@
-"""``monge demo``: the whole way on cats and dogs, each stage held to a stated bar."""
+"""``monge demo``: all stages on cats and dogs, each with a required result."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ SPECS: dict[str, tuple[str, ...]] = {
     "generator": ("transport-generator.yaml", "train.images=20000"),
     "paths": ("conditional-flow.yaml", "train.images=48000", "train.batch=64"),
 }
-"""Each job's config, and what is shorter here than there: the whole way takes five minutes."""
+"""Overrides for each config, to finish the demo within five minutes."""
 
 ACCURACY_BARS = {"perceptron": 0.80, "mlp": 0.90, "lenet": 0.96}
 GAP_BAR = 1e-5
-"""Largest relative duality gap of a plan that still counts as exact: float32 costs have no more digits."""
+"""Maximum relative duality gap of an exact plan, given float32 costs."""
 HELD_OUT_OF_EACH_CLASS = 8
 RIGHT_OF_HELD_OUT = 14
 SAMPLES = 64
 PATHS, PATH_STEPS = 8, 10
 JUDGED_PATHS, RIGHT_OF_ENDS = 32, 44
-"""Of the 64 ends of paths from cat to dog, so many must be to the trained LeNet what they were asked to be: three
-standard deviations over what a model would reach that knows nothing of classes."""
+"""Of the 64 ends of paths from cat to dog, the number that the trained LeNet must assign to the requested class:
+three standard deviations above the result of a model that ignores classes."""
 
 
 @dataclass
 class DemoStage:
-    """One stage, as the summary tells it."""
+    """One stage in the summary."""
 
     name: str
     seconds: float
@@ -59,7 +59,7 @@ class DemoStage:
 
 @dataclass
 class Summary:
-    """What ``summary.json`` holds."""
+    """Content of ``summary.json``."""
 
     stages: list[DemoStage] = field(default_factory=list)
     accuracy: dict[str, float] = field(default_factory=dict)
@@ -71,21 +71,21 @@ class Summary:
 
 
 def run_demo(settings: Settings, console: Console, stop: bool) -> bool:
-    """Run every stage; the pictures and ``summary.json`` are left in ``demo/`` of the home folder.
+    """Run all stages; write figures and ``summary.json`` to ``demo/`` in the home folder.
 
     Args:
-        settings: the home folder.
-        console: where to tell of it.
-        stop: whether to end the platform afterwards.
+        settings: settings with the home folder.
+        console: console for output.
+        stop: whether to stop the platform afterwards.
 
     Returns:
-        Whether every stage reached its bar.
+        Whether all stages reached the required results.
 
     Raises:
-        ServiceError: another demo runs in this home.
+        ServiceError: another demo is running in this home folder.
     """
     folder = settings.home / "demo"
-    with alone(settings.home / "demo.lock", f"another `monge demo` runs in {settings.home}"):
+    with alone(settings.home / "demo.lock", f"another `monge demo` is running in {settings.home}"):
         return _run(settings, console, folder, stop)
 
 
@@ -166,7 +166,7 @@ class _Demo:
     def _shard(self, spec: JobSpec, settings: Settings) -> Path:
         from services.cluster import join_cluster
 
-        join_cluster(settings)  # before anything imports Ray, which reads its environment then
+        join_cluster(settings)  # before Ray is imported: it reads its environment on import
         import ray
 
         from services.sharding.dataset import dataset_address, shard_dataset
@@ -182,11 +182,11 @@ class _Demo:
             )
         finally:
             ray.shutdown()
-        self.say(f"{manifest.images:,} images in {len(manifest.shards)} shards, {manifest.quarantined} set aside")
+        self.say(f"{manifest.images:,} images in {len(manifest.shards)} shards, {manifest.quarantined} skipped")
         return folder
 
     def _train(self, jobs: Jobs, specs: dict[str, JobSpec], settings: Settings) -> None:
-        """All are submitted at once: the queue starts each as soon as there are workers for it."""
+        """Submit all jobs at once; the queue starts each when enough workers are free."""
         submitted = {name: jobs.submit(spec).id for name, spec in specs.items()}
         for name, job in submitted.items():
             with self._stage(f"train the {name}") as stage:
@@ -202,7 +202,7 @@ class _Demo:
         if not generates:
             accuracy = latest["test_accuracy"]
             self.summary.accuracy[name] = accuracy
-            return f"accuracy {accuracy:.4f}, bar {ACCURACY_BARS[name]}", accuracy >= ACCURACY_BARS[name]
+            return f"accuracy {accuracy:.4f}, required {ACCURACY_BARS[name]}", accuracy >= ACCURACY_BARS[name]
         max_gap = max([*record.series["plan_relative_gap"], latest["test_transport_max_gap"]])
         found: dict[str, Any] = {
             "generator": latest["test_transport_cost"],
@@ -220,7 +220,7 @@ class _Demo:
             f"transport cost to held-out images {found['generator']:.1f}, Gaussian {found['gaussian_baseline']:.1f}, "
             f"gap ≤ {max_gap:.1e}"
         )
-        # The generator minimises this cost; a flow's sharp images need not, and are judged by what they show.
+        # The generator minimises this cost. A flow need not lower it; its images are judged by classification.
         nearer = name != "generator" or found["generator"] < found["gaussian_baseline"]
         return note, nearer and max_gap <= GAP_BAR
 
@@ -246,7 +246,7 @@ class _Demo:
         figure = predictions_figure(images, probabilities, dataset.classes, labels)
         (self.folder / "predictions.png").write_bytes(encode_png(figure))
         right = int((probabilities.argmax(1) == labels).sum())
-        return f"{right} of {len(labels)} right, bar {RIGHT_OF_HELD_OUT}", right >= RIGHT_OF_HELD_OUT
+        return f"{right} of {len(labels)} correct, required {RIGHT_OF_HELD_OUT}", right >= RIGHT_OF_HELD_OUT
 
     def _generate(self, settings: Settings, spec: JobSpec) -> tuple[str, bool]:
         from PIL import Image
@@ -258,11 +258,11 @@ class _Demo:
             out = endpoint.generate(spec.registered.name, SAMPLES, 0, self.folder / "samples.png")
         with Image.open(out) as picture:
             pixels = np.asarray(picture)
-        # A generator that has collapsed, or one that answers with noise or nothing, has no such spread.
+        # A collapsed generator, or one that returns noise or an empty image, has a smaller spread.
         return f"{pixels.shape[1]}×{pixels.shape[0]} pixels in {out.name}", bool(pixels.std() > 10)
 
     def _paths(self, settings: Settings, spec: JobSpec, judge: JobSpec) -> tuple[str, bool]:
-        """Draw them, and let the LeNet look at their ends."""
+        """Draw paths and classify their ends with the LeNet."""
         from PIL import Image
 
         from services.serving.client import EndpointClient
@@ -283,10 +283,10 @@ class _Demo:
             answers = endpoint.predict(judge.registered.name, ends)
         right = sum(Path(answer.path).name.startswith(answer.label) for answer in answers)
         self.summary.paths["ends_right"] = right
-        return f"{right} of {len(ends)} ends right, bar {RIGHT_OF_ENDS}, in {out.name}", right >= RIGHT_OF_ENDS
+        return f"{right} of {len(ends)} ends correct, required {RIGHT_OF_ENDS}, in {out.name}", right >= RIGHT_OF_ENDS
 
     def show(self) -> None:
-        """The closing table and the addresses."""
+        """Print the summary table and the addresses."""
         table = Table("stage", "seconds", "", "result")
         for stage in self.summary.stages:
             table.add_row(stage.name, f"{stage.seconds:.1f}", "[green]✓[/]" if stage.ok else "[red]✗[/]", stage.note)
@@ -297,7 +297,7 @@ class _Demo:
         for what, setting, page in pages:
             if setting in addresses:
                 self.console.print(f"  {what}: {addresses[setting]}{page}", highlight=False)
-        self.console.print(f"  pictures and summary.json: {self.folder}", highlight=False, soft_wrap=True)
+        self.console.print(f"  figures and summary.json: {self.folder}", highlight=False, soft_wrap=True)
 
 
 def _spec(name: str) -> JobSpec:
@@ -310,4 +310,4 @@ def _await_model(endpoint: Any, name: str) -> None:
         return any(model["name"] == name for model in endpoint.models())
 
     if not wait_until(known, timeout=30):
-        raise ServiceError(f"the endpoint does not list model {name}", hint="see its log in logs/endpoint.log")
+        raise ServiceError(f"the endpoint does not list model {name}", hint="see logs/endpoint.log")

@@ -1,4 +1,4 @@
-"""What is installed, what answers, what is missing, and the hint."""
+"""``monge doctor``: check the installation and the services."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LEAST_FREE_GIB = 2
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at.
+    """The result of one check.
 
     Attributes:
-        what: it is.
-        found: what was found.
-        ok: whether that will do.
-        hint: what to do where it will not.
-        optional: whether Monge works without it.
+        what: name of the check.
+        found: result.
+        ok: whether the check passed.
+        hint: what to do if the check failed.
+        optional: whether Monge also works if the check fails.
     """
 
     what: str
@@ -36,7 +36,7 @@ class Finding:
 
 
 def check_machine(settings: Settings) -> list[Finding]:
-    """Look at Python, packages, processors, the exact solver, disk and services, in this order."""
+    """Check Python, packages, CPUs and GPUs, the exact solver, the disk and the services, in this order."""
     return [*_python(), *_processors(), _exact_solver(), _disk(settings), *_services(settings)]
 
 
@@ -57,7 +57,7 @@ def _processors() -> list[Finding]:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return [
-        Finding("CPUs", str(cpus), cpus >= 2, "" if cpus >= 2 else "two workers on one CPU take turns", optional=True),
+        Finding("CPUs", str(cpus), cpus >= 2, "" if cpus >= 2 else "two workers share one CPU", optional=True),
         Finding("GPUs", ", ".join(gpus) or "none: jobs run on CPUs", True, optional=True),
     ]
 
@@ -69,7 +69,9 @@ def _exact_solver() -> Finding:
         found = native.implementation()
     except MongeError as error:
         return Finding("exact plans", str(error.args[0]), False, error.hint or "")
-    hint = "" if found.name == "native" else "install a C++ compiler, then Monge again: plans come several times faster"
+    hint = (
+        "" if found.name == "native" else "install a C++ compiler and reinstall Monge: plans are several times faster"
+    )
     return Finding("exact plans", str(found), not hint, hint, optional=True)
 
 
@@ -82,7 +84,7 @@ def _disk(settings: Settings) -> Finding:
         f"disk of {settings.home}",
         f"{free:.1f} GiB free",
         free >= LEAST_FREE_GIB,
-        "" if free >= LEAST_FREE_GIB else "make room, or set MONGE_HOME to a larger disk",
+        "" if free >= LEAST_FREE_GIB else "free some space, or set MONGE_HOME to a larger disk",
     )
 
 
@@ -111,5 +113,5 @@ def _state(service: local.Health) -> str:
 
 def _hint(service: local.Health) -> str:
     if service.named_by:
-        return f"start it there, or change {service.named_by}"
+        return f"start the service there, or change {service.named_by}"
     return "monge up" if service.pid is None else "monge down, then monge up"

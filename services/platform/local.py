@@ -1,8 +1,8 @@
-"""The services of this machine, as processes of it: started, looked at, ended.
+"""Services of this machine as processes: start, check and stop them.
 
-What was started is written to ``platform.json`` in the home folder, where every other command finds the addresses.
-Ports are the usual ones where they are free, so that two homes on one machine do not collide, and then stay: they are
-kept in ``ports.json``, for running jobs and bookmarks know them. So is the address on which all listen, in ``host``.
+``platform.json`` in the home folder lists the processes and their addresses; other commands read the addresses from
+it. Default ports are used if they are free. ``ports.json`` keeps the chosen ports, because running jobs and bookmarks
+refer to them, and ``host`` keeps the address on which all services listen.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ FILE = "platform.json"
 PORTS = "ports.json"
 HOST = "host"
 STARTS = 3
-"""Times that a service is started that ends at once, as one does whose port was taken meanwhile."""
+"""Maximum number of starts of a service that exits at once, for example because its port was taken in between."""
 
 
 @dataclass
 class Platform:
-    """What was started here, as ``platform.json`` holds it.
+    """Services started on this machine, as stored in ``platform.json``.
 
     Attributes:
-        processes: by the name of the service.
-        addresses: where they listen, by the name of the setting.
+        processes: processes by name of the service.
+        addresses: addresses by name of the setting.
     """
 
     processes: dict[str, Started] = field(default_factory=dict)
@@ -43,13 +43,13 @@ class Platform:
 
     @classmethod
     def read(cls, home: Path) -> Platform:
-        """The platform of a home folder; an empty one where nothing was started."""
+        """Return the platform of a home folder; empty if nothing was started."""
         document = dict(Settings(home=home).platform)
         processes = {name: Started(**started) for name, started in document.pop("processes", {}).items()}
         return cls(processes, document)
 
     def write(self, home: Path) -> None:
-        """Write it down, in one piece."""
+        """Write ``platform.json`` atomically."""
         _write(
             home / FILE, {"processes": {name: asdict(one) for name, one in self.processes.items()}, **self.addresses}
         )
@@ -57,14 +57,14 @@ class Platform:
 
 @dataclass(frozen=True)
 class Health:
-    """How a service does.
+    """Health of a service.
 
     Attributes:
-        name: of the service.
-        url: where it listens; None where no address is known.
-        healthy: whether it answers.
-        pid: of its process on this machine, None where it does not run here.
-        named_by: the environment variable that says where it is, None where this home's platform does.
+        name: name of the service.
+        url: URL of the service; None if not known.
+        healthy: whether the service responds.
+        pid: pid on this machine; None if the service does not run here.
+        named_by: environment variable that sets the address; None if the local platform does.
     """
 
     name: str
@@ -81,26 +81,26 @@ def up(
     host: str | None = None,
     storage: str | None = None,
 ) -> Platform:
-    """Start what does not run yet, and wait until all of it answers.
+    """Start the services that are not running, and wait until all respond.
 
-    What had joined a cluster that is gone is started again with the new one.
+    Services that joined a cluster that is gone are restarted with the new one.
 
     Args:
-        home: the folder of everything that Monge writes.
-        say: told of each stage.
-        cpus: processors that Ray offers to jobs; all of the machine's, and at least 2, by default.
-        host: address on which all of it listens; where it did before by default, at first 127.0.0.1.
-        storage: address in S3 of data sets and checkpoints; where they were before by default, at first the home.
+        home: home folder of Monge.
+        say: called with a line of text at each stage.
+        cpus: number of CPUs for jobs; by default all of this machine, and at least 2.
+        host: address on which all services listen; by default the previous one, at first 127.0.0.1.
+        storage: S3 address of data sets and checkpoints; by default the previous one, at first the home folder.
 
     Raises:
-        SpecError: the host is no address of this machine.
+        SpecError: ``host`` is not an address of this machine.
         ConflictError: services run that listen on another one, or what there is lies in another storage.
-        ServiceError: a service did not start; with the end of its log.
+        ServiceError: a service did not start; the message includes the end of its log.
     """
     home = home.absolute()
     make_token(home)
     make_home_id(home)
-    with alone(home / "platform.lock", f"another `monge up` works in {home}"):
+    with alone(home / "platform.lock", f"another `monge up` is running in {home}"):
         platform = Platform.read(home)
         _remember(home, platform, host)
         _remember_storage(home, storage)
@@ -110,7 +110,7 @@ def up(
                 joined = platform.processes.get(service.after or "")
                 if joined is None or joined.born <= started.born:
                     continue
-                say(f"ending {service.name}, which knows another {service.after}")
+                say(f"stopping {service.name}, which uses an earlier {service.after}")
                 end(started)
             for before in SERVICES:
                 if before.name == service.after:
@@ -122,24 +122,24 @@ def up(
 
 
 def down(home: Path, say: Callable[[str], None]) -> bool:
-    """End what :func:`up` started, and nothing else.
+    """Stop the services that :func:`up` started.
 
     Returns:
-        Whether anything ran.
+        Whether any service was running.
     """
     platform = Platform.read(home)
     ran = False
     for service in reversed(SERVICES):
         started = platform.processes.get(service.name)
         if started and started.process():
-            say(f"ending {service.name}")
+            say(f"stopping {service.name}")
             ran |= end(started)
     (home / FILE).unlink(missing_ok=True)
     return ran
 
 
 def status(settings: Settings) -> list[Health]:
-    """How each service does, here or where the settings say, in the order in which they start.
+    """Return the health of each service, local or at its configured address, in start order.
 
     Raises:
         ServiceError: ``platform.json`` is damaged.
@@ -157,7 +157,7 @@ def status(settings: Settings) -> list[Health]:
 
 
 def kept_host(home: Path) -> str:
-    """The address on which the services of a home listen."""
+    """Return the address on which the services of a home folder listen."""
     try:
         return (home / HOST).read_text().strip() or LOOPBACK
     except FileNotFoundError:
@@ -165,44 +165,44 @@ def kept_host(home: Path) -> str:
 
 
 def advice(home: Path, platform: Platform) -> list[str]:
-    """What a person needs to know of a platform that other machines reach."""
+    """Return instructions for a platform that other machines can reach."""
     return [
-        f"warning: MLflow at {platform.addresses['mlflow_uri']} asks for no token: keep its port behind a firewall",
-        f"the other services ask for one: `monge token create`; the owner's is in {home.absolute() / 'token'}",
-        f"on the next machine, which sees {home.absolute()} under the same path:",
+        f"warning: MLflow at {platform.addresses['mlflow_uri']} requires no token: keep its port behind a firewall",
+        f"the other services require one: `monge token create`; the owner's token is in {home.absolute() / 'token'}",
+        f"on another machine that mounts {home.absolute()} under the same path:",
         f"  MONGE_TOKEN=$(cat {home.absolute() / 'token'}) monge node join {platform.addresses['jobs_url']}",
     ]
 
 
 def _remember_storage(home: Path, storage: str | None) -> None:
-    """Keep where data sets and checkpoints are: a start without the setting would begin all jobs anew."""
+    """Store the address of data sets and checkpoints; a start without it would restart all jobs from the beginning."""
     kept = kept_storage(home)
     if kept and storage and kept != storage:
         raise ConflictError(
-            f"MONGE_STORAGE: {storage}, while the jobs of {home} have their checkpoints in {kept}",
-            hint="leave it unset, or take another MONGE_HOME",
+            f"MONGE_STORAGE: {storage}, but the checkpoints in {home} are stored in {kept}",
+            hint="unset it, or use another MONGE_HOME",
         )
     if storage and not kept:
         (home / STORAGE).write_text(storage + "\n")
 
 
 def _remember(home: Path, platform: Platform, host: str | None) -> None:
-    """Keep the address on which all is to listen, once that is found possible."""
+    """Store the address on which all services listen, after checking that it can be used."""
     wanted = host or kept_host(home)
     require_own(wanted)
     for service in SERVICES:
         started, known = platform.processes.get(service.name), platform.addresses.get(service.url)
         if started and started.process() and known and host_of(known) != wanted:
             raise ConflictError(
-                f"host: {wanted} asked for, {service.name} listens on {host_of(known)}",
-                hint=f"`monge down`, then `monge up --host {wanted}`",
+                f"host: {wanted} requested, but {service.name} listens on {host_of(known)}",
+                hint=f"run `monge down`, then `monge up --host {wanted}`",
             )
     if wanted != kept_host(home):
         (home / HOST).write_text(wanted + "\n")
 
 
 def _addresses(home: Path, service: Service, say: Callable[[str], None]) -> dict[str, str]:
-    """Where a service is to listen: where it did before, if that is free."""
+    """Return the addresses of a service: the previous ones if they are free."""
     kept, host = _kept(home), kept_host(home)
     chosen = {}
     for setting, usual in service.ports.items():
@@ -219,7 +219,7 @@ def _kept(home: Path) -> dict[str, int]:
         ports = json.loads((home / PORTS).read_text())
         return {str(setting): int(port) for setting, port in ports.items()}
     except (OSError, ValueError, AttributeError, TypeError):
-        return {}  # they are chosen anew
+        return {}  # choose new ones
 
 
 def _write(path: Path, document: Mapping[str, object]) -> None:
@@ -251,12 +251,12 @@ def _await(home: Path, platform: Platform, service: Service, say: Callable[[str]
         if answers():
             return
         if runs():
-            break  # and is silent, which it would be again
+            break  # alive but does not respond: a restart would not help
         if further:
             _start(home, platform, service, say, cpus)
     log = _log(home, service)
     raise ServiceError(
-        f"{service.name} did not start; the end of {log}:\n{tail(log)}", hint="`monge down`, then `monge up`"
+        f"{service.name} did not start; the end of {log}:\n{tail(log)}", hint="run `monge down`, then `monge up`"
     )
 
 

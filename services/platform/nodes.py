@@ -1,4 +1,4 @@
-"""This machine as a node of another one's cluster: checked, joined, watched, and joined again."""
+"""This machine as a node of a cluster: checks, joining, monitoring and rejoining."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from services.settings import Settings
 from services.storage.s3 import require_credentials
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-"""Seconds until a node is started again, doubled each time, and their bound."""
+"""Seconds before a node is restarted, doubled each time, and their upper bound."""
 
 STEADY = 60.0
-"""Seconds that a node has to live for the next pause to be a first one again."""
+"""Seconds after which a node counts as stable, so that the next pause is the first one again."""
 
 LEAVING = 15.0
-"""Seconds without a raylet after which it is taken to have ended on request: `ray start` ends at once where it failed,
-but goes on where it ended well, as it does on a drained node."""
+"""Seconds without a raylet after which the node counts as ended on request: after a failure `ray start` exits at
+once, but after a drain it keeps running."""
 
 GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL."""
@@ -42,20 +42,20 @@ SUBREAPER = 36
 """PR_SET_CHILD_SUBREAPER of prctl(2)."""
 
 FINAL = (ConflictError, UnauthenticatedError, ForbiddenError)
-"""What another try would meet again."""
+"""Errors that a retry would not resolve."""
 
 
 def join(settings: Settings, say: Callable[[str], None], cpus: int | None = None, host: str | None = None) -> None:
-    """Be a node until it is drained, or SIGTERM or SIGINT comes; what was started is ended then.
+    """Run a node until it is drained, or SIGTERM or SIGINT arrives; then end its processes.
 
     Args:
-        settings: where the job service is, and an administrator's token.
-        say: told of each start and each end.
-        cpus: processors that it offers to jobs; Ray's own count by default.
-        host: own address; by default that from which the head is reached.
+        settings: settings with the URL of the job service and an administrator's token.
+        say: called with a line of text at each start and end.
+        cpus: number of CPUs for jobs; by default Ray's count.
+        host: address of this machine; by default the one that reaches the head.
 
     Raises:
-        MongeError: what :func:`check` finds, at the first start; later only what another try would meet again.
+        MongeError: :func:`check` fails at the first start, or later with an error that a retry would not resolve.
     """
     pause, first = FIRST_PAUSE / 2, True
     with _family() as end_all:
@@ -85,17 +85,17 @@ def join(settings: Settings, say: Callable[[str], None], cpus: int | None = None
 
 
 def next_pause(before: float, lived: float) -> float:
-    """Seconds until the next start, after a node that lived so many seconds."""
+    """Return the seconds before the next start, after a node that lived for ``lived`` seconds."""
     return FIRST_PAUSE if lived >= STEADY else min(2 * before, LONGEST_PAUSE)
 
 
 def ask(settings: Settings) -> Joining:
-    """What the head's job service says of joining.
+    """Return the parameters for joining, from the head's job service.
 
     Raises:
-        UnauthenticatedError, ForbiddenError: the token is wrong, or no administrator's.
-        ConflictError: the head listens on loopback alone.
-        ServiceError: it does not answer.
+        UnauthenticatedError, ForbiddenError: the token is invalid or not an administrator's.
+        ConflictError: the head listens on loopback only.
+        ServiceError: the job service is unreachable.
     """
     try:
         with Jobs(settings) as jobs:
@@ -103,26 +103,26 @@ def ask(settings: Settings) -> Joining:
     except ServiceError as error:
         if not isinstance(error.__cause__, httpx.HTTPError):
             raise
-        hint = "see `monge status` on the head, and whether this machine may reach that port"
+        hint = "check `monge status` on the head, and that this machine can reach that port"
         raise ServiceError(str(error.args[0]), hint=hint) from error.__cause__
 
 
 def check(offer: Joining, settings: Settings, host: str | None = None) -> str:
-    """Look whether this machine can be a node.
+    """Check that this machine can be a node.
 
     Args:
-        offer: of the head.
-        settings: of this machine.
-        host: own address, where it was given.
+        offer: parameters from the head.
+        settings: settings of this machine.
+        host: address of this machine, or None.
 
     Returns:
-        Its own address.
+        Address of this machine.
 
     Raises:
-        ConflictError: versions differ, or the home folder is not the head's and there is no storage in S3.
-        StorageError: there is one, and this machine has no keys for it.
-        SpecError: ``host`` is no address of this machine.
-        ServiceError: the head of the cluster is not reached.
+        ConflictError: versions differ, or the home folder is not that of the head and there is no S3 storage.
+        StorageError: this machine has no keys for the S3 storage.
+        SpecError: ``host`` is not an address of this machine.
+        ServiceError: the head of the cluster is unreachable.
     """
     for name, here in versions().items():
         if (there := offer.versions.get(name)) != here:
@@ -139,8 +139,8 @@ def check(offer: Joining, settings: Settings, host: str | None = None) -> str:
         return host or own_address(head, int(port))
     except OSError as error:
         raise ServiceError(
-            f"the Ray head at {offer.ray_address} is not reached: {error}",
-            hint="see `monge status` on the head; nodes have to reach each other on all ports",
+            f"the Ray head at {offer.ray_address} is unreachable: {error}",
+            hint="check `monge status` on the head; nodes must reach each other on all ports",
         ) from None
 
 
@@ -148,51 +148,50 @@ def _require_home(offer: Joining, settings: Settings) -> None:
     theirs = Path(offer.home)
     if "home" in settings.model_fields_set and settings.home.absolute() != theirs:
         raise ConflictError(
-            f"MONGE_HOME: {settings.home.absolute()} here, {theirs} on the head, and jobs name files by their paths",
-            hint=f"mount the head's folder as {theirs} here, and leave MONGE_HOME unset",
+            f"MONGE_HOME: {settings.home.absolute()} here, {theirs} on the head; jobs refer to files by path",
+            hint=f"mount the head's folder as {theirs} here, and unset MONGE_HOME",
         )
     if not (found := read_home_id(theirs)):  # not mounted, or not yet
         raise ServiceError(
-            f"{theirs / HOME_ID} cannot be read here", hint=f"mount the head's folder as {theirs} here, as by NFS"
+            f"{theirs / HOME_ID} cannot be read here",
+            hint=f"mount the head's folder as {theirs} here, for example by NFS",
         )
     if found != offer.home_id:
         raise ConflictError(
-            f"{theirs} is not the head's home folder: {HOME_ID} says {found} here, {offer.home_id} there",
-            hint=f"mount the head's folder as {theirs} here, as by NFS",
+            f"{theirs} is not the head's home folder: {HOME_ID} is {found} here, {offer.home_id} there",
+            hint=f"mount the head's folder as {theirs} here, for example by NFS",
         )
 
 
 def _require_keys(storage: str, settings: Settings) -> None:
     if settings.storage not in (None, storage):
-        raise ConflictError(
-            f"MONGE_STORAGE: {settings.storage} here, {storage} on the head", hint="leave it unset here"
-        )
+        raise ConflictError(f"MONGE_STORAGE: {settings.storage} here, {storage} on the head", hint="unset it here")
     require_credentials(storage, settings)
 
 
 def home_of(offer: Joining, settings: Settings) -> Path:
-    """The home folder of the node: the head's, or its own where what nodes share lies in S3."""
+    """Return the home folder of the node: the head's, or a local one if nodes share S3."""
     return Path(offer.home) if offer.storage is None else settings.home.absolute()
 
 
 def own_address(head: str, port: int) -> str:
-    """The address from which this machine reaches another one; nothing is sent for it."""
+    """Return the address from which this machine reaches another one, without sending data."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((head, port))
         return str(probe.getsockname()[0])
 
 
 def unreachable(offer: Joining) -> Iterator[str]:
-    """A warning for each service that workers on this machine would need, and that does not answer it."""
+    """Yield a warning for each service that workers on this machine need and that is unreachable."""
     for url in filter(None, (offer.mlflow_uri, offer.transport_url)):
         try:
             httpx.get(url.rstrip("/") + "/health", timeout=CONNECT_SECONDS, trust_env=False)
         except httpx.HTTPError as error:
-            yield f"warning: {url} does not answer from here, and jobs on this node need it: {error}"
+            yield f"warning: {url} is unreachable from here, and jobs on this node need it: {error}"
 
 
 def node_command(offer: Joining, home: Path, own: str, cpus: int | None) -> Command:
-    """What starts the node."""
+    """Return the command that starts the node."""
     environment = ray_environment(Settings(home=home), offer.ray_address) | {"MONGE_HOME": str(home)}
     if offer.storage:
         environment["MONGE_STORAGE"] = offer.storage
@@ -210,10 +209,10 @@ def node_command(offer: Joining, home: Path, own: str, cpus: int | None) -> Comm
 def _live(
     offer: Joining, home: Path, own: str, cpus: int | None, say: Callable[[str], None], end_all: Callable[[], None]
 ) -> str | None:
-    """Be a node once; why it ended, None where that was asked for."""
+    """Run a node once; return why it ended, or None if it was asked to end."""
     log = home / "logs" / f"node-{own}.log"
     written = log.stat().st_size if log.exists() else 0
-    say(f"{_now()} {own} joins the cluster of {offer.ray_address}; its log is {log}")
+    say(f"{_now()} {own} joins the cluster at {offer.ray_address}; its log is {log}")
     try:
         started = start_process(*node_command(offer, home, own, cpus), log)
         began = seen = time.monotonic()
@@ -240,19 +239,19 @@ def _has_raylet(process: psutil.Process) -> bool:
 
 
 def reason(log: str) -> str:
-    """Why `ray start` ended, from what it wrote: the process that failed, else its last line."""
+    """Return why `ray start` ended, from its log: the process that failed, else the last line."""
     log = re.sub(r"\x1b\[[\d;]*m", "", log)
     if found := re.search(r"(\w+) \[exit code=(-?\d+)\]", log):
         return f"{found[1]} ended with code {found[2]}"
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "it wrote nothing"
+    return lines[-1][:200] if lines else "no output"
 
 
 @contextmanager
 def _family() -> Iterator[Callable[[], None]]:
-    """Have SIGTERM end this process in order, and give what ends all processes that it has from here on.
+    """End on SIGTERM in order, and yield a function that ends all child processes.
 
-    Ray's processes may outlive the one that started them; on Linux such orphans become this process's children.
+    Ray's processes may outlive their parent; on Linux such orphans become children of this process.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
@@ -261,7 +260,7 @@ def _family() -> Iterator[Callable[[], None]]:
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
     def end_all() -> None:
-        # A second signal would leave the rest behind.
+        # A second signal would leave processes behind.
         handlers = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGTERM, signal.SIGINT)}
         try:
             asked, deadline = set(others), time.monotonic() + GRACE

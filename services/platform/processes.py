@@ -1,4 +1,4 @@
-"""Processes of the local platform: started detached, known again by pid and birth, ended with all their children."""
+"""Processes of the local platform: started detached, identified by pid and start time, ended with their children."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _GRACE = 5.0
 
 @dataclass(frozen=True)
 class Started:
-    """A process that the platform started.
+    """A process started by the platform.
 
     Attributes:
-        pid: of the process.
-        born: its start time; a pid alone may by now be somebody else's.
+        pid: pid of the process.
+        born: start time of the process; the system may reuse the pid.
     """
 
     pid: int
     born: float
 
     def process(self) -> psutil.Process | None:
-        """The process, None when it is gone."""
+        """Return the process; None if it has ended."""
         try:
             process = psutil.Process(self.pid)
             if abs(process.create_time() - self.born) > _BIRTH_TOLERANCE or process.status() == psutil.STATUS_ZOMBIE:
@@ -46,7 +46,7 @@ class Started:
 
 
 def start_process(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Started:
-    """Start a process in a session of its own, so that it outlives this one; its output goes to ``log``.
+    """Start a process in a new session, so that it outlives this one; its output goes to ``log``.
 
     Raises:
         ServiceError: the program cannot be started.
@@ -68,10 +68,10 @@ def start_process(command: Sequence[str], environment: Mapping[str, str], log: P
 
 
 def end(started: Started, grace: float = _GRACE) -> bool:
-    """End a process and all its children: asked first, killed after ``grace`` seconds.
+    """End a process and its children: SIGTERM first, SIGKILL after ``grace`` seconds.
 
     Returns:
-        Whether there was anything to end.
+        Whether the process was running.
     """
     process = started.process()
     if process is None:
@@ -86,7 +86,7 @@ def end(started: Started, grace: float = _GRACE) -> bool:
 
 
 def signal_one(process: psutil.Process, kill: bool) -> None:
-    """Send SIGKILL or SIGTERM to a process, which may be gone."""
+    """Send SIGKILL or SIGTERM to a process, which may have ended."""
     try:
         process.kill() if kill else process.terminate()
     except psutil.NoSuchProcess:
@@ -94,10 +94,10 @@ def signal_one(process: psutil.Process, kill: bool) -> None:
 
 
 def free_port(preferred: int | None = None, host: str = LOOPBACK) -> int:
-    """A port of an address of this machine, on which nobody listens: the preferred one where it is free.
+    """Return a free port on an address of this machine: the preferred one if it is free.
 
-    Others are drawn below those that the system gives to outgoing connections, which come and go: until the one who
-    asked listens there, a connection could take it.
+    Other ports are below the range of outgoing connections, since such a connection could take the port before the
+    caller listens on it.
     """
     drawn = random.sample(DRAWN, TRIES)
     for candidate in [preferred, *drawn] if preferred else drawn:
@@ -112,7 +112,7 @@ def free_port(preferred: int | None = None, host: str = LOOPBACK) -> int:
 
 
 def tail(log: Path, lines: int = 15) -> str:
-    """The end of a log, for an error message."""
+    """Return the end of a log, for an error message."""
     try:
         return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
     except OSError:
@@ -120,7 +120,7 @@ def tail(log: Path, lines: int = 15) -> str:
 
 
 def wait_until(condition: Callable[[], bool], timeout: float, interval: float = 0.2) -> bool:
-    """Ask ``condition()`` until it holds; False when it did not within ``timeout`` seconds."""
+    """Poll ``condition()`` until it is true; return False if it is not within ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if condition():

@@ -1,6 +1,6 @@
-"""Each service of a machine, described once: its addresses, its health, and the command that starts it.
+"""The services of a machine: their addresses, health checks and start commands.
 
-``docker-compose.yml`` gives its containers the same commands.
+The containers in ``docker-compose.yml`` use the same commands.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from services.settings import LOOPBACK, Settings
 from services.tracking.server import server_command, server_environment
 
 TRANSPORT_UNITS = 1000
-"""How much of the resource ``transport`` this machine offers; the transport service runs where there is some."""
+"""Amount of the resource ``transport`` on this machine; solvers run on nodes that offer it."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the commands of its services are made of.
+    """Parameters of the start commands.
 
     Attributes:
-        home: the folder of everything that Monge writes.
-        addresses: of the services that were started or are about to be, by the name of the setting.
-        cpus: processors that Ray offers to jobs; None for all of the machine's, and at least 2.
-        host: address on which all of them listen.
+        home: home folder of Monge.
+        addresses: addresses of the services, by name of the setting.
+        cpus: number of CPUs for jobs; None for all of this machine, and at least 2.
+        host: address on which all services listen.
     """
 
     home: Path
@@ -44,31 +44,31 @@ class Machine:
     host: str = LOOPBACK
 
     def port(self, setting: str) -> str:
-        """The port of an address."""
+        """Return the port of an address."""
         return self.addresses[setting].rpartition(":")[2]
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of every process that joins the cluster."""
+        """Return the environment of processes that join the cluster."""
         return {**ray_environment(Settings(home=self.home), self.host), "MONGE_HOME": str(self.home)}
 
 
 Command = tuple[list[str], dict[str, str]]
-"""A command line, and what its environment has beyond this process's own."""
+"""Command line, and additions to the environment of this process."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """One service.
+    """A service of the platform.
 
     Attributes:
-        name: of the service.
-        ports: the usual port of each address, by the name of the setting.
-        url: the setting whose address a person opens.
-        health: path that answers 200 where the service is well.
-        patience: seconds that it may take to start.
-        command: what starts it.
-        after: name of the service that has to answer before.
+        name: name of the service.
+        ports: default ports, by name of the setting.
+        url: name of the setting with the URL for users.
+        health: path that returns 200 if the service is healthy.
+        patience: time limit for the start, in seconds.
+        command: function that returns the start command.
+        after: name of the service that must respond first.
     """
 
     name: str
@@ -81,22 +81,22 @@ class Service:
 
 
 def address(setting: str, port: int, host: str = LOOPBACK) -> str:
-    """An address on this machine, as the setting takes it."""
+    """Return an address on this machine in the form of the setting."""
     return f"{host}:{port}" if setting == "ray_address" else f"http://{host}:{port}"
 
 
 def host_of(address: str) -> str:
-    """The host of what :func:`address` gave."""
+    """Return the host of an address from :func:`address`."""
     return address.rpartition(":")[0].rpartition("/")[2]
 
 
 def require_own(host: str) -> None:
-    """Look whether services can listen on an address, and be found under it.
+    """Check that services can listen on an address and be reached under it.
 
     Raises:
-        SpecError: it is no IPv4 address, stands for several, or is none of this machine's.
+        SpecError: ``host`` is not a single IPv4 address of this machine.
     """
-    hint = "give one address of this machine that the others reach, as 10.0.0.1; `ip -4 address` lists them"
+    hint = "use an address of this machine that the others reach, such as 10.0.0.1; `ip -4 address` lists them"
     try:
         is_one = not ipaddress.IPv4Address(host).is_unspecified
     except ValueError:
@@ -106,11 +106,11 @@ def require_own(host: str) -> None:
     try:
         socket.create_server((host, 0)).close()
     except OSError as error:
-        raise SpecError(f"host: {host} is no address of this machine ({error.strerror})", hint=hint) from None
+        raise SpecError(f"host: {host} is not an address of this machine ({error.strerror})", hint=hint) from None
 
 
 def _ray(machine: Machine) -> Command:
-    # Unix sockets lie below this folder, and their paths may have no more than 107 characters.
+    # Unix sockets are below this folder, and their paths are limited to 107 characters.
     temporary = Path(tempfile.gettempdir(), "monge-" + hashlib.sha256(str(machine.home).encode()).hexdigest()[:8])
     return [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
@@ -118,11 +118,11 @@ def _ray(machine: Machine) -> Command:
         *("--dashboard-host", machine.host, "--dashboard-port", machine.port("ray_dashboard")),
         *("--dashboard-agent-listen-port", str(free_port(host=machine.host))),
         *("--ray-client-server-port", str(free_port(host=machine.host))),
-        # Random worker ports: a range would be shared with another cluster on this machine.
+        # Use random worker ports: a fixed range would clash with another cluster on this machine.
         *("--min-worker-port", "0", "--max-worker-port", "0", "--temp-dir", str(temporary)),
         *("--num-cpus", str(machine.cpus or max(2, os.cpu_count() or 1))),
         *("--resources", json.dumps({"transport": TRANSPORT_UNITS})),
-        # Ray's own helper actors ask for the state of the cluster: of this one, not of another on this machine.
+        # Ray's helper actors query the state of the cluster: use this one, not another on this machine.
     ], machine.environment | {"RAY_API_SERVER_ADDRESS": machine.addresses["ray_dashboard"]}
 
 
@@ -132,7 +132,7 @@ def _mlflow(machine: Machine) -> Command:
     store, port = f"sqlite:///{folder / 'mlflow.db'}", int(machine.port("mlflow_uri"))
     command, environment = server_command(machine.host, port, store, folder / "artifacts"), server_environment()
     if not is_loopback(machine.host) and "MLFLOW_SERVER_ALLOWED_HOSTS" not in environment:
-        # Of other addresses MLflow answers under private ones alone, and to no pages but those of loopback.
+        # On other addresses MLflow accepts only private host names, and only pages from loopback.
         names = [f"{name}{ports}" for name in ("localhost", LOOPBACK, machine.host) for ports in ("", ":*")]
         command += ["--allowed-hosts", ",".join(names), "--cors-allowed-origins", machine.addresses["mlflow_uri"]]
     return command, environment
@@ -160,9 +160,9 @@ def _jobs(machine: Machine) -> Command:
 SERVICES = (
     Service("ray", {"ray_address": 6379, "ray_dashboard": 8265}, "ray_dashboard", "/api/version", 60, _ray),
     Service("mlflow", {"mlflow_uri": 5000}, "mlflow_uri", "/health", 90, _mlflow),
-    # Before the servers that ask it about tokens.
+    # First, because the other servers check tokens with it.
     Service("jobs", {"jobs_url": 8200}, "jobs_url", "/ready", 60, _jobs),
     Service("transport", {"transport_url": 8100}, "transport_url", "/health", 90, _transport, after="ray"),
     Service("endpoint", {"endpoint_url": 8000}, "endpoint_url", "/health", 90, _endpoint),
 )
-"""In the order in which they start."""
+"""In start order."""

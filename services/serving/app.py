@@ -1,4 +1,4 @@
-"""The model endpoint: one ASGI app, the same under uvicorn and under Ray Serve."""
+"""HTTP API of the model endpoint; the same ASGI app runs under uvicorn and Ray Serve."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from services.serving.models import LoadedModel, ModelStore, device_of
 from services.settings import Settings
 
 SMALL_BODY = 2**16
-"""Bytes up to which a body is parsed on the event loop: handing it to a thread would take longer."""
+"""Size in bytes up to which a body is parsed on the event loop; a thread switch would take longer."""
 
 GENERATE_QUEUE = 8
-"""Generate requests that may wait or run; beyond that 429."""
+"""Maximum number of waiting and running generate requests; further ones receive status 429."""
 
 ModelName = Annotated[
     str, Path(description="NAME (the version under the alias `live`) or NAME@ALIAS", examples=["cats"])
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 class Endpoint:
-    """What the routes of one app share."""
+    """Shared state of the routes of one app."""
 
     def __init__(self, settings: Settings, torch_threads: int) -> None:
         self.settings = settings
@@ -61,26 +61,26 @@ class Endpoint:
         )
         self.batcher = MicroBatcher(threads=torch_threads, on_batch=self.metrics.batch.observe)
         self.metrics.watch_queue(lambda: self.batcher.queued)
-        # Samples take long; in a thread of their own they do not hold up predictions.
+        # In a separate thread: sampling is slow and must not block predictions.
         self.generator = ThreadPoolExecutor(1, thread_name_prefix="generate")
         self.generating = 0
 
     async def follow(self, every: float) -> None:
-        """Poll the registry for ever."""
+        """Poll the registry until cancelled."""
         while True:
             try:
                 await asyncio.to_thread(self.store.poll)
             except Exception:
-                log.exception("the registry's answer was not understood")
+                log.exception("the registry sent an invalid response")
             await asyncio.sleep(every)
 
     async def model(self, name: str) -> LoadedModel:
-        """A model by name, loaded now if it is not served yet."""
+        """Return a model by name; load it if necessary."""
         found = self.store.find(name)
         return found if found is not None else await asyncio.to_thread(self.store.load, name)
 
     async def predict(self, name: str, request: Request) -> Response:
-        """Answer a predict request; see the route."""
+        """Handle a predict request; see the route."""
         model = await self.model(name)
         if model.bundle.kind != "classifier":
             raise _other_kind(name, model)
@@ -99,7 +99,7 @@ class Endpoint:
         )
 
     async def generate(self, name: str, wanted: GenerateRequest, accept: str) -> Response:
-        """Answer a generate request; see the route."""
+        """Handle a generate request; see the route."""
         model = await self._generative(name, wanted.count)
         label = None if wanted.label is None else _class(model, name, wanted.label, "label")
 
@@ -110,7 +110,7 @@ class Endpoint:
         return await self._drawn(samples)
 
     async def path(self, name: str, wanted: PathRequest, accept: str) -> Response:
-        """Answer a path request; see the route."""
+        """Handle a path request; see the route."""
         model = await self._generative(name, wanted.count * wanted.steps)
         start, end = (_class(model, name, getattr(wanted, field), field) for field in ("start", "end"))
 
@@ -121,23 +121,23 @@ class Endpoint:
         return await self._drawn(images)
 
     async def _generative(self, name: str, count: int) -> LoadedModel:
-        """A model that can make so many images at once."""
+        """Return a generative model after checking the number of images."""
         model = await self.model(name)
         if model.bundle.kind != "generator":
             raise _other_kind(name, model)
         if count > self.settings.max_generate:
             raise SpecError(
-                f"count: {count} images are over the limit of {self.settings.max_generate}",
-                hint="ask for fewer, or raise MONGE_MAX_GENERATE",
+                f"count: {count} images exceed the limit of {self.settings.max_generate}",
+                hint="request fewer, or raise MONGE_MAX_GENERATE",
             )
         if count * model.bundle.image.pixels > self.settings.max_image_pixels:
             most = self.settings.max_image_pixels // model.bundle.image.pixels
-            raise SpecError(f"count: {count} images make too many pixels", hint=f"ask for {most} at most")
+            raise SpecError(f"count: {count} images exceed the limit of pixels", hint=f"request at most {most}")
         return model
 
     async def _drawn(self, draw: Callable[[], Response]) -> Response:
         if self.generating >= GENERATE_QUEUE:
-            raise BusyError(f"{self.generating} generate requests wait already", hint="ask again in a second")
+            raise BusyError(f"{self.generating} generate requests are already waiting", hint="retry in a second")
         self.generating += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self.generator, draw)
@@ -145,7 +145,7 @@ class Endpoint:
             self.generating -= 1
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self.batcher.close()
         self.generator.shutdown(wait=False, cancel_futures=True)
 
@@ -158,17 +158,17 @@ def create_app(
     loopback: bool = True,
     tokens: RemoteTokens | None = None,
 ) -> FastAPI:
-    """The endpoint of every registered model.
+    """Return the app that serves all registered models.
 
     Args:
-        settings: address of the registry, limits, and the home in whose folder ``models`` bundles are kept.
-        poll_seconds: between two looks at the registry's aliases.
-        torch_threads: of one pass through a network; more help large networks only.
-        loopback: whether it listens there alone; requests of foreign pages are then refused.
-        tokens: checks the token that each request for a model then needs; None asks for none.
+        settings: address of the registry, limits, and the home folder, whose ``models`` holds downloaded bundles.
+        poll_seconds: seconds between polls of the registry.
+        torch_threads: number of torch threads per forward pass; more than one helps large networks only.
+        loopback: whether the server listens on loopback only; requests from other origins are then refused.
+        tokens: token check for requests; None if no token is required.
 
     Raises:
-        ServiceError: the registry's address is not known, or a GPU is asked for and there is none.
+        ServiceError: the address of the registry is not known, or a GPU is requested but not available.
     """
     endpoint = Endpoint(settings, torch_threads)
     metrics = endpoint.metrics
@@ -197,66 +197,74 @@ def create_app(
             status = _status(error)
             raise
         finally:
-            # Names that are not registered would grow the metrics without bound.
+            # Unknown names would let the number of metrics grow without bound.
             known = name.partition("@")[0].partition("/")[0]
             metrics.requests.labels(route, known if known in endpoint.store.registered else "", status).inc()
             metrics.seconds.labels(route).observe(time.perf_counter() - start)
 
-    @app.post("/v1/models/{name}/predict", **documents.PREDICT)
+    @app.post("/v1/models/{name}/predict", summary="Classify images", **documents.PREDICT)
     async def predict(name: ModelName, request: Request) -> Response:
-        """Class probabilities of images, which are cropped, resized and converted as in training."""
+        """Return class probabilities of images, which are cropped, resized and converted as in training."""
         return await counted("predict", name, endpoint.predict(name, request))
 
-    @app.post("/v1/models/{name}/versions/{version}/predict", **documents.PREDICT)
+    @app.post(
+        "/v1/models/{name}/versions/{version}/predict",
+        summary="Classify images with a fixed version",
+        **documents.PREDICT,
+    )
     async def predict_version(name: ModelName, version: int, request: Request) -> Response:
-        """The same, by a version whatever the aliases say."""
+        """Return class probabilities of images from a fixed version, independent of aliases."""
         return await counted("predict", name, endpoint.predict(f"{name}/{version}", request))
 
-    @app.post("/v1/models/{name}/generate", **documents.GENERATE)
+    @app.post("/v1/models/{name}/generate", summary="Sample from a generator", **documents.GENERATE)
     async def generate(name: ModelName, wanted: GenerateRequest, request: Request) -> Response:
-        """Samples of a generator: a PNG grid, or a tensor with `format` json or Accept: application/json."""
+        """Sample from a generator: a PNG grid, or a tensor for `format` json or Accept: application/json."""
         accept = request.headers.get("accept", "")
         return await counted("generate", name, endpoint.generate(name, wanted, accept))
 
-    @app.post("/v1/models/{name}/versions/{version}/generate", **documents.GENERATE)
+    @app.post(
+        "/v1/models/{name}/versions/{version}/generate", summary="Sample from a fixed version", **documents.GENERATE
+    )
     async def generate_version(name: ModelName, version: int, wanted: GenerateRequest, request: Request) -> Response:
-        """The same, by a version whatever the aliases say."""
+        """Return samples of a fixed version, independent of aliases."""
         accept = request.headers.get("accept", "")
         return await counted("generate", name, endpoint.generate(f"{name}/{version}", wanted, accept))
 
-    @app.post("/v1/models/{name}/path", **documents.GENERATE)
+    @app.post("/v1/models/{name}/path", summary="Interpolate between two classes", **documents.GENERATE)
     async def path(name: ModelName, wanted: PathRequest, request: Request) -> Response:
-        """Images on the way from one class to another, of a conditional generator: a row for each path."""
+        """Interpolate between two classes with a conditional generator; each row of the image is one path."""
         accept = request.headers.get("accept", "")
         return await counted("path", name, endpoint.path(name, wanted, accept))
 
-    @app.post("/v1/models/{name}/versions/{version}/path", **documents.GENERATE)
+    @app.post(
+        "/v1/models/{name}/versions/{version}/path", summary="Interpolate with a fixed version", **documents.GENERATE
+    )
     async def path_version(name: ModelName, version: int, wanted: PathRequest, request: Request) -> Response:
-        """The same, by a version whatever the aliases say."""
+        """Interpolate between two classes with a fixed version, independent of aliases."""
         accept = request.headers.get("accept", "")
         return await counted("path", name, endpoint.path(f"{name}/{version}", wanted, accept))
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", summary="List models")
     async def models() -> dict[str, Any]:
-        """Every registered model, and the versions that are served."""
+        """List all registered models and the versions that are served."""
         return {"models": [_listed(name, endpoint.store) for name in sorted(endpoint.store.registered)]}
 
-    @app.get("/v1/models/{name}", responses=documents.ERRORS)
+    @app.get("/v1/models/{name}", responses=documents.ERRORS, summary="Get a model")
     async def model(name: ModelName) -> dict[str, Any]:
-        """One model: its versions, classes and the images that it takes or makes."""
+        """Return a model: its versions, classes, and the shape of its images."""
         found = await endpoint.model(name)
         return _listed(found.ref.name, endpoint.store) | _card(found)
 
-    @app.get("/health")
+    @app.get("/health", summary="Check that the process is alive")
     async def health() -> dict[str, str]:
-        """Whether the process lives."""
+        """Check that the process is alive."""
         return {"status": "live"}
 
-    @app.get("/ready")
+    @app.get("/ready", summary="Check that models can be served")
     async def ready(response: Response) -> dict[str, Any]:
-        """Whether models can be served; what is wrong with the registry or with a version, where something is.
+        """Check that models can be served, and report errors of the registry and of versions.
 
-        A registry that is away does not make a serving endpoint unready: what is loaded stays served.
+        The endpoint stays ready while the registry is unreachable: loaded models are still served.
         """
         store = endpoint.store
         response.status_code = 200 if store.polled else 503
@@ -279,25 +287,26 @@ def create_app(
 
 
 def _other_kind(name: str, model: LoadedModel) -> SpecError:
-    """The error of a request that is for models of another kind."""
+    """Return the error for a request that needs another kind of model."""
     kind = model.bundle.kind
     hints = {
-        "classifier": "ask its /predict",
-        "encoder": "load it with mlflow.pyfunc, or name it in objective.features",
-        "generator": "ask its /generate",
+        "classifier": "use /predict",
+        "encoder": "load it with mlflow.pyfunc, or use it in objective.features",
+        "generator": "use /generate",
     }
     return SpecError(f"model: {name!r} is {'an' if kind == 'encoder' else 'a'} {kind}", hint=hints[kind])
 
 
 def _class(model: LoadedModel, name: str, label: str, field: str) -> int:
-    """The number of a class that is asked of a generator."""
+    """Return the index of a requested class of a generator."""
     network, classes = model.bundle.network, model.bundle.classes
     if not isinstance(network, Generator) or not network.conditions:
         raise SpecError(
-            f"{field}: model {name!r} knows no classes", hint="train one with model.conditional: true, or leave it out"
+            f"{field}: model {name!r} is not conditional",
+            hint="train a model with model.conditional: true, or omit the class",
         )
     if label not in classes:
-        raise SpecError(f"{field}: no class {label!r}", hint=f"ask for one of {', '.join(classes)}")
+        raise SpecError(f"{field}: no class {label!r}", hint=f"use one of {', '.join(classes)}")
     return classes.index(label)
 
 
@@ -319,7 +328,7 @@ def _pictures(model: LoadedModel, samples: np.ndarray, as_json: bool, columns: i
 
 
 def _prediction(row: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
-    # Six digits: float32 has no more, and batches of other sizes differ in the seventh.
+    # Six digits: float32 has no more, and batch sizes change the seventh.
     numbers = row.astype(np.float64).round(6).tolist()
     best = int(row.argmax())
     return {

@@ -1,7 +1,7 @@
-"""Concurrent requests share one pass through the network.
+"""Micro-batching: concurrent requests share one forward pass.
 
-One thread decodes and predicts, so that the event loop never does. While it works, further requests queue up and make
-its next batch: batches grow with the load, and a request that comes alone is never held back to wait for others.
+One thread decodes images and predicts, to keep the event loop free. Requests that arrive meanwhile form the next
+batch: batches grow with the load, and a single request never waits for others.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pipelines.errors import BusyError
 
 
 class Predictor(Protocol):
-    """What answers a batch; jobs of the same predictor share batches."""
+    """Predicts batches; requests for the same predictor share batches."""
 
     def decode(self, images: Sequence[bytes] | np.ndarray) -> np.ndarray:
-        """(k, c, h, w) uint8 of encoded images, or of a tensor as it came."""
+        """Return (k, c, h, w) uint8 from encoded images or from a tensor."""
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """(b, classes) probabilities of (b, c, h, w) uint8."""
+        """Return (b, classes) probabilities of (b, c, h, w) uint8."""
 
 
 @dataclass(eq=False)
@@ -39,13 +39,13 @@ class _Job:
 
 
 class MicroBatcher:
-    """A queue of predict requests and the thread that answers them.
+    """A queue of predict requests and the thread that handles them.
 
     Args:
-        max_batch: most images in one pass through a network.
-        max_queued: images that may wait; beyond that :class:`BusyError`.
-        threads: of torch, for one pass.
-        on_batch: told the size of each batch.
+        max_batch: maximum number of images in a forward pass.
+        max_queued: maximum number of waiting images; beyond that :class:`BusyError`.
+        threads: number of torch threads for a forward pass.
+        on_batch: called with the size of each batch.
     """
 
     def __init__(
@@ -66,21 +66,21 @@ class MicroBatcher:
 
     @property
     def queued(self) -> int:
-        """Images that wait."""
+        """Number of waiting images."""
         return self._queued
 
     async def predict(self, predictor: Predictor, images: Sequence[bytes] | np.ndarray) -> np.ndarray:
-        """Probabilities, (k, classes) float32, of k encoded images or of a (k, c, h, w) uint8 tensor.
+        """Return probabilities, (k, classes) float32, of k encoded images or of a (k, c, h, w) uint8 tensor.
 
         Raises:
-            BusyError: too many images wait already.
-            Exception: whatever the predictor raises on these images; it does not touch its neighbours.
+            BusyError: too many images are waiting.
+            Exception: the predictor fails on these images; other requests in the batch are not affected.
         """
         loop = asyncio.get_running_loop()
         job = _Job(predictor, images, loop, loop.create_future())
         with self._changed:
             if self._closed or (self._jobs and self._queued + len(images) > self._max_queued):
-                raise BusyError(f"{self._queued} images wait already", hint="ask again in a second")
+                raise BusyError(f"{self._queued} images are already waiting", hint="retry in a second")
             self._jobs.append(job)
             self._queued += len(images)
             self._changed.notify()
@@ -91,14 +91,14 @@ class MicroBatcher:
             raise
 
     def close(self) -> None:
-        """End the thread; jobs that still wait are cancelled."""
+        """Stop the thread and cancel waiting requests."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join(timeout=10)
 
     def _withdraw(self, job: _Job) -> None:
-        """Give the place of a client that has gone to the next one."""
+        """Remove the request of a client that has disconnected."""
         with self._changed:
             if job in self._jobs:
                 self._jobs.remove(job)
@@ -148,14 +148,14 @@ class MicroBatcher:
                 outcomes += zip(readable, np.split(rows, ends[:-1]), strict=True)
             except Exception as error:
                 outcomes += [(job, error) for job in readable]
-        # One wake-up of the event loop for the whole batch.
+        # One callback on the event loop for the whole batch.
         for loop in {job.loop for job, _ in outcomes}:
             loop.call_soon_threadsafe(_settle, [(job.answer, o) for job, o in outcomes if job.loop is loop])
 
 
 def _settle(outcomes: list[tuple[asyncio.Future[np.ndarray], Any]]) -> None:
     for answer, outcome in outcomes:
-        if answer.done():  # its client has gone
+        if answer.done():  # the client has disconnected
             continue
         if isinstance(outcome, Exception):
             answer.set_exception(outcome)

@@ -1,4 +1,4 @@
-"""What a predict request may carry: encoded images, or a tensor."""
+"""Bodies of predict requests: encoded images, or a tensor."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from pipelines.errors import ContentTypeError, SpecError
 from pipelines.shape import ImageShape
 
 MAX_IMAGES = 256
-"""Most images in one request."""
+"""Maximum number of images in a request."""
 
-logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each malformed request
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it logs a warning for each malformed request
 
 
 def parse_predict(content_type: str, body: bytes, image: ImageShape) -> list[bytes] | np.ndarray:
-    """Encoded images, or (k, c, h, w) uint8, from the body of a predict request.
+    """Return encoded images, or (k, c, h, w) uint8, from the body of a predict request.
 
     Args:
-        content_type: ``image/png`` or ``image/jpeg`` for one image as it is, ``multipart/form-data`` for files,
+        content_type: ``image/png`` or ``image/jpeg`` for one image, ``multipart/form-data`` for files,
             ``application/json`` for a tensor.
-        body: as received.
-        image: the shape that the model takes; a tensor must have it, encoded images are fitted to it later.
+        body: body as received.
+        image: input shape of the model; a tensor must have it, encoded images are resized later.
 
     Raises:
-        ContentTypeError: it is another type.
-        SpecError: the message begins with the name of the field that is wrong.
+        ContentTypeError: the content type is not supported.
+        SpecError: a field is invalid; the message starts with its name.
     """
     kind, options = parse_options_header(content_type)
     if kind in (b"image/png", b"image/jpeg"):
@@ -43,21 +43,21 @@ def parse_predict(content_type: str, body: bytes, image: ImageShape) -> list[byt
         images = _tensor(body, image)
     else:
         raise ContentTypeError(
-            f"content-type: {content_type[:100] or 'none'!r} received",
-            hint="send image/png, image/jpeg, multipart/form-data with such files, or application/json",
+            f"content-type: received {content_type[:100] or 'none'!r}",
+            hint="send image/png, image/jpeg, multipart/form-data with image files, or application/json",
         )
     if not 1 <= len(images) <= MAX_IMAGES:
-        raise SpecError(f"images: {len(images)} received", hint=f"send 1 to {MAX_IMAGES}")
+        raise SpecError(f"images: received {len(images)}", hint=f"send 1 to {MAX_IMAGES}")
     return images
 
 
 def _files(body: bytes, boundary: bytes) -> list[bytes]:
-    """The parts of a form, all of which are images, whatever their names."""
+    """Return the parts of a form, which must all be images; field names are ignored."""
     files: list[bytearray] = []
 
     def begin() -> None:
         if len(files) == MAX_IMAGES:
-            raise SpecError(f"images: over {MAX_IMAGES} received", hint=f"send 1 to {MAX_IMAGES}")
+            raise SpecError(f"images: received more than {MAX_IMAGES}", hint=f"send 1 to {MAX_IMAGES}")
         files.append(bytearray())
 
     def data(chunk: bytes, start: int, end: int) -> None:
@@ -83,7 +83,7 @@ def _tensor(body: bytes, image: ImageShape) -> np.ndarray:
     expected = f"uint8 values 0…255 of shape (k, {', '.join(map(str, image.dims))})"
     array = _from_base64(images, image, expected) if isinstance(images, str) else _from_lists(images, expected)
     if array.ndim != 4 or array.shape[1:] != image.dims:
-        raise SpecError(f"images: shape {array.shape} received", hint=f"send {expected}")
+        raise SpecError(f"images: received shape {array.shape}", hint=f"send {expected}")
     return array
 
 
@@ -93,7 +93,9 @@ def _from_base64(text: str, image: ImageShape, expected: str) -> np.ndarray:
     except (binascii.Error, ValueError) as error:
         raise SpecError(f"images: not base64: {error}", hint=f"send the bytes of {expected}") from None
     if len(raw) % image.pixels:
-        raise SpecError(f"images: {len(raw)} bytes are not whole images of {image.pixels}", hint=f"send {expected}")
+        raise SpecError(
+            f"images: {len(raw)} bytes is not a multiple of {image.pixels} per image", hint=f"send {expected}"
+        )
     return np.frombuffer(raw, np.uint8).reshape(-1, *image.dims)
 
 
@@ -101,7 +103,7 @@ def _from_lists(images: Any, expected: str) -> np.ndarray:
     try:
         array = np.array(images)
     except ValueError:
-        raise SpecError("images: unequal shapes received", hint=f"send {expected}") from None
+        raise SpecError("images: received unequal shapes", hint=f"send {expected}") from None
     if array.dtype.kind != "i" or (array.size and (array.min() < 0 or array.max() > 255)):
-        raise SpecError(f"images: values that are not 0…255 received ({array.dtype})", hint=f"send {expected}")
+        raise SpecError(f"images: received values outside 0…255 ({array.dtype})", hint=f"send {expected}")
     return array.astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The endpoint's client."""
+"""Client of the model endpoint."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _BYTES_A_REQUEST = 2**24
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the endpoint says of one image.
+    """Scores of one image.
 
     Attributes:
-        path: of the image.
-        label: the most probable class.
-        probability: of that class.
-        probabilities: of every class.
-        version: of the model that answered.
+        path: path of the image.
+        label: most probable class.
+        probability: probability of that class.
+        probabilities: probability of each class.
+        version: version of the model.
     """
 
     path: Path
@@ -40,13 +40,13 @@ class Prediction:
 
 
 class EndpointClient:
-    """Calls the models behind an endpoint.
+    """Client of the models behind an endpoint.
 
     Args:
-        url: of the endpoint, ``http://host:port``.
-        timeout: seconds to wait for an answer.
-        transport: swapped in tests for one in the same process.
-        secret: of a token, for an endpoint beyond loopback: ``settings.secret``.
+        url: URL of the endpoint, ``http://host:port``.
+        timeout: timeout of a request in seconds.
+        transport: httpx transport, for an endpoint in this process.
+        secret: token for an endpoint that is not on loopback: ``settings.secret``.
     """
 
     def __init__(
@@ -71,20 +71,20 @@ class EndpointClient:
         self._http.close()
 
     def predict(self, model: str, paths: Sequence[str | Path]) -> list[Prediction]:
-        """Class probabilities of image files, in their order.
+        """Return class probabilities of image files, in their order.
 
         Args:
             model: ``NAME``, ``NAME@ALIAS`` or ``NAME/VERSION``.
             paths: PNG, JPEG or WebP files.
 
         Raises:
-            ModelNotFoundError: no such model.
+            ModelNotFoundError: the model is not registered.
             SourceError: a file cannot be read.
             CorruptImageError: the endpoint cannot decode a file.
-            SpecError: the model is no classifier.
-            TooLargeError: a file is over the endpoint's limit of a request.
-            BusyError: its queue is full.
-            ServiceError: it is away, or failed.
+            SpecError: the model is not a classifier.
+            TooLargeError: a file exceeds the endpoint's limit on requests.
+            BusyError: the queue of the endpoint is full.
+            ServiceError: the endpoint is unreachable or failed.
         """
         predictions: list[Prediction] = []
         for batch in _batches([Path(path) for path in paths]):
@@ -105,21 +105,21 @@ class EndpointClient:
         label: str | None = None,
         truncation: float | None = None,
     ) -> Path:
-        """Samples of a generator as one PNG picture, written to ``out``.
+        """Write samples of a generator to ``out`` as one PNG image.
 
         Args:
             model: ``NAME``, ``NAME@ALIAS`` or ``NAME/VERSION``.
-            count: samples.
+            count: number of samples.
             seed: the same seed gives the same samples.
-            out: the file; its folder is made if need be.
-            label: the class to draw, of a conditional model.
-            truncation: largest coordinate of the latent vectors: lower ones make samples more typical and more alike.
+            out: PNG file; its folder is created if necessary.
+            label: class to sample from a conditional model.
+            truncation: maximum absolute latent coordinate; lower values give more typical, less varied samples.
 
         Raises:
-            ModelNotFoundError: no such model.
-            SpecError: the model is no generator, or a value does not fit it.
-            BusyError: too many wait already.
-            ServiceError: the endpoint is away, or failed.
+            ModelNotFoundError: the model is not registered.
+            SpecError: the model is not a generator, or a value is invalid for it.
+            BusyError: too many requests are waiting.
+            ServiceError: the endpoint is unreachable or failed.
         """
         wanted = {"count": count, "seed": seed, "label": label, "truncation": truncation, "format": "png"}
         return self._picture(f"{_address(model)}/generate", wanted, out)
@@ -135,22 +135,22 @@ class EndpointClient:
         out: str | Path,
         truncation: float | None = None,
     ) -> Path:
-        """Images on the way from one class to another as one PNG picture, written to ``out``.
+        """Interpolate between two classes and write the images to ``out`` as one PNG image.
 
         Args:
             model: ``NAME``, ``NAME@ALIAS`` or ``NAME/VERSION``, of a conditional generator.
             start, end: names of the classes.
-            steps: images on a path, both ends included.
-            count: paths, one below the other.
+            steps: number of images per path, including both ends.
+            count: number of paths, one per row.
             seed: the same seed gives the same paths.
-            out: the file; its folder is made if need be.
-            truncation: as :meth:`generate` takes it.
+            out: PNG file; its folder is created if necessary.
+            truncation: see :meth:`generate`.
 
         Raises:
-            ModelNotFoundError: no such model.
-            SpecError: the model is no generator, or a value does not fit it.
-            BusyError: too many wait already.
-            ServiceError: the endpoint is away, or failed.
+            ModelNotFoundError: the model is not registered.
+            SpecError: the model is not a generator, or a value is invalid for it.
+            BusyError: too many requests are waiting.
+            ServiceError: the endpoint is unreachable or failed.
         """
         wanted = {"start": start, "end": end, "steps": steps, "count": count, "seed": seed, "format": "png"}
         wanted["truncation"] = truncation
@@ -164,10 +164,10 @@ class EndpointClient:
         return out
 
     def models(self) -> list[dict[str, Any]]:
-        """Every registered model: name, aliases, latest version, versions that are served.
+        """Return all registered models: name, aliases, latest version, served versions.
 
         Raises:
-            ServiceError: the endpoint is away.
+            ServiceError: the endpoint is unreachable.
         """
         return list(self._call("GET", "/v1/models").json()["models"])
 

@@ -1,4 +1,4 @@
-"""What the endpoint's OpenAPI pages say of bodies and answers."""
+"""Schemas and descriptions of the endpoint's OpenAPI document."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-DESCRIPTION = """Every registered model behind one address.
+DESCRIPTION = """Predictions and samples of all registered models.
 
-A model is `NAME` (the version under the alias `live`), `NAME@ALIAS`, or a version by number under
+A model is `NAME` (the version under the alias `live`), `NAME@ALIAS`, or a version number under
 `/v1/models/NAME/versions/NUMBER`. When an alias moves in the registry, the endpoint follows within seconds, without a
 restart. Errors are JSON: `{error, message, hint, field?, request_id}`.
 """
@@ -16,7 +16,7 @@ restart. Errors are JSON: `{error, message, hint, field?, request_id}`.
 
 PictureFormat = Literal["png", "json"] | None
 FORMAT: Any = Field(
-    default=None, description="png: one picture, a grid; json: base64 of the uint8 samples with their shape"
+    default=None, description="png: one image with a grid; json: base64 of the uint8 samples with their shape"
 )
 
 
@@ -24,59 +24,59 @@ TRUNCATION: Any = Field(
     default=None,
     gt=0,
     le=100,
-    description="largest coordinate of the latent vectors, which are drawn from the truncated normal law: the lower, "
-    "the more typical the samples, and the less they differ; by default they are not truncated",
+    description="maximum absolute latent coordinate, sampled from a truncated normal distribution; lower values give "
+    "more typical, less varied samples; not truncated by default",
 )
 
 
 class GenerateRequest(BaseModel):
-    """What to draw from a generator; the same seed gives the same samples."""
+    """Parameters of samples; the same seed gives the same samples."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"count": 16, "seed": 0}]})
 
     count: int = Field(default=16, ge=1, description="samples")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="of the latent vectors")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the latent vectors")
     label: str | None = Field(
-        default=None, description="the class to draw, of a conditional model; one after the other by default"
+        default=None, description="class to sample from a conditional model; all classes in turn by default"
     )
     truncation: float | None = TRUNCATION
     format: PictureFormat = FORMAT
 
 
 class PathRequest(BaseModel):
-    """A way from images of one class to images of another; the same seed gives the same way."""
+    """Interpolation between two classes; the same seed gives the same images."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"start": "cat", "end": "dog"}]})
 
-    start: str = Field(description="the class at which every path begins")
-    end: str = Field(description="the class at which it ends")
-    steps: int = Field(default=8, ge=2, description="images on a path, both ends included")
-    count: int = Field(default=4, ge=1, description="paths, one below the other in the picture")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="of the latent vectors, one for each path")
+    start: str = Field(description="class at the start of each path")
+    end: str = Field(description="class at the end of each path")
+    steps: int = Field(default=8, ge=2, description="number of images per path, including both ends")
+    count: int = Field(default=4, ge=1, description="number of paths, one per row")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the latent vectors, one per path")
     truncation: float | None = TRUNCATION
     format: PictureFormat = FORMAT
 
 
 class Problem(BaseModel):
-    """An answer to a request that failed."""
+    """Response to a request that failed."""
 
-    error: str = Field(description="the name of its class", examples=["SpecError"])
+    error: str = Field(description="name of the error class", examples=["SpecError"])
     message: str
     hint: str | None
-    field: str | None = Field(default=None, description="of the request, where one is at fault")
-    retry_after: float | None = Field(default=None, description="seconds, where it is busy")
+    field: str | None = Field(default=None, description="invalid field of the request")
+    retry_after: float | None = Field(default=None, description="seconds until a retry, if the endpoint is busy")
     request_id: str
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    401: {"model": Problem, "description": "no valid token, where the endpoint asks for one"},
-    403: {"model": Problem, "description": "the token's role is another, or the request comes from a foreign page"},
-    404: {"model": Problem, "description": "no such model; the hint lists those there are"},
+    401: {"model": Problem, "description": "the token is missing or invalid"},
+    403: {"model": Problem, "description": "the role of the token is not sufficient, or the origin is not allowed"},
+    404: {"model": Problem, "description": "the model is not registered; the hint lists the registered models"},
     413: {"model": Problem, "description": "the request is too large"},
-    415: {"model": Problem, "description": "the content type is not understood"},
-    422: {"model": Problem, "description": "a field is wrong"},
-    429: {"model": Problem, "description": "too busy; `Retry-After` says when to come back"},
-    503: {"model": Problem, "description": "the registry is away, or the model cannot be loaded"},
+    415: {"model": Problem, "description": "the content type is not supported"},
+    422: {"model": Problem, "description": "a field is invalid"},
+    429: {"model": Problem, "description": "the endpoint is busy; retry after `Retry-After` seconds"},
+    503: {"model": Problem, "description": "the registry is unreachable, or the model cannot be loaded"},
 }
 
 _PREDICTED = {
@@ -87,7 +87,7 @@ _PREDICTED = {
 
 PREDICT: dict[str, Any] = {
     "responses": ERRORS
-    | {200: {"description": "one prediction an image", "content": {"application/json": {"example": _PREDICTED}}}},
+    | {200: {"description": "one prediction per image", "content": {"application/json": {"example": _PREDICTED}}}},
     "openapi_extra": {
         "requestBody": {
             "required": True,

@@ -1,4 +1,4 @@
-"""What the endpoint counts of itself."""
+"""Prometheus metrics of the endpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class EndpointMetrics:
-    """Prometheus metrics of one endpoint, in a registry of their own."""
+    """Prometheus metrics of one endpoint, with a separate registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -22,9 +22,9 @@ class EndpointMetrics:
         self.batch = Histogram("monge_endpoint_batch_images", "Images in a batch", buckets=_SIZES, **own)
         self.model_version = Gauge("monge_endpoint_model_version", "Version served", ["model", "alias"], **own)
         self.load_failures = Counter("monge_endpoint_load_failures", "Versions not loaded", ["model"], **own)
-        self.registry_up = Gauge("monge_endpoint_registry_up", "Whether the registry answers", **own)
-        self._queued = Gauge("monge_endpoint_queued_images", "Images that wait for a batch", **own)
+        self.registry_up = Gauge("monge_endpoint_registry_up", "Whether the registry responds", **own)
+        self._queued = Gauge("monge_endpoint_queued_images", "Images waiting for a batch", **own)
 
     def watch_queue(self, length: Callable[[], int]) -> None:
-        """Report the length of a queue, read when asked for."""
+        """Report the length of a queue, read at each scrape."""
         self._queued.set_function(length)

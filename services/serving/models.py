@@ -1,7 +1,7 @@
-"""The models that an endpoint serves: it follows the registry's aliases without a restart.
+"""Models served by an endpoint; follows the aliases in the registry without a restart.
 
-A new version is loaded beside the old one and takes its place in one assignment. Requests under way keep the version
-that they began with. What fails — the registry, a download, a damaged bundle — changes nothing of what is served.
+A new version is loaded next to the old one and replaces it in one assignment. Running requests keep their version.
+Failures of the registry, of a download or of a bundle do not affect served models.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from services.tracking.names import LIVE, split_name
 from services.tracking.registry import ModelRef, RegisteredModel, download, list_models, resolve
 
 PINNED = 16
-"""Versions kept that were asked for by number and that no alias points to."""
+"""Number of versions to keep that were requested by number and have no alias."""
 
 CPU = torch.device("cpu")
 
@@ -34,16 +34,16 @@ log = logging.getLogger(__name__)
 
 
 def device_of(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The device that a setting stands for.
+    """Return the device for a setting.
 
     Raises:
-        ServiceError: a GPU is asked for, and this process sees none.
+        ServiceError: a GPU is requested but not available.
     """
     found = torch.cuda.is_available()
     if asked == "cuda" and not found:
         raise ServiceError(
-            "MONGE_SERVING_DEVICE: cuda asked for, and PyTorch finds no GPU here",
-            hint="set it to auto or cpu, or look at `monge doctor`",
+            "MONGE_SERVING_DEVICE: cuda requested, but PyTorch finds no GPU",
+            hint="set it to auto or cpu, or check `monge doctor`",
         )
     return torch.device("cuda" if found and asked != "cpu" else "cpu")
 
@@ -53,9 +53,9 @@ class LoadedModel:
     """A loaded version. Predictions of concurrent requests share batches (``batching.Predictor``).
 
     Attributes:
-        ref: which version.
-        bundle: its network and card.
-        max_image_pixels: limit on an encoded image.
+        ref: reference to the version.
+        bundle: network and card of the version.
+        max_image_pixels: maximum size of an encoded image in pixels.
     """
 
     ref: ModelRef
@@ -63,10 +63,10 @@ class LoadedModel:
     max_image_pixels: int
 
     def decode(self, images: Sequence[bytes] | np.ndarray) -> np.ndarray:
-        """Encoded images as in training: (k, c, h, w) uint8.
+        """Decode images as in training, to (k, c, h, w) uint8.
 
         Raises:
-            CorruptImageError: naming which one.
+            CorruptImageError: an image cannot be decoded; the message gives its index.
         """
         if isinstance(images, np.ndarray):
             return images
@@ -80,11 +80,11 @@ class LoadedModel:
         return pixels
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Class probabilities, see :meth:`Bundle.predict`."""
+        """Return class probabilities; see :meth:`Bundle.predict`."""
         return self.bundle.predict(images)
 
     def warm_up(self) -> None:
-        """One pass, so that no request pays for the first, and a network that cannot run is never served."""
+        """Run one forward pass, to avoid a slow first request, and to never serve a network that fails."""
         blank = np.zeros((1, *self.bundle.image.dims), np.uint8)
         match self.bundle.kind:
             case "classifier":
@@ -105,21 +105,21 @@ class _Failure:
 
 @dataclass(frozen=True)
 class _Table:
-    """What is served, replaced as a whole: readers need no lock."""
+    """The served models, replaced as a whole: readers need no lock."""
 
     registered: Mapping[str, RegisteredModel] = field(default_factory=dict)
     by_alias: Mapping[tuple[str, str], LoadedModel] = field(default_factory=dict)
 
 
 class ModelStore:
-    """Loaded models, by name and alias or version. Its methods block; they are for worker threads, save :meth:`find`.
+    """Loaded models by name and alias or version. All methods except :meth:`find` block; call them in worker threads.
 
     Args:
-        uri: of the registry.
-        cache: folder of downloaded bundles.
-        max_image_pixels: limit on an encoded image.
-        metrics: told what is served and what fails.
-        device: where networks run.
+        uri: URI of the registry.
+        cache: folder for downloaded bundles.
+        max_image_pixels: maximum size of an encoded image in pixels.
+        metrics: metrics of served versions and failures.
+        device: device of the networks.
     """
 
     def __init__(
@@ -133,30 +133,30 @@ class ModelStore:
         self._failures: dict[tuple[str, str], _Failure] = {}
         self._loading = threading.Lock()
         self.polled = False
-        """Whether the registry has answered once, and what it lists was loaded as far as it can be."""
+        """Whether the registry has responded once, and its models were loaded as far as possible."""
         self.registry_error: str | None = None
-        """Why the registry could not be read last time, None when it could."""
+        """Error of the last poll of the registry; None if it succeeded."""
 
     @property
     def registered(self) -> Mapping[str, RegisteredModel]:
-        """The registry's models at the last poll, by name."""
+        """Models in the registry at the last poll, by name."""
         return self._table.registered
 
     @property
     def served(self) -> list[tuple[str, LoadedModel]]:
-        """Alias and model of all that is followed."""
+        """Return the alias and the model of each followed alias."""
         return [(alias, model) for (_, alias), model in sorted(self._table.by_alias.items(), key=lambda item: item[0])]
 
     @property
     def failures(self) -> dict[str, str]:
-        """Aliases whose newest version cannot be loaded, and why."""
+        """Return the aliases whose newest version cannot be loaded, with the reason."""
         return {f"{name}@{alias}": failure.message for (name, alias), failure in self._failures.items()}
 
     def find(self, model: str) -> LoadedModel | None:
-        """A loaded model by ``NAME``, ``NAME@ALIAS`` or ``NAME/VERSION``; None when it is not loaded. Never blocks.
+        """Return a loaded model by ``NAME``, ``NAME@ALIAS`` or ``NAME/VERSION``, or None if not loaded. Never blocks.
 
         Raises:
-            ModelNotFoundError: that cannot name a model.
+            ModelNotFoundError: the name is invalid.
         """
         name, alias, version = split_name(model)
         if version is None:
@@ -164,15 +164,15 @@ class ModelStore:
         return self._by_version(name, version)
 
     def load(self, model: str) -> LoadedModel:
-        """Load a model that :meth:`find` did not find; an alias is followed from then on.
+        """Load a model that :meth:`find` did not find; an alias is then followed.
 
         Raises:
-            ModelNotFoundError: it is not registered; the hint lists what is.
-            ServiceError: the registry cannot be reached.
-            CheckpointError: what is stored cannot be loaded.
+            ModelNotFoundError: the model is not registered; the hint lists the registered models.
+            ServiceError: the registry is unreachable.
+            CheckpointError: the stored bundle cannot be loaded.
         """
         with self._loading:
-            found = self.find(model)  # another request may have been quicker
+            found = self.find(model)  # another request may have loaded it
             if found is not None:
                 return found
             ref = resolve(self.uri, model)
@@ -186,15 +186,15 @@ class ModelStore:
             return loaded
 
     def poll(self) -> None:
-        """Read the registry once and follow it: every ``live`` alias, and every other one that was asked for.
+        """Poll the registry and update each ``live`` alias and all other requested aliases.
 
-        Raises nothing: what fails is kept in ``registry_error`` and ``failures`` for ``/ready`` and the metrics.
+        Raises nothing: failures are kept in ``registry_error`` and ``failures`` for ``/ready`` and the metrics.
         """
         try:
             registered = {model.name: model for model in list_models(self.uri)}
         except ServiceError as error:
             if self.registry_error is None:
-                log.warning("registry away, what is loaded stays served: %s", error)
+                log.warning("registry unreachable, serving loaded models: %s", error)
             self.registry_error = str(error)
             self._metrics.registry_up.set(0)
             return
@@ -215,7 +215,7 @@ class ModelStore:
         self.polled = True
 
     def _follow(self, key: tuple[str, str], version: int) -> LoadedModel | None:
-        """The model to serve under an alias: the version it points to, else what was served before."""
+        """Return the model to serve under an alias: its current version, or the previous one if that fails."""
         name, alias = key
         current = self._table.by_alias.get(key)
         if current is not None and current.ref.version == version:
@@ -227,7 +227,7 @@ class ModelStore:
         try:
             ref = resolve(self.uri, f"{name}@{alias}")
             loaded = self._by_version(name, ref.version) or self._download(ref)
-        except Exception as error:  # whatever is wrong with a new version, the old one goes on
+        except Exception as error:  # on any error, keep the old version
             if failure is None or failure.version != version:
                 failure = self._failures[key] = _Failure(version, "")
                 log.warning("%s@%s: version %d cannot be loaded: %s", name, alias, version, error)

@@ -1,6 +1,6 @@
-"""The endpoint as a Ray Serve application: the same app, on as many replicas as the cluster is given.
+"""The endpoint as a Ray Serve application: the same app on several replicas.
 
-``serve run services.serving.serve_on_ray:endpoint``, or ``serve.run(bind(settings, replicas=2))``.
+Run ``serve run services.serving.serve_on_ray:endpoint``, or call ``serve.run(bind_app(settings, replicas=2))``.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from services.settings import Settings, load_settings
 
 
 def bind_app(settings: Settings, *, replicas: int = 1, cpus: float = 1.0) -> Application:
-    """An application to hand to ``serve.run``.
+    """Return an application for ``serve.run``.
 
     Each replica follows the registry and batches its own requests.
 
     Args:
-        settings: as for :func:`~services.serving.app.create_app`.
-        replicas: processes that answer.
-        cpus: that each of them reserves.
+        settings: see :func:`~services.serving.app.create_app`.
+        replicas: number of processes.
+        cpus: number of CPUs that each process reserves.
     """
 
     def build() -> FastAPI:
-        # Evaluated in the replica: threads and metrics do not travel.
-        # Serve's proxy listens, where its own options say: under which names is not known here.
+        # Evaluated in the replica: threads and metrics cannot be serialised.
+        # Serve's proxy listens for requests; its host names are not known here.
         return create_app(settings, loopback=False)
 
     deployment = serve.deployment(
@@ -39,5 +39,5 @@ def bind_app(settings: Settings, *, replicas: int = 1, cpus: float = 1.0) -> App
 
 
 def endpoint(arguments: dict[str, str]) -> Application:
-    """For ``serve run``: settings from the environment, ``replicas=N`` from the command line."""
+    """Entry point for ``serve run``: settings from the environment, ``replicas=N`` from the command line."""
     return bind_app(load_settings(), replicas=int(arguments.get("replicas", "1")))

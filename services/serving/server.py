@@ -1,4 +1,4 @@
-"""The endpoint as a process of its own, under uvicorn."""
+"""The endpoint as a separate process, under uvicorn."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from services.settings import LOOPBACK, Settings, load_settings
 
 
 def serve(host: str = LOOPBACK, port: int = 8000, settings: Settings | None = None) -> None:
-    """Serve every registered model until the process is told to end; requests under way are answered first.
+    """Serve all registered models until the process is asked to stop; running requests are completed.
 
     Args:
-        host: address to listen on. Beyond loopback each request needs a token, which the job service checks.
-        port: to listen on.
-        settings: from the environment by default.
+        host: address to listen on. Not on loopback, requests need a token, which the job service checks.
+        port: port to listen on.
+        settings: settings; read from the environment by default.
 
     Raises:
-        ServiceError: the registry's address is not known, or others reach the host and no job service is known.
+        ServiceError: the registry's address is not known, or the host is not loopback and no job service is configured.
     """
     settings = settings or load_settings()
     tokens = tokens_for(host, settings)

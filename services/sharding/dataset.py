@@ -1,4 +1,4 @@
-"""A data set sharded by Ray tasks: one task for each shard, all that binds them in the driver."""
+"""Sharding of a data set by Ray tasks: one task per shard; the driver writes manifest and index."""
 
 from __future__ import annotations
 
@@ -57,24 +57,24 @@ log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 PATIENCE = 600.0
-"""Seconds that a job leaves the work to another one that is sharding the same data set."""
+"""Seconds that a job waits for another one that is sharding the same data set."""
 
 SILENCE = 30.0
-"""Seconds without a finished shard after which the log says so."""
+"""Seconds without a finished shard after which a warning is logged."""
 
 _READERS = 4
-"""Shards compared with their hashes at a time, each of them in memory."""
+"""Number of shards in memory that are compared with their hashes concurrently."""
 
 
 def dataset_address(home: Path, spec: DataSpec, storage: str | None = None) -> str:
-    """Where the data set of a spec lies, or will: a changed source or preparation gets another place.
+    """Return the address of the data set of a spec; a changed source or preparation gets another address.
 
-    That place is ``data/<slug>-<hash>`` below the storage in S3, where there is one, else below the home. A source in
-    S3 is copied to ``home/cache`` first. One that is sharded already, here or in S3, is its own data set.
+    The address is ``data/<slug>-<hash>`` in the S3 storage if there is one, else in the home folder. A source in S3 is
+    first copied to ``home/cache``. A source that is already sharded, here or in S3, is used directly.
 
     Raises:
-        SourceError: there is no such source, or its sharding was not finished.
-        StorageError: S3 refuses, fails or does not answer.
+        SourceError: the source does not exist, or its sharding was interrupted.
+        StorageError: S3 rejects the request, fails or is unreachable.
     """
     copied = local(spec, home / "cache")
     if is_sharded(copied):
@@ -94,28 +94,28 @@ def shard_dataset(
     restart: bool = False,
     verify: bool = False,
 ) -> Manifest:
-    """Turn a source of images into a data set of shards; shards of an earlier, interrupted call are kept.
+    """Convert a source of images into a sharded data set; shards of an earlier, interrupted call are kept.
 
-    A source that is such a data set itself, and the destination, is left as it is.
+    A source that is already sharded is not changed; the destination must then be the source.
 
     Args:
-        spec: the source and its preparation.
-        destination: folder of the data set, or ``s3://bucket/prefix``. On a cluster the folder, the cache and the
-            source lie on a shared file system, unless ``MONGE_STORAGE`` is set: this machine alone writes then.
-        cache: folder of downloads.
-        workers: shards written at a time, by default as many as the cluster has CPUs; 0 to write them in this
+        spec: source and its preparation.
+        destination: folder of the data set, or ``s3://bucket/prefix``. On a cluster, the folder, the cache and the
+            source must be on a shared file system, unless ``MONGE_STORAGE`` is set: then only this machine writes.
+        cache: folder for downloads.
+        workers: number of shards written concurrently, by default the number of CPUs of the cluster; 0 writes in this
             process, without Ray, which must be initialised otherwise.
-        on_progress: called with the images done and the images in all, in this process.
-        shard_bytes: pixels of one shard at most; see :func:`pipelines.data.shard.chunks`.
-        restart: discard what an earlier call left at the destination.
-        verify: compare the shards of a finished data set with their hashes, and write damaged ones anew.
+        on_progress: called in this process with the number of images done and the total.
+        shard_bytes: maximum size of the pixels of a shard in bytes; see :func:`pipelines.data.shard.chunks`.
+        restart: whether to delete the files of an earlier call at the destination.
+        verify: whether to compare the shards of a finished data set with their hashes, and rewrite damaged ones.
 
     Raises:
-        SourceError: the source cannot be found, fetched or trusted.
-        SpecError: the source is sharded already, and for other images.
-        StorageError: the destination cannot be written, or S3 refuses, fails or does not answer.
+        SourceError: the source is missing, cannot be fetched, or has another hash.
+        SpecError: the source is already sharded with another size, channels or options.
+        StorageError: the destination cannot be written, or S3 rejects the request, fails or is unreachable.
         TooManyBadImagesError: more images are unreadable than the spec allows.
-        ShardError: the destination holds something else, or the source has changed since a call that was interrupted.
+        ShardError: the destination contains other files, or the source has changed since an interrupted call.
     """
     report = on_progress or (lambda done, total: None)
     copied = local(spec, cache)
@@ -139,7 +139,7 @@ def shard_dataset(
         try:
             manifest = _shard(source, spec, store, workers, report, shard_bytes)
         except (ShardError, StorageError):
-            # Another job that could do without the lock was done first, and took the receipts away from under this one.
+            # Another job without the lock finished first and deleted the receipts.
             if not store.exists(MANIFEST):
                 raise
             manifest = read_bound(store, source.fingerprint)
@@ -149,10 +149,10 @@ def shard_dataset(
 
 
 def is_sharded(spec: DataSpec) -> bool:
-    """Whether a source is a data set of shards: of those in S3, only such ones are not copied to this machine.
+    """Return whether a source is a sharded data set; in S3, only such sources are not copied to this machine.
 
     Raises:
-        SourceError: it is one that is not finished.
+        SourceError: its sharding was interrupted.
     """
     if spec.source.startswith(SCHEME):
         return True
@@ -165,15 +165,16 @@ def is_sharded(spec: DataSpec) -> bool:
 
 
 def taken_as_it_is(spec: DataSpec, destination: Path | str) -> Manifest:
-    """The manifest of a source that is sharded already.
+    """Return the manifest of a source that is already sharded.
 
     Raises:
-        SpecError: the spec asks for images of another shape, or for shards elsewhere.
+        SpecError: the spec requests images of another shape, or shards at another address.
     """
     address = _absolute(spec.source)
     if _absolute(str(destination)) != address:
         raise SpecError(
-            f"{spec.source}: is sharded already", hint="use it as data.source, or give what its manifest.json names"
+            f"{spec.source}: is already sharded",
+            hint="use it as data.source, or shard the source named in its manifest.json",
         )
     store = open_storage(address, load_settings())
     manifest = parse_manifest(store.read(MANIFEST), f"{address}/{MANIFEST}")
@@ -184,8 +185,8 @@ def taken_as_it_is(spec: DataSpec, destination: Path | str) -> Manifest:
     ):
         if wanted != found:
             raise SpecError(
-                f"data.{field}: {wanted} received, and {spec.source} holds shards of {found}",
-                hint=f"set data.{field} to {found}, or shard the images anew",
+                f"data.{field}: received {wanted}, but the shards in {spec.source} have {found}",
+                hint=f"set data.{field} to {found}, or shard the images again",
             )
     return manifest
 
@@ -224,14 +225,15 @@ def _finished(source: Source, store: Storage, spans: Sequence[tuple[int, int]]) 
 
 
 def _repair(source: Source, store: Storage, manifest: Manifest, shard_bytes: int | None, workers: int | None) -> None:
-    """Write those shards of a finished data set anew that do not match their hashes.
+    """Rewrite the shards of a finished data set that do not match their hashes.
 
     Raises:
-        ShardError: the index is damaged, or a shard cannot become what it was.
+        ShardError: the index is damaged, or a shard cannot be reproduced.
     """
     if not is_intact(store, INDEX, manifest.index_sha256):
         raise ShardError(
-            f"{store.address}/{INDEX}: its sha256 is not the manifest's", hint="give --restart to shard everything anew"
+            f"{store.address}/{INDEX}: its sha256 does not match the manifest",
+            hint="add --restart to shard everything again",
         )
     with ThreadPoolExecutor(_READERS) as pool:
         intact = list(pool.map(lambda entry: is_intact(store, entry.file, entry.sha256), manifest.shards))
@@ -239,21 +241,21 @@ def _repair(source: Source, store: Storage, manifest: Manifest, shard_bytes: int
     spans = chunks(len(source), source.image, shard_bytes)
     missing = [(number, *span) for number, span in enumerate(spans) if shard_file(number) in damaged]
     for name in damaged:
-        log.warning("%s/%s: does not match its sha256; it is written anew", store.address, name)
+        log.warning("%s/%s: does not match its sha256; rewriting it", store.address, name)
     for number, receipt in _write(source, store, missing, workers):
         if receipt.shard == damaged[shard_file(number)]:
             del damaged[shard_file(number)]
         store.delete(receipt_file(number))
     if damaged:
         raise ShardError(
-            f"{store.address}: damaged, and not to be had again from this source in this size of shards: "
+            f"{store.address}: damaged, and cannot be reproduced from this source with this shard size: "
             f"{', '.join(damaged)}",
-            hint="give the --shard-mib it was made with; or --restart, to shard everything anew",
+            hint="use the original --shard-mib, or --restart to shard everything again",
         )
 
 
 def _tidy(store: Storage, is_alone: bool) -> None:
-    """Remove what a finished data set no longer needs, and what a process left that was killed as it wrote."""
+    """Remove files that a finished data set does not need, and partial files of killed processes."""
     if isinstance(store, FolderStorage):
         shutil.rmtree(store.root / RECEIPTS, ignore_errors=True)
         if is_alone:
@@ -261,12 +263,12 @@ def _tidy(store: Storage, is_alone: bool) -> None:
                 left.unlink(missing_ok=True)
     elif store.exists(PLAN):
         held = [found.key for page in store.pages(f"{RECEIPTS}/") for found in page if found.key != PLAN]
-        for key in [*held, PLAN]:  # the plan last: while it is there, the others are looked for
+        for key in [*held, PLAN]:  # the plan last: as long as it exists, receipts are searched
             store.delete(key)
 
 
 def _lock(store: Storage, cache: Path) -> Path:
-    """The file by which jobs on one file system find out that they are about to do the same."""
+    """Return the lock file for jobs on one file system that shard the same data set."""
     if isinstance(store, FolderStorage):
         return store.root / LOCK
     return cache / f"{hashlib.sha256(store.address.encode()).hexdigest()[:32]}{LOCK}"
@@ -275,7 +277,7 @@ def _lock(store: Storage, cache: Path) -> Path:
 def _write(
     source: Source, store: Storage, missing: Sequence[tuple[int, int, int]], workers: int | None
 ) -> Iterator[tuple[int, Receipt]]:
-    """Write shards, yielding each number and receipt as soon as it is done."""
+    """Write shards, and yield the number and receipt of each when it is finished."""
     if workers == 0 or not missing:
         for number, start, stop in missing:
             yield number, write_shard(source, store, number, start, stop)
@@ -302,7 +304,7 @@ def _write(
             try:
                 receipt = ray.get(ready[0])
             except RayTaskError as error:
-                # Our own errors pass as they are; Ray's wrapper prints a traceback where the message should be.
+                # Raise errors of Monge directly; Ray's wrapper would print a traceback.
                 raise error.cause if isinstance(error.cause, MongeError) else error from None
             yield number, receipt
     finally:
@@ -311,13 +313,13 @@ def _write(
 
 
 def _task() -> tuple[Any, int]:
-    """The Ray task that writes a shard where it may run, and the CPUs that there are for it."""
+    """Return the Ray task that writes a shard, with its placement, and the number of available CPUs."""
     if load_settings().storage is None:
         return _write_shard, max(1, int(ray.cluster_resources().get("CPU", 1)))
-    here = ray.get_runtime_context().get_node_id()  # other machines do not see the images
+    here = ray.get_runtime_context().get_node_id()  # other machines cannot read the images
     cpus = sum(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["NodeID"] == here)
     pinned = NodeAffinitySchedulingStrategy(here, soft=False)
-    # Without a CPU of their own: other jobs may hold all of this machine for hours.
+    # Reserve no CPU: other jobs may hold all of this machine for hours.
     return _write_shard.options(scheduling_strategy=pinned, num_cpus=0), cpus
 
 
@@ -328,24 +330,24 @@ def _write_shard(held: list[ray.ObjectRef[Source]], store: Storage, number: int,
 
 @lru_cache(maxsize=1)
 def _source(reference: ray.ObjectRef[Source]) -> Source:
-    """A source with a million names takes a second to be read from the object store: once in each process."""
+    """Return the source, once per process: reading a million names from the object store takes a second."""
     return ray.get(reference)
 
 
 @contextmanager
 def _alone(lock: Path) -> Iterator[bool]:
-    """Let one job at a time shard a data set, so that the others need not.
+    """Let one job at a time shard a data set.
 
-    It saves work and no more: two that do it at once write the same bytes, each file in one piece. Hence a lock
-    that cannot be had, for want of support by the file system or of progress by its holder, is done without; the
-    value says whether it was had.
+    This only avoids duplicate work: concurrent jobs write the same bytes, and each file atomically. Therefore a lock
+    that cannot be acquired, because the file system does not support it or its holder makes no progress, is skipped;
+    the value tells whether it was acquired.
     """
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise StorageError(
-            f"{lock.parent}: cannot be written: {error.strerror}", hint="see who may write there, and what is free"
+            f"{lock.parent}: cannot be written: {error.strerror}", hint="check permissions and free space"
         ) from None
     is_alone = False
     try:
@@ -362,7 +364,7 @@ def _alone(lock: Path) -> Iterator[bool]:
                     told = True
                 time.sleep(0.1)
             except OSError as error:
-                log.warning("%s: no lock to be had (%s); going on without", lock.parent, error)
+                log.warning("%s: cannot acquire a lock (%s); continuing without", lock.parent, error)
                 break
         yield is_alone
     finally:

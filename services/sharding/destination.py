@@ -1,4 +1,4 @@
-"""What lies at the destination of a sharding: nothing, a part of the same one, or something to keep away from."""
+"""State of the destination of a sharding: empty, a part of the same sharding, or other files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pipelines.spec import DataSpec
 from services.storage.objects import Storage
 
 PLAN = f"{RECEIPTS}/plan.json"
-"""Written first: what the files beside it are to become."""
+"""Written first: describes the data set that the other files belong to."""
 
 _OURS = re.compile("|".join([r"shard-[0-9]{5,}\.safetensors", *map(re.escape, (MANIFEST, INDEX, QUARANTINE))]))
 
 
 class ShardingPlan(FrozenDocument):
-    """What a sharding began with: the source, its preparation, the size of its shards, and its fingerprint."""
+    """Parameters of a sharding: source, preparation, size of shards, and fingerprint."""
 
     source: str
     size: int
@@ -33,17 +33,17 @@ class ShardingPlan(FrozenDocument):
     fingerprint: Sha256
 
     def document(self) -> bytes:
-        """What the file holds."""
+        """Return the content of the file."""
         return (self.model_dump_json() + "\n").encode()
 
     def check(self, other: ShardingPlan, address: str) -> None:
-        """Refuse to go on with another plan than this one.
+        """Raise if another plan differs from this one.
 
         Raises:
-            ShardError: saying what differs.
+            ShardError: the plans differ; the message names the fields.
         """
         if self.fingerprint == other.fingerprint and self.shard_bytes == other.shard_bytes:
-            return  # a copy of the source elsewhere, as fetched from S3, is the source
+            return  # a copy of the source, such as one fetched from S3, is equivalent
         asked = other.model_dump()
         differing = [
             f"{name} {begun}, now {asked[name]}"
@@ -52,13 +52,13 @@ class ShardingPlan(FrozenDocument):
         ]
         what = "; ".join(differing) if differing else f"{self.source} has changed since"
         raise ShardError(
-            f"{address}: holds part of another sharding: {what}",
-            hint="give the options it began with, or --restart to discard what is there, or another destination",
+            f"{address}: contains part of another sharding: {what}",
+            hint="use the original options, another destination, or --restart to delete it",
         )
 
 
 def sharding_plan(source: Source, spec: DataSpec, shard_bytes: int | None) -> ShardingPlan:
-    """The plan of a sharding that is asked for."""
+    """Return the plan of a requested sharding."""
     return ShardingPlan(
         source=spec.source,
         size=source.image.height,
@@ -72,10 +72,10 @@ def sharding_plan(source: Source, spec: DataSpec, shard_bytes: int | None) -> Sh
 
 
 def read_sharding_plan(store: Storage) -> ShardingPlan | None:
-    """The plan that an interrupted sharding began with; None where there is none.
+    """Return the plan of an interrupted sharding; None if there is none.
 
     Raises:
-        ShardError: it is damaged.
+        ShardError: the plan is damaged.
     """
     try:
         return ShardingPlan.model_validate_json(store.read(PLAN))
@@ -83,51 +83,51 @@ def read_sharding_plan(store: Storage) -> ShardingPlan | None:
         return None
     except ValidationError:
         raise ShardError(
-            f"{store.address}/{PLAN}: not the plan of a sharding", hint="give --restart to discard what is there"
+            f"{store.address}/{PLAN}: not the plan of a sharding", hint="add --restart to delete the existing files"
         ) from None
 
 
 def check_ours(store: Storage) -> None:
-    """Refuse a destination in which there is anything that no sharding wrote.
+    """Raise if a destination contains files that were not written by a sharding.
 
     Raises:
-        ShardError: naming it.
+        ShardError: such a file exists; the message names it.
         StorageError: the destination cannot be listed.
     """
     for key in _visible(store):
         if not _OURS.fullmatch(key):
             raise ShardError(
-                f"{store.address}: holds something else, as {key}; nothing is written beside it",
-                hint="give a destination that is empty or does not exist",
+                f"{store.address}: contains other files, such as {key}",
+                hint="use a destination that is empty or does not exist",
             )
 
 
 def read_bound(store: Storage, fingerprint: str) -> Manifest:
-    """The manifest of a finished data set.
+    """Return the manifest of a finished data set.
 
     Raises:
-        ShardError: it is damaged, or of another source or preparation.
+        ShardError: the manifest is damaged, or belongs to another source or preparation.
     """
     manifest = parse_manifest(store.read(MANIFEST), f"{store.address}/{MANIFEST}")
     if manifest.fingerprint != fingerprint:
         raise ShardError(
-            f"{store.address}: holds another data set, made of {manifest.name} as it was then and "
+            f"{store.address}: contains another data set, made from an earlier {manifest.name}, "
             f"{manifest.image.height} pixels wide, in {manifest.image.channels} channels",
-            hint="give another destination, or --restart to discard what is there",
+            hint="use another destination, or --restart to delete it",
         )
     return manifest
 
 
 def half_done(source: str) -> SourceError:
-    """The error of a source whose sharding was not finished."""
+    """Return the error for a source whose sharding was interrupted."""
     return SourceError(
-        f"{source}: a data set of shards that is not finished",
-        hint="start the `monge shard` that was interrupted again: it goes on where it stopped",
+        f"{source}: an unfinished sharded data set",
+        hint="run the same `monge shard` again: it continues where it stopped",
     )
 
 
 def discard(store: Storage) -> None:
-    """Remove what a sharding left; the manifest first, so that what remains is never taken for whole, the plan last."""
+    """Delete a sharding: the manifest first, so that the rest never counts as complete, and the plan last."""
     receipts = [found.key for page in store.pages(f"{RECEIPTS}/") for found in page if found.key != PLAN]
     for key in (MANIFEST, *list(_visible(store)), *receipts, PLAN):
         store.delete(key)

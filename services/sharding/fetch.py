@@ -1,4 +1,4 @@
-"""Sources in S3: copied once to the cache, where they are opened as any local source."""
+"""Sources in S3: copied to the cache once, and then opened like local sources."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ from services.storage.open import open_storage
 log = logging.getLogger(__name__)
 
 AT_ONCE = 16
-"""Objects fetched at a time: small ones wait for the server, not for the network."""
+"""Number of objects fetched concurrently: for small ones, latency dominates."""
 
 FILE_BYTES = 8 * 2**30
-"""Largest .npz, tar or Parquet file that is fetched."""
+"""Maximum size of an .npz, tar or Parquet file to fetch, in bytes."""
 
 _PART = 64 * 2**20
-"""Bytes of one request; of a larger object what was fetched is kept when the rest fails."""
+"""Size of a request in bytes; the fetched parts of a larger object are kept if a later part fails."""
 
 _MODIFIED = (0, 0)
-"""Times of every copy: a copy made anew is the same source, see :func:`pipelines.data.source.fingerprint`."""
+"""Times of all copies: a repeated copy has the same fingerprint, see :func:`pipelines.data.source.fingerprint`."""
 
 
 def local(spec: DataSpec, cache: Path) -> DataSpec:
-    """The spec with a source in S3 replaced by its copy in the cache; any other spec as it is.
+    """Return the spec with a source in S3 replaced by its copy in the cache; other specs are returned unchanged.
 
-    A data set of shards in S3 is left there: jobs fetch what they need of it.
+    A sharded data set in S3 is not copied: jobs fetch the shards they need.
 
-    A copy is named by the keys, sizes and versions that the bucket lists: what changed there is another copy. An
-    interrupted one goes on where it stopped, within a large object too. Files that no source reads are not fetched,
-    only named.
+    The name of a copy depends on the keys, sizes and versions in the bucket: a changed source gets another copy. An
+    interrupted copy continues where it stopped, also within a large object. For files that no source reads, only the
+    name is recorded.
 
     Args:
-        spec: ``source`` may be ``s3://bucket/prefix``, laid out as a folder may be, or a single .npz, .tar or
+        spec: ``source`` may be ``s3://bucket/prefix`` with the layout of a folder, or a single .npz, .tar or
             .parquet file.
-        cache: folder of downloads.
+        cache: folder for downloads.
 
     Raises:
-        SourceError: nothing lies there, or it does not fit a folder.
-        StorageError: S3 refuses, fails or does not answer.
+        SourceError: the prefix is empty, or its keys do not form a folder.
+        StorageError: S3 rejects the request, fails or is unreachable.
     """
     if not spec.source.startswith(SCHEME):
         return spec
@@ -69,7 +69,7 @@ def _file(source: str, cache: Path, settings: Settings) -> Path:
     store = open_storage(parent, settings)
     found = next((entry for page in store.pages(name) for entry in page if entry.key == name), None)
     if found is None:
-        raise SourceError(f"{source}: there is no such object", hint="check the name, and MONGE_S3_ENDPOINT_URL")
+        raise SourceError(f"{source}: object not found", hint="check the name and MONGE_S3_ENDPOINT_URL")
     root = cache / _identity(source, [found])
     if not _is_whole(root / name):
         _fetch(store, found, root)
@@ -77,9 +77,9 @@ def _file(source: str, cache: Path, settings: Settings) -> Path:
 
 
 def _folder(source: str, cache: Path, settings: Settings) -> Path | None:
-    """The copy of a prefix; None for a data set of shards."""
+    """Return the copy of a prefix; None for a sharded data set."""
     store = open_storage(source, settings)
-    # A key may be any text: none leads out of the cache.
+    # A key may be any text; it must not point outside the cache.
     found = [entry for page in store.pages() for entry in page if check_key(entry.key)]
     listed = [entry for entry in found if not _hidden(entry.key)]
     keys = {entry.key for entry in listed}
@@ -88,7 +88,7 @@ def _folder(source: str, cache: Path, settings: Settings) -> Path | None:
     if any(entry.key.startswith(f"{RECEIPTS}/") for entry in found):
         raise half_done(source)
     if not listed:
-        raise SourceError(f"{source}: no objects there", hint="check the prefix, and MONGE_S3_ENDPOINT_URL")
+        raise SourceError(f"{source}: no objects found", hint="check the prefix and MONGE_S3_ENDPOINT_URL")
     root = cache / _identity(source, listed)
     missing = [entry for entry in listed if not _is_whole(root / entry.key)]
     if missing:
@@ -114,13 +114,13 @@ def _fetch(store: Storage, entry: StoredObject, root: Path) -> None:
             _fetch_parts(store, entry, size, path)
     except OSError as error:
         raise SourceError(
-            f"{store.address}/{entry.key}: cannot be kept as a file: {error.strerror}",
-            hint="an object whose name is also a folder's has no place in one; else see what is free in the cache",
+            f"{store.address}/{entry.key}: cannot be stored as a file: {error.strerror}",
+            hint="check that no object has the name of a folder, and the free space of the cache",
         ) from None
 
 
 def _wanted(store: Storage, entry: StoredObject) -> int:
-    """Bytes of an object that a source reads at most: one over a limit is enough for the source to refuse it."""
+    """Return the maximum number of bytes to read of an object: one over the limit, so that the source rejects it."""
     key = entry.key.lower()
     if key.endswith(SUFFIXES):
         return MAX_BYTES + 1
@@ -130,8 +130,8 @@ def _wanted(store: Storage, entry: StoredObject) -> int:
         return 0
     if entry.size > FILE_BYTES:
         raise SourceError(
-            f"{store.address}/{entry.key}: {entry.size} bytes, over the limit of {FILE_BYTES}",
-            hint="cut it into smaller tar or Parquet files in one folder",
+            f"{store.address}/{entry.key}: {entry.size} bytes exceeds the limit of {FILE_BYTES}",
+            hint="split it into smaller tar or Parquet files in one folder",
         )
     return FILE_BYTES
 
@@ -140,7 +140,7 @@ def _fetch_parts(store: Storage, entry: StoredObject, size: int, path: Path) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     with part.open("ab") as file:
-        # Two that fetch at once would write over one another; the lock ends with its holder's process.
+        # Concurrent fetches would overwrite each other; the lock ends with its process.
         fcntl.flock(file, fcntl.LOCK_EX)
         if _is_whole(path):
             return
@@ -154,7 +154,7 @@ def _fetch_parts(store: Storage, entry: StoredObject, size: int, path: Path) -> 
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a copy was made to its end, of which its time is the last."""
+    """Return whether a copy is complete; its time is set last."""
     return path.is_file() and path.stat().st_mtime_ns == 0
 
 

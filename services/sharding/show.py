@@ -1,4 +1,4 @@
-"""A sharding on a terminal: a cluster if it needs one, a bar while it runs, then what came out."""
+"""Terminal view of a sharding: progress bar and result."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ from services.storage.objects import SCHEME, split_address
 
 _CLASSES_SHOWN = 20
 
+_LENET_SIDE = 12
+"""Minimum side of images for LeNet, in pixels."""
+
 _SPEED_SECONDS = 300
-"""Of the past, from which images a second and the time that remains are told."""
+"""Seconds over which the rate and the remaining time are averaged."""
 
 
 def show_sharding(
@@ -37,24 +40,24 @@ def show_sharding(
     shard_bytes: int | None = None,
     restart: bool = False,
 ) -> Manifest:
-    """Shard a source and show how it goes; the same call goes on with what an interrupted one has left.
+    """Shard a source and show the progress; a call after an interruption continues the work.
 
     Args:
-        spec: the source and its preparation.
-        destination: a folder, or ``s3://bucket/prefix``.
-        settings: of the cluster and of S3.
-        console: where it is shown.
+        spec: source and its preparation.
+        destination: folder, or ``s3://bucket/prefix``.
+        settings: settings of the cluster and of S3.
+        console: console for output.
         workers, shard_bytes, restart: see :func:`services.sharding.dataset.shard_dataset`.
 
     Raises:
-        ShardError: the destination lies within the source.
-        MongeError: of the source, of the destination, or of the cluster; nothing that is finished is lost by it.
+        ShardError: the destination is inside the source.
+        MongeError: the source, the destination or the cluster fails; finished shards are kept.
     """
     source, target = absolute(spec.source), absolute(destination)
     if source not in NAMES and source != target and f"{target}/".startswith(f"{source}/"):
         raise ShardError(
-            f"{destination}: lies within the source {spec.source}, of which it would become a part",
-            hint="give a destination outside it",
+            f"{destination}: is inside the source {spec.source}",
+            hint="use a destination outside the source",
         )
     spec = spec.model_copy(update={"source": source})
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
@@ -64,11 +67,11 @@ def show_sharding(
         _cluster(settings, workers),
         Progress(*columns, console=console, speed_estimate_period=_SPEED_SECONDS) as bar,
     ):
-        task = bar.add_task("looking at the source", total=None)
+        task = bar.add_task("reading the source", total=None)
 
         def on_progress(done: int, total: int) -> None:
             if not first:
-                # What an earlier call did says nothing of the speed of this one.
+                # Images of an earlier call must not count towards the rate of this one.
                 first.append(done)
                 bar.reset(task, completed=done, total=total, description="images sharded", before=done)
             bar.update(task, completed=done)
@@ -80,10 +83,10 @@ def show_sharding(
 
 
 def absolute(address: str) -> str:
-    """A path named absolutely, as the workers need it; an address in S3 or a name of the catalogue as it is.
+    """Return a path as an absolute path; S3 addresses and catalogue names are returned unchanged.
 
     Raises:
-        SpecError: an address in S3 that is none, or has keys in it.
+        SpecError: an S3 address is invalid or contains keys.
     """
     if address.startswith(SCHEME):
         split_address(address)
@@ -92,18 +95,18 @@ def absolute(address: str) -> str:
 
 
 class _Rate(ProgressColumn):
-    """Images a second."""
+    """Rate in images per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         if speed is None and task.elapsed and task.completed > task.fields.get("before", task.completed):
-            speed = (task.completed - task.fields["before"]) / task.elapsed  # of a single shard nothing else is known
+            speed = (task.completed - task.fields["before"]) / task.elapsed  # for a single shard, nothing else is known
         return Text("" if speed is None else f"{speed:,.0f} images/s", style="progress.data.speed")
 
 
 @contextmanager
 def _cluster(settings: Settings, workers: int | None) -> Iterator[None]:
-    """The platform's cluster where one runs, else one of this machine for as long as the work takes."""
+    """Join the platform's cluster if it is running, else start a local one for this call."""
     if workers == 0:
         yield
         return
@@ -136,12 +139,13 @@ def _show(manifest: Manifest, target: str, already: int, seconds: float, console
     what = f"{manifest.images:,} images of {manifest.image.dims} in {len(manifest.shards)} shards"
     lines = [f"{what}, {mib:,.1f} MiB of pixels, in {seconds:.1f} s"]
     if already:
-        lines.append(f"{already:,} images were sharded before")
+        lines.append(f"{already:,} images were already sharded")
     if manifest.quarantined:
-        lines.append(f"{manifest.quarantined:,} set aside, listed in {target}/{QUARANTINE}")
+        lines.append(f"{manifest.quarantined:,} skipped, listed in {target}/{QUARANTINE}")
     if manifest.ignored:
-        lines.append(f"{manifest.ignored:,} other files passed over")
+        lines.append(f"{manifest.ignored:,} other files ignored")
+    config = "lenet" if min(manifest.image.height, manifest.image.width) >= _LENET_SIDE else "mlp"
     shape = f"--set data.channels={manifest.image.channels}"
-    lines.append(f"train on it with: monge submit configs/lenet.yaml --set data.source={target} {shape}")
+    lines.append(f"train on it with: monge submit configs/{config}.yaml --set data.source={target} {shape}")
     for line in lines:
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Folders and S3 as pyarrow's file systems, by which Ray Train writes and reads checkpoints."""
+"""pyarrow file systems for folders and S3, used by Ray Train for checkpoints."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from services.storage.s3 import S3Storage, no_keys, session_of
 
 
 def open_files(address: str, settings: Settings) -> tuple[FileSystem, str]:
-    """A file system, and the path in it that an address names.
+    """Return a file system and the path in it for an address.
 
     Args:
-        address: of a folder, or ``s3://bucket/prefix``.
-        settings: of S3.
+        address: path of a folder, or ``s3://bucket/prefix``.
+        settings: settings of S3.
 
     Raises:
-        StorageError: there are no keys for S3.
+        StorageError: no keys for S3 are found.
     """
     if not address.startswith(SCHEME):
         return LocalFileSystem(), address
@@ -36,29 +36,29 @@ def open_files(address: str, settings: Settings) -> tuple[FileSystem, str]:
 
 @contextmanager
 def s3_errors(settings: Settings, purpose: str) -> Iterator[None]:
-    """Have what pyarrow raises of S3 be a :class:`StorageError`; what a disk does stays an :class:`OSError`.
+    """Convert pyarrow's errors of S3 into :class:`StorageError`; errors of a disk stay :class:`OSError`.
 
     Args:
-        settings: where storage is.
-        purpose: what could not be done then, as in "checkpoints cannot be {purpose}".
+        settings: settings with the address of the storage.
+        purpose: participle for the message "checkpoints cannot be {purpose}".
     """
     try:
         yield
     except OSError as error:
         if settings.storage is None:
             raise
-        # Not the server's words: they may quote what was sent, keys included.
+        # Do not include the server's message: it may quote the request, including keys.
         told = f"{settings.storage}: checkpoints cannot be {purpose}: {type(error).__name__}"
-        raise StorageError(told, hint="check that the server answers") from error
+        raise StorageError(told, hint="check that the server is reachable") from error
 
 
 class S3Files(S3FileSystem):  # type: ignore[misc]
-    """S3 by the settings and the keys that boto3 finds.
+    """S3 with the settings and with the keys that boto3 finds.
 
-    Another process to which it is sent finds the keys by itself: none is in its pickle.
+    Its pickle contains no keys: another process finds them itself.
 
     Raises:
-        StorageError: there are no keys.
+        StorageError: no keys are found.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -77,7 +77,7 @@ def _options(settings: Settings) -> dict[str, Any]:
     try:
         session = session_of(settings)
         credentials = session.get_credentials()
-        # boto3 knows more places where an endpoint and a region may be named.
+        # boto3 reads endpoint and region from more places.
         meta = S3Storage("", "", settings).client.meta
     except (PartialCredentialsError, ProfileNotFound):
         credentials = None
@@ -96,7 +96,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         "tls_ca_file_path": os.environ.get("AWS_CA_BUNDLE"),
     }
     if isinstance(credentials, RefreshableCredentials) and settings.s3_profile is None:
-        return options  # those of a machine's role end within hours; pyarrow's own client finds and renews them
+        return options  # keys of an instance role expire; pyarrow finds and renews them itself
     keys = credentials.get_frozen_credentials()
     return options | {"access_key": keys.access_key, "secret_key": keys.secret_key, "session_token": keys.token}
 

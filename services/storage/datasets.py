@@ -1,4 +1,4 @@
-"""Data sets of shards, opened where they lie."""
+"""Opening of sharded data sets in a folder or in S3."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from services.storage.open import open_storage
 
 
 def open_data(address: str, settings: Settings, verify: slice = ALL) -> ShardedDataset:
-    """Open a data set: one in a folder is mapped, of one in S3 the shards are fetched when they are needed.
+    """Open a data set: shards in a folder are memory-mapped, shards in S3 are fetched when needed.
 
     Args:
-        address: a folder, or ``s3://bucket/prefix``.
-        settings: of S3, and of the cache in which fetched shards are kept.
-        verify: which shards of a folder are compared with their hashes; what is fetched always is.
+        address: folder, or ``s3://bucket/prefix``.
+        settings: settings of S3 and of the shard cache.
+        verify: shards of a folder to compare with their hashes; fetched shards are always compared.
 
     Raises:
-        ShardError: naming the file that is damaged.
-        StorageError: S3 refuses, fails or does not answer.
+        ShardError: a file is damaged; the message names it.
+        StorageError: S3 rejects the request, fails or is unreachable.
     """
     if "://" not in address:
         return open_dataset(address, verify)

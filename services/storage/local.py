@@ -1,4 +1,4 @@
-"""Objects as files below a folder."""
+"""Storage of objects as files in a folder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from services.storage.objects import PAGE, READ_LIMIT, StoredObject, changed_err
 
 @dataclass(frozen=True)
 class FolderStorage:
-    """Files below a folder; hidden ones, and those in hidden folders, are not listed.
+    """Files in a folder; hidden files and folders are not listed.
 
     Attributes:
-        root: the folder; it is made by the first write.
+        root: path of the folder; the first write creates it.
     """
 
     root: Path
@@ -80,7 +80,7 @@ class FolderStorage:
     def _below(self, folder: Path, above: str, prefix: str) -> Iterator[StoredObject]:
         try:
             with os.scandir(folder) as entries:
-                # A folder sorts as its name and a slash, which makes the order that of the whole keys.
+                # Folders sort by their name with a slash, to match the order of whole keys.
                 named = sorted(
                     (os.fsencode(entry.name + "/" * entry.is_dir()), entry)
                     for entry in entries
@@ -102,4 +102,4 @@ class FolderStorage:
 def _told(path: Path, error: OSError) -> StorageError:
     if isinstance(error, FileNotFoundError):
         return ObjectNotFoundError(f"{path}: there is no such file or folder")
-    return StorageError(f"{path}: {error.strerror}", hint="see who may read and write there, and what is free")
+    return StorageError(f"{path}: {error.strerror}", hint="check permissions and free space")

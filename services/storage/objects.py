@@ -1,4 +1,4 @@
-"""Objects by name, wherever they lie: what is asked of a folder and of a bucket alike."""
+"""Interface of object storage, for folders and buckets."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Protocol
 from pipelines.errors import SpecError, StorageError
 
 SCHEME = "s3://"
-"""Of an address in S3."""
+"""Prefix of an S3 address."""
 
 PAGE = 1000
-"""Objects of one page at most: what S3 gives with one request."""
+"""Maximum number of objects per page, as in S3."""
 
 READ_LIMIT = 2**30
-"""Bytes that a read takes into memory at most, unless it is told otherwise."""
+"""Default maximum number of bytes of a read."""
 
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object of a listing.
+    """An object in a listing.
 
     Attributes:
-        key: its name below the root of the store.
-        size: bytes.
-        version: changes when its content does: the ETag in S3, the modification time in a folder.
+        key: name relative to the root of the store.
+        size: size in bytes.
+        version: value that changes with the content: the ETag in S3, the modification time in a folder.
     """
 
     key: str
@@ -34,61 +34,61 @@ class StoredObject:
 
 
 class Storage(Protocol):
-    """Objects below one root. Keys are relative, with ``/`` between their parts.
+    """Objects below a root. Keys are relative paths with ``/``.
 
-    All methods raise StorageError when the store refuses, fails or does not answer.
+    All methods raise StorageError if the store rejects the request, fails or is unreachable.
     """
 
     @property
     def address(self) -> str:
-        """The root: a path, or ``s3://bucket/prefix``."""
+        """Address of the root: a path, or ``s3://bucket/prefix``."""
 
     def pages(self, prefix: str = "") -> Iterator[list[StoredObject]]:
-        """The objects whose keys begin with a prefix, in the order of the keys' UTF-8 bytes, a page at a time."""
+        """Yield pages of the objects whose keys start with a prefix, in the order of the keys' UTF-8 bytes."""
 
     def read(self, key: str, limit: int = READ_LIMIT) -> bytes:
-        """The whole of an object.
+        """Return the content of an object.
 
         Raises:
-            ObjectNotFoundError: there is none.
-            StorageError: it has more than ``limit`` bytes.
+            ObjectNotFoundError: the object does not exist.
+            StorageError: the object has more than ``limit`` bytes.
         """
 
     def read_range(self, key: str, start: int, stop: int, version: str | None = None) -> bytes:
-        """Bytes ``start … stop − 1`` of an object; fewer where it ends before.
+        """Return bytes ``start … stop − 1`` of an object; fewer if it ends before.
 
         Args:
-            key: of the object.
-            start, stop: the range.
-            version: of a listing; another one is not read.
+            key: key of the object.
+            start, stop: range of bytes.
+            version: version from a listing; another version is not read.
 
         Raises:
-            ObjectNotFoundError: there is none.
-            StorageError: it has another version by now.
+            ObjectNotFoundError: the object does not exist.
+            StorageError: the object has another version.
         """
 
     def write(self, key: str, data: bytes) -> None:
-        """Write an object in one piece: readers see the old one or the new one, never a part."""
+        """Write an object atomically: readers see the old or the new content."""
 
     def delete(self, key: str) -> None:
-        """Delete an object; it is no error when there is none."""
+        """Delete an object; no error if it does not exist."""
 
     def exists(self, key: str) -> bool:
-        """Whether there is such an object."""
+        """Return whether an object exists."""
 
     def size(self, key: str) -> int:
-        """Bytes of an object.
+        """Return the size of an object in bytes.
 
         Raises:
-            ObjectNotFoundError: there is none.
+            ObjectNotFoundError: the object does not exist.
         """
 
 
 def check_key(key: str) -> str:
-    """The key, if it stays below the root.
+    """Return the key if it is valid and below the root.
 
     Raises:
-        StorageError: it is empty or absolute, or one of its parts is empty, ``.`` or ``..``.
+        StorageError: the key is empty or absolute, or a part of it is empty, ``.`` or ``..``.
     """
     if "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
         raise StorageError(f"an object's key is relative and has no empty, '.' or '..' part: received {key!r}")
@@ -96,7 +96,7 @@ def check_key(key: str) -> str:
 
 
 def check_range(start: int, stop: int) -> None:
-    """Refuse a range that is empty, reversed or larger than a read may be.
+    """Raise if a range is empty, reversed or too large.
 
     Raises:
         StorageError: not 0 ≤ start < stop ≤ start + READ_LIMIT.
@@ -106,27 +106,27 @@ def check_range(start: int, stop: int) -> None:
 
 
 def changed_error(name: str) -> StorageError:
-    """The error of an object that is no longer the one that was listed."""
-    return StorageError(f"{name}: it has changed since it was listed", hint="run again when nobody writes there")
+    """Return the error for an object that has changed since it was listed."""
+    return StorageError(f"{name}: changed since it was listed", hint="run again when no other process writes there")
 
 
 def too_large(name: str, limit: int) -> StorageError:
-    """The error of an object over the limit of a read."""
-    return StorageError(f"{name}: more than {limit} bytes", hint="read it by ranges")
+    """Return the error for an object over the size limit of a read."""
+    return StorageError(f"{name}: more than {limit} bytes", hint="read it in ranges")
 
 
 def split_address(address: str) -> tuple[str, str]:
-    """Bucket and prefix of ``s3://bucket/prefix``; the prefix has no slash at its ends.
+    """Return bucket and prefix of ``s3://bucket/prefix``; the prefix has no slash at its ends.
 
     Raises:
-        SpecError: there is no bucket in it, or more than a bucket.
+        SpecError: the address has no bucket, or contains keys.
     """
     bucket, _, prefix = address.removeprefix(SCHEME).partition("/")
     if "@" in bucket:
-        # The part before the @ is a secret and stays out of the message.
+        # The part before @ is a secret and must not appear in the message.
         raise SpecError(
-            "an address s3://bucket/prefix holds no keys", hint="give them in the environment or in a profile"
+            "an address s3://bucket/prefix must not contain keys", hint="pass keys in the environment or in a profile"
         )
     if not address.startswith(SCHEME) or not bucket or ":" in bucket:
-        raise SpecError(f"an address in S3 is s3://bucket/prefix: received {address!r}")
+        raise SpecError(f"expected an S3 address s3://bucket/prefix, received {address!r}")
     return bucket, prefix.strip("/")

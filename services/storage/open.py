@@ -1,4 +1,4 @@
-"""The store that an address names."""
+"""Opening of storage by address."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from services.storage.s3 import S3Storage
 
 
 def open_storage(address: str, settings: Settings) -> Storage:
-    """The store at an address; nothing is asked of it yet.
+    """Return the storage at an address, without sending a request.
 
     Args:
         address: ``s3://bucket/prefix``, or the path of a folder.
-        settings: of S3.
+        settings: settings of S3.
 
     Raises:
-        SpecError: the address is no address.
+        SpecError: the address is invalid.
     """
     if "://" in address:
         return S3Storage(*split_address(address), settings)

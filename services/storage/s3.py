@@ -1,4 +1,4 @@
-"""Objects in S3, and in servers that speak its protocol."""
+"""Storage in S3 and compatible servers."""
 
 from __future__ import annotations
 
@@ -34,47 +34,45 @@ from services.storage.objects import PAGE, READ_LIMIT, StoredObject, changed_err
 Result = TypeVar("Result")
 
 _CUT = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
-"""What a body may end in: botocore retries a request until its headers came, not the body after them."""
+"""Errors that interrupt a body: botocore retries a request until the headers arrive, but not the body."""
 
 _BACK_OFF = (0.1, 5.0)
-"""Seconds before the second read of a body, doubled with each, and at most."""
+"""Seconds before the second read of a body, doubled each time, and the upper bound."""
 
 _CONNECTIONS = 32
-"""Requests of one process at a time; more wait for a connection."""
+"""Maximum number of concurrent requests of a process."""
 
-_ACCESS = (
-    "check the keys (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or MONGE_S3_PROFILE), and what they may do there"
-)
+_ACCESS = "check the keys (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or MONGE_S3_PROFILE), and their permissions"
 _REGION = "set MONGE_S3_REGION to the bucket's region"
-_ABSENT = "check the name, and MONGE_S3_ENDPOINT_URL"
+_ABSENT = "check the name and MONGE_S3_ENDPOINT_URL"
 _ANSWER = "check MONGE_S3_ENDPOINT_URL and the server, or raise MONGE_S3_TIMEOUT or MONGE_S3_ATTEMPTS"
 
 
 HURRY, TRIES = 10.0, 2
-"""Seconds of silence, and tries of a request, for which somebody waits: ranks between two steps, a client."""
+"""Read timeout in seconds and number of tries for requests on which other processes wait."""
 
 
 def hurried(settings: Settings) -> Settings:
-    """The settings of requests that have to be answered soon, or fail."""
+    """Return the settings for requests that must succeed or fail soon."""
     hurry = {"s3_timeout": min(settings.s3_timeout, HURRY), "s3_attempts": min(settings.s3_attempts, TRIES)}
     return settings.model_copy(update=hurry)
 
 
 def session_of(settings: Settings) -> boto3.Session:
-    """Where boto3 finds keys and region."""
+    """Return the boto3 session, which finds keys and region."""
     return boto3.Session(profile_name=settings.s3_profile, region_name=settings.s3_region)
 
 
 def no_keys(name: str) -> StorageError:
-    """The error of a request for which there are no keys."""
-    return StorageError(f"{name}: there are no keys for S3", hint=_ACCESS)
+    """Return the error for missing keys."""
+    return StorageError(f"{name}: no keys for S3 found", hint=_ACCESS)
 
 
 def require_credentials(address: str, settings: Settings) -> None:
-    """Refuse to go on without keys; whether they open the bucket is not asked.
+    """Raise if there are no keys; does not check their permissions.
 
     Raises:
-        StorageError: boto3 finds none.
+        StorageError: boto3 finds no keys.
     """
     try:
         if session_of(settings).get_credentials() is None:
@@ -87,13 +85,13 @@ def require_credentials(address: str, settings: Settings) -> None:
 class S3Storage:
     """Objects of a bucket below a prefix.
 
-    It may be sent to another process, which finds the keys by itself: by boto3's own chain, in the environment, the
-    profile or the machine's role.
+    Can be pickled; the other process finds the keys itself, through boto3's chain: environment, profile or instance
+    role.
 
     Attributes:
-        bucket: its name.
-        prefix: without a slash at its ends; empty for the whole bucket.
-        settings: endpoint, region, profile, path style, timeouts, retries.
+        bucket: name of the bucket.
+        prefix: prefix without a slash at its ends; empty for the whole bucket.
+        settings: settings of endpoint, region, profile, path style, timeouts, retries.
     """
 
     bucket: str
@@ -109,7 +107,7 @@ class S3Storage:
 
     @cached_property
     def client(self) -> Any:
-        """boto3's client, made when it is first needed; threads may share it."""
+        """boto3's client, created on first use; threads may share it."""
         settings = self.settings
         config = Config(
             connect_timeout=settings.s3_timeout,
@@ -117,7 +115,7 @@ class S3Storage:
             retries={"mode": settings.s3_retry_mode, "total_max_attempts": settings.s3_attempts},
             max_pool_connections=_CONNECTIONS,
             s3={"addressing_style": "path" if settings.s3_path_style else "auto"},
-            # Servers other than Amazon's do not all know the newer checksums.
+            # Not all compatible servers support the newer checksums.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
@@ -135,7 +133,7 @@ class S3Storage:
             found = [
                 StoredObject(entry["Key"].removeprefix(root), entry["Size"], entry["ETag"].strip('"'))
                 for entry in page.get("Contents", ())
-                # Consoles make an empty object named "folder/" for a folder.
+                # Consoles create an empty object named "folder/" for a folder.
                 if not entry["Key"].endswith("/")
             ]
             if found:
@@ -206,7 +204,7 @@ class S3Storage:
         return f"{self.address}/{key}".rstrip("/")
 
     def _ask(self, key: str, request: Callable[[], Result]) -> Result:
-        # Messages of boto3 and of servers may quote what was sent, keys included: none is passed on.
+        # Messages of boto3 and of servers may quote the request, including keys: do not include them.
         try:
             return request()
         except ClientError as error:
@@ -214,32 +212,32 @@ class S3Storage:
         except (NoCredentialsError, PartialCredentialsError, ProfileNotFound):
             raise no_keys(self._name(key)) from None
         except (NoConnectionError, HTTPClientError, *_CUT) as error:
-            what = f"no whole answer in {self.settings.s3_attempts} attempts ({type(error).__name__})"
+            what = f"no complete response in {self.settings.s3_attempts} attempts ({type(error).__name__})"
             raise StorageError(f"{self._name(key)}: {what}", hint=_ANSWER) from None
         except (BotoCoreError, ValueError) as error:
-            what = f"the request cannot be made ({type(error).__name__})"
+            what = f"the request is invalid ({type(error).__name__})"
             raise StorageError(f"{self._name(key)}: {what}", hint="check the bucket's name and MONGE_S3_*") from None
 
     def _refused(self, name: str, error: ClientError) -> StorageError:
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         if code == "NoSuchBucket":
-            return ObjectNotFoundError(f"{name}: there is no bucket {self.bucket!r}", hint=_ABSENT)
+            return ObjectNotFoundError(f"{name}: bucket {self.bucket!r} not found", hint=_ABSENT)
         if status == 404:
-            return ObjectNotFoundError(f"{name}: there is no such object", hint=_ABSENT)
+            return ObjectNotFoundError(f"{name}: object not found", hint=_ABSENT)
         if status == 412:
             return changed_error(name)
         if status == 416:
-            return _PastEndError(f"{name}: the range begins behind its end")
+            return _PastEndError(f"{name}: the range starts after the end of the object")
         if status in (301, 307) or code == "AuthorizationHeaderMalformed":
-            return StorageError(f"{name}: the bucket is of another region", hint=_REGION)
+            return StorageError(f"{name}: the bucket is in another region", hint=_REGION)
         if status in (401, 403):
             return StorageError(f"{name}: access is denied (HTTP {status} {code})", hint=_ACCESS)
         if status >= 500 or status == 429:
             attempts = self.settings.s3_attempts
             return StorageError(f"{name}: the server failed {attempts} times (HTTP {status} {code})", hint=_ANSWER)
-        return StorageError(f"{name}: the server refuses (HTTP {status} {code})", hint="check MONGE_S3_*")
+        return StorageError(f"{name}: the server rejects the request (HTTP {status} {code})", hint="check MONGE_S3_*")
 
 
 class _PastEndError(StorageError):
-    """A range begins behind the end of its object."""
+    """A range starts after the end of its object."""

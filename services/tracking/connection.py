@@ -1,6 +1,6 @@
-"""One way to reach MLflow: short timeouts, no telemetry, one kind of error.
+"""Connection to MLflow: short timeouts, no telemetry, one error class.
 
-MLflow takes seconds to import, so nothing here imports it before it is needed.
+MLflow takes seconds to import; this module imports it on first use.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _DEFAULTS = {
     "MLFLOW_DISABLE_AGENT_HINT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # MLflow's own defaults hold a caller for minutes when the server is down; whoever can wait retries itself.
+    # MLflow's defaults block for minutes if the server is down; callers that can wait retry themselves.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
 
 
 def quiet_environment() -> dict[str, str]:
-    """The environment variables under which MLflow runs in Monge, as far as the user has not set them."""
+    """Return the environment variables for MLflow, without those that are already set."""
     return {name: value for name, value in _DEFAULTS.items() if name not in os.environ}
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client of the tracking server and registry at ``uri``; nothing is sent yet.
+    """Return a client of the tracking server and registry at ``uri``, without sending a request.
 
     Args:
         uri: ``http://host:port`` of a server, or ``sqlite:///file`` of a store on this machine.
@@ -46,10 +46,10 @@ def connect(uri: str) -> MlflowClient:
 
 @contextmanager
 def mlflow_errors(uri: str, purpose: str) -> Iterator[None]:
-    """Turn whatever MLflow raises into a :class:`ServiceError` that says what was being done.
+    """Convert errors of MLflow into a :class:`ServiceError` that names the operation.
 
     Raises:
-        ServiceError: the block failed in MLflow, on the way to it or in its store.
+        ServiceError: MLflow, its store or the connection failed.
     """
     from mlflow.exceptions import MlflowException
     from requests import RequestException
@@ -57,12 +57,12 @@ def mlflow_errors(uri: str, purpose: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, OSError) as error:
-        hint = "see that the MLflow server runs (`monge status`)" if can_retry_call(error) else None
+        hint = "check that the MLflow server is running (`monge status`)" if can_retry_call(error) else None
         raise ServiceError(f"MLflow at {uri} could not {purpose}: {brief(error)}", hint=hint) from error
 
 
 def status_code(error: BaseException) -> int:
-    """The HTTP status that an error of MLflow or of requests stands for; 503 where no answer came."""
+    """Return the HTTP status of an error of MLflow or of requests; 503 if there was no response."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
 
@@ -74,26 +74,26 @@ def status_code(error: BaseException) -> int:
 
 
 def can_retry_call(error: BaseException) -> bool:
-    """Whether the same call may succeed later: the server is away or overloaded, not the request wrong.
+    """Return whether the same call may succeed later, because the server is unreachable or overloaded.
 
     Args:
-        error: of MLflow, of the way to it, or of :func:`mlflow_errors`, which knows its cause.
+        error: error of MLflow, of the connection, or from :func:`mlflow_errors`.
     """
     from requests import RequestException
 
     if isinstance(error, ServiceError):
         return error.__cause__ is not None and can_retry_call(error.__cause__)
     if isinstance(error, OSError) and not isinstance(error, RequestException | ConnectionError | TimeoutError):
-        return False  # of this machine's disk
+        return False  # an error of the local disk
     return status_code(error) >= 500 or status_code(error) in (408, 429)
 
 
 def brief(error: BaseException) -> str:
-    """The first line of an error; MLflow appends whole stack traces."""
+    """Return the first line of an error; MLflow appends stack traces."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
 
 
 def metric_name(name: str) -> str:
-    """A name that MLflow takes for a metric: characters that it does not take become ``_``."""
+    """Return a valid MLflow metric name: invalid characters become ``_``."""
     return re.sub(r"[^/\w.\- :]", "_", name)

@@ -1,4 +1,4 @@
-"""What a run logs, on its way to MLflow; a checkpoint keeps what had not arrived by then."""
+"""Log entries of a run; a checkpoint stores those that MLflow has not received."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNSENT = "unsent.json"
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a curve."""
+    """A point of a metric."""
 
     name: str
     value: float
@@ -29,7 +29,7 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture of a series: (h, w) or (h, w, c) uint8."""
+    """An image of a series: (h, w) or (h, w, c) uint8."""
 
     name: str
     pixels: np.ndarray
@@ -57,12 +57,12 @@ LogEntry = Point | Picture | File | Tag
 
 
 def write_entries(entries: Sequence[LogEntry], folder: Path) -> None:
-    """Add entries to the files of a checkpoint."""
+    """Write entries to the folder of a checkpoint."""
     (folder / UNSENT).write_text(json.dumps([_document(entry) for entry in entries]) + "\n")
 
 
 def read_entries(folder: Path) -> list[LogEntry]:
-    """The entries in a checkpoint, none where it was written without.
+    """Return the entries in a checkpoint; empty if it has none.
 
     Raises:
         CheckpointError: the file is damaged.

@@ -1,4 +1,4 @@
-"""The run of a job in MLflow: found again or made, with what it has already."""
+"""Open the MLflow run of a job: find or create it, and read what it has logged."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "monge"
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""What MLflow's UI calls model training."""
+"""Kind of experiment that MLflow's UI shows as model training."""
 JOB_TAG = "monge.job"
 FINGERPRINT_TAG = "monge.fingerprint"
 DESCRIBED_TAG = "monge.described"
-"""Of a run that has all its parameters."""
+"""Tag of a run that has all its parameters."""
 
 LONGEST_PARAM = 6_000
-"""Characters of a parameter or a tag at most."""
+"""Maximum length of a parameter or a tag in characters."""
 
 _PARAMS_A_CALL = 100
 
 
 @dataclass
 class Delivered:
-    """What earlier starts of a job have logged already: a step that is made again is not logged again.
+    """Entries that earlier attempts of a job have logged; repeated steps are not logged again.
 
     Attributes:
-        images: of the last point of each curve.
-        pictures: name and images of each.
+        images: number of images at the last point of each metric.
+        pictures: name and number of images of each picture.
     """
 
     images: dict[str, int] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Delivered:
 
     @classmethod
     def of(cls, client: MlflowClient, run_id: str) -> Delivered:
-        """What a run has."""
+        """Return the entries of a run."""
         found = cls()
         for name in client.get_run(run_id).data.metrics:
             found.images[name] = max(point.step for point in client.get_metric_history(run_id, name))
@@ -57,7 +57,7 @@ class Delivered:
         return found
 
     def has(self, entry: LogEntry) -> bool:
-        """Whether the run has it."""
+        """Return whether the run has an entry."""
         match entry:
             case Point(name, _, images, _):
                 return images <= self.images.get(name, -1)
@@ -68,13 +68,13 @@ class Delivered:
 
 @dataclass(frozen=True)
 class Opened:
-    """A run that is open.
+    """An open run.
 
     Attributes:
-        client: of the server or store.
+        client: client of the server or store.
         run_id: MLflow's id of the run.
-        experiment_id: MLflow's id of the experiment that it belongs to.
-        delivered: what it has already.
+        experiment_id: MLflow's id of the experiment of the run.
+        delivered: entries that the run has already.
     """
 
     client: MlflowClient
@@ -102,17 +102,17 @@ def open_run(
         fingerprint = tags.get(FINGERPRINT_TAG)
         if fingerprint != spec.fingerprint():
             raise ServiceError(
-                f"run {run_id} of job {job!r} has fingerprint {fingerprint}, the spec {spec.fingerprint()}",
+                f"run {run_id} of job {job!r} has fingerprint {fingerprint}, but the spec has {spec.fingerprint()}",
                 hint="submit a changed spec as a new job",
             )
-        if DESCRIBED_TAG not in tags:  # whoever made it was cut off
+        if DESCRIBED_TAG not in tags:  # its creator was interrupted
             _describe(client, run_id, spec)
         client.update_run(run_id, status="RUNNING")
         return Opened(client, run_id, experiment, Delivered.of(client, run_id))
 
 
 def find(client: MlflowClient, experiment: str, job: str) -> str | None:
-    """The id of a job's run, None when it has none yet."""
+    """Return the id of the run of a job; None if there is none yet."""
     runs = client.search_runs([experiment], f"tags.`{JOB_TAG}` = '{job}'", max_results=1)
     return str(runs[0].info.run_id) if runs else None
 
@@ -127,7 +127,7 @@ def _experiment(client: MlflowClient) -> str:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            experiment = client.get_experiment_by_name(EXPERIMENT)  # another job was quicker
+            experiment = client.get_experiment_by_name(EXPERIMENT)  # created by another job
             assert experiment is not None
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
@@ -171,7 +171,7 @@ def _flattened(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 
 def _shortened(value: str) -> str:
-    # The whole value is in spec.yaml.
+    # spec.yaml holds the whole value.
     return value if len(value) <= LONGEST_PARAM else value[: LONGEST_PARAM - 1] + "…"
 
 

@@ -1,4 +1,4 @@
-"""A buffer between a training loop that must not wait and a server that may be slow or away."""
+"""Buffer between a training loop, which must not wait, and a server that may be slow or unreachable."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ log = logging.getLogger(__name__)
 
 
 class Outbox(Generic[Item]):
-    """Items put on any thread are sent in batches, in order, by one background thread.
+    """Sends items in batches, in order, in a background thread.
 
-    A batch whose sending fails for now is kept and tried again, ever more rarely; one that can never succeed is
-    dropped. Both are reported once, not once a batch.
+    A batch that fails with a temporary error is kept and retried with increasing pauses; one that fails permanently is
+    dropped. Each condition is logged once, not for every batch.
 
     Args:
-        send: sends a batch; called on the background thread only.
-        is_passing: whether an error of ``send`` may go away by itself.
-        joins: whether an item may share a call of ``send`` with its neighbours; others are sent alone, so that what
-            cannot be sent twice is not sent again on account of its neighbours.
-        tick: called on the background thread every ``interval`` seconds, before what is due is sent.
-        interval: seconds that an item may wait for others to share its batch.
-        capacity: items kept while the server is away; the oldest give way to the newest.
-        batch: most items in one call of ``send``.
+        send: function that sends a batch; called on the background thread only.
+        is_passing: function that tells whether an error of ``send`` is temporary.
+        joins: function that tells whether an item may share a batch; others are sent alone, so that a failed batch does
+            not send them twice.
+        tick: called on the background thread every ``interval`` seconds, before sending.
+        interval: maximum seconds that an item waits for others to fill its batch.
+        capacity: maximum number of items kept while the server is unreachable; the oldest are dropped first.
+        batch: maximum number of items in a batch.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class Outbox(Generic[Item]):
         self._refused = False
         self._failure: BaseException | None = None
         self.dropped = 0
-        """Items that were lost: refused for good, or pushed out while the server was away."""
+        """Number of lost items: rejected permanently, or dropped while the server was unreachable."""
         self._thread = threading.Thread(target=self._run, name="tracking-outbox", daemon=True)
         self._thread.start()
 
     def put(self, item: Item) -> None:
-        """Hand over an item; returns at once."""
+        """Add an item; returns at once."""
         with self._changed:
             if len(self._items) >= self._capacity:
                 self._items.popleft()
@@ -64,10 +64,10 @@ class Outbox(Generic[Item]):
             self._items.append(item)
 
     def flush(self, timeout: float) -> BaseException | None:
-        """Wait until everything put so far is sent.
+        """Wait until all items are sent.
 
         Returns:
-            None, or what stood in the way for ``timeout`` seconds.
+            None, or the error that persisted for ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
         with self._changed:
@@ -81,7 +81,7 @@ class Outbox(Generic[Item]):
             return None
 
     def close(self, timeout: float) -> BaseException | None:
-        """Flush, then end the thread; where something is left, the thread goes on. See :meth:`flush`."""
+        """Flush, then stop the thread; if items remain, the thread continues. See :meth:`flush`."""
         failure = self.flush(timeout)
         if failure is not None:
             return failure
@@ -92,12 +92,12 @@ class Outbox(Generic[Item]):
         return None
 
     def waiting(self) -> list[Item]:
-        """Items not yet sent, in order; the first ones may be on their way."""
+        """Return the items not yet sent, in order; the first ones may be in progress."""
         with self._changed:
             return [*self._sending, *self._items]
 
     def __len__(self) -> int:
-        """Items not yet sent."""
+        """Return the number of items not yet sent."""
         return len(self._items) + len(self._sending)
 
     def _run(self) -> None:
@@ -115,7 +115,7 @@ class Outbox(Generic[Item]):
             wait = self._interval if self._send_all() else min(2 * wait, 30.0)
 
     def _send_all(self) -> bool:
-        """Send until nothing is left; False when the server is away."""
+        """Send all items; return False if the server is unreachable."""
         while True:
             with self._changed:
                 due = self._next()
@@ -126,12 +126,12 @@ class Outbox(Generic[Item]):
             failure = None
             try:
                 self._send(due)
-            except Exception as error:  # whatever it is, training goes on
+            except Exception as error:  # no error may stop the training
                 failure = error
             with self._changed:
                 self._sending = []
                 if failure is not None and self._is_passing(failure):
-                    # Back to the front, as many as the newest left room for.
+                    # Put back at the front, as many as fit.
                     room = max(0, self._capacity - len(self._items))
                     self.dropped += max(0, len(due) - room)
                     self._items.extendleft(reversed(due[len(due) - min(room, len(due)) :]))
@@ -151,17 +151,17 @@ class Outbox(Generic[Item]):
 
     def _away(self, failure: BaseException) -> None:
         if self._failure is None:
-            log.warning("tracking is away, training goes on and what it logs is kept: %s", failure)
+            log.warning("tracking is unreachable; training continues and keeps its log entries: %s", failure)
         self._failure = failure
 
     def _recovered(self) -> None:
         if self._failure is not None:
-            log.warning("tracking is back")
+            log.warning("tracking is reachable again")
         self._failure = None
         self._changed.notify_all()
 
     def _refuse(self, count: int, failure: BaseException) -> None:
         self.dropped += count
         if not self._refused:
-            log.warning("tracking refused %d items for good: %s", count, failure)
+            log.warning("tracking rejected %d items: %s", count, failure)
         self._refused = True

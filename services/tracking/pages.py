@@ -1,6 +1,6 @@
 """Pages of the MLflow UI, as paths to append to its address.
 
-The UI opens in its mode for language models unless the address names the mode for model training.
+The UI opens in its mode for language models unless the address selects the mode for model training.
 """
 
 from __future__ import annotations
@@ -11,5 +11,5 @@ EXPERIMENTS = f"/#/experiments?{_MODE}"
 
 
 def run_page(experiment: str, run: str) -> str:
-    """The page of a run."""
+    """Return the page of a run."""
     return f"/#/experiments/{experiment}/runs/{run}?{_MODE}"

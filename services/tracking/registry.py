@@ -1,6 +1,6 @@
-"""The model registry: trained bundles under a name, a version and an alias.
+"""Model registry: trained bundles by name, version and alias.
 
-How a model is named: see :mod:`services.tracking.names`.
+For model references, see :mod:`services.tracking.names`.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class ModelRef:
     """One version of a registered model.
 
     Attributes:
-        name: of the model.
-        version: counted from 1.
-        alias: the alias by which it was found, None when by version.
-        run_id: of the MLflow run that trained it.
+        name: name of the model.
+        version: number of the version, from 1.
+        alias: alias by which it was found; None if by version.
+        run_id: id of the MLflow run that trained it.
     """
 
     name: str
@@ -54,7 +54,7 @@ class ModelRef:
 
     @property
     def by_version(self) -> str:
-        """``NAME/VERSION``, which stays the same when aliases move."""
+        """``NAME/VERSION``, which does not change when aliases move."""
         return f"{self.name}/{self.version}"
 
     def __str__(self) -> str:
@@ -63,13 +63,13 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class RegisteredModel:
-    """What the registry knows of a model.
+    """A model in the registry.
 
     Attributes:
-        name: of the model.
-        aliases: alias to version.
-        latest: the newest version.
-        description: in Markdown, of the model.
+        name: name of the model.
+        aliases: versions by alias.
+        latest: newest version.
+        description: description of the model in Markdown.
     """
 
     name: str
@@ -90,23 +90,23 @@ def register(
 ) -> ModelRef:
     """Store a bundle as the next version of a registered model and move an alias to it.
 
-    The version loads by itself in MLflow (``mlflow models serve``, see ``served_model.py`` for what goes in and out):
-    it carries its weights, its card and a copy of ``pipelines``. The alias moves last, so that whoever follows it
-    never meets half a model.
+    MLflow can load the version by itself (``mlflow models serve``; see ``served_model.py`` for inputs and outputs): it
+    contains its weights, its card and a copy of ``pipelines``. The alias moves last, so that clients that follow it
+    never see an incomplete model.
 
     Args:
-        run: the run that trained it.
-        bundle_folder: a saved :class:`~pipelines.models.bundle.Bundle`.
-        name: of the registered model, made if need be.
-        alias: moved to the new version.
-        examples: (b, c, h, w) uint8 images, b ≥ 2, the input example of a classifier or an encoder; blank ones
-            by default.
-        metrics: final values shown in the model card.
-        images: images seen, the step at which the model appears in the run.
+        run: run that trained the model.
+        bundle_folder: folder of a saved :class:`~pipelines.models.bundle.Bundle`.
+        name: name of the registered model, created if necessary.
+        alias: alias to move to the new version.
+        examples: (b, c, h, w) uint8 images, b ≥ 2, as the input example of a classifier or an encoder; blank images by
+            default.
+        metrics: final metrics for the model card.
+        images: number of images seen: the step of the model in the run.
 
     Raises:
-        CheckpointError: the folder holds no bundle.
-        ServiceError: MLflow cannot be reached or refuses.
+        CheckpointError: the folder contains no bundle.
+        ServiceError: MLflow is unreachable or rejects the model.
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
     from mlflow.models import Model
@@ -120,8 +120,8 @@ def register(
     client = connect(run.uri)
     with mlflow_errors(run.uri, f"register model {name!r}"), tempfile.TemporaryDirectory() as temporary:
         info = client.get_run(run.run_id).info
-        # By parts, not with mlflow.pyfunc.log_model: that goes by process-wide state, loads the model once more
-        # and leaves its path in sys.path.
+        # Not with mlflow.pyfunc.log_model: it uses process-wide state, loads the model again, and leaves its path in
+        # sys.path.
         logged = client.create_logged_model(info.experiment_id, name=name, source_run_id=run.run_id, tags=tags)
         model = Model(run_id=run.run_id, model_id=logged.model_id, model_uuid=logged.model_id)
         path = Path(temporary, "model")
@@ -161,26 +161,26 @@ def register(
 
 
 def resolve(uri: str, model: str) -> ModelRef:
-    """The version that ``NAME``, ``NAME@ALIAS`` or ``NAME/VERSION`` stands for now.
+    """Return the current version for ``NAME``, ``NAME@ALIAS`` or ``NAME/VERSION``.
 
     Raises:
-        ModelNotFoundError: there is none; it names what there is.
-        ServiceError: MLflow cannot be reached.
+        ModelNotFoundError: not found; the hint lists what exists.
+        ServiceError: MLflow is unreachable.
     """
     return _ref(*_find_version(uri, model))
 
 
 def download(uri: str, ref: ModelRef, cache: str | Path) -> Bundle:
-    """The bundle of a version, from a cache folder if it was downloaded before.
+    """Return the bundle of a version, from the cache folder if it was downloaded before.
 
-    Only weights and card are read; nothing from the registry is executed.
+    Reads only weights and card; nothing from the registry is executed.
 
     Raises:
-        ModelNotFoundError: the version is gone.
-        CheckpointError: what is stored is not a bundle.
-        ServiceError: MLflow cannot be reached.
+        ModelNotFoundError: the version no longer exists.
+        CheckpointError: the stored files are not a bundle.
+        ServiceError: MLflow is unreachable.
     """
-    # A registry that was wiped counts versions from 1 again: the run tells them apart.
+    # A registry that was reset counts versions from 1 again: the run id distinguishes them.
     folder = Path(cache, f"{ref.name}-{ref.version}-{ref.run_id}")
     if folder.is_dir():
         try:
@@ -201,7 +201,7 @@ def download(uri: str, ref: ModelRef, cache: str | Path) -> Bundle:
                     artifact_uri=f"{location}/artifacts/{file}", dst_path=temporary, tracking_uri=uri, registry_uri=uri
                 )
         bundle = Bundle.load(temporary)
-        # Whole or not at all; a second process that was quicker has the same files.
+        # Atomic; if another process was first, it has the same files.
         complete = Path(tempfile.mkdtemp(dir=folder.parent))
         shutil.copytree(temporary, complete, dirs_exist_ok=True)
         try:
@@ -212,10 +212,10 @@ def download(uri: str, ref: ModelRef, cache: str | Path) -> Bundle:
 
 
 def list_models(uri: str) -> list[RegisteredModel]:
-    """Every registered model, by name.
+    """Return all registered models, sorted by name.
 
     Raises:
-        ServiceError: MLflow cannot be reached.
+        ServiceError: MLflow is unreachable.
     """
     client = connect(uri)
     with mlflow_errors(uri, "list its models"):
@@ -252,7 +252,8 @@ def _find_version(uri: str, model: str) -> tuple[ModelVersion, str | None]:
         except MlflowException as error:
             if error.get_http_status_code() not in (400, 404):
                 raise
-    raise ModelNotFoundError(f"no model {model!r} is registered", hint=_what_exists(uri, name))
+    reference = f"{name}@{alias}" if number is None else f"{name}/{number}"
+    raise ModelNotFoundError(f"no model {reference!r} is registered", hint=_what_exists(uri, name))
 
 
 def _what_exists(uri: str, name: str) -> str:
@@ -262,7 +263,7 @@ def _what_exists(uri: str, name: str) -> str:
             aliases = ", ".join(f"@{alias} = {version}" for alias, version in sorted(model.aliases.items()))
             return f"{name} has versions up to {model.latest} and " + (f"aliases {aliases}" if aliases else "no alias")
     names = ", ".join(model.name for model in models[:20])
-    return f"there are: {names}" if names else "none is; `monge submit` trains and registers one"
+    return f"registered models: {names}" if names else "no model is registered; `monge submit` trains and registers one"
 
 
 def _ref(version: ModelVersion, alias: str | None) -> ModelRef:
@@ -291,7 +292,7 @@ def _signature(bundle: Bundle) -> ModelSignature:
         return ModelSignature(inputs=Schema([images]), outputs=Schema([answer]))
     truncation = ParamSchema([ParamSpec("truncation", DataType.double, 0.0)])
     if bundle.network.conditions:
-        # A table, because MLflow knows no optional tensors; double, because JSON's numbers are not cast to float.
+        # A table, because MLflow has no optional tensors; double, because JSON numbers are not cast to float.
         columns: list[ColSpec | TensorSpec] = [
             ColSpec(Array(DataType.double), "latents"),
             ColSpec(AnyType(), "class", required=False),
@@ -309,13 +310,13 @@ def _example(bundle: Bundle, images: np.ndarray | None) -> np.ndarray | pd.DataF
             return latents
         import pandas as pd
 
-        # Once by name, once by index.
+        # One example by name, one by index.
         return pd.DataFrame({"latents": latents.tolist(), "class": [bundle.classes[0], len(bundle.classes) - 1]})
     if images is None:
         return np.zeros((2, *bundle.image.dims), np.uint8)
     if images.dtype != np.uint8 or images.shape[1:] != bundle.image.dims or len(images) < 2:
         raise ServiceError(
-            f"examples are at least 2 images of {bundle.image.dims} uint8, received {images.shape} {images.dtype}"
+            f"examples: expected at least 2 uint8 images of {bundle.image.dims}, received {images.shape} {images.dtype}"
         )
     return images[:8]
 

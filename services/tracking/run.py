@@ -1,7 +1,7 @@
-"""One MLflow run for one job, across restarts; held by rank 0 alone.
+"""The MLflow run of a job, across restarts; used on rank 0 only.
 
-Nothing here may slow or stop training: what is logged goes to an :class:`~services.tracking.outbox.Outbox`, whose
-thread sends it, and keeps it while the server is away. Steps are images seen.
+Logging must not block or stop training: entries go to an :class:`~services.tracking.outbox.Outbox`, whose thread
+sends them, and keeps them while the server is unreachable. Steps are numbers of images seen.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 STATE_TAG, REASON_TAG = "monge.state", "monge.reason"
 ORIGIN_TAG = "monge.from"
-"""Of a run that goes on from a checkpoint of another job: ``JOB@IMAGES``."""
+"""Tag of a run that continues from a checkpoint of another job: ``JOB@IMAGES``."""
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -43,10 +43,10 @@ log = logging.getLogger(__name__)
 
 
 class Run:
-    """The MLflow run of a job. Made by :meth:`open` or :meth:`later`; methods may be called from any thread.
+    """The MLflow run of a job. Created by :meth:`open` or :meth:`later`; methods may be called from any thread.
 
     Attributes:
-        uri: of the tracking server or store.
+        uri: URI of the tracking server or store.
     """
 
     def __init__(self, uri: str, opening: Callable[[], Opened], on_open: Callable[[Run], None]) -> None:
@@ -69,13 +69,13 @@ class Run:
         """MLflow's id of the run.
 
         Raises:
-            ServiceError: it is not open yet, and MLflow cannot be reached.
+            ServiceError: the run is not open yet, and MLflow is unreachable.
         """
         return self._open().run_id
 
     @property
     def experiment_id(self) -> str:
-        """MLflow's id of the experiment that the run belongs to; raises as :attr:`run_id`."""
+        """MLflow's id of the experiment of the run; raises like :attr:`run_id`."""
         return self._open().experiment_id
 
     def _open(self) -> Opened:
@@ -103,21 +103,21 @@ class Run:
         parent: str | None = None,
         name: str | None = None,
     ) -> Run:
-        """Create the run of a job, or open it again after a restart; its status becomes RUNNING.
+        """Create the run of a job, or reopen it after a restart; its status becomes RUNNING.
 
-        A job has one run: without ``run_id`` the run that carries the job's id is looked for before one is made. Points
-        and pictures that an earlier start has logged are not logged again.
+        A job has one run: without ``run_id``, search for the run with the job's id before creating one. Points and
+        pictures that an earlier attempt has logged are not logged again.
 
         Args:
-            uri: tracking server (``http://…``) or store (``sqlite:///…``).
+            uri: URI of the tracking server (``http://…``) or store (``sqlite:///…``).
             job: id of the job.
-            spec: the resolved spec; its fields become parameters, and the whole of it the artifact ``spec.yaml``.
-            run_id: of an earlier start of this job, where it is known.
-            parent: id of the run below which a new one is shown.
-            name: of a new run; the spec's by default.
+            spec: resolved spec; its fields become parameters, and the whole spec the artifact ``spec.yaml``.
+            run_id: id of the run of an earlier attempt, if known.
+            parent: id of the parent run of a new run.
+            name: name of a new run; by default that of the spec.
 
         Raises:
-            ServiceError: MLflow cannot be reached, the run is gone, or it belongs to another spec.
+            ServiceError: MLflow is unreachable, or the run was deleted or belongs to another spec.
         """
         opened = open_run(uri, job, spec, run_id, parent, name)
         run = cls(uri, lambda: opened, lambda _: None)
@@ -126,26 +126,26 @@ class Run:
 
     @classmethod
     def later(cls, uri: str, job: str, spec: JobSpec, on_open: Callable[[Run], None] = lambda _: None) -> Run:
-        """As :meth:`open`, in the background and as soon as MLflow can be reached; what is logged before is kept.
+        """Open the run in the background as soon as MLflow is reachable; entries logged before are kept.
 
         Args:
-            uri, job, spec: as :meth:`open` takes them.
-            on_open: called on the background thread once it is open.
+            uri, job, spec: see :meth:`open`.
+            on_open: called on the background thread when the run is open.
         """
         return cls(uri, lambda: open_run(uri, job, spec), on_open)
 
     def metrics(self, values: Mapping[str, float], images: int) -> None:
-        """Log one point of each named curve; returns at once.
+        """Log one point of each metric; returns at once.
 
-        A value that is not finite is left out of its curve, since the stores turn infinity into 1.8e308, which
-        flattens the rest of the curve. The first one of each name is kept as the tag ``not_finite.<name>`` instead.
+        Values that are not finite are omitted, since the stores turn infinity into 1.8e308, which flattens the rest of
+        the curve. The first one of each name is stored as the tag ``not_finite.<name>``.
 
         Args:
-            values: name to value; characters that MLflow does not take in a name become ``_``.
-            images: images seen so far.
+            values: values by name; invalid characters in a name become ``_``.
+            images: number of images seen so far.
 
         Raises:
-            ServiceError: MLflow refuses to open the run, which is gone or belongs to another spec.
+            ServiceError: the run cannot be opened: it was deleted or belongs to another spec.
         """
         if self._refused is not None:
             raise self._refused
@@ -161,29 +161,29 @@ class Run:
                 self._outbox.put(Tag(f"not_finite.{name}", f"{value} at {images} images"))
 
     def image(self, name: str, png: np.ndarray, images: int) -> None:
-        """Log a picture, one of a series over the run; the UI shows the series with a slider over steps.
+        """Log an image of a series; the UI shows the series with a slider over steps.
 
         Args:
-            name: of the series, as in ``samples``.
-            png: (h, w) or (h, w, 3) uint8.
-            images: images seen so far.
+            name: name of the series, such as ``samples``.
+            png: image, (h, w) or (h, w, 3) uint8.
+            images: number of images seen so far.
 
         Raises:
-            ValueError: the array is not such a picture.
+            ValueError: the array has another shape or dtype.
         """
         if png.dtype != np.uint8 or not (png.ndim == 2 or (png.ndim == 3 and png.shape[2] in (1, 3, 4))):
-            raise ValueError(f"a picture is (h, w) or (h, w, 3) uint8, received {png.shape} {png.dtype}")
+            raise ValueError(f"expected (h, w) or (h, w, 3) uint8, received {png.shape} {png.dtype}")
         self._outbox.put(Picture(re.sub(r"[^a-zA-Z0-9_\-./ ]", "_", name), png.copy(), images, _now()))
 
     def pictures(self, evaluation: Evaluation, images: int) -> None:
-        """Log the pictures and tags of an evaluation; its metrics are points of curves like others."""
+        """Log the pictures and tags of an evaluation; its metrics are logged by :meth:`metrics`."""
         for name, picture in evaluation.pictures.items():
             self.image(name, picture, images)
         for name, value in evaluation.tags.items():
             self.tag(name, value)
 
     def figure(self, name: str, path: str | Path) -> None:
-        """Log a file as the artifact ``figures/<name>`` with the file's suffix; read now, sent later.
+        """Log a file as the artifact ``figures/<name>`` with the file's suffix; it is read now and sent later.
 
         Raises:
             OSError: the file cannot be read.
@@ -196,32 +196,32 @@ class Run:
         self._outbox.put(Tag(name, value))
 
     def unsent(self) -> list[LogEntry]:
-        """What MLflow has not taken yet; a checkpoint keeps it, for :meth:`send_again` after a restart."""
+        """Return the entries that MLflow has not received; a checkpoint stores them for :meth:`send_again`."""
         return self._outbox.waiting()
 
     def send_again(self, entries: Sequence[LogEntry]) -> None:
-        """Send what an earlier start of the job logged and had not sent; what has arrived since then is left out."""
+        """Send entries that an earlier attempt of the job had not sent, except those that have arrived since."""
         for entry in entries:
             self._outbox.put(entry)
 
     def flush(self, timeout: float = 30.0) -> None:
-        """Wait until all that was logged so far is stored.
+        """Wait until all entries are stored.
 
         Raises:
-            ServiceError: it is not, after ``timeout`` seconds; it is still kept and tried again.
+            ServiceError: entries remain after ``timeout`` seconds; they are kept and retried.
         """
         self._report(self._outbox.flush(timeout))
         self._open()
 
     def close(self, status: RunStatus = "FINISHED", timeout: float = 30.0) -> None:
-        """Send the rest and set the final status. Once that has succeeded, a further call does nothing.
+        """Send the remaining entries and set the final status. After success, further calls have no effect.
 
         Args:
-            status: how the job ended.
-            timeout: seconds to try for.
+            status: final status of the run.
+            timeout: seconds to retry.
 
         Raises:
-            ServiceError: the rest or the status could not be stored; training is over by then all the same.
+            ServiceError: the entries or the status could not be stored.
         """
         if self._closed:
             return
@@ -237,8 +237,8 @@ class Run:
     def _report(self, failure: BaseException | None) -> None:
         if failure is not None:
             raise ServiceError(
-                f"MLflow at {self.uri} has not taken {len(self._outbox)} entries: {brief(failure)}",
-                hint="see that the MLflow server runs (`monge status`)",
+                f"MLflow at {self.uri} has not received {len(self._outbox)} entries: {brief(failure)}",
+                hint="check that the MLflow server is running (`monge status`)",
             ) from failure
 
     def _send(self, entries: list[LogEntry]) -> None:
@@ -249,7 +249,7 @@ class Run:
         entries = [entry for entry in entries if not opened.delivered.has(entry)]
         points = [e for e in entries if isinstance(e, Point)]
         if points:
-            # The stores ignore a point that they already have, so a batch may be sent twice.
+            # The stores ignore duplicate points, so a batch may be sent twice.
             client.log_batch(run_id, [Metric(p.name, p.value, p.milliseconds, p.images) for p in points])
         for entry in entries:
             match entry:
@@ -261,7 +261,7 @@ class Run:
                     client.set_tag(run_id, name, value)
 
     def _sample_system(self) -> None:
-        self._open()  # soon after the start: others ask for the run
+        self._open()  # open it early: other processes look for the run
         if self._monitor is None or time.monotonic() < self._next_sample:
             return
         self._next_sample = time.monotonic() + _SYSTEM_METRICS_EVERY
@@ -273,10 +273,10 @@ class Run:
 
 
 def find_run(uri: str, job: str) -> str | None:
-    """The id of a job's run, None when it has none yet.
+    """Return the id of the run of a job; None if there is none yet.
 
     Raises:
-        ServiceError: MLflow cannot be reached.
+        ServiceError: MLflow is unreachable.
     """
     client = connect(uri)
     with mlflow_errors(uri, f"look for the run of job {job!r}"):
@@ -286,12 +286,12 @@ def find_run(uri: str, job: str) -> str | None:
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """What a run has logged.
+    """Logged data of a run.
 
     Attributes:
-        latest: the last value of every curve.
-        series: all values of the curves that were asked for.
-        tags: of the run.
+        latest: last value of each metric.
+        series: all values of the requested metrics.
+        tags: tags of the run.
     """
 
     latest: Mapping[str, float]
@@ -300,15 +300,15 @@ class LoggedRun:
 
 
 def read_run(uri: str, job: str, series: Sequence[str] = ()) -> LoggedRun:
-    """What the run of a job has logged.
+    """Return the logged data of the run of a job.
 
     Args:
-        uri: of the tracking server or store.
+        uri: URI of the tracking server or store.
         job: id of the job.
-        series: names of the curves that are wanted whole.
+        series: names of the metrics whose values are all returned.
 
     Raises:
-        ServiceError: MLflow cannot be reached, or the job has no run.
+        ServiceError: MLflow is unreachable, or the job has no run.
     """
     run_id = find_run(uri, job)
     if run_id is None:
@@ -321,16 +321,16 @@ def read_run(uri: str, job: str, series: Sequence[str] = ()) -> LoggedRun:
 
 
 def mark(uri: str, run_id: str, state: str, reason: str) -> None:
-    """Tell a run where its job stands: by tags, and by its status where the job is over and its driver did not say so.
+    """Mark the state of the job in its run: by tags, and by the status if the job ended and its driver did not set it.
 
     Args:
-        uri: of the tracking server or store.
-        run_id: of the run.
-        state: of the job.
-        reason: why.
+        uri: URI of the tracking server or store.
+        run_id: id of the run.
+        state: state of the job.
+        reason: reason of the state.
 
     Raises:
-        ServiceError: MLflow cannot be reached or has no such run.
+        ServiceError: MLflow is unreachable or the run does not exist.
     """
     client = connect(uri)
     with mlflow_errors(uri, f"mark run {run_id} as {state}"):
@@ -342,10 +342,10 @@ def mark(uri: str, run_id: str, state: str, reason: str) -> None:
 
 
 def mark_killed(uri: str, run_id: str) -> None:
-    """Close the run of a job that was cancelled; a run that has ended already keeps its status.
+    """Close the run of a cancelled job; a run that has ended keeps its status.
 
     Raises:
-        ServiceError: MLflow cannot be reached or has no such run.
+        ServiceError: MLflow is unreachable or the run does not exist.
     """
     client = connect(uri)
     with mlflow_errors(uri, f"mark run {run_id} as KILLED"):
@@ -358,9 +358,9 @@ def _end(client: MlflowClient, run_id: str, status: str) -> None:
 
 
 def _system_monitor(uri: str, run_id: str) -> SystemMetricsMonitor | None:
-    """MLflow's own collectors of CPU, memory, disk, network and GPU.
+    """Return MLflow's collectors of CPU, memory, disk, network and GPU metrics.
 
-    Only collectors: its thread would end for good at the first moment that the server is away.
+    Only the collectors: MLflow's thread stops permanently when the server is unreachable once.
     """
     try:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor

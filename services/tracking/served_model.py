@@ -1,18 +1,17 @@
-"""The script that MLflow stores beside a registered model and runs to load it ("models from code"; no pickle).
+"""Script that MLflow stores next to a registered model and runs to load it ("models from code"; no pickle).
 
-It stands alone: MLflow runs it by path, with the copy of ``pipelines`` that was stored with the model.
+It has no other dependencies: MLflow runs it by path, with the copy of ``pipelines`` stored with the model.
 
-A classifier takes images, (b, c, h, w) uint8, and answers class probabilities, (b, classes) float32. An
-encoder takes the same and answers codes, (b, code) float32. A generator takes
-latent vectors, (b, latent) float32, drawn from the standard normal distribution by whoever calls, and answers images,
-(b, c, h, w) uint8: the answer is a function of the input alone.
+A classifier takes images, (b, c, h, w) uint8, and returns class probabilities, (b, classes) float32. An encoder takes
+the same and returns codes, (b, code) float32. A generator takes latent vectors, (b, latent) float32, drawn from the
+standard normal distribution by the caller, and returns images, (b, c, h, w) uint8: the output is a function of the
+input.
 
-A conditional generator takes a table with a row for each image: column ``latents`` holds the latent vectors, and column
-``class`` the class to ask for, by its name or its index. Where that column or an entry of it is absent, the class is
-drawn at random.
+A conditional generator takes a table with one row per image: column ``latents`` holds the latent vectors, and column
+``class`` the class by name or index. If that column or an entry of it is absent, the class is drawn at random.
 
-A generator takes the parameter ``truncation``: its latent vectors are then moved into [−truncation, truncation], see
-:func:`pipelines.models.bundle.truncated`; 0 leaves them as they are.
+A generator takes the parameter ``truncation``: latent vectors are then mapped into [−truncation, truncation], see
+:func:`pipelines.models.bundle.truncated`; 0 leaves them unchanged.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class ServedModel(PythonModel):
     def predict(
         self, context: Any, model_input: np.ndarray | pd.DataFrame, params: dict[str, Any] | None = None
     ) -> np.ndarray:
-        """Class probabilities or codes of images, or images of latent vectors."""
+        """Return class probabilities or codes of images, or images of latent vectors."""
         network = self.bundle.network
         match network:
             case Classifier():
@@ -63,24 +62,24 @@ class ServedModel(PythonModel):
     @staticmethod
     def _threshold(asked: float) -> float:
         if not 0 < asked < float("inf"):
-            raise MlflowException(f"truncation {asked!r} received; give a number > 0", INVALID_PARAMETER_VALUE)
+            raise MlflowException(f"truncation: received {asked!r}, expected a number > 0", INVALID_PARAMETER_VALUE)
         return float(asked)
 
     def _labels(self, table: pd.DataFrame) -> np.ndarray:
-        """The classes that are asked for, (b,) int64."""
+        """Return the requested classes, (b,) int64."""
         labels = np.random.default_rng().integers(len(self.bundle.classes), size=len(table))
         if "class" in table:
             for row, asked in enumerate(table["class"]):
-                if asked is not None and asked is not pd.NA and asked == asked:  # a float that is absent is NaN
+                if asked is not None and asked is not pd.NA and asked == asked:  # NaN marks an absent float
                     labels[row] = self._label(asked)
         return labels
 
     def _label(self, asked: Any) -> int:
         classes = self.bundle.classes
-        # A name comes first: the classes of digits have numbers for names.
+        # Names take precedence: the classes of digits have numbers as names.
         if isinstance(asked, str) and asked in classes:
             return classes.index(asked)
-        # A column of indices in which one is absent holds floats.
+        # A column of indices with an absent entry holds floats.
         if isinstance(asked, int | float | np.number) and asked in range(len(classes)):
             return int(asked)
         raise MlflowException(

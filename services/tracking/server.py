@@ -1,4 +1,4 @@
-"""How the platform starts its MLflow server."""
+"""Command and environment of the platform's MLflow server."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from services.tracking.connection import quiet_environment
 
 
 def server_command(host: str, port: int, backend_uri: str, artifacts_dir: str | Path) -> list[str]:
-    """The command line of an MLflow server that stores artifacts itself, so that its clients need no access to them.
+    """Return the command of an MLflow server that stores artifacts itself, so that clients need no access to them.
 
-    One worker: MLflow's default of four takes half as long again to start and three times the memory, and SQLite takes
-    one writer at a time anyway. Start it in the environment of :func:`server_environment`.
+    One worker: MLflow's default of four takes half as long again to start and three times the memory, and SQLite allows
+    one writer at a time. Start it with the environment from :func:`server_environment`.
 
     Args:
-        host: address to listen on. Whatever it is, the server answers under localhost and private addresses alone; for
-            other names it wants ``--allowed-hosts``.
-        port: to listen on.
-        backend_uri: of the store of runs and models, as in ``sqlite:////data/monge/mlflow.db``.
-        artifacts_dir: a folder, or an ``s3://`` address whose keys only this server has.
+        host: address to listen on. The server accepts only localhost and private addresses as host names; other names
+            require ``--allowed-hosts``.
+        port: port to listen on.
+        backend_uri: URI of the store of runs and models, such as ``sqlite:////data/monge/mlflow.db``.
+        artifacts_dir: folder, or an ``s3://`` address whose keys only this server has.
     """
     return [
         *(sys.executable, "-m", "mlflow", "server"),
@@ -30,8 +30,8 @@ def server_command(host: str, port: int, backend_uri: str, artifacts_dir: str | 
 
 
 def server_environment() -> dict[str, str]:
-    """The environment of the server process: this one's, without telemetry and without MLflow's own job runner.
+    """Return the environment of the server: this process's, without telemetry and without MLflow's job runner.
 
-    The job runner, for evaluating language models, takes eight processes and half of the server's memory.
+    The job runner evaluates language models; it takes eight processes and half of the server's memory.
     """
     return {**os.environ, **quiet_environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

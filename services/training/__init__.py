@@ -1,1 +1,1 @@
-"""The Ray Train run of a job, and what runs on each of its workers."""
+"""Training of a job on Ray Train: the driver's side and the workers' side."""

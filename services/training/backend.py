@@ -1,4 +1,4 @@
-"""How the workers of a job meet: on the address by which Ray knows their node."""
+"""Network interface of the process group: that of the node's address in Ray."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from ray.train.torch.config import _TorchBackend
 class NodeTorchConfig(TorchConfig):
     """Ray Train's configuration of ``torch.distributed``, with the network interface of each node's Ray address.
 
-    Left alone, gloo takes the address that the host's name resolves to: 127.0.1.1 on Debian and Ubuntu, where no
-    other host finds it.
+    By default, gloo listens on the address of the host name, which is
+    127.0.1.1 on Debian and Ubuntu and
+    unreachable from other hosts.
     """
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
-        """Sets the interface on each worker before the process group is made."""
+        """Backend that sets the interface on each worker before the process group is created."""
         return _NodeBackend
 
 
@@ -31,7 +32,7 @@ class _NodeBackend(_TorchBackend):
 
 
 def use_node_interface() -> None:
-    """Tell gloo and NCCL the interface of this node's address in Ray, unless the environment names one."""
+    """Set the interface of this node's Ray address for gloo and NCCL, unless the environment sets one."""
     name = interface_of(ray.util.get_node_ip_address())
     if name is not None:
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
@@ -39,10 +40,10 @@ def use_node_interface() -> None:
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface that holds an address, None where none does."""
+    """Return the network interface with this address; None if there is none."""
     families = (socket.AF_INET, socket.AF_INET6)
     for name, found in psutil.net_if_addrs().items():
-        # The addresses of a link carry its name behind a %.
+        # Link-local addresses end with % and the name of the interface.
         if any(entry.family in families and entry.address.partition("%")[0] == address for entry in found):
             return name
     return None

@@ -1,4 +1,4 @@
-"""Which of the checkpoints that Ray Train keeps a run goes on from, and what it calls those that it adds."""
+"""Checkpoints of a run: which one to resume from, and the names of new ones."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from services.training.snapshot import counted
 
 @dataclass(frozen=True)
 class Resumption:
-    """Where a run goes on.
+    """The starting point of a run.
 
     Attributes:
-        folder: the checkpoint, None at the first start of a job.
-        origin: the checkpoint of another job that the first start begins with, if it does.
-        taken: names of checkpoints that the run may not use for its own, since Ray Train has counted them: once the
-            first of two of one name is over the number to keep, it deletes the folder of both. Rank 0 alone knows them:
-            Ray Train takes the name of a checkpoint from it.
+        folder: folder of the checkpoint; None at the first start of a job.
+        origin: checkpoint of another job for the first start, or None.
+        taken: names of checkpoints that the run must not use. Ray Train knows them already: when it deletes the first
+            of two checkpoints of one name, it deletes the folder of both. Only rank 0 knows the names: Ray Train uses
+            the name from rank 0.
     """
 
     folder: Path | None = None
@@ -40,7 +40,7 @@ class Resumption:
     taken: frozenset[str] = frozenset()
 
     def name(self, images: int) -> str:
-        """Of the folder for a checkpoint after so many images."""
+        """Return the name of the folder for a checkpoint after ``images`` images."""
         plain = f"images-{images:012d}"
         name, attempt = plain, 1
         while name in self.taken:
@@ -53,18 +53,18 @@ class Resumption:
 def resumption(
     settings: Settings | None = None, origin: Origin | None = None, job: str | None = None
 ) -> Iterator[Resumption]:
-    """The latest whole checkpoint of this job, the same on all ranks; every rank calls it.
+    """Yield the latest undamaged checkpoint of this job, the same on all ranks; every rank must call it.
 
-    Rank 0 verifies the checkpoints, reports those that are damaged, and tells the others which one to take.
+    Rank 0 verifies the checkpoints, reports damaged ones, and broadcasts the choice.
 
     Args:
-        settings: where checkpoints lie.
-        origin: which checkpoint of another job is taken where this one has none; no other one stands in for it.
-        job: id of this job, for checkpoints in its folder that Ray Train does not know.
+        settings: settings with the storage of checkpoints.
+        origin: checkpoint of another job to use if this one has none; no other one replaces it.
+        job: id of this job, to find checkpoints that Ray Train does not know.
 
     Raises:
-        CheckpointError: none is whole, and the error is that of the latest; or the origin's is missing or damaged.
-        StorageError: S3 refuses, fails or does not answer.
+        CheckpointError: all checkpoints are damaged, or that of the origin is missing or damaged.
+        StorageError: S3 rejects the request, fails or is unreachable.
     """
     with ExitStack() as stack:
         with nullcontext() if settings is None else s3_errors(settings, "read"):
@@ -89,13 +89,13 @@ def _found(settings: Settings | None, origin: Origin | None, job: str | None, st
 
 
 def _unlisted(settings: Settings, job: str) -> Checkpoint | None:
-    """The latest checkpoint in the folder of a job whose list of them was lost, or not written yet.
+    """Return the latest checkpoint in the folder of a job whose list of checkpoints is missing.
 
-    One alone that is damaged is the first one, whose upload was cut short: there is none then.
+    A single damaged checkpoint is the first one, whose upload was interrupted: returns None then.
     """
     name = ""
     if rank() == 0 and (found := complete_checkpoints(jobs_address(settings), job, settings)):
-        # Of several, those before it are looked at with it.
+        # If there are several, earlier ones are checked with it.
         name = found[-1] if len(found) > 1 or _is_whole(_stored(settings, job, found[0])) else ""
     name = from_first_rank(name)
     return _stored(settings, job, name) if name else None
@@ -116,7 +116,7 @@ def _stored(settings: Settings, job: str, name: str) -> Checkpoint:
 
 
 def _of_origin(settings: Settings, origin: Origin, stack: ExitStack) -> Path:
-    """The folder where the checkpoint lies until the stack is closed."""
+    """Return the folder of the checkpoint, which exists until the stack is closed."""
     jobs = jobs_address(settings)
     name = find_origin(jobs, origin, settings)[1] if rank() == 0 else from_first_rank("")
     folder = Path(stack.enter_context(_stored(settings, origin.job, name).as_directory()))
@@ -127,7 +127,7 @@ def _of_origin(settings: Settings, origin: Origin, stack: ExitStack) -> Path:
 
 
 def _whole(latest: Checkpoint, stack: ExitStack) -> tuple[str, str]:
-    """The name of the latest whole checkpoint, and the folder where it lies until the stack is closed."""
+    """Return the name of the latest undamaged checkpoint, and its folder, which exists until the stack is closed."""
     newest = posixpath.basename(latest.path)
     older = [name for name in _names(latest) if age(name) < age(newest)]
     damaged: dict[str, CheckpointError] = {}
@@ -144,21 +144,21 @@ def _whole(latest: Checkpoint, stack: ExitStack) -> tuple[str, str]:
                 continue
             stack.push(held.pop_all())
         for other, reason in damaged.items():
-            report_stage(f"checkpoint {other} is damaged, training goes on from {name} instead: {reason.args[0]}")
+            report_stage(f"checkpoint {other} is damaged; training resumes from {name} instead: {reason.args[0]}")
         return name, folder
     raise damaged[newest]
 
 
 def _names(latest: Checkpoint) -> list[str]:
-    """The names of all folders of checkpoints beside the latest, and its own."""
+    """Return the names of all checkpoint folders next to the latest, and its own."""
     filesystem: FileSystem = latest.filesystem
     found: list[FileInfo] = filesystem.get_file_info(FileSelector(posixpath.dirname(latest.path), allow_not_found=True))
     return [one.base_name for one in found if one.type == FileType.Directory and NAME.fullmatch(one.base_name)]
 
 
 def _sibling(latest: Checkpoint, name: str) -> Checkpoint:
-    # Not the one that Ray Train has handed over: ranks of one machine fetch that to the same folder, and rank 0 would
-    # read there while others write.
+    # Not the folder that Ray Train passed: ranks on one machine fetch into the same folder, and rank 0 might read
+    # while others write.
     return Checkpoint(_path(latest, name), latest.filesystem)
 
 

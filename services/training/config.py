@@ -1,6 +1,6 @@
-"""What the driver of a run tells its workers, and the function that Ray Train calls there.
+"""Configuration of the workers of a run, and the function that Ray Train calls on them.
 
-Nothing here imports torch: Ray Train's controller has to know this module, and only the workers need the rest.
+Must not import torch: Ray Train's controller imports this module.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from services.settings import Settings
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What the driver of a job, or of a sweep, tells its workers.
+    """Configuration that the driver of a job or sweep passes to its workers.
 
     Attributes:
         job: id of the job, or of the trial.
-        spec: the resolved spec, as JSON holds it.
-        data: folder of the sharded data set, or its address in S3.
-        settings: of the driver, for a process elsewhere.
-        mlflow_uri: where rank 0 logs.
-        attempt: number of the attempt at the job; 0 for a trial, which has none.
-        origin: the job whose checkpoint this one starts with, as ``JOB@IMAGES``.
+        spec: resolved spec as JSON data.
+        data: folder of the sharded data set, or its S3 address.
+        settings: settings of the driver, for another process.
+        mlflow_uri: URI of the MLflow server to which rank 0 logs.
+        attempt: number of the attempt of the job; 0 for a trial.
+        origin: checkpoint of another job to start from, as ``JOB@IMAGES``.
     """
 
     job: str
@@ -38,7 +38,7 @@ class WorkerConfig:
 
     @classmethod
     def of(cls, job: str, spec: JobSpec, data: str, settings: Settings, **more: Any) -> Self:
-        """The configuration by a driver's settings; ``more`` are the origin and the fields of a subclass."""
+        """Return the configuration for a driver's settings; ``more`` are the origin and fields of a subclass."""
         return cls(
             job=job,
             spec=spec.model_dump(mode="json"),
@@ -49,11 +49,11 @@ class WorkerConfig:
         )
 
     def carried(self) -> dict[str, Any]:
-        """As Ray carries it."""
+        """Return the configuration as a dictionary for Ray."""
         return asdict(self)
 
     def settings_here(self) -> Settings:
-        """The driver's settings as they hold on this machine, whose home folder is its own where storage is in S3."""
+        """Return the driver's settings for this machine, with a local home folder if storage is in S3."""
         own = set()
         if self.settings.get("storage") and "MONGE_HOME" in os.environ:
             own = {"home", "shard_cache"}
@@ -61,17 +61,17 @@ class WorkerConfig:
 
 
 def models_folder(settings: Settings) -> Path:
-    """Where downloaded models lie."""
+    """Return the folder of downloaded models."""
     return (settings.home / "models").absolute()
 
 
 def jobs_address(settings: Settings) -> str:
-    """Where checkpoints and attempts of all jobs lie, each job's below its id: a folder, or an address in S3."""
+    """Return the folder or S3 address with one subfolder per job for checkpoints and attempts."""
     return f"{settings.storage}/jobs" if settings.storage else str(_jobs_folder(settings))
 
 
 def staging_folder(settings: Settings, job: str, attempt: int) -> Path:
-    """Where checkpoints of an attempt lie on the worker's machine until Ray Train has taken them."""
+    """Return the local folder for checkpoints of an attempt until Ray Train has stored them."""
     return _jobs_folder(settings) / ".staging" / f"{job}.{attempt}"
 
 

@@ -1,7 +1,7 @@
-"""Which attempt at a job may write: the latest.
+"""Fencing: only the latest attempt of a job may write.
 
-A driver that was cut off from its cluster may come back while the next attempt runs. Attempts leave an empty file each
-beside the job's checkpoints, named by their numbers, so that whoever looks finds the latest without a lock.
+A driver that lost its cluster may return while the next attempt runs. Each attempt writes an empty file, named by its
+number, next to the job's checkpoints, so that any process can find the latest attempt without a lock.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 
 class Fence:
-    """What one attempt at a job knows of the others.
+    """Fencing of one attempt against other attempts of the job.
 
     Args:
-        jobs: address of all jobs: a folder that all their processes see, or one in S3.
+        jobs: address of all jobs: a folder that all processes share, or an S3 address.
         job: id of the job.
-        attempt: number of this attempt, 0 for work that has no attempts.
-        settings: of S3.
+        attempt: number of this attempt, 0 for work without attempts.
+        settings: settings of S3.
     """
 
     def __init__(self, jobs: str, job: str, attempt: int, settings: Settings) -> None:
@@ -34,45 +34,45 @@ class Fence:
         self._away = False
 
     def claim(self) -> None:
-        """Leave the file of this attempt: those before it may write no more.
+        """Write the file of this attempt; earlier attempts may no longer write.
 
         Raises:
-            SupersededError: a later attempt has begun already.
+            SupersededError: a later attempt has started.
             StorageError: the attempts cannot be listed or written.
         """
         self.require()
         self._store.write(str(self._attempt), b"")
 
     def require(self) -> None:
-        """Go on only if this is the latest attempt.
+        """Raise unless this is the latest attempt.
 
         Raises:
-            SupersededError: it is not.
+            SupersededError: a later attempt has started.
             StorageError: the attempts cannot be listed.
         """
         self._away = True
         latest = self._latest()
         self._away = False
         if latest > self._attempt:
-            raise SupersededError(f"attempt {self._attempt} was given up: attempt {latest} has begun")
+            raise SupersededError(f"attempt {self._attempt} was superseded by attempt {latest}")
 
     def require_if_seen(self) -> None:
-        """As :meth:`require`, but go on where the attempts cannot be listed.
+        """Call :meth:`require`, but continue if the attempts cannot be listed.
 
-        They are not looked for again until :meth:`require` has found them: each look would wait for all its retries.
+        After a failure, skip this check until :meth:`require` succeeds: each check would wait for all its retries.
 
         Raises:
-            SupersededError: this is not the latest attempt.
+            SupersededError: a later attempt has started.
         """
         if self._away:
             return
         try:
             self.require()
         except StorageError as error:
-            log.warning("cannot see whether a later attempt has begun: %s", error.args[0])
+            log.warning("cannot check whether a later attempt has started: %s", error.args[0])
 
     def holds(self) -> bool:
-        """Whether this is known to be the latest attempt."""
+        """Return whether this is known to be the latest attempt."""
         try:
             return self._latest() <= self._attempt
         except StorageError:
@@ -83,6 +83,6 @@ class Fence:
             keys = [found.key for page in self._store.pages() for found in page]
         except ObjectNotFoundError:
             if not isinstance(self._store, FolderStorage):
-                raise  # there is no bucket
+                raise  # the bucket does not exist
             return 0
         return max((int(key) for key in keys if key.isdecimal()), default=0)

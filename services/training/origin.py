@@ -1,6 +1,6 @@
-"""The job whose checkpoint another one goes on from, and the checkpoints of a job, in the home folder or in S3.
+"""Checkpoints of a job, and the origin of a job that continues another one.
 
-Nothing here imports torch or Ray: the job service and the driver look here as well.
+Must import neither torch nor Ray: the job service and the driver import this module.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from services.storage.objects import SCHEME
 from services.storage.open import open_storage
 
 NAME = re.compile(r"images-(\d{12,})(?:-(\d+))?")
-"""Of the folder of a checkpoint: the images seen, and its number among those of as many."""
+"""Name of a checkpoint folder: images seen, and a number if several have as many."""
 
 FILES = ("state.json", "state.safetensors")
-"""Of a checkpoint; an upload that was cut short has not all of them."""
+"""Files of a checkpoint; an interrupted upload lacks some."""
 
 _ORIGIN = re.compile(r"([A-Za-z0-9][\w.-]*)(?:@(\d{1,18}))?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a job starts, in place of fresh weights.
+    """The starting point of a job that continues another one.
 
     Attributes:
-        job: id of the job that it continues.
-        images: that the checkpoint has seen; None for the latest.
+        job: id of the job to continue.
+        images: number of images that the checkpoint has seen; None for the latest.
     """
 
     job: str
@@ -38,10 +38,10 @@ class Origin:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From ``JOB`` or ``JOB@IMAGES``.
+        """Parse ``JOB`` or ``JOB@IMAGES``.
 
         Raises:
-            SpecError: it is neither.
+            SpecError: the text is neither.
         """
         if (found := _ORIGIN.fullmatch(text)) is None:
             raise SpecError(f"origin: {text[:200]!r} is neither JOB nor JOB@IMAGES", hint="see `monge jobs`")
@@ -51,26 +51,26 @@ class Origin:
         return self.job if self.images is None else f"{self.job}@{self.images}"
 
     def at(self, images: int) -> Origin:
-        """This job's checkpoint of so many images."""
+        """Return the origin with this number of images."""
         return replace(self, images=images)
 
 
 def age(name: str) -> tuple[int, int]:
-    """The images of a checkpoint, and its number among those of as many; checkpoints are sorted by both."""
+    """Return the sort key of a checkpoint: its images, and its number among those with as many."""
     found = NAME.fullmatch(name)
     return (int(found[1]), int(found[2] or 1)) if found else (-1, 0)
 
 
 def complete_checkpoints(jobs: str, job: str, settings: Settings) -> list[str]:
-    """The names of the checkpoints of a job that have all their files, oldest first.
+    """Return the names of the complete checkpoints of a job, oldest first.
 
     Args:
-        jobs: address of all jobs: a folder, or one in S3.
-        job: its id.
-        settings: of S3.
+        jobs: address of all jobs: a folder, or an S3 address.
+        job: id of the job.
+        settings: settings of S3.
 
     Raises:
-        StorageError: S3 refuses, fails or does not answer.
+        StorageError: S3 rejects the request, fails or is unreachable.
     """
     return sorted(filter(NAME.fullmatch, _folders(f"{jobs}/{job}", settings)), key=age)
 
@@ -86,30 +86,30 @@ def _folders(address: str, settings: Settings) -> set[str]:
 
 
 def find_origin(jobs: str, origin: Origin, settings: Settings) -> tuple[Origin, str]:
-    """The checkpoint of an origin, and its name.
+    """Return the checkpoint of an origin, and its name.
 
     Args:
-        jobs: address of all jobs: a folder, or one in S3.
-        origin: the job, and which of its checkpoints.
-        settings: of S3.
+        jobs: address of all jobs: a folder, or an S3 address.
+        origin: job and, optionally, number of images.
+        settings: settings of S3.
 
     Returns:
-        The origin with its images, and the name of the checkpoint.
+        The origin with its number of images, and the name of the checkpoint.
 
     Raises:
-        CheckpointError: the job keeps no checkpoint, or none of so many images.
-        StorageError: S3 refuses, fails or does not answer.
+        CheckpointError: the job has no checkpoint, or none with this number of images.
+        StorageError: S3 rejects the request, fails or is unreachable.
     """
     names = complete_checkpoints(jobs, origin.job, settings)
     if not names:
         raise CheckpointError(
-            f"origin: no checkpoint of {origin.job} lies in {jobs}", hint="continue a job that has saved one"
+            f"origin: {origin.job} has no checkpoint in {jobs}", hint="use a job that has saved a checkpoint"
         )
     fitting = [name for name in names if origin.images in (None, age(name)[0])]
     if not fitting:
         counts = ", ".join(str(count) for count in sorted({age(name)[0] for name in names}))
         raise CheckpointError(
-            f"origin: {origin} is not kept; the checkpoints of {origin.job} are those of {counts} images",
-            hint=f"choose one of them, as in {origin.at(age(names[-1])[0])}",
+            f"origin: {origin} does not exist; {origin.job} has checkpoints at {counts} images",
+            hint=f"use one of them, such as {origin.at(age(names[-1])[0])}",
         )
     return origin.at(age(fitting[-1])[0]), fitting[-1]

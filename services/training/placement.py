@@ -1,4 +1,4 @@
-"""On what a job's workers run: decided from the cluster's resources, before anything is read."""
+"""Placement of a job's workers, chosen from the resources of the cluster before any data is read."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pipelines.spec import WorkersSpec
 
 @dataclass(frozen=True)
 class Placement:
-    """What the workers of a job take.
+    """Workers of a job and their devices.
 
     Attributes:
-        workers: how many.
-        gpu: whether each takes a GPU.
-        note: why there are fewer workers than the spec asks for, None where there are not.
+        workers: number of workers.
+        gpu: whether each worker uses a GPU.
+        note: reason for fewer workers than the spec requests; None otherwise.
     """
 
     workers: int
@@ -28,19 +28,20 @@ class Placement:
 
 
 def exactly(spec: WorkersSpec, workers: int) -> WorkersSpec:
-    """The same with so many workers, no more and no fewer."""
+    """Return the spec with exactly this number of workers."""
     return spec.model_copy(update={"count": workers, "min": None})
 
 
 def placement_of(spec: WorkersSpec, resources: Mapping[str, float]) -> Placement:
-    """Place the workers of a job.
+    """Return the placement of the workers of a job.
 
-    With device ``auto`` a cluster with GPUs trains on GPUs, with fewer workers where it has fewer of them: the batch
-    is global, and what is trained does not depend on the number of workers. With ``min`` the same holds for CPUs.
+    With device ``auto``, training uses GPUs if the cluster has any, with fewer workers if it has fewer GPUs than
+    requested: the batch is global, and the result does not depend on the number of workers. With ``min``, the same
+    holds for CPUs.
 
     Args:
         spec: ``workers`` of the job's spec.
-        resources: of the cluster, as Ray counts them.
+        resources: resources of the cluster, under the names that Ray uses.
 
     Raises:
         ServiceError: the cluster has too few GPUs or CPUs.
@@ -49,14 +50,14 @@ def placement_of(spec: WorkersSpec, resources: Mapping[str, float]) -> Placement
     asked, field = spec.fewest, "count" if spec.min is None else "min"
     if spec.device == "gpu" and gpus < asked:
         raise ServiceError(
-            f"workers.{field}: {asked} GPUs asked for, the cluster has {gpus}",
+            f"workers.{field}: {asked} GPUs requested, the cluster has {gpus}",
             hint=f"set workers.{field} or workers.device, or add GPU nodes",
         )
     if spec.device != "cpu" and gpus >= (1 if spec.min is None else spec.min):
         return _of_those_there(spec.count, gpus, gpu=True)
     if cpus < asked:
         raise ServiceError(
-            f"workers.{field}: {asked} CPUs asked for, the cluster has {cpus}",
+            f"workers.{field}: {asked} CPUs requested, the cluster has {cpus}",
             hint=f"set workers.{field} to {cpus} or less, or add nodes",
         )
     return _of_those_there(spec.count, cpus, gpu=False)

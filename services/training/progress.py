@@ -1,6 +1,6 @@
-"""What a job reports in its log: one JSON object a line, behind a mark, read by the job service.
+"""Events in the log of a job, read by the job service: one JSON object per line, after a marker.
 
-Drivers and workers print these lines among others; Ray puts a worker's name before them.
+Drivers and workers print these lines among others; Ray prefixes lines of workers with their names.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _RAY_PREFIX = re.compile(r"^(\x1b\[\d+m)*\([A-Za-z_]\w* pid=\d+(, ip=[\d.]+)?\)(
 
 
 def report_stage(text: str, *, trains: bool = False) -> None:
-    """Report what the job does now.
+    """Report the current stage of the job.
 
     Args:
-        text: in words.
-        trains: whether it is the training itself.
+        text: description of the stage.
+        trains: whether the stage is the training itself.
     """
     _report({"event": "stage", "text": text, "trains": trains})
 
 
 def report_progress(images: int, total: int, metrics: dict[str, float]) -> None:
-    """Report a point of the curves; metrics that are not finite are left out, for JSON has no such numbers."""
+    """Report metrics at a number of images; metrics that are not finite are dropped: JSON has no such numbers."""
     finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
     _report({"event": "progress", "images": images, "total": total, "metrics": finite})
 
@@ -40,22 +40,22 @@ def report_run(run_id: str, experiment_id: str) -> None:
 
 
 def report_error(error: MongeError, *, final: bool = True) -> None:
-    """Report why an attempt fails.
+    """Report the failure of an attempt.
 
     Args:
-        error: why.
-        final: whether another attempt would meet it again.
+        error: error that ended the attempt.
+        final: whether another attempt would fail too.
     """
     _report({"event": "error", "message": str(error.args[0]), "hint": error.hint, "final": final})
 
 
 def report_done(model: str | None) -> None:
-    """Report the end of the job, and the model that it registered."""
+    """Report the end of the job and the registered model."""
     _report({"event": "done", "model": model})
 
 
 def read_event(line: str) -> dict[str, Any] | None:
-    """The report in a log line; None where there is none."""
+    """Return the event in a log line; None if there is none."""
     mark, text = line.find(MARK), line.rstrip()
     if mark < 0:
         return None
@@ -67,7 +67,7 @@ def read_event(line: str) -> dict[str, Any] | None:
 
 
 def format_line(line: str) -> list[str]:
-    """A log line for a person: reports in words, others without the name that Ray puts before them."""
+    """Format a log line for users: events as text, other lines without Ray's prefix."""
     event = read_event(line)
     match event:
         case {"event": "stage", "text": str(text)}:
@@ -78,14 +78,14 @@ def format_line(line: str) -> list[str]:
             first, *others = (message + (f"\n  hint: {hint}" if hint else "")).splitlines() or [""]
             return [f"[error] {first}", *(other if other.startswith("  ") else f"  {other}" for other in others)]
         case {"event": "done", "model": model}:
-            return [f"[monge] done: {model or 'there is no model to register'}"]
+            return [f"[monge] done: {model or 'no model registered'}"]
         case {"event": "run", "run_id": str(run_id)}:
-            return [f"[monge] its MLflow run is {run_id}"]
+            return [f"[monge] MLflow run {run_id}"]
     return [_RAY_PREFIX.sub("", line)]
 
 
 def format_metrics(metrics: dict[str, float]) -> list[str]:
-    """Each metric as ``name value``."""
+    """Format each metric as ``name value``."""
     return [f"{name} {value:,.0f}" if abs(value) >= 1000 else f"{name} {value:.4g}" for name, value in metrics.items()]
 
 

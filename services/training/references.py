@@ -1,5 +1,5 @@
-"""Networks that a job uses and does not train, found once for all its workers: what judges its generator, and those in
-whose features its objective compares images."""
+"""Networks that a job uses without training them: the reference for evaluating generators, and feature maps of
+objectives."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from services.tracking.registry import download, resolve
 
 
 def pinned(spec: JobSpec, uri: str, models: Path) -> JobSpec:
-    """The spec with registered networks by their versions, whatever their aliases do while the job runs.
+    """Return the spec with the versions of registered networks, so that moved aliases do not affect a running job.
 
-    The networks are downloaded, so that the workers find them.
+    Downloads the networks for the workers.
 
     Args:
-        spec: of the job.
-        uri: of the registry.
-        models: folder of downloads, which every worker can read.
+        spec: spec of the job.
+        uri: URI of the registry.
+        models: folder of downloads that all workers can read.
 
     Raises:
-        ModelNotFoundError: there is no such model.
-        ServiceError: the registry cannot be reached.
-        SourceError, SpecError: an ImageNet network cannot be had.
+        ModelNotFoundError: the model is not registered.
+        ServiceError: the registry is unreachable.
+        SourceError, SpecError: an ImageNet network is not available.
     """
 
     def version(name: str) -> str:
@@ -46,15 +46,15 @@ def pinned(spec: JobSpec, uri: str, models: Path) -> JobSpec:
 
 
 def reference_of(spec: JobSpec, uri: str, models: str | Path, device: torch.device) -> FeatureExtractor | None:
-    """What judges a job's generator, None where its spec names nothing.
+    """Return the reference for evaluating a generator; None if the spec names none.
 
-    Every rank loads it, so that what is wrong with it ends all of them.
+    All ranks load it, so that an error stops all of them.
 
     Args:
-        spec: of the job, :func:`pinned`.
-        uri: of the registry.
-        models: folder of downloads.
-        device: where its network is to be.
+        spec: spec from :func:`pinned`.
+        uri: URI of the registry.
+        models: folder for downloads.
+        device: device of the network.
     """
     if (name := spec.evaluation.imagenet) is not None:
         return imagenet_features(name, spec.evaluation.weights, Path(models), device)
@@ -67,15 +67,15 @@ def reference_of(spec: JobSpec, uri: str, models: str | Path, device: torch.devi
 
 
 def feature_networks(spec: JobSpec, uri: str, models: str | Path, device: torch.device) -> dict[str, Network]:
-    """By name, the networks in whose features a job's objective compares images; none for most objectives.
+    """Return the networks by name whose features the objective compares; empty for most objectives.
 
-    Every rank loads them, so that what is wrong with one ends all of them.
+    All ranks load them, so that an error stops all of them.
 
     Args:
-        spec: of the job, :func:`pinned`.
-        uri: of the registry.
-        models: folder of downloads.
-        device: where the networks are to be.
+        spec: spec from :func:`pinned`.
+        uri: URI of the registry.
+        models: folder for downloads.
+        device: device of the networks.
     """
     found: dict[str, Network] = {}
     for name in _networks(spec):

@@ -1,5 +1,5 @@
-"""Ray Train's list of the checkpoints that it keeps: Ray starts no worker where that list is damaged, or names a
-checkpoint that is gone.
+"""Repair of Ray Train's list of checkpoints: Ray starts no workers if the list is damaged or names a missing
+checkpoint.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 def counted(filesystem: FileSystem, folder: str) -> frozenset[str]:
-    """The names of the checkpoints in the list; none where there is no list.
+    """Return the names of the checkpoints in the list; empty if there is no list.
 
     Args:
-        filesystem: of the folder.
-        folder: of the job.
+        filesystem: file system of the folder.
+        folder: folder of the job.
     """
     try:
         return _names(_read(filesystem, folder))
@@ -30,14 +30,14 @@ def counted(filesystem: FileSystem, folder: str) -> frozenset[str]:
 
 
 def mend(filesystem: FileSystem, folder: str) -> None:
-    """Let Ray Train start with what there is.
+    """Repair the list, so that Ray Train can start.
 
-    A damaged list, as of a machine that fails while it is written, is put aside: the workers look for checkpoints
-    themselves then. In place of a checkpoint that is gone an empty folder is left: the workers take another one.
+    Rename a damaged list, for example after a crash during a write: workers then search for checkpoints themselves.
+    Create an empty folder in place of a missing checkpoint: workers then use another one.
 
     Args:
-        filesystem: of the folder.
-        folder: of the job.
+        filesystem: file system of the folder.
+        folder: folder of the job.
     """
     try:
         text = _read(filesystem, folder)
@@ -47,13 +47,13 @@ def mend(filesystem: FileSystem, folder: str) -> None:
     except ValueError:
         path = posixpath.join(folder, SNAPSHOT)
         filesystem.move(path, f"{path}.damaged")
-        report_stage("the list of this job's checkpoints is damaged: the latest whole one in its folder is taken")
+        report_stage("the list of checkpoints is damaged: using the latest undamaged checkpoint in the job's folder")
         return
     for name in sorted(_names(text)):
         place = posixpath.join(folder, name)
         if filesystem.get_file_info(place).type is FileType.NotFound:
             filesystem.create_dir(place)
-            report_stage(f"checkpoint {name} is gone")
+            report_stage(f"checkpoint {name} is missing")
 
 
 def _read(filesystem: FileSystem, folder: str) -> bytes:
@@ -62,6 +62,6 @@ def _read(filesystem: FileSystem, folder: str) -> bytes:
 
 
 def _names(text: bytes) -> frozenset[str]:
-    # Its format is not public; the names stand there in quotes.
+    # The format is not public; the names appear in quotes.
     found = re.findall(r'"([^"]*)"', text.decode(errors="replace"))
     return frozenset(name for name in found if NAME.fullmatch(name))

@@ -1,6 +1,6 @@
-"""How workers hear that they are to stop at their next step: from their job's driver, or because their node leaves.
+"""Stop requests to workers, from the job's driver or because a node is draining.
 
-The driver tells them through the key-value store of the Ray cluster.
+The driver sends requests through the key-value store of the Ray cluster.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ray._private.state import state as cluster
 from ray.experimental import internal_kv
 
 POLLING = 0.5
-"""Seconds between two looks of a worker."""
+"""Polling interval of a worker in seconds."""
 
 LISTENS, ASKED = b"listens", b"asked"
 
@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 
 
 def ask_to_stop() -> bool:
-    """Ask the workers of this Ray job to save a checkpoint at their next step, and to stop.
+    """Ask the workers of this Ray job to save a checkpoint and stop after their next step.
 
     Returns:
-        Whether they train, and so will hear of it.
+        Whether the workers are training and will receive the request.
     """
     if not ray.is_initialized() or _read() != LISTENS:
         return False
@@ -36,22 +36,21 @@ def ask_to_stop() -> bool:
 
 
 class StopRequest:
-    """Whether this worker was asked to stop, by its driver or because its node is to be taken away.
+    """A request to stop this worker, from its driver or because its node is draining.
 
     Args:
-        first: whether it is the one that tells the driver, on entering, that the workers train, and on leaving that
-            they do no more.
+        first: whether this worker reports to the driver, on entering and on leaving, whether the workers train.
     """
 
     def __init__(self, first: bool) -> None:
         self._first = first
         self.asked = False
-        """Whether the run is to stop."""
+        """Whether the run must stop."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="stop request", daemon=True)
 
     def __enter__(self) -> StopRequest:
-        if self._first and _read() != ASKED:  # which may be meant for workers that died meanwhile
+        if self._first and _read() != ASKED:  # which may be for earlier workers
             _write(LISTENS)
         self._thread.start()
         return self
@@ -59,7 +58,7 @@ class StopRequest:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over.set()
         self._thread.join(timeout=5 * POLLING)
-        with suppress(Exception):  # the head may be away; what ended the training matters more
+        with suppress(Exception):  # the head may be unreachable; the error of the training matters more
             if self._first and (kind is None or _read() != ASKED):
                 _write(b"")
 
@@ -67,12 +66,12 @@ class StopRequest:
         while not self.asked and not self._over.wait(POLLING):
             try:
                 self.asked = (self._first and _read() == ASKED) or node_leaves()
-            except Exception as error:  # the head of the cluster is away: a later look may reach it
-                log.debug("cannot ask whether to stop: %s", error)
+            except Exception as error:  # the head of the cluster is unreachable: try again at the next poll
+                log.debug("cannot poll for a stop request: %s", error)
 
 
 def node_leaves() -> bool:
-    """Whether the cluster is about to lose the node of this process, as a cloud says before it takes one away."""
+    """Return whether the cluster is draining the node of this process, for example before a cloud reclaims it."""
     return ray.get_runtime_context().get_node_id() in cluster.get_draining_nodes()
 
 

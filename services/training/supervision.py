@@ -1,6 +1,6 @@
-"""What Ray Train's controller says and decides when the workers of a job fail: in the job's log, in words.
+"""Handling of worker failures in Ray Train's controller: log messages and decisions.
 
-Nothing here imports torch: it runs in the controller's process.
+Must not import torch: it runs in the controller's process.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from services.training.watch import positions
 _MEMORY = re.compile(r"[\d.]+\w+ used / [\d.]+\w+ limit")
 
 LONGEST = 300
-"""Characters that are told of an error that is not ours."""
+"""Maximum length in characters of an error of another library in a message."""
 
 
 class Supervision(ControllerCallback):
-    """Reports why workers are started again, and gives up where Ray Train would try for ever.
+    """Reports why workers restart, and stops where Ray Train would retry forever.
 
     Args:
-        max_failures: times that workers may fail to start.
+        max_failures: maximum number of failed starts of the workers.
     """
 
     def __init__(self, max_failures: int) -> None:
@@ -43,44 +43,44 @@ class Supervision(ControllerCallback):
         self._failed_starts = 0
 
     def on_controller_start_worker_group(self, *, scaling_config: ScalingConfig, num_workers: int) -> None:
-        """Start workers only where they fit into the cluster: the job service waits for nodes, and says so.
+        """Check that the workers fit into the cluster; if not, the job service waits for nodes.
 
         Raises:
-            ServiceError: the cluster has become too small.
+            ServiceError: the cluster is too small.
         """
         kind = "GPU" if scaling_config.use_gpu else "CPU"
         have = int(ray.cluster_resources().get(kind, 0))
         if have < num_workers:
-            raise ServiceError(f"{num_workers} {kind}s are needed, the cluster has {have} left")
+            raise ServiceError(f"{num_workers} {kind}s required, the cluster has {have}")
 
     def after_controller_state_update(
         self, previous_state: TrainControllerState, current_state: TrainControllerState
     ) -> None:
-        """Say what happened to the workers.
+        """Report what happened to the workers.
 
         Raises:
-            ServiceError: they could not be started more often than ``workers.max_failures`` allows.
+            ServiceError: the number of failed starts exceeds ``workers.max_failures``.
         """
         if isinstance(current_state, RestartingState):
             why = "; ".join(reasons(current_state.training_failed_error))
-            report_stage(f"{why}; the workers start again from the latest checkpoint")
+            report_stage(f"{why}; restarting the workers from the latest checkpoint")
             _tell(positions())
         elif isinstance(current_state, ReschedulingState):
             self._not_started(current_state.training_failed_error)
         elif isinstance(current_state, ShuttingDownState):
-            where = positions()  # which are forgotten then, whatever the end
+            where = positions()  # reading deletes them
             if isinstance(current_state.next_state, ErroredState):
                 _tell(where)
 
     def _not_started(self, error: TrainingFailedError) -> None:
         if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
-            report_stage("the cluster has no room for the workers now: waiting for it")
+            report_stage("waiting for free resources for the workers")
             return
         self._failed_starts += 1
         (why,) = reasons(error)
         if self._failed_starts > self._max_failures:
-            raise ServiceError(f"the workers could not be started {self._failed_starts} times: {why}")
-        report_stage(f"the workers could not be started, and are again: {why}")
+            raise ServiceError(f"the workers failed to start {self._failed_starts} times: {why}")
+        report_stage(f"the workers failed to start; retrying: {why}")
 
 
 def _tell(lines: list[str]) -> None:
@@ -89,9 +89,9 @@ def _tell(lines: list[str]) -> None:
 
 
 def reasons(error: TrainingFailedError) -> list[str]:
-    """Why training failed, in a few words for each worker that did, or for several where they are the same.
+    """Return short reasons of a failure, one for each group of ranks with the same reason.
 
-    What follows from another failure comes last.
+    Failures caused by other failures come last.
     """
     ranks: dict[str, list[int]] = {}
     for rank, cause in causes_of(error).items():
@@ -102,14 +102,14 @@ def reasons(error: TrainingFailedError) -> list[str]:
 
 
 def causes_of(error: TrainingFailedError) -> dict[int, BaseException]:
-    """What each rank failed of, first those that failed by themselves; empty where it was no rank."""
+    """Return the error of each failed rank, root causes first; empty if no rank failed."""
     failures = getattr(error, "worker_failures", None) or {}
     causes = {rank: cause_of(failure) for rank, failure in failures.items()}
     return dict(sorted(causes.items(), key=lambda one: (isinstance(one[1], RankError), one[0])))
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """The error within the wrappings of Ray."""
+    """Return the error inside Ray's wrappers."""
     if isinstance(error, MongeError):
         return error
     for name in ("controller_failure", "health_check_failure", "cause", "__cause__"):
@@ -119,7 +119,7 @@ def cause_of(error: BaseException) -> BaseException:
 
 
 def is_loss(error: TrainingFailedError) -> bool:
-    """Whether what failed is a process, a machine or a service, and not the job itself."""
+    """Return whether a process, a machine or a service failed, not the job itself."""
     causes = causes_of(error)
     if not causes:
         return isinstance(error, ControllerError)
@@ -132,13 +132,13 @@ def _told(cause: BaseException) -> str:
         return _death(str(cause))
     if isinstance(cause, OutOfMemoryError):
         used = _MEMORY.search(str(cause))
-        return "Ray killed it because the memory of its machine ran out" + (f": {used[0]}" if used else "")
+        return "Ray killed it because its machine ran out of memory" + (f": {used[0]}" if used else "")
     text = str(cause.args[0]) if isinstance(cause, MongeError) else str(cause)
     return f"{type(cause).__name__}: {_brief(text)}" if text else type(cause).__name__
 
 
 def _death(text: str) -> str:
-    """What Ray says of a dead worker, without the list of its ids."""
+    """Return Ray's message on a dead worker, without the list of ids."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("\t")]
     return _brief(" ".join(lines[1:] or lines))
 

@@ -1,4 +1,4 @@
-"""The Ray Train run of a job: workers on CPUs or GPUs, restarted from the latest checkpoint when one fails."""
+"""Training of a job on Ray Train: workers on CPUs or GPUs, restarted from the latest checkpoint after a failure."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from services.training.supervision import Supervision, cause_of, causes_of, is_l
 CHECKPOINTS_KEPT = 2
 
 UNNEEDED = frozenset({"DatasetsCallback", "PlacementGroupCleanerCallback"})
-"""Callbacks of Ray Train that start a process each, which takes 1.5 s of a processor: our data is not Ray Data's, and
-the workers' placement group ends with the driver."""
+"""Callbacks of Ray Train that are not needed and start a process each (1.5 s of CPU time): the data is not from Ray
+Data, and the placement group of the workers ends with the driver."""
 
 
 class _Trainer(TorchTrainer):
-    """Ray Train's trainer without what a job of ours has no use for, and with our supervision of its workers."""
+    """Ray Train's trainer without unneeded callbacks, and with supervision of the workers."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        # Not public: under another name in another version of Ray, all callbacks stay.
+        # Not public: if a version of Ray renames it, all callbacks stay active.
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # Ray's annotations know another class
         needed = [one for one in callbacks if type(one).__name__ not in UNNEEDED]
         failures = self.run_config.failure_config
@@ -52,36 +52,36 @@ def fit(
     """Train on the cluster that this process has joined.
 
     Args:
-        job: id of the job; with checkpoints of an earlier start of it, training goes on from the latest.
-        spec: what to do.
-        data: folder of the sharded data set, which every worker can read, or its address in S3.
-        settings: where everything is.
-        placement: its workers.
-        attempt: number of the attempt at the job.
-        origin: the checkpoint of another job that training starts with while the job has none.
+        job: id of the job; if it has checkpoints, training resumes from the latest.
+        spec: spec of the job.
+        data: folder of the sharded data set, readable by all workers, or its S3 address.
+        settings: addresses of the services.
+        placement: workers and devices.
+        attempt: number of the attempt of the job.
+        origin: checkpoint of another job to start from if the job has none.
 
     Returns:
-        ``{"model": name/version, "metrics": {…}}``; the model is None where the job registers none. Or ``{"stopped":
-        images, "saved": …}`` where the workers were asked to stop: if it was saved, the latest checkpoint is of that
-        many images.
+        ``{"model": name/version, "metrics": {…}}``; the model is None if the job registers none. Or ``{"stopped":
+        images, "saved": …}`` if the workers were asked to stop; ``saved`` tells whether there is a checkpoint at that
+        number of images.
 
     Raises:
         TrainingError: training failed, or the workers raised errors more often than the spec allows.
-        StorageError: there are no keys for S3.
-        ServiceError: the cluster has become too small, workers were lost more often than the spec allows or could
-            not be started, or MLflow cannot be reached.
-        ModelNotFoundError: there is no such reference to judge by.
-        SourceError, SpecError: an ImageNet network to judge by cannot be had.
+        StorageError: the keys for S3 are missing.
+        ServiceError: the cluster is too small, workers were lost more often than the spec allows or failed to start, or
+            MLflow is unreachable.
+        ModelNotFoundError: the reference for the evaluation is not registered.
+        SourceError, SpecError: an ImageNet network for the evaluation is not available.
     """
     spec = pinned(spec, settings.address("mlflow_uri"), models_folder(settings))
     filesystem, path = open_files(jobs_address(settings), settings)
     began = None if origin is None else str(origin)
     config = WorkerConfig.of(job, spec, data, settings, attempt=attempt, origin=began)
-    # Ray annotates neither functions that return something nor the value that it hands back.
+    # Ray annotates neither functions with a result nor the returned value.
     trainer: Any = _Trainer(
         cast(Any, on_worker),
         train_loop_config=config.carried(),
-        # Most of what passes between ranks lies on their devices, sizes and metrics on their CPUs.
+        # Tensors are exchanged between devices, sizes and metrics between CPUs.
         torch_config=NodeTorchConfig(
             backend="cpu:gloo,cuda:nccl" if placement.gpu else "gloo", timeout_s=math.ceil(settings.rank_deadline)
         ),
@@ -101,7 +101,7 @@ def fit(
     except TrainingFailedError as error:
         raise _failure(job, error) from error
     finally:
-        # Workers of this machine that were killed leave behind what Ray Train had not taken yet.
+        # Killed workers on this machine leave checkpoints behind that Ray Train has not stored.
         shutil.rmtree(staging_folder(settings, job, attempt), ignore_errors=True)
     outcome = dict(result.return_value or {})
     if "error" in outcome:
@@ -110,7 +110,7 @@ def fit(
 
 
 def _failure(job: str, error: TrainingFailedError) -> MongeError:
-    """What a worker raised, without Ray's wrapping."""
+    """Return the error of a worker without Ray's wrappers."""
     first = next(iter(causes_of(error).values()), cause_of(error))
     why = "; ".join(reasons(error))
     if is_loss(error):

@@ -1,4 +1,4 @@
-"""Checkpoints on their way into storage that may be full or away: it costs a checkpoint, and not the training."""
+"""Upload of checkpoints to storage that may be full or unreachable: a failure loses a checkpoint, not the training."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class LostCheckpoint(Checkpoint):
-    """A checkpoint that is not stored, for Ray Train to pass over.
+    """A checkpoint that was not stored, for Ray Train to skip.
 
-    ``ray.train.report`` wants a checkpoint of whoever uploads one. This one is false, which Ray Train's worker takes
-    for none, and None once it has come to its controller, which counts those that are not None.
+    ``ray.train.report`` requires a checkpoint from ``checkpoint_upload_fn``. This one is false, which the worker
+    treats as none, and it unpickles as None in the controller, which counts checkpoints that are not None.
     """
 
     def __bool__(self) -> bool:
@@ -31,10 +31,10 @@ class LostCheckpoint(Checkpoint):
 
 
 class Uploads:
-    """Uploads the checkpoints of a run, one after the other, in a thread of Ray Train.
+    """Uploads the checkpoints of a run one at a time, in a thread of Ray Train.
 
     Args:
-        address: where they are stored: a folder, or one in S3.
+        address: folder or S3 address of the checkpoints.
     """
 
     def __init__(self, address: str) -> None:
@@ -44,16 +44,16 @@ class Uploads:
         self._stored, self._expected = True, ""
 
     def expect(self, name: str) -> None:
-        """A checkpoint of that name is about to be handed over."""
+        """Announce the name of the next checkpoint."""
         self._expected, self._stored = name, False
         self._over.clear()
 
     def stored(self, seconds: float) -> bool:
-        """Whether the latest checkpoint has been stored, within so many seconds."""
+        """Return whether the latest checkpoint has been stored within ``seconds`` seconds."""
         return self._over.wait(seconds) and self._stored
 
     def __call__(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
-        """What ``checkpoint_upload_fn`` of ``ray.train.report`` is."""
+        """Upload a checkpoint; the ``checkpoint_upload_fn`` of ``ray.train.report``."""
         storage = ray.train.get_context().get_storage()
         try:
             uploaded: Checkpoint = storage.persist_current_checkpoint(checkpoint, name)
@@ -62,20 +62,20 @@ class Uploads:
         except OSError as error:
             why = self._reason(error)
             log.warning("cannot store %s in %s: %s", name, self._address, why)
-            told = f"{name} could not be stored in {self._address}, what was kept before stays: {why}"
+            told = f"{name} could not be stored in {self._address}; earlier checkpoints are kept: {why}"
             report_stage(told, trains=True)
             lost = LostCheckpoint(storage.build_checkpoint_path_from_name(name), storage.storage_filesystem)
             if lost.filesystem is not None:
-                with suppress(OSError):  # what there is of it takes room
+                with suppress(OSError):  # delete partial files
                     lost.filesystem.delete_dir(lost.path)
             return lost
         finally:
-            if name == self._expected:  # one before it may end later than this one is expected
+            if name == self._expected:  # an earlier upload may end after this one was announced
                 self._over.set()
 
     def _reason(self, error: OSError) -> str:
         if not self._address.startswith(SCHEME):
             return str(error)
-        # The server's words may quote what was sent, keys included.
+        # The server's message may quote the request, including keys.
         found = re.search(r"AWS Error (\w+)", str(error))
         return found[1] if found else type(error).__name__

@@ -1,6 +1,6 @@
-"""Where each worker of a job stands, kept in the Ray cluster: it is known of a worker that hangs, or is gone.
+"""Watchdog of workers: publishes the position of each in the Ray cluster, for workers that hang or die.
 
-Nothing here imports torch: Ray Train's controller reads it.
+Must not import torch: Ray Train's controller imports this module.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from ray.experimental import internal_kv
 from pipelines.training.position import Position
 
 EVERY = 1.0
-"""Seconds between two looks at a worker's own thread."""
+"""Seconds between samples of a worker's main thread."""
 
 IDLE = 0.05
-"""Fraction of a processor up to which a process counts as waiting."""
+"""Maximum fraction of a CPU at which a process counts as idle."""
 
 FRAMES = 10
-"""Innermost frames of a stack that are kept."""
+"""Number of innermost stack frames to keep."""
 
 STUCK = 70
-"""Exit status of a worker that hung."""
+"""Exit status of a worker that hangs."""
 
 _NAMESPACE = b"monge-watch"
 
@@ -44,16 +44,16 @@ log = logging.getLogger(__name__)
 class Watch:
     """Publishes the position and the Python stack of the thread that enters it, and ends a process that hangs.
 
-    A process hangs when its position has not changed for ``deadline`` seconds in which it used next to no processor:
-    a deadlock, a read that does not return. The process is ended, for no thread can be woken from outside, and Ray
-    Train starts the workers again. Where ranks wait for each other, their own deadline, which is shorter, comes first.
+    A process hangs if its position has not changed for ``deadline`` seconds and it used almost no CPU time, for example
+    in a deadlock or a blocking read. Since a thread cannot be woken from outside, the process exits, and Ray Train
+    restarts the workers. Ranks that wait for each other have a shorter deadline, which expires first.
 
     Args:
-        position: of this rank, moved as it trains.
-        rank: of this worker.
-        deadline: seconds.
-        publish: takes each look; Ray's key-value store by default.
-        end: ends the process.
+        position: position of this rank, updated during training.
+        rank: rank of this worker.
+        deadline: seconds without progress before the process exits.
+        publish: function that publishes a sample; by default to Ray's key-value store.
+        end: function that ends the process.
     """
 
     def __init__(
@@ -92,18 +92,18 @@ class Watch:
             seen = {"at": time.time(), "step": place[0], "doing": place[1], "stack": stack, "hangs": hangs}
             try:
                 self._publish(self._rank, seen)
-            except Exception as error:  # the head of the cluster is away: what counts is the next look that reaches it
-                log.debug("cannot publish where this rank stands: %s", error)
+            except Exception as error:  # the head of the cluster is unreachable: try again at the next sample
+                log.debug("cannot publish the position of this rank: %s", error)
             if hangs:
-                log.error("nothing has moved for %.0f s %s; this process ends", now - since, _where(seen))
+                log.error("no progress for %.0f s %s; exiting", now - since, _where(seen))
                 faulthandler.dump_traceback(sys.__stderr__ or 2)
                 self._end(STUCK)
                 return
 
 
 def positions() -> list[str]:
-    """What is known of each rank of this Ray job, as lines for a log; it is forgotten then."""
-    with suppress(Exception):  # the head may be away; what ended the training matters more
+    """Return and delete the known positions of all ranks of this Ray job, as log lines."""
+    with suppress(Exception):  # the head may be unreachable; the error of the training matters more
         found = sorted(_take(), key=lambda one: one[0])
         return [line for rank, seen in found for line in _lines(rank, seen)]
     return []
@@ -121,7 +121,7 @@ def _where(seen: dict[str, Any]) -> str:
 
 
 def _stack(frame: FrameType | None) -> str:
-    """The innermost frames of a stack, the last one first, a line each."""
+    """Return the innermost frames of a stack, the innermost first, one per line."""
     frames = traceback.extract_stack(frame)[: -FRAMES - 1 : -1] if frame else []
     return "\n".join(f"{one.filename}:{one.lineno} {one.name}" for one in frames)
 
@@ -136,7 +136,7 @@ def _prefix() -> bytes:
 
 
 def _put(rank: int, seen: dict[str, Any]) -> None:
-    if not ray.is_initialized():  # to ask for the job's id would start a cluster
+    if not ray.is_initialized():  # querying the job id would start a cluster
         return
     internal_kv._internal_kv_put(_prefix() + str(rank).encode(), json.dumps(seen).encode(), namespace=_NAMESPACE)
 

@@ -1,4 +1,4 @@
-"""What runs on each worker of a job: the composition root, where spec, data, network, planner and tracker meet."""
+"""The training function of each worker: composition of spec, data, networks, planner and tracker."""
 
 from __future__ import annotations
 
@@ -75,35 +75,34 @@ FINAL = (
     ObjectNotFoundError,
     SupersededError,
 )
-"""What would happen again: steps are pure functions of the seed."""
+"""Errors that would occur again after a restart: steps are pure functions of the seed."""
 
 SPARE = 60.0
-"""Seconds after the ranks' own deadline, which names the rank that is late, until one is taken to hang."""
+"""Seconds beyond the deadline of the ranks before the watchdog acts; the error of the ranks names the late one."""
 
 ARRIVAL, PAUSE = 30.0, 10.0
-"""Seconds that MLflow has for what is left at the end of a run, and seconds until it is tried again."""
+"""Seconds that MLflow has to receive the remaining metrics of a run, and seconds between tries."""
 
 UPLOAD = 30.0
-"""Seconds that the last checkpoint of a run which was asked to stop has to come into the storage."""
+"""Seconds for the upload of the last checkpoint of a run that was asked to stop."""
 
 EXAMPLES = 2
-"""Images in the input example of a registered classifier or encoder."""
+"""Number of images in the input example of a registered classifier or encoder."""
 
 log = logging.getLogger(__name__)
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Train on this worker until the job is done; every rank calls it.
+    """Train on this worker until the job is done; every rank must call it.
 
     Args:
-        config: the fields of a :class:`WorkerConfig`.
+        config: fields of a :class:`WorkerConfig`.
 
     Returns:
-        ``{"model": …}`` of the registered model, None where the job registers none; ``{"stopped": images, "saved": …}``
-        where the run was asked to stop before its end, and whether a checkpoint could be written then; or ``{"error",
-        "hint"}`` for what no restart would mend. All other errors are raised, and Ray Train restarts the workers from
-        the latest checkpoint. Either way every rank ends with the same error: see
-        :func:`pipelines.distributed.agree`.
+        ``{"model": …}`` with the registered model, None if the job registers none; ``{"stopped": images, "saved": …}``
+        if the run was asked to stop, with whether a checkpoint was written; or ``{"error", "hint"}`` for errors that a
+        restart would not resolve. All other errors are raised, and Ray Train restarts the workers from the latest
+        checkpoint. All ranks end with the same error: see :func:`pipelines.distributed.agree`.
     """
     worker = WorkerConfig(**config)
     configure_process()
@@ -111,7 +110,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     try:
         with Watch(position, rank(), settings.rank_deadline + SPARE), agree("running the job"):
             trained = _train(worker, JobSpec.model_validate(worker.spec), settings, position)
-        # Of rank 0 alone, and for as long as MLflow is away: no rank waits for it.
+        # On rank 0 only, while MLflow is unreachable: no other rank waits for it.
         return trained.ended()
     except FINAL as error:
         return {"error": error.args[0], "hint": error.hint}
@@ -119,7 +118,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class _Trained:
-    """A run on this rank once its last step is done, or the one after which it was asked to stop."""
+    """A run on this rank after its last step, or after the step at which it was asked to stop."""
 
     spec: JobSpec
     state: TrainState
@@ -128,7 +127,7 @@ class _Trained:
     listener: _Listener
 
     def ended(self) -> dict[str, Any]:
-        """Tell MLflow; what :func:`train_worker` returns."""
+        """Finish the MLflow run and return the result of :func:`train_worker`."""
         if self.state.images < self.spec.train.images:
             if self.tracker:
                 self.tracker.stop()
@@ -158,7 +157,7 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings, position: Po
         reference = reference_of(spec, worker.mlflow_uri, models_folder(settings), device)
     uploads = Uploads(f"{jobs_address(settings)}/{worker.job}")
     staging = staging_folder(settings, worker.job, worker.attempt)
-    if tracker:  # this attempt is the latest one
+    if tracker:  # only if this is the latest attempt
         for left in set(staging.parent.glob(f"{worker.job}.*")) - {staging}:
             shutil.rmtree(left, ignore_errors=True)
     listener = _Listener(spec, tracker, staging, resumed, uploads)
@@ -182,14 +181,14 @@ def _train(worker: WorkerConfig, spec: JobSpec, settings: Settings, position: Po
 def _unsent(folder: Path) -> list[LogEntry]:
     try:
         return read_entries(folder)
-    except CheckpointError as error:  # the training itself is whole
-        report_stage(f"what MLflow had not taken when the job stopped is lost: {error.args[0]}")
+    except CheckpointError as error:  # the training itself succeeded
+        report_stage(f"metrics that were not sent to MLflow when the job stopped are lost: {error.args[0]}")
         return []
 
 
 def configure_process() -> None:
-    """Make this process one of many on its machine: one thread, and no chatter of libraries in its log."""
-    # Workers share the cores of their machine; more threads than that and they wait for each other.
+    """Configure the process as one of many on its machine: one thread, and few log messages of libraries."""
+    # Workers share the cores of their machine; more threads would wait for each other.
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s", force=True)
     for chatty in ("ray", "mlflow", "urllib3"):
@@ -197,31 +196,31 @@ def configure_process() -> None:
 
 
 def open_for(spec: JobSpec, address: str, settings: Settings, *, verify: bool = True) -> ShardedDataset:
-    """The data set of a run; its ranks verify a part of its shards each.
+    """Open the data set of a run; each rank verifies a part of the shards.
 
     Args:
-        spec: of the run.
-        address: of the data set, as :func:`services.storage.datasets.open_data` takes it.
-        settings: of S3, and of the cache of shards.
-        verify: compare the shards of a folder with their hashes.
+        spec: spec of the run.
+        address: address of the data set; see :func:`services.storage.datasets.open_data`.
+        settings: settings of S3 and of the shard cache.
+        verify: whether to compare the shards of a folder with their hashes.
 
     Raises:
-        ShardError: naming the file that is damaged.
-        StorageError: S3 refuses, fails or does not answer.
+        ShardError: a file is damaged; the message names it.
+        StorageError: S3 rejects the request, fails or is unreachable.
     """
     part = slice(rank(), None, world_size()) if verify else slice(0)
     return open_data(address, settings, part).limited(spec.data.per_class)
 
 
 def planner_of(job: str, spec: JobSpec, deadline: float) -> Planner:
-    """What solves the plans of a run: the transport service, or this process by itself.
+    """Return the planner of a run: the transport service, or a solver in this process.
 
     Args:
-        job: id of the run.
-        spec: its spec.
-        deadline: seconds to wait for the other ranks and for a plan of the service.
+        job: id id of the run.
+        spec: spec of the run.
+        deadline: seconds to wait for the other ranks and for a plan.
     """
-    # What needs no plan to train is judged by plans all the same.
+    # Objectives that train without plans are still evaluated by plans.
     if spec.generates and getattr(spec.objective, "plans", "service") == "service":
         return RayPlanner(job, rank(), world_size(), deadline)
     return LocalPlanner()
@@ -232,9 +231,9 @@ def _parameters(state: TrainState) -> int:
 
 
 class _Tracker:
-    """Rank 0's hold on MLflow, which takes seconds to import, and may be away: the training waits for neither.
+    """MLflow tracking on rank 0. Training waits neither for the import of MLflow (seconds) nor for the server.
 
-    What it writes is written by the latest attempt at the job alone.
+    Only the latest attempt of the job writes.
     """
 
     def __init__(self, worker: WorkerConfig, spec: JobSpec, fence: Fence) -> None:
@@ -249,7 +248,7 @@ class _Tracker:
         report_stage(text, trains=trains)
 
     def diagnose(self, values: dict[str, float], images: int) -> None:
-        """Say what the curves show to be wrong: once in the log, and as a tag with the last image where it showed."""
+        """Report problems in the metrics: once in the log, and as a tag with the last image at which they occurred."""
         for kind, text in ailments(values).items():
             if kind not in self._told:
                 self.say(f"{kind} at image {images:,}: {text}", trains=True)
@@ -257,14 +256,14 @@ class _Tracker:
             self.run.tag(f"monge.{kind}", f"at image {images:,}: {text}")
 
     def finish(self, state: TrainState, data: ShardedDataset) -> str | None:
-        """Send the rest, register the model and close the run, as soon as MLflow takes them."""
+        """Send the remaining metrics, register the model and close the run, retrying while MLflow is unreachable."""
         self._until_taken(lambda: self.run.flush(ARRIVAL))
         model = self._until_taken(lambda: self._register(state, data)) if self._spec.registers else None
         self._until_taken(lambda: self.run.close("FINISHED"))
         return model
 
     def stop(self) -> None:
-        """Close the run of a job that goes on later; its checkpoint has what MLflow does not take now."""
+        """Close the run of a job that will resume; its checkpoint keeps metrics that MLflow has not received."""
         with suppress(ServiceError):
             self.run.close("KILLED", timeout=PAUSE)
 
@@ -273,16 +272,16 @@ class _Tracker:
             try:
                 self.fence.require()
                 return call()
-            except StorageError as error:  # whether a later attempt has begun
-                self.say(f"the training is over; waiting for the storage: {error.args[0]}")
+            except StorageError as error:  # cannot check for a later attempt
+                self.say(f"training finished; waiting for the storage: {error.args[0]}")
             except ServiceError as error:
                 if not can_retry_call(error):
                     raise
-                self.say(f"the training is over; waiting for MLflow: {error.args[0]}")
+                self.say(f"training finished; waiting for MLflow: {error.args[0]}")
             time.sleep(PAUSE)
 
     def _register(self, state: TrainState, data: ShardedDataset) -> str:
-        """Register the judged network; returns the model's name and version."""
+        """Register the evaluated network and return the name and version of the model."""
         target = self._spec.registered
         self.say(f"registering {target.name}@{target.alias}")
         network = state.judged.cpu().eval()
@@ -297,7 +296,7 @@ class _Tracker:
 
 
 class _Listener:
-    """Hears of the run on every rank; logs on rank 0, and hands checkpoints to Ray Train on all."""
+    """Listener of the training loop: logs on rank 0, and passes checkpoints to Ray Train on all ranks."""
 
     def __init__(
         self,
@@ -313,7 +312,7 @@ class _Listener:
         self._resumed = resumed
         self._uploads = uploads
         self.saved = False
-        """Whether the latest checkpoint could be written; rank 0 alone knows."""
+        """Whether the latest checkpoint was written; known on rank 0 only."""
         self.latest: dict[str, float] = {}
 
     def metrics(self, values: dict[str, float], images: int) -> None:
@@ -332,7 +331,7 @@ class _Listener:
             self._tracker.run.pictures(evaluation, images)
 
     def checkpoint(self, state: TrainState) -> None:
-        """See :class:`pipelines.training.loop.Listener`; every rank comes here, since Ray Train waits for all."""
+        """See :class:`pipelines.training.loop.Listener`; called on every rank, since Ray Train waits for all."""
         with agree("saving a checkpoint"):
             checkpoint = self._written(state, self._tracker.run.unsent()) if self._tracker else None
         name = self._resumed.name(state.images)
@@ -348,12 +347,12 @@ class _Listener:
         )
 
     def stored(self) -> bool:
-        """Whether the latest checkpoint is kept; waits until it has been stored."""
+        """Wait until the latest checkpoint has been stored; return whether it was."""
         return self.saved and (self._uploads is None or self._uploads.stored(UPLOAD))
 
     def _written(self, state: TrainState, unsent: list[LogEntry]) -> Checkpoint | None:
-        """A checkpoint in a folder of its own. None where it cannot be written: training goes on all the same, since a
-        restart would only lose what was computed since the one before."""
+        """Write a checkpoint to a new folder. Return None on failure: training continues, since a restart would lose
+        the steps since the previous checkpoint."""
         assert self._tracker
         folder = None
         try:
@@ -369,7 +368,7 @@ class _Listener:
             log.warning("cannot write a checkpoint to %s", self._staging, exc_info=error)
             why = error.args[0] if isinstance(error, StorageError) else error
             report_stage(
-                f"the checkpoint at image {state.images:,} could not be written, what was kept before stays: {why}",
+                f"the checkpoint at image {state.images:,} could not be written; earlier checkpoints are kept: {why}",
                 trains=True,
             )
             return None

@@ -1,1 +1,1 @@
-"""The optimal-transport service: plans for many clients, and global plans for all ranks of a job."""
+"""Optimal-transport service: plans for many clients, and global plans for all ranks of a job."""

@@ -1,4 +1,4 @@
-"""The service as detached Ray actors: found by name, restarted when they die."""
+"""The transport service as detached Ray actors: found by name, restarted when they die."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from services.transport.rendezvous import RankShare, Rendezvous
 NAME = "transport"
 SPARE = f"{NAME}-spare"
 RESOURCE = "transport"
-"""The resource that a node offers where the service may run."""
+"""Resource of nodes on which the service may run."""
 
 CALLS = 10_000
-"""Calls that one actor holds at once; each waits for its plan and takes no thread."""
+"""Maximum number of concurrent calls of an actor; waiting calls take no thread."""
 
 
 class TransportActor:
-    """One replica: an engine and the meetings of the jobs whose names fall to it.
+    """One replica: an engine and the rendezvous of the jobs assigned to it.
 
-    Points arrive as read-only views of the node's shared memory, and only indices and masses go back.
+    Points arrive as read-only views of the node's shared memory; only indices and masses are returned.
 
     Args:
-        limits: what is refused.
-        workers: threads that solve.
-        threads: torch threads of a large problem that is solved alone; as many as the process has cores by default.
+        limits: limits on requests.
+        workers: number of solver threads.
+        threads: number of torch threads for a large problem that is solved alone; by default one per core.
     """
 
     def __init__(self, limits: Limits, workers: int, threads: int | None) -> None:
-        # Solvers read their points and never write to them.
+        # Solvers only read their points.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         torch.set_num_threads(1)
         self._engine = Engine(limits, workers=workers, threads=threads or cores())
@@ -60,40 +60,40 @@ class TransportActor:
         return await self._rendezvous.bring(share, deadline)
 
     async def meetings(self) -> int:
-        """How many global problems have no plan yet."""
+        """Return the number of global problems without a plan."""
         return self._rendezvous.meetings
 
     async def load(self) -> int:
-        """Problems that wait here or are being solved."""
+        """Return the number of problems that wait or are being solved."""
         return self._engine.load
 
     async def publish(self, spares: list[str]) -> None:
-        """Take note of the spare replicas; see :mod:`services.transport.scaling`."""
+        """Store the names of the spare replicas; see :mod:`services.transport.scaling`."""
         self._spares = spares
 
     async def spares(self) -> list[str]:
-        """Names of the spare replicas."""
+        """Return the names of the spare replicas."""
         return self._spares
 
     async def limits(self) -> Limits:
-        """What this replica refuses."""
+        """Return the limits on requests."""
         return self._engine.limits
 
     async def metrics(self) -> list[Metric]:
-        """What this replica has counted."""
+        """Return the metrics of this replica."""
         return list(self._engine.metrics.registry.collect())
 
 
 def replica_names(replicas: int) -> list[str]:
-    """Names of the actors: ``transport`` alone, or ``transport-0 … transport-(k−1)``."""
+    """Return the names of the actors: ``transport``, or ``transport-0 … transport-(k−1)``."""
     return [NAME] if replicas == 1 else [f"{NAME}-{index}" for index in range(replicas)]
 
 
 def find_replicas() -> list[str]:
-    """Names of the replicas that exist, in order; one that restarts counts, a spare one does not.
+    """Return the names of the existing replicas, in order, including restarting ones but not spare ones.
 
     Raises:
-        ServiceError: there is none.
+        ServiceError: there are no replicas.
     """
     pattern = re.compile(rf"{NAME}(-\d+)?")
     names = [
@@ -103,26 +103,26 @@ def find_replicas() -> list[str]:
     ]
     if not names:
         raise ServiceError(
-            "no transport service runs on this Ray cluster", hint="start it: `monge up`, or `monge transport serve`"
+            "no transport service is running on this Ray cluster", hint="run `monge up` or `monge transport serve`"
         )
     return sorted(names, key=lambda name: (len(name), name))
 
 
 def replica_of(content: bytes, names: list[str]) -> str:
-    """The replica to which a job's name or a problem's sketch falls."""
+    """Return the replica for a job's name or a problem's sketch."""
     return names[int.from_bytes(hashlib.sha256(content).digest()[:8], "big") % len(names)]
 
 
 def handle(name: str) -> Any:
-    """The actor of a name.
+    """Return the actor with a name.
 
     Raises:
-        ServiceError: there is none.
+        ServiceError: no such actor is running.
     """
     try:
         return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
-        raise ServiceError(f"no actor {name!r} runs on this Ray cluster", hint="start it: `monge up`") from None
+        raise ServiceError(f"no actor {name!r} is running on this Ray cluster", hint="run `monge up`") from None
 
 
 def start_replicas(
@@ -135,20 +135,20 @@ def start_replicas(
     timeout: float = 60.0,
     created: list[str] | None = None,
 ) -> None:
-    """Get or create the actors, and wait until they answer.
+    """Get or create the actors, and wait until they respond.
 
     Args:
-        replicas: how many.
-        limits: what they refuse.
-        resource: how much of the ``transport`` resource each takes.
-        workers: threads that solve, in each.
-        threads: torch threads of a problem that is solved alone.
+        replicas: number of actors.
+        limits: limits on requests.
+        resource: amount of the ``transport`` resource per actor.
+        workers: number of solver threads per actor.
+        threads: number of torch threads for a problem that is solved alone.
         timeout: seconds to wait for a node with the resource, and for the actors.
-        created: receives the names of those that did not exist, before they are started: whatever happens then,
-            the caller knows what to stop.
+        created: receives the names of new actors before they are started, so that the caller can stop them after an
+            error.
 
     Raises:
-        ServiceError: no node offers the resource, or the actors did not come up.
+        ServiceError: no node offers the resource, or the actors did not start.
     """
     until = time.monotonic() + timeout
     names = replica_names(replicas)
@@ -158,7 +158,7 @@ def start_replicas(
             offered = ray.cluster_resources().get(RESOURCE, 0)
             raise ServiceError(
                 f"the nodes of this Ray cluster offer {offered:g} of the resource {RESOURCE!r}, "
-                f"{replicas} replicas of {resource:g} are wanted",
+                f"{replicas} replicas require {resource:g} each",
                 hint=f"start a node with `ray start --resources='{{\"{RESOURCE}\": {resource * replicas:g}}}'`",
             )
         time.sleep(0.2)
@@ -170,15 +170,15 @@ def start_replicas(
         if fault is not None:
             stop_replicas(absent)
             raise ServiceError(
-                f"{name} did not answer within {timeout:g} s: {fault}",
-                hint="look at the actors' logs in the Ray dashboard",
+                f"{name} did not respond within {timeout:g} s: {fault}",
+                hint="see the logs of the actors in the Ray dashboard",
             )
 
 
 def create(
     name: str, resource: float, limits: Limits | None = None, workers: int = 2, threads: int | None = None
 ) -> Any:
-    """Get or create an actor, without waiting for it; see :func:`start_replicas`."""
+    """Get or create an actor without waiting for it; see :func:`start_replicas`."""
     remote: Any = ray.remote(TransportActor)
     return remote.options(
         name=name,
@@ -193,7 +193,7 @@ def create(
 
 
 def wait_for(actor: Any, until: float) -> str | None:
-    """Wait for an actor, which may be restarting; the reason, if it does not answer."""
+    """Wait for an actor, which may be restarting; return the error if it does not respond."""
     while True:
         try:
             ray.get(actor.limits.remote(), timeout=max(0.0, until - time.monotonic()))
@@ -206,7 +206,7 @@ def wait_for(actor: Any, until: float) -> str | None:
 
 
 def stop_replicas(names: list[str]) -> None:
-    """End actors for good."""
+    """Stop actors permanently."""
     for name in names:
         if _exists(name):
             ray.kill(ray.get_actor(name, namespace=NAMESPACE))

@@ -1,4 +1,4 @@
-"""The service over HTTP."""
+"""HTTP API of the transport service."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import PlainTextResponse
 from fastapi_offline import FastAPIOffline
 
 from pipelines.errors import (
@@ -21,7 +22,7 @@ from pipelines.errors import (
     TooLargeError,
     UnauthenticatedError,
 )
-from services.error_documents import STATUS
+from services.error_documents import DESCRIPTIONS, STATUS
 from services.gate import Gate, RemoteTokens
 from services.http import protect
 from services.transport import wire
@@ -29,7 +30,7 @@ from services.transport.backend import Backend
 from services.transport.limits import MIB
 
 DENSE_ENTRIES = 2**20
-"""Most entries of a plan that is sent as a dense array."""
+"""Maximum number of entries of a plan sent as a dense array."""
 
 REFUSALS: tuple[type[MongeError], ...] = (
     UnauthenticatedError,
@@ -41,7 +42,7 @@ REFUSALS: tuple[type[MongeError], ...] = (
     BusyError,
     ServiceError,
 )
-"""What the routes answer with beside plans, as the OpenAPI document says."""
+"""Responses of the routes in the OpenAPI document."""
 
 Answer = TypeVar("Answer")
 
@@ -54,14 +55,14 @@ def build_app(
     loopback: bool = True,
     tokens: RemoteTokens | None = None,
 ) -> FastAPI:
-    """The ASGI application.
+    """Return the ASGI application.
 
     Args:
-        backend: who solves.
-        max_request: most bytes of a request's body.
-        max_receiving: most bytes of all bodies that are being received.
-        loopback: whether it listens there alone; requests of foreign pages are then refused.
-        tokens: checks the token that each request for a plan then needs; None asks for none.
+        backend: backend that solves the problems.
+        max_request: maximum size of a request body in bytes.
+        max_receiving: maximum size of all bodies being received, in bytes.
+        loopback: whether the server listens on loopback only; requests from other origins are then refused.
+        tokens: token check for requests for plans; None if no token is required.
     """
 
     @asynccontextmanager
@@ -71,19 +72,19 @@ def build_app(
 
     app = FastAPIOffline(
         title="Monge: optimal transport",
-        description="Optimal transport plans, each with the certificate of its quality.",
+        description="Optimal transport plans, each with a certificate of its accuracy.",
         version="1",
         lifespan=lifespan,
-        responses={STATUS[kind]: {"description": kind.__doc__} for kind in REFUSALS},
+        responses={STATUS[kind]: {"description": DESCRIPTIONS[STATUS[kind]]} for kind in REFUSALS},
     )
     intake = Intake(max_receiving)
 
-    @app.post("/v1/plans", summary="Solve a problem", openapi_extra=_body(wire.PlanRequest))
+    @app.post("/v1/plans", summary="Solve a transport problem", openapi_extra=_body(wire.PlanRequest))
     async def plan(request: Request, potentials: bool = False, dense: bool = False) -> Response:
-        """The plan of a problem: `assignment`, or `rows`, `columns` and `mass`, with its `certificate`.
+        """Return a plan as `assignment`, or as `rows`, `columns` and `mass`, with its `certificate`.
 
-        `potentials=true` adds the dual potentials `f` and `g`, `dense=true` the plan as a matrix. The answer has the
-        format of the request.
+        `potentials=true` adds the dual potentials `f` and `g`; `dense=true` returns the plan as a matrix. The response
+        has the format of the request.
         """
         kind = _kind(request)
         limits = await backend.limits()
@@ -92,8 +93,8 @@ def build_app(
         n, m = problem.shape
         if dense and n * m > DENSE_ENTRIES:
             raise TooLargeError(
-                f"dense: a plan of {n} × {m} received, {DENSE_ENTRIES} entries at most are sent",
-                hint="take the non-zero entries",
+                f"dense: the plan has {n} × {m} entries, the maximum is {DENSE_ENTRIES}",
+                hint="request the non-zero entries",
             )
         answer = await _unless_gone(request, backend.plan(problem, _client(request), solver))
         body = await asyncio.to_thread(
@@ -101,9 +102,9 @@ def build_app(
         )
         return Response(body, media_type=kind)
 
-    @app.post("/v1/shares", summary="Meet for a global plan", openapi_extra=_body(wire.ShareRequest))
+    @app.post("/v1/shares", summary="Solve a global transport problem", openapi_extra=_body(wire.ShareRequest))
     async def share(request: Request) -> Response:
-        """This rank's rows of a plan over the points of all ranks: answered when all have come and it is solved."""
+        """Return this rank's rows of a plan over the points of all ranks, after all ranks have sent their shares."""
         kind = _kind(request)
         limits = await backend.limits()
         async with intake.body(request, limits.json_bytes if kind == wire.JSON else None) as body:
@@ -111,16 +112,16 @@ def build_app(
         block = await _unless_gone(request, backend.bring(brought, deadline))
         return Response(await asyncio.to_thread(wire.write_rows, block, kind), media_type=kind)
 
-    @app.get("/health", summary="Whether plans can be had")
+    @app.get("/health", summary="Check that the service can solve problems")
     async def health() -> dict[str, str]:
         await backend.limits()
         return {"status": "ok"}
 
-    @app.get("/metrics", summary="Counters for Prometheus")
+    @app.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics")
     async def metrics() -> Response:
         return Response(await backend.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/v1/limits", summary="What is refused")
+    @app.get("/v1/limits", summary="Get the limits on requests")
     async def limits() -> dict[str, float]:
         return vars(await backend.limits()) | {"request_bytes": max_request, "dense_entries": DENSE_ENTRIES}
 
@@ -131,10 +132,10 @@ def build_app(
 
 
 class Intake:
-    """Receives bodies; what is received of all of them at once is bounded, beside the limit that each has by itself.
+    """Receives request bodies, with a limit on the total size of all bodies being received.
 
     Args:
-        together: most bytes of all that are being received.
+        together: maximum size of all bodies being received, in bytes.
     """
 
     def __init__(self, together: int) -> None:
@@ -142,15 +143,15 @@ class Intake:
 
     @asynccontextmanager
     async def body(self, request: Request, limit: int | None) -> AsyncIterator[bytes]:
-        """The body of a request; it counts as being received until the block is left.
+        """Yield the body of a request; it counts as being received until the block ends.
 
         Args:
-            request: whose body was not read yet.
-            limit: most bytes, where the format has a lower limit than any request has.
+            request: request with an unread body.
+            limit: maximum size in bytes, if lower than the limit of all requests.
 
         Raises:
-            TooLargeError: it is over the limit, as soon as that shows.
-            BusyError: too much is being received at once.
+            TooLargeError: the body exceeds the limit; raised as soon as it does.
+            BusyError: the total size of all bodies exceeds the limit.
         """
         declared = request.headers.get("content-length", "")
         if limit is not None and declared.isdigit() and int(declared) > limit:
@@ -161,7 +162,7 @@ class Intake:
                 if limit is not None and len(received) + len(chunk) > limit:
                     raise self._too_large(limit)
                 if self.receiving + len(chunk) > self.together:
-                    raise BusyError("too many requests are being received", hint="ask again in a second")
+                    raise BusyError("too many requests are being received", hint="retry in a second")
                 received += chunk
                 self.receiving += len(chunk)
             yield bytes(received)
@@ -169,17 +170,17 @@ class Intake:
             self.receiving -= len(received)
 
     def _too_large(self, limit: int) -> TooLargeError:
-        return TooLargeError(f"body: over the limit of {limit / MIB:g} MiB for JSON", hint="send .npz, or fewer points")
+        return TooLargeError(f"body: exceeds the limit of {limit / MIB:g} MiB for JSON", hint="send .npz or less")
 
 
 async def _unless_gone(request: Request, answer: Awaitable[Answer]) -> Answer:
-    """The answer; cancelled when the client hangs up before it is there."""
+    """Return the response; cancel it if the client disconnects first."""
     work = asyncio.ensure_future(answer)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
-            raise HTTPException(499, "the client hung up")  # for the log: nobody reads it
+            raise HTTPException(499, "client disconnected")  # for the log
         return work.result()
     finally:
         for task in (work, gone):
@@ -198,18 +199,18 @@ def _kind(request: Request) -> str:
         return wire.JSON
     if kind in (wire.NPZ, "application/zip", "application/octet-stream"):
         return wire.NPZ
-    raise ContentTypeError(f"content-type: {kind[:64]!r} received", hint=f"send {wire.NPZ} or {wire.JSON}")
+    raise ContentTypeError(f"content-type: received {kind[:64]!r}", hint=f"send {wire.NPZ} or {wire.JSON}")
 
 
 def _client(request: Request) -> str:
-    """Whose turn a request uses: what the client calls itself, or else its address."""
+    """Return the client whose turn a request uses: its name for itself, or its address."""
     address = request.client.host if request.client else ""
     return request.headers.get("x-monge-client", address)[:256]
 
 
 def _body(model: type[wire.PlanTerms]) -> dict[str, Any]:
-    """The request body in the OpenAPI document: the handlers read it themselves, within limits."""
-    npz = {"type": "string", "format": "binary", "description": "numpy.savez of the same fields"}
+    """Return the OpenAPI description of the request body, which the handlers read themselves to apply limits."""
+    npz = {"type": "string", "format": "binary", "description": "archive written by numpy.savez with the same fields"}
     return {
         "requestBody": {
             "required": True,

@@ -1,4 +1,4 @@
-"""Who solves behind the HTTP server: an engine in its own process, or the actors of a Ray cluster."""
+"""Backends of the HTTP server: an engine in its process, or the actors of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from services.transport.rendezvous import RankShare, Rendezvous
 
 
 class Backend(Protocol):
-    """Solves for the HTTP server. Cancelling a call gives its place in the queue free."""
+    """Solver backend of the HTTP server. Cancelling a call frees its place in the queue."""
 
     async def plan(self, problem: TransportProblem, client: str, solver: SolverName) -> TransportPlan:
         """See :meth:`services.transport.engine.Engine.submit`."""
@@ -26,19 +26,19 @@ class Backend(Protocol):
         ...
 
     async def limits(self) -> Limits:
-        """What is refused.
+        """Return the limits on requests.
 
         Raises:
-            ServiceError: nobody is there to solve.
+            ServiceError: no replica responds.
         """
         ...
 
     async def metrics(self) -> bytes:
-        """What was counted, in Prometheus' text format."""
+        """Return the metrics in the Prometheus text format."""
         ...
 
     async def close(self) -> None:
-        """Refuse what waits."""
+        """Reject waiting requests."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Plans kept for repeated problems, found by content."""
+"""Cache of plans for repeated problems, by content."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from pipelines.transport.plan import TransportPlan
 from pipelines.transport.problem import TransportProblem
 
 SAMPLE = 1024
-"""Numbers of each array that go into a sketch."""
+"""Number of values of each array in a sketch."""
 
 
 def arrays(problem: TransportProblem) -> Iterator[np.ndarray | None]:
-    """The arrays that make up a problem; they share memory with it."""
+    """Yield the arrays of a problem; they share memory with it."""
     for part in (problem.x, problem.y, problem.matrix, problem.a, problem.b):
         yield None if part is None else np.asarray(part)
 
 
 def terms(problem: TransportProblem) -> tuple[object, ...]:
-    """What makes up a problem beside its arrays."""
+    """Return the parameters of a problem other than its arrays."""
     return problem.cost, problem.power, problem.epsilon, problem.marginal_penalty
 
 
 def size_of(problem: TransportProblem) -> int:
-    """Bytes of a problem's arrays."""
+    """Return the size of a problem's arrays in bytes."""
     return sum(part.nbytes for part in arrays(problem) if part is not None)
 
 
 def sketch(problem: TransportProblem, solver: str) -> bytes:
-    """A hash over a sample of the content: equal for equal problems, different for nearly all others.
+    """Return a hash over a sample of the content: equal for equal problems, different for almost all others.
 
-    Hashing 25 MB of points takes a tenth of the time that solving for them takes. A sketch takes microseconds and
-    tells that a problem is new, which nearly all are; only one that may have been seen is hashed in full.
+    Hashing 25 MB of points takes a tenth of the time of solving for them. A sketch takes microseconds and shows that a
+    problem is new, as almost all are; only problems that may be repeated are hashed completely.
     """
     digest = _header(problem, solver)
     for part in arrays(problem):
@@ -45,7 +45,7 @@ def sketch(problem: TransportProblem, solver: str) -> bytes:
 
 
 def problem_digest(problem: TransportProblem, solver: str) -> bytes:
-    """sha256 over the whole content of a problem and the name of the solver."""
+    """Return the SHA-256 of the whole content of a problem and the name of the solver."""
     digest = _header(problem, solver)
     for part in arrays(problem):
         if part is not None:
@@ -54,7 +54,7 @@ def problem_digest(problem: TransportProblem, solver: str) -> bytes:
 
 
 def same(one: TransportProblem, other: TransportProblem) -> bool:
-    """Whether two problems are equal number for number."""
+    """Return whether two problems are numerically equal."""
     if terms(one) != terms(other):
         return False
     pairs = zip(arrays(one), arrays(other), strict=True)
@@ -67,10 +67,10 @@ def _header(problem: TransportProblem, solver: str) -> hashlib._Hash:
 
 
 class PlanCache:
-    """The plans used last, bounded in bytes.
+    """Cache of the most recently used plans, limited in bytes.
 
     Args:
-        capacity: bytes of plans to keep; 0 keeps none.
+        capacity: maximum size of all plans in bytes; 0 disables the cache.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -80,11 +80,11 @@ class PlanCache:
         self._sketches: Counter[bytes] = Counter()
 
     def may_hold(self, sketched: bytes) -> bool:
-        """Whether a problem of this sketch has a plan here; its fingerprint decides."""
+        """Return whether the cache may hold a plan for a problem with this sketch."""
         return sketched in self._sketches
 
     def get(self, sketched: bytes, printed: bytes) -> TransportPlan | None:
-        """The plan of a problem, if it is here; it counts as used."""
+        """Return the plan of a problem, or None; a plan that is found counts as used."""
         found = self._plans.get((sketched, printed))
         if found is None:
             return None
@@ -92,7 +92,7 @@ class PlanCache:
         return found[0]
 
     def put(self, sketched: bytes, printed: bytes, plan: TransportPlan) -> None:
-        """Keep a plan, and forget those used longest ago until all fit."""
+        """Store a plan, and evict the least recently used plans until all fit."""
         parts = (plan.assignment, plan.rows, plan.columns, plan.mass, plan.f, plan.g)
         size = sum(part.nbytes for part in parts if part is not None)
         if size > self.capacity or (sketched, printed) in self._plans:

@@ -1,4 +1,4 @@
-"""Planners that ask the service: over Ray, or over HTTP."""
+"""Planners that use the transport service, over Ray or over HTTP."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ from services.transport.rendezvous import RankShare
 Answer = TypeVar("Answer", TransportPlan, RowBlock)
 
 GRACE = 2.0
-"""Seconds beyond its deadline that a call stays on the line, so that it hears which ranks were missing."""
+"""Seconds beyond its deadline that a call waits for the error that names the missing ranks."""
 
 LONGEST_PAUSE = 2.0
 
 SPARES_KNOWN = 5.0
-"""Seconds for which a client takes the list of spare replicas as it heard it."""
+"""Seconds for which a client caches the list of spare replicas."""
 
 
 class _LostError(ServiceError):
-    """The service went away during a call, which may be repeated."""
+    """The connection to the service was lost during a call, which may be repeated."""
 
 
 def shared_attempt() -> str:
-    """A token that is the same on all ranks of this attempt at a job, and new for each attempt: rank 0's choice.
+    """Return a token chosen by rank 0: the same on all ranks of this attempt of a job, and new for each attempt.
 
-    It keeps a restarted job from meeting the shares that its former self has left behind. Without
-    ``torch.distributed`` the process is an attempt of its own.
+    It separates the shares of a restarted job from those of earlier attempts. Without ``torch.distributed``, each
+    process is a separate attempt.
     """
     return from_first_rank(uuid.uuid4().hex)
 
 
 class _Calls:
-    """Numbers calls, which may be made on several threads."""
+    """Numbers calls, which may come from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -65,7 +65,7 @@ class _Calls:
 
     @contextmanager
     def one(self) -> Iterator[tuple[int, int]]:
-        """For the time of a call: its number, and the number below which all calls have ended."""
+        """Yield the number of a call, and the number below which all calls have ended."""
         with self._lock:
             number = self._next
             self._next += 1
@@ -79,19 +79,19 @@ class _Calls:
 
 
 class _RemotePlanner(ABC):
-    """A planner whose calls cross a wire: repeated while the service is busy or away, until the deadline.
+    """Base class of remote planners. Repeats calls while the service is busy or unreachable, until the deadline.
 
     Args:
-        job: names the job.
-        rank: of this process.
-        world: the number of ranks.
-        deadline: seconds for each call, waiting for the other ranks included.
-        attempt: the same on all ranks and new after a restart; agreed on by ``torch.distributed`` when not given, so
-            that all ranks then have to construct their planners at the same time.
-        solver: a solver's name, or ``auto``.
-        verify: whether each plan of :meth:`plan` is verified here, in a few matrix products and O(n + m) memory beyond
-            the points; see :func:`pipelines.transport.verify.verify`. The rows of a global plan are not: no rank has
-            all points.
+        job: name of the job.
+        rank: rank of this process.
+        world: number of ranks.
+        deadline: time limit of a call in seconds, including waiting for other ranks.
+        attempt: token that is the same on all ranks and new after a restart; chosen through ``torch.distributed`` if
+            None, and then all ranks must construct their planners at the same time.
+        solver: name of a solver, or ``auto``.
+        verify: whether to verify each plan of :meth:`plan` locally, with a few matrix products and O(n + m)
+            memory beyond the points; see :func:`pipelines.transport.verify.verify`. Rows of a global plan are not
+            verified: no rank has all points.
     """
 
     def __init__(
@@ -114,12 +114,12 @@ class _RemotePlanner(ABC):
         """See :class:`pipelines.transport.planner.Planner`.
 
         Raises:
-            ServiceError: the service did not answer before the deadline.
-            TransportError: what it answered.
-            CertificateError: what it answered is not what its certificate says, if plans are verified.
+            ServiceError: the service did not respond before the deadline.
+            TransportError: the service reports this error.
+            CertificateError: verification is enabled, and the certificate does not match the plan.
         """
         problem = in_memory(problem)
-        # Points do not come back over the wire: the caller has them.
+        # The response omits the points: the caller has them.
         plan = self._insist(lambda remaining: self._plan(problem, remaining)).between(problem)
         if self.verify:
             verify(problem, plan)
@@ -129,9 +129,9 @@ class _RemotePlanner(ABC):
         """See :class:`pipelines.transport.planner.Planner`.
 
         Raises:
-            RendezvousError: a rank did not come before the deadline; the message names it.
-            ServiceError: the service did not answer before the deadline.
-            TransportError: what it answered, the same on every rank.
+            RendezvousError: a rank is missing at the deadline; the message names it.
+            ServiceError: the service did not respond before the deadline.
+            TransportError: the service reports this error, the same on every rank.
         """
         started = time.perf_counter()
         with self._calls.one() as (number, received):
@@ -155,10 +155,10 @@ class _RemotePlanner(ABC):
         return replace(block, waited=time.perf_counter() - started)
 
     def plan_rows_each(self, shares: Sequence[Share]) -> list[RowBlock]:
-        """See :class:`pipelines.transport.planner.Planner`; all are on their way together, which hides their travel.
+        """See :class:`pipelines.transport.planner.Planner`; the calls run concurrently.
 
         Raises:
-            MongeError: the first one that :meth:`plan_rows` raises.
+            MongeError: the first error of :meth:`plan_rows`.
         """
         with ThreadPoolExecutor(max(1, len(shares)), thread_name_prefix="plans") as pool:
             return list(pool.map(self.plan_rows, shares))
@@ -177,7 +177,7 @@ class _RemotePlanner(ABC):
                 return call(max(0.0, until - time.monotonic()))
             except BusyError as error:
                 fault: MongeError = error
-                # Not all at the same moment.
+                # Random, so that clients do not all retry at the same time.
                 wait = error.retry_after * random.uniform(0.8, 1.2)
             except _LostError as error:
                 fault = error
@@ -186,14 +186,14 @@ class _RemotePlanner(ABC):
                 if isinstance(fault, BusyError):
                     raise fault
                 raise ServiceError(
-                    f"the transport service did not come back within {self.deadline:g} s: {fault.args[0]}",
-                    hint="see `monge status`; a service that restarts slowly needs a larger MONGE_PLAN_DEADLINE",
+                    f"the transport service was unreachable for {self.deadline:g} s: {fault.args[0]}",
+                    hint="check `monge status`, or raise MONGE_PLAN_DEADLINE",
                 ) from fault
             time.sleep(wait)
 
 
 class RayPlanner(_RemotePlanner):
-    """Asks the service's actors on the Ray cluster that this process has joined."""
+    """Planner that calls the service's actors on the Ray cluster that this process has joined."""
 
     _replicas: dict[str, Any]
 
@@ -210,12 +210,12 @@ class RayPlanner(_RemotePlanner):
         return self._ask(self.job.encode(), "bring", (share, remaining), remaining + GRACE, spares=False)
 
     def _known(self, *, spares: bool) -> dict[str, Any]:
-        """Actors by their names; with the spare ones, which the others know, heard of anew every few seconds."""
+        """Return the actors by name; with ``spares``, also the spare ones, updated every few seconds."""
         import ray
 
         from services.transport.actor import find_replicas, handle
 
-        # Local, because plans may be asked for on several threads.
+        # Local, because several threads may call this method.
         replicas = self._replicas or {name: handle(name) for name in find_replicas()}
         self._replicas = replicas
         if not spares:
@@ -252,33 +252,31 @@ class RayPlanner(_RemotePlanner):
                 raise _LostError(str(error.cause.args[0]), hint=error.cause.hint) from None
             if isinstance(error.cause, MongeError):
                 raise error.cause from None
-            raise ServiceError(f"the transport service broke down: {error.cause!r}") from error
+            raise ServiceError(f"the transport service failed: {error.cause!r}") from error
         except RayError as error:
-            # A service that was stopped and started again has new actors.
+            # A service that was restarted has new actors.
             self._replicas, self._spares = {}, (-SPARES_KNOWN, {})
             raise _LostError(str(error).splitlines()[0]) from error
 
 
 def _no_plan(deadline: float) -> ServiceError:
-    return ServiceError(
-        f"no plan within {deadline:g} s", hint="raise MONGE_PLAN_DEADLINE, or ask for plans of smaller problems"
-    )
+    return ServiceError(f"no plan within {deadline:g} s", hint="raise MONGE_PLAN_DEADLINE, or use smaller problems")
 
 
 def _owned(answer: Any) -> Any:
-    """The answer with arrays of its own: those that Ray hands out are read-only views of its memory."""
+    """Return the response with copies of its arrays: Ray returns read-only views of its memory."""
     arrays = {field.name: getattr(answer, field.name) for field in fields(answer)}
     return replace(answer, **{name: part.copy() for name, part in arrays.items() if isinstance(part, np.ndarray)})
 
 
 class HttpPlanner(_RemotePlanner):
-    """Asks the service over HTTP.
+    """Planner that calls the service over HTTP.
 
     Args:
-        url: of the service, as in ``http://127.0.0.1:8100``.
+        url: URL of the service, such as ``http://127.0.0.1:8100``.
         job, rank, world, deadline, attempt, solver, verify: see the base class.
-        secret: of a token, for a service beyond loopback: ``settings.secret``.
-        client: swapped in tests; carries headers of its own.
+        secret: token for a service that is not on loopback: ``settings.secret``.
+        client: httpx client with its own headers, for tests.
     """
 
     def __init__(
@@ -291,7 +289,7 @@ class HttpPlanner(_RemotePlanner):
         **options: Any,
     ) -> None:
         super().__init__(job, *args, **options)
-        # No proxy from the environment: the service is a neighbour.
+        # Ignore proxies from the environment.
         self._client = client or httpx.Client(base_url=url, headers=authorization(secret), trust_env=False)
 
     def close(self) -> None:
@@ -316,7 +314,7 @@ class HttpPlanner(_RemotePlanner):
         except httpx.TimeoutException:
             raise _no_plan(self.deadline) from None
         except httpx.TransportError as error:
-            raise _LostError(f"no transport service answers at {self._client.base_url}: {error}") from error
+            raise _LostError(f"the transport service at {self._client.base_url} is unreachable: {error}") from error
         if answer.status_code == 200:
             return answer.content
         fault = read_error(answer.content, answer.status_code, "the transport service")

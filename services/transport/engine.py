@@ -1,4 +1,4 @@
-"""The core of the service: a fair, bounded queue in front of a few solver threads."""
+"""Core of the transport service: a fair, bounded queue and a few solver threads."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from services.transport.limits import Limits
 from services.transport.metrics import TransportMetrics
 
 SMALL = 128 * 128
-"""Pairs of points up to which a problem takes no longer than a hop between threads: such ones share a hop."""
+"""Number of pairs of points up to which solving takes no longer than a thread switch; such problems are batched."""
 
 BATCH = 16
-"""Most problems that share a hop."""
+"""Maximum number of problems in a batch."""
 
 Solve = Callable[[TransportProblem, SolverName], TransportPlan]
 
 
 @dataclass(eq=False)
 class _Flight:
-    """A problem on its way, and all who wait for its plan."""
+    """A problem being solved, and all calls that wait for its plan."""
 
     problem: TransportProblem
     client: str
@@ -57,11 +57,11 @@ class Engine:
     All state belongs to the event loop on which :meth:`submit` is awaited; threads only solve.
 
     Args:
-        limits: what is refused.
-        workers: threads that solve; the solvers' inner loops release Python's lock.
-        threads: torch threads of a large problem that is solved alone; beside others, each gets one. None leaves
-            torch's setting alone, for an engine in a process that is not its own.
-        solver: what solves.
+        limits: limits on requests.
+        workers: number of solver threads; the solvers' inner loops release the GIL.
+        threads: number of torch threads for a large problem that is solved alone; with others in parallel, each gets
+            one. None keeps torch's setting, for an engine in a process with other work.
+        solver: solver function.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Engine:
         self._workers, self._threads, self._solve = workers, threads, solver
         self._queue: FairQueue[_Flight] = FairQueue()
         self.queued_bytes = 0
-        """Bytes of all that waits; see :meth:`reserve`."""
+        """Bytes of all waiting problems; see :meth:`reserve`."""
         self._flights: dict[bytes, _Flight] = {}
         self._cache = PlanCache(self.limits.cache_bytes)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="transport")
@@ -84,31 +84,31 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Problems that wait for a thread."""
+        """Number of problems that wait for a thread."""
         return len(self._queue)
 
     @property
     def load(self) -> int:
-        """Problems that wait for a thread, and threads that solve."""
+        """Number of problems that wait for a thread, plus busy threads."""
         return len(self._queue) + self._running
 
     async def submit(
         self, problem: TransportProblem, client: str = "", solver: SolverName = "auto", *, repeats: bool = True
     ) -> TransportPlan:
-        """Solve a problem when its turn comes.
+        """Queue a problem and return its plan.
 
         Cancelling the call frees its place in the queue, unless another call waits for the same plan.
 
         Args:
-            problem: what to solve.
-            client: whose turn it uses.
-            solver: a solver's name, or ``auto``.
-            repeats: whether the same problem may come again; if so its plan is looked up, and kept.
+            problem: problem to solve.
+            client: name of the client whose turn it uses.
+            solver: name of a solver, or ``auto``.
+            repeats: whether the same problem may be repeated; if so, the cache is used.
 
         Raises:
-            TooLargeError: over the limits.
+            TooLargeError: the problem exceeds the limits.
             BusyError: the queue is full.
-            TransportError: as of :func:`pipelines.transport.solve.solve`, or the solver broke down.
+            TransportError: see :func:`pipelines.transport.solve.solve`; or the solver crashed.
             ServiceError: the engine is closed.
         """
         problem = in_memory(problem)
@@ -117,42 +117,42 @@ class Engine:
         if isinstance(flight, TransportPlan):
             return flight
         try:
-            # A shield, because others may wait for the same plan.
+            # Shielded, because other calls may wait for the same plan.
             return await asyncio.shield(flight.plan)
         finally:
             self._leave(flight)
 
     def check(self, shape: tuple[int, int], size: int) -> None:
-        """Refuse what is too large.
+        """Raise if a problem is too large.
 
         Args:
-            shape: (n, m).
-            size: bytes of input.
+            shape: shape of the problem, (n, m).
+            size: size of the input in bytes.
 
         Raises:
-            TooLargeError: naming the limit.
+            TooLargeError: the problem exceeds a limit, which the message names.
         """
         if max(shape) > self.limits.points:
             self.metrics.refusals.labels("TooLargeError").inc()
             raise TooLargeError(
-                f"{shape[0]} × {shape[1]} points received, at most {self.limits.points} on a side are taken",
-                hint="solve for fewer points, or raise the service's limit",
+                f"received {shape[0]} × {shape[1]} points, the maximum is {self.limits.points} per side",
+                hint="use fewer points, or raise the service's limit",
             )
         if size > self.limits.input_bytes:
             self.metrics.refusals.labels("TooLargeError").inc()
             raise TooLargeError(
-                f"{size / 2**20:.1f} MiB of input received, at most {self.limits.input_bytes / 2**20:.1f} are taken",
-                hint="send points and not their cost matrix, or fewer of them",
+                f"received {size / 2**20:.1f} MiB of input, the maximum is {self.limits.input_bytes / 2**20:.1f} MiB",
+                hint="send points instead of a cost matrix, or fewer points",
             )
 
     def reserve(self, size: int) -> None:
-        """Count bytes that wait outside of the queue, as a share does for the others of its problem.
+        """Count bytes that wait outside the queue, such as shares that wait for other ranks.
 
         Raises:
-            BusyError: no more fit.
+            BusyError: the limit is reached.
         """
         if self.queued_bytes + size > self.limits.queued_bytes:
-            raise self.busy(f"{self.queued_bytes / 2**20:.0f} MiB of points wait")
+            raise self.busy(f"{self.queued_bytes / 2**20:.0f} MiB of points waiting")
         self.queued_bytes += size
 
     def release(self, size: int) -> None:
@@ -160,7 +160,7 @@ class Engine:
         self.queued_bytes -= size
 
     async def close(self) -> None:
-        """Refuse what waits, and let the threads finish what they have begun."""
+        """Reject waiting problems, and let the threads finish their current ones."""
         self._closed = True
         while self._queue:
             flight = self._take()
@@ -171,7 +171,7 @@ class Engine:
     async def _find(
         self, problem: TransportProblem, client: str, solver: SolverName, repeats: bool
     ) -> _Flight | TransportPlan:
-        """The plan of an equal problem, or an equal problem on its way, or a new flight."""
+        """Return a cached plan, an equal problem in progress, or a new flight."""
         sketched = sketch(problem, solver) if repeats and self.limits.cache_bytes else None
         if sketched is None:
             return self._depart(problem, client, solver, None)
@@ -182,7 +182,7 @@ class Engine:
                 return plan
         flight = self._flights.get(sketched)
         if flight is not None:
-            # Joined before they are compared: meanwhile nobody may cancel it.
+            # Join before comparing, so that it is not cancelled in between.
             flight.waiters += 1
             try:
                 equal = await asyncio.to_thread(same, flight.problem, problem)
@@ -197,11 +197,11 @@ class Engine:
 
     def _depart(self, problem: TransportProblem, client: str, solver: SolverName, sketched: bytes | None) -> _Flight:
         if self._closed:
-            raise ServiceError("the transport service is shutting down", hint="ask again in a few seconds")
+            raise ServiceError("the transport service is shutting down", hint="retry in a few seconds")
         if len(self._queue) >= self.limits.queue:
-            raise self.busy(f"{len(self._queue)} problems wait")
+            raise self.busy(f"{len(self._queue)} problems waiting")
         if self._queue.waiting(client) >= self.limits.queue_per_client:
-            raise self.busy(f"{self._queue.waiting(client)} problems of {client or 'this client'} wait")
+            raise self.busy(f"{self._queue.waiting(client)} problems of {client or 'this client'} waiting")
         size = size_of(problem)
         self.reserve(size)
         self.metrics.misses.inc()
@@ -217,7 +217,7 @@ class Engine:
         flight.waiters -= 1
         if flight.waiters or flight.plan.done():
             return
-        # Nobody is left to hear the answer; a thread that has begun ends on its own.
+        # No call waits for the result; a thread that has started finishes by itself.
         flight.plan.cancel()
         self._forget(flight)
         if self._queue.remove(flight.client, flight):
@@ -225,13 +225,13 @@ class Engine:
             self._pairs -= flight.pairs
 
     def busy(self, what: str) -> BusyError:
-        """The refusal of a client for now, with the time after which there should be room."""
+        """Return an error that asks a client to retry after a time in which the queue should shrink."""
         self.metrics.refusals.labels("BusyError").inc()
-        # Half the queue: whoever came back for the first free place would find it taken.
+        # Half of the queue: after a shorter time, the first free place would be taken again.
         seconds = 0.5 * self._pairs * self._seconds_per_pair / self._workers
         retry_after = min(max(seconds, 0.1), 60.0)
         return BusyError(
-            f"the transport service is busy: {what}", hint=f"ask again in {retry_after:.1f} s", retry_after=retry_after
+            f"the transport service is busy: {what}", hint=f"retry in {retry_after:.1f} s", retry_after=retry_after
         )
 
     def _dispatch(self) -> None:
@@ -257,9 +257,9 @@ class Engine:
         self._dispatch()
 
     def _work(self, loop: asyncio.AbstractEventLoop, batch: list[_Flight], threads: int | None) -> None:
-        """On a solver thread: solve, and hand each plan over at once."""
+        """Solve a batch on a solver thread, and deliver each plan at once."""
         if self._threads is not None:
-            # Here, because OpenMP counts threads for each thread that calls it.
+            # Set here, because OpenMP counts threads per calling thread.
             torch.set_num_threads(threads or 1)
         for flight in batch:
             if flight.plan.cancelled():
@@ -267,15 +267,15 @@ class Engine:
             started = time.perf_counter()
             outcome: TransportPlan | MongeError
             try:
-                # Who asks has the points; here they would outlive their problem in the cache.
+                # The caller has the points; here they would be kept in the cache.
                 outcome = self._solve(flight.problem, flight.solver).without_points()
             except MongeError as error:
                 outcome = error
             except Exception as error:
-                outcome = TransportError(f"the solver broke down on {flight.problem.shape}: {error!r}")
+                outcome = TransportError(f"the solver crashed on a problem of shape {flight.problem.shape}: {error!r}")
             loop.call_soon_threadsafe(self._deliver, flight, outcome, started, time.perf_counter())
             if flight.sketch is not None and isinstance(outcome, TransportPlan):
-                # After delivery: nobody waits for the hash.
+                # After delivery, so that no call waits for the hash.
                 printed = problem_digest(flight.problem, flight.solver)
                 loop.call_soon_threadsafe(self._keep, flight, printed, outcome)
 
@@ -307,13 +307,13 @@ class Engine:
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+    """Return the number of CPU cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def in_memory(problem: TransportProblem) -> TransportProblem:
-    """The same problem with its tensors as NumPy arrays in main memory, shared where they are there already."""
+    """Return the problem with its tensors as NumPy arrays in main memory, without copies if they are there already."""
     arrays: dict[str, Any] = {
         name: part.detach().cpu().numpy()
         for name in ("x", "y", "matrix")
@@ -323,7 +323,7 @@ def in_memory(problem: TransportProblem) -> TransportProblem:
 
 
 def flat(points: torch.Tensor | np.ndarray) -> np.ndarray:
-    """Points as a (k, d) array in main memory, in their own type of number: uint8 images cross as bytes."""
+    """Return points as a (k, d) array in main memory with their dtype: uint8 images are sent as bytes."""
     if isinstance(points, torch.Tensor):
         points = points.detach().cpu()
         points = (points.float() if points.dtype == torch.bfloat16 else points).numpy()

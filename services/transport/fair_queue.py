@@ -1,4 +1,4 @@
-"""A queue in which no client can stand in front of all others."""
+"""A queue in which clients take turns."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class FairQueue(Generic[Item]):
         return self._length
 
     def waiting(self, client: str) -> int:
-        """How many items of one client wait."""
+        """Return the number of waiting items of a client."""
         return len(self._lanes.get(client, ()))
 
     def put(self, client: str, item: Item) -> None:
-        """Add an item behind the client's own."""
+        """Add an item after the client's other items."""
         self._lanes.setdefault(client, deque()).append(item)
         self._length += 1
 
     def peek(self) -> Item:
-        """The item that :meth:`take` would return.
+        """Return the item that :meth:`take` would return.
 
         Raises:
             StopIteration: the queue is empty.
@@ -36,7 +36,7 @@ class FairQueue(Generic[Item]):
         return next(iter(self._lanes.values()))[0]
 
     def take(self) -> Item:
-        """The oldest item of the client whose turn it is.
+        """Remove and return the oldest item of the client whose turn it is.
 
         Raises:
             KeyError: the queue is empty.
@@ -49,7 +49,7 @@ class FairQueue(Generic[Item]):
         return item
 
     def remove(self, client: str, item: Item) -> bool:
-        """Take out an item that is no longer wanted; whether it was there."""
+        """Remove an item; return whether it was in the queue."""
         lane = self._lanes.get(client, deque())
         if item not in lane:
             return False

@@ -1,4 +1,4 @@
-"""The HTTP server as a gateway to the actors of a Ray cluster."""
+"""HTTP gateway to the actors of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from services.transport.limits import Limits
 from services.transport.rendezvous import RankShare
 
 REPORTING = 5.0
-"""Seconds for an actor to tell its limits or its metrics."""
+"""Timeout of an actor's response with its limits or metrics, in seconds."""
 
 LONGEST_PAUSE = 1.0
 
 
 class RayBackend:
-    """Passes requests on to replicas: a job's shares to that of its name, a problem to that of its content.
+    """Forwards requests to replicas: shares by the name of the job, problems by their content.
 
     Args:
-        names: of the actors.
-        patience: seconds for which a request is repeated while replicas die and restart.
+        names: names of the actors.
+        patience: seconds for which a request is retried while replicas restart.
     """
 
     def __init__(self, names: list[str], patience: float = 60.0) -> None:
@@ -42,7 +42,7 @@ class RayBackend:
         """Names of spare replicas; see :mod:`services.transport.scaling`."""
 
     async def plan(self, problem: TransportProblem, client: str, solver: SolverName) -> TransportPlan:
-        """See :class:`services.transport.backend.Backend`; asks the next replica when one dies."""
+        """See :class:`services.transport.backend.Backend`; uses the next replica if one dies."""
         content = await asyncio.to_thread(sketch, problem, solver)
         names = self._names
         first = names.index(replica_of(content, names))
@@ -63,7 +63,7 @@ class RayBackend:
         return limits
 
     async def metrics(self) -> bytes:
-        """See :class:`services.transport.backend.Backend`; of all replicas that answer, each under its name."""
+        """See :class:`services.transport.backend.Backend`; combines all replicas that respond, labelled by name."""
         names = self._names
         answers = await asyncio.gather(
             *(asyncio.wait_for(_ask(name, "metrics"), REPORTING) for name in names), return_exceptions=True
@@ -74,21 +74,21 @@ class RayBackend:
         return generate_latest(registry)
 
     async def close(self) -> None:
-        """See :class:`services.transport.backend.Backend`; the actors are their owner's to end."""
+        """See :class:`services.transport.backend.Backend`; does not stop the actors."""
 
     @property
     def _names(self) -> list[str]:
         return self._permanent + self.spares
 
     async def _first(self, method: str) -> Any:
-        """The answer of any replica."""
+        """Return the response of any replica."""
         faults = []
         for name in self._permanent:
             try:
                 return await asyncio.wait_for(_ask(name, method), REPORTING)
             except (ServiceError, RayError, TimeoutError) as error:
-                faults.append(f"{name}: {str(error).splitlines()[0] if str(error) else 'no answer'}")
-        raise ServiceError("; ".join(faults), hint="see `monge status`; replicas that die are restarted")
+                faults.append(f"{name}: {str(error).splitlines()[0] if str(error) else 'no response'}")
+        raise ServiceError("; ".join(faults), hint="check `monge status`; replicas restart after a failure")
 
     async def _insist(self, names: list[str], method: str, *arguments: Any) -> Any:
         until, pause = time.monotonic() + self._patience, 0.05
@@ -98,14 +98,14 @@ class RayBackend:
             except RayError as error:
                 fault = str(error).splitlines()[0]
             if time.monotonic() + pause > until:
-                raise ServiceError(f"{name} is away: {fault}", hint="ask again later: it is being restarted")
+                raise ServiceError(f"{name} is unreachable: {fault}", hint="retry later: it is being restarted")
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-        raise AssertionError("a cycle has no end")
+        raise AssertionError("unreachable")
 
 
 async def _ask(name: str, method: str, *arguments: Any) -> Any:
-    """Call an actor; what it raised is raised here, and cancelling here cancels there."""
+    """Call an actor; forward its errors, and cancel the call if this one is cancelled."""
     answer = getattr(await asyncio.to_thread(handle, name), method).remote(*arguments)
     try:
         return await answer
@@ -115,11 +115,11 @@ async def _ask(name: str, method: str, *arguments: Any) -> Any:
     except RayTaskError as error:
         if isinstance(error.cause, MongeError):
             raise error.cause from None
-        raise ServiceError(f"{name} broke down: {error.cause!r}") from error
+        raise ServiceError(f"{name} failed: {error.cause!r}") from error
 
 
 class _Replicas(Collector):
-    """Metrics of several processes as one, told apart by a label."""
+    """Combines the metrics of several processes, distinguished by a label."""
 
     def __init__(self, counted: dict[str, list[Metric]]) -> None:
         self._counted = counted

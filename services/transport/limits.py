@@ -1,4 +1,4 @@
-"""What the service refuses."""
+"""Limits of the transport service."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on what the service takes in, so that no client can take its memory or all of its time.
+    """Limits on requests, so that no client can exhaust the memory or the solver time of the service.
 
     Attributes:
-        points: most points on one side of a problem.
-        input_bytes: most bytes of one problem's points, costs and weights.
-        queue: most problems that wait.
-        queue_per_client: most of them of one client.
-        queued_bytes: most bytes of all problems that wait, shares of global problems included.
-        cache_bytes: bytes of plans kept for repeated problems; 0 keeps none.
-        kept_bytes: most bytes of global plans that are kept for ranks whose answer may have been lost.
-        world: most ranks of one job.
-        deadline: most seconds that a share may wait for the others.
-        json_bytes: most bytes of a JSON request, which takes ten times as much memory once parsed.
+        points: maximum number of points on one side of a problem.
+        input_bytes: maximum size of the points, costs and weights of a problem, in bytes.
+        queue: maximum number of waiting problems.
+        queue_per_client: maximum number of waiting problems per client.
+        queued_bytes: maximum size of all waiting problems in bytes, including shares of global problems.
+        cache_bytes: size of the plan cache in bytes; 0 disables it.
+        kept_bytes: maximum size in bytes of global plans kept for ranks that may repeat a lost call.
+        world: maximum number of ranks of a job.
+        deadline: maximum time that a share waits for the others, in seconds.
+        json_bytes: maximum size of a JSON request in bytes; parsing takes ten times as much memory.
     """
 
     points: int = 16_384

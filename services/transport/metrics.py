@@ -1,4 +1,4 @@
-"""What the service counts of itself."""
+"""Prometheus metrics of the transport service."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _GAPS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 class TransportMetrics:
-    """Prometheus metrics of one engine, in a registry of their own."""
+    """Prometheus metrics of one engine, with a separate registry."""
 
     def __init__(self, queue_length: Callable[[], int], cache_bytes: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
@@ -29,10 +29,10 @@ class TransportMetrics:
         self.hits = Counter("monge_transport_cache_hits", "Problems answered without a solve", ["how"], registry=own)
         self.misses = Counter("monge_transport_cache_misses", "Problems that needed a solve", registry=own)
         self.timeouts = Counter(
-            "monge_transport_rendezvous_timeouts", "Global problems that lacked a rank", registry=own
+            "monge_transport_rendezvous_timeouts", "Global problems that missed a rank", registry=own
         )
-        self.meetings = Gauge("monge_transport_meetings", "Global problems that have no plan yet", registry=own)
-        queue = Gauge("monge_transport_queue_length", "Problems that wait", registry=own)
+        self.meetings = Gauge("monge_transport_meetings", "Global problems without a plan", registry=own)
+        queue = Gauge("monge_transport_queue_length", "Waiting problems", registry=own)
         queue.set_function(queue_length)
-        held = Gauge("monge_transport_cache_bytes", "Bytes of plans kept", registry=own)
+        held = Gauge("monge_transport_cache_bytes", "Bytes of cached plans", registry=own)
         held.set_function(cache_bytes)

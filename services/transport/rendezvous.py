@@ -1,4 +1,4 @@
-"""Global plans: the ranks of a job bring their points, one problem is solved over all, each gets its rows."""
+"""Global plans: collect the shares of all ranks, solve one problem over all points, return to each rank its rows."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from services.transport.engine import Engine
 
 @dataclass(frozen=True, eq=False)
 class RankShare:
-    """What one rank brings.
+    """The share of one rank.
 
     Attributes:
-        job: names the job; a restarted one takes another name, so that it never meets shares of its former self.
-        key: names the problem within the job.
-        rank: of the bringer, below ``world``.
-        world: the number of ranks.
-        x: source points, (k, d), k ≥ 0, of any type of number.
+        job: name of the job; a restarted job uses another name, to separate its shares from earlier ones.
+        key: name of the problem within the job.
+        rank: rank of the sender, below ``world``.
+        world: number of ranks.
+        x: source points, (k, d), k ≥ 0, of any numeric dtype.
         y: target points, (l, d).
-        cost: name of the cost.
-        epsilon: entropic regularisation.
-        solver: a solver's name, or ``auto``.
-        power: the exponent of cost ``power``.
-        ticket: the same whenever a call is repeated: tells a repetition from a second bringer of the same rank.
-        b: weights of the target points, (l,); of all ranks or of none, which makes them uniform.
-        number: of the call, among those of this rank.
-        received: every call of this rank below this number has ended and is not repeated.
+        cost: name of the transport cost.
+        epsilon: strength of the entropic regularisation.
+        solver: name of a solver, or ``auto``.
+        power: exponent of the cost ``power``.
+        ticket: token of a call; distinguishes a repeated call from a second sender with the same rank.
+        b: weights of the target points, (l,); from all ranks or from none, for uniform weights.
+        number: number of the call among those of this rank.
+        received: number below which all calls of this rank have ended and will not be repeated.
     """
 
     job: str
@@ -55,7 +55,7 @@ class RankShare:
 
     @property
     def terms(self) -> dict[str, object]:
-        """What all ranks have to agree on."""
+        """Parameters that must be equal on all ranks."""
         return {
             "world size": self.world,
             "cost": self.cost,
@@ -63,18 +63,18 @@ class RankShare:
             "epsilon": self.epsilon,
             "solver": self.solver,
             "dimension": self.x.shape[1],
-            "weights": "none" if self.b is None else "of its own",
+            "weights": "none" if self.b is None else "given",
         }
 
     @property
     def size(self) -> int:
-        """Bytes of points and weights."""
+        """Size of points and weights in bytes."""
         return self.x.nbytes + self.y.nbytes + (0 if self.b is None else self.b.nbytes)
 
 
 @dataclass(eq=False)
 class _Meeting:
-    """The shares of one problem that have come."""
+    """The shares received for one problem."""
 
     name: tuple[str, str]
     world: int
@@ -83,39 +83,39 @@ class _Meeting:
     shares: dict[int, RankShare] = field(default_factory=dict)
     tickets: dict[int, str] = field(default_factory=dict)
     repeatable: dict[tuple[int, str], int] = field(default_factory=dict)
-    """Calls that may be repeated, by rank and ticket, and their numbers."""
+    """Calls that may be repeated: numbers by rank and ticket."""
     until: float = 0.0
-    """When the last of them has no time left, on the loop's clock."""
+    """Time at which the last of these calls expires, on the loop's clock."""
     solving: asyncio.Task[None] | None = None
     waiters: int = 0
 
     def missing(self) -> str:
-        """The ranks that have not come."""
+        """Return the missing ranks, as text."""
         absent = [rank for rank in range(self.world) if rank not in self.shares]
         more = f" and {len(absent) - 8} more" if len(absent) > 8 else ""
         return f"rank{'s' * (len(absent) > 1)} {', '.join(map(str, absent[:8]))}{more}"
 
     def fault(self, share: RankShare) -> str | None:
-        """Why a share does not belong to this meeting."""
+        """Return why a share does not match this meeting, or None."""
         for what, agreed in self.terms.items():
             if share.terms[what] != agreed:
                 others = ", ".join(map(str, sorted(self.tickets)))
                 return f"rank {share.rank} has {what} {share.terms[what]}, rank {others} {agreed}"
         if self.tickets.get(share.rank, share.ticket) != share.ticket:
-            return f"rank {share.rank} came twice"
+            return f"rank {share.rank} sent two shares"
         return None
 
 
 class Rendezvous:
-    """Where the ranks of a job meet for a plan.
+    """Collects the shares of the ranks of a job and solves global problems.
 
-    A meeting ends with its plan or with its first error, which every rank that has come receives. The answer may be
-    lost on its way to a rank, which then repeats its call with the same ticket: so it is kept until every rank has
-    confirmed (:attr:`RankShare.received`) or run out of time. The same key with another ticket opens a new meeting.
+    A meeting ends with its plan or with its first error, which all ranks receive. If a response is lost, the rank
+    repeats its call with the same ticket. Therefore a result is kept until every rank has confirmed it
+    (:attr:`RankShare.received`) or its deadline has passed. The same key with another ticket starts a new meeting.
 
     Args:
-        engine: solves the problems; its limits hold for each whole problem, for the bytes of all shares that wait, and
-            for the answers that are kept, of which the oldest make room.
+        engine: engine that solves the problems. Its limits apply to each whole problem, to the bytes of all waiting
+            shares, and to the kept results, of which the oldest are evicted.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -126,32 +126,32 @@ class Rendezvous:
 
     @property
     def meetings(self) -> int:
-        """How many have no plan yet."""
+        """Number of meetings without a plan."""
         return len(self._meetings)
 
     @property
     def kept(self) -> int:
-        """How many have ended, with answers that may be asked for again."""
+        """Number of finished meetings whose results are kept for repeated calls."""
         return len(self._kept)
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of their plans."""
+        """Size of their plans in bytes."""
         return sum(size for size, _ in self._kept.values())
 
     async def bring(self, share: RankShare, deadline: float) -> RowBlock:
-        """Bring a share, wait for the others and for the plan.
+        """Submit a share, and wait for the other ranks and for the plan.
 
         Args:
-            share: of this rank.
+            share: share of this rank.
             deadline: seconds to wait for the other ranks.
 
         Returns:
             This rank's rows of the plan over all ranks' points.
 
         Raises:
-            RendezvousError: a rank did not come in time, came twice, or disagrees on the problem; all get the same.
-            TransportError: as of :meth:`Engine.submit`; all get the same.
+            RendezvousError: a rank is missing, sent two shares, or has other parameters; the same error on all ranks.
+            TransportError: see :meth:`Engine.submit`; the same error on all ranks.
         """
         came = time.perf_counter()
         self._admit(share)
@@ -174,22 +174,22 @@ class Rendezvous:
         limits = self._engine.limits
         if not 1 <= share.world <= limits.world or not 0 <= share.rank < share.world:
             raise RendezvousError(
-                f"rank {share.rank} of world size {share.world} received",
-                hint=f"give ranks from 0, below a world size of at most {limits.world}",
+                f"received rank {share.rank} of world size {share.world}",
+                hint=f"use ranks from 0, below a world size of at most {limits.world}",
             )
         if share.x.ndim != 2 or share.y.ndim != 2 or share.x.shape[1] != share.y.shape[1]:
             raise ProblemError(
                 f"x has shape {share.x.shape}, y has shape {share.y.shape}",
-                hint="give arrays of shape (k, d) and (l, d), of the same d",
+                hint="use arrays of shapes (k, d) and (l, d) with the same d",
             )
         if share.b is not None and share.b.shape != share.y.shape[:1]:
             raise ProblemError(
-                f"b: shape {share.b.shape} received, {share.y.shape[:1]} expected: one weight for each target"
+                f"b: received shape {share.b.shape}, expected {share.y.shape[:1]}: one weight per target point"
             )
         self._engine.check((len(share.x), len(share.y)), share.size)
 
     def _confirm(self, share: RankShare) -> None:
-        """Forget the answers that this rank was the last to receive."""
+        """Delete results that this rank was the last to receive."""
         for meeting in [meeting for meeting in self._kept if meeting.name[0] == share.job]:
             for (rank, ticket), number in list(meeting.repeatable.items()):
                 if rank == share.rank and number < share.received:
@@ -198,7 +198,7 @@ class Rendezvous:
                 self._discard(meeting)
 
     def _find(self, share: RankShare) -> _Meeting | None:
-        """The meeting that has ended, if this call to it is a repeated one."""
+        """Return the finished meeting of a repeated call, or None."""
         name, call = (share.job, share.key), (share.rank, share.ticket)
         return next((meeting for meeting in self._kept if meeting.name == name and call in meeting.repeatable), None)
 
@@ -207,17 +207,17 @@ class Rendezvous:
         meeting = self._meetings.get(name)
         if meeting is None:
             if len(self._meetings) >= self._engine.limits.queue:
-                raise self._engine.busy(f"{len(self._meetings)} global problems wait for their ranks")
+                raise self._engine.busy(f"{len(self._meetings)} global problems waiting for ranks")
             meeting = _Meeting(name, share.world, share.terms, asyncio.get_running_loop().create_future())
         elif fault := meeting.fault(share):
             error = RendezvousError(
-                f"{share.key} of {share.job}: {fault}", hint="start every rank from the same spec, each rank once"
+                f"{share.key} of {share.job}: {fault}", hint="start each rank once, all from the same spec"
             )
             self._expect(meeting, share, until)
             self._end(meeting, error)
             raise error
         if meeting.solving is None:
-            # A repeated call takes the place of the one whose connection broke.
+            # A repeated call replaces the one whose connection was lost.
             self._drop(meeting, share.rank)
             self._engine.reserve(share.size)
             self._meetings[name] = meeting
@@ -228,7 +228,7 @@ class Rendezvous:
         return meeting
 
     def _expect(self, meeting: _Meeting, share: RankShare, until: float) -> None:
-        """Take note of a call that may be repeated."""
+        """Record a call that may be repeated."""
         if share.ticket:
             meeting.repeatable[share.rank, share.ticket] = share.number
             meeting.until = max(meeting.until, until)
@@ -244,7 +244,7 @@ class Rendezvous:
             finally:
                 for rank in range(len(shares)):
                     self._drop(meeting, rank)
-            # The samples of a generator never come again: there is nothing to look up, and no use in keeping.
+            # Samples of a generator never repeat, so the cache is not used.
             plan = await self._engine.submit(problem, meeting.name[0], shares[0].solver, repeats=False)
         except MongeError as error:
             self._end(meeting, error)
@@ -263,17 +263,17 @@ class Rendezvous:
         self._engine.metrics.timeouts.inc()
         key, job = meeting.name[1], meeting.name[0]
         error = RendezvousError(
-            f"{key} of {job}: {meeting.missing()} did not come within {deadline:.3g} s",
-            hint="look at that worker's log; a slow one needs a larger MONGE_PLAN_DEADLINE",
+            f"{key} of {job}: {meeting.missing()} did not send a share within {deadline:.3g} s",
+            hint="see the log of that worker; if it is slow, raise MONGE_PLAN_DEADLINE",
         )
         self._end(meeting, error)
 
     def _end(self, meeting: _Meeting, error: MongeError) -> None:
-        """Give all who wait the same error."""
+        """Raise the same error in all waiting calls."""
         self._forget(meeting)
         if not meeting.plan.done():
             meeting.plan.set_exception(error)
-            # After these the ranks ask again with the same tickets, for another answer.
+            # After these errors, ranks retry with the same tickets.
             if not isinstance(error, BusyError | ServiceError):
                 self._keep(meeting, 0)
 

@@ -1,7 +1,7 @@
-"""More replicas while there is a crowd: a policy that decides, and a thread that does what it says.
+"""Autoscaling of replicas: a policy that decides, and a thread that applies the decisions.
 
-Spare replicas take problems of their own, never shares: the ranks of a job must meet at one place, so that the replicas
-of the service's start alone hold meetings. Clients hear of a spare one only when it answers.
+Spare replicas solve problems but hold no meetings: the ranks of a job must meet at one replica, so only the permanent
+replicas hold meetings. Clients learn of a spare replica only after it responds.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from pipelines.errors import ServiceError
 from services.transport.actor import RESOURCE, SPARE, create, handle, stop_replicas, wait_for
 
 LOOKING = 1.0
-"""Seconds from one look at the replicas to the next."""
+"""Seconds between checks of the replicas."""
 
 REPORTING = 5.0
-"""Seconds for a replica to tell its load; one that does not is left out of that look."""
+"""Timeout of a replica's load report in seconds; a replica without a report is skipped."""
 
 STARTING = 60.0
-"""Seconds for a spare replica to come up."""
+"""Time limit for the start of a spare replica in seconds."""
 
 LEAVING = 60.0
-"""Seconds for a spare replica to finish what it has."""
+"""Time limit for a spare replica to finish its work in seconds."""
 
 
 @dataclass
 class Policy:
-    """When a replica is added and when one goes.
+    """Scaling policy.
 
     Attributes:
-        most: spare replicas at a time.
-        crowd: problems for each replica, waiting or being solved, at which another one is wanted.
-        quiet: seconds without any problem after which a spare replica goes.
+        most: maximum number of spare replicas.
+        crowd: number of problems per replica, waiting or being solved, at which a replica is added.
+        quiet: seconds without problems after which a spare replica is removed.
     """
 
     most: int
@@ -48,12 +48,12 @@ class Policy:
     _quiet_since: float | None = field(default=None, init=False)
 
     def decide(self, loads: Sequence[int], spares: int, now: float) -> int:
-        """How many replicas to add: 1, 0 or −1.
+        """Return the number of replicas to add: 1, 0 or −1.
 
         Args:
-            loads: of each replica that answers.
-            spares: how many spare ones there are.
-            now: seconds on any clock that only goes forward.
+            loads: load of each replica that responds.
+            spares: number of spare replicas.
+            now: time in seconds on a monotonic clock.
         """
         if sum(loads):
             self._quiet_since = None
@@ -67,14 +67,14 @@ class Policy:
 
 
 class Scaler:
-    """Looks at the replicas now and then, and adds or ends spare ones, as far as nodes offer the resource.
+    """Checks the replicas periodically, and adds or removes spare ones within the resources of the nodes.
 
     Args:
-        permanent: names of the replicas that stay.
-        policy: decides.
-        resource: how much of the ``transport`` resource a spare one takes.
-        publish: hears the names of the spare ones whenever they change.
-        looking: seconds between looks.
+        permanent: names of the permanent replicas.
+        policy: scaling policy.
+        resource: amount of the ``transport`` resource of a spare replica.
+        publish: called with the names of the spare replicas when they change.
+        looking: seconds between checks.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Scaler:
 
     def _run(self) -> None:
         while not self._stopped.wait(self._looking):
-            # A replica that is restarting must not end the watch over the others.
+            # An error of a restarting replica must not stop the checks of the others.
             with contextlib.suppress(RayError, ServiceError):
                 self._look()
 
@@ -113,7 +113,7 @@ class Scaler:
             self._add()
         elif change < 0:
             self._end()
-        # Again at each look: a replica that restarted has forgotten.
+        # At each check: a restarted replica has lost the list.
         _answers(self._permanent, "publish", self._spares)
 
     def _add(self) -> None:
@@ -137,7 +137,7 @@ class Scaler:
 
 
 def _answers(names: Sequence[str], method: str, *arguments: Any) -> list[Any]:
-    """What those replicas say that answer."""
+    """Return the responses of the replicas that respond."""
     answers = []
     for name in names:
         with contextlib.suppress(RayError, ServiceError):

@@ -1,4 +1,4 @@
-"""The process of the service: an HTTP server around an engine, or in front of a Ray cluster's actors."""
+"""Server process of the transport service: HTTP in front of an engine or of Ray actors."""
 
 from __future__ import annotations
 
@@ -31,38 +31,38 @@ def serve(
     resource: float = 1.0,
     timeout: float = 60.0,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; then refuse what waits, and end the actors that were started here.
+    """Serve until SIGTERM or SIGINT; then reject waiting problems and stop the actors started here.
 
     Args:
-        host: address to listen on. Beyond loopback each request needs a token, which the job service checks.
-        port: to listen on.
-        ray_address: of the cluster whose actors solve; None to solve in this process.
-        replicas: how many actors.
-        most: how many there may be while many problems wait; ``replicas`` by default.
-        resource: how much of a node's ``transport`` resource each takes.
+        host: address to listen on. Not on loopback, requests need a token, which the job service checks.
+        port: port to listen on.
+        ray_address: address of the Ray cluster whose actors solve; None to solve in this process.
+        replicas: number of actors.
+        most: maximum number of actors while many problems wait; ``replicas`` by default.
+        resource: amount of the ``transport`` resource per actor.
         timeout: seconds to wait for the actors.
 
     Raises:
-        ServiceError: the port is taken, no cluster answers, no node offers the resource, ``most`` is too small, or
-            others reach the host and no job service is known.
+        ServiceError: the port is in use, no cluster responds, no node offers the resource, ``most`` is too small, or
+            the host is not loopback and no job service is configured.
     """
     settings = load_settings()
     tokens = tokens_for(host, settings)
     if most is not None and (most < replicas or ray_address is None):
         raise ServiceError(
-            f"most {most} received with {replicas if ray_address else 'no'} replicas",
-            hint="give the address of a Ray cluster, and at most as many replicas as `most`",
+            f"most: received {most} with {replicas if ray_address else 'no'} replicas",
+            hint="set the address of a Ray cluster, and at most as many replicas as `most`",
         )
     with bound(host, port) as listener:
         if ray_address is not None:
             _join(settings, ray_address)
-        # After Ray, which sets a handler of its own. Uvicorn shuts down and then raises the signal again; as an exit it
-        # passes through the clauses below.
+        # After Ray, which sets its own handler. Uvicorn shuts down and then raises the signal again; as SystemExit it
+        # reaches the clauses below.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         if ray_address is None:
             _run(LocalBackend(Engine(threads=cores())), listener, settings, tokens)
             return
-        # Not at the top: without a cluster there is no need of Ray, whose import takes seconds.
+        # Import here: without a cluster, Ray is not needed, and its import takes seconds.
         from services.transport.actor import replica_names, start_replicas, stop_replicas
         from services.transport.gateway import RayBackend
         from services.transport.scaling import Policy, Scaler

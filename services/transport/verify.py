@@ -1,4 +1,4 @@
-"""Verify a plan that lies in a file, as a service answered it."""
+"""Verification of a plan in a file."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from services.transport import wire
 
 
 def verify_files(problem: Path, plan: Path) -> Certificate:
-    """Verify an answer of ``POST /v1/plans?potentials=true`` against its request.
+    """Verify a response of ``POST /v1/plans?potentials=true`` against its request.
 
     Args:
-        problem: the body of the request, JSON or .npz.
-        plan: that of the answer, JSON or .npz.
+        problem: file with the body of the request, JSON or .npz.
+        plan: file with the body of the response, JSON or .npz.
 
     Raises:
-        ProblemError: a file is missing or is neither; the plan has no potentials, or is of another problem.
-        CertificateError: the plan is not what its certificate says.
+        ProblemError: a file is missing or invalid, or the plan has no potentials or belongs to another problem.
+        CertificateError: the certificate does not match the plan.
     """
     body = _content("problem", problem)
     asked, _ = wire.read_problem(body, _kind(body), limit=2**63)
@@ -31,7 +31,7 @@ def _content(name: str, file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise ProblemError(f"{name}: {file}: {error.strerror}", hint="name a file that can be read") from None
+        raise ProblemError(f"{name}: {file}: {error.strerror}", hint="use a readable file") from None
 
 
 def _kind(body: bytes) -> str:

@@ -1,4 +1,4 @@
-"""What crosses HTTP: problems, shares and plans, as .npz or JSON; nothing that is received can run code."""
+"""Serialisation of problems, shares and plans as .npz or JSON; received data cannot run code."""
 
 from __future__ import annotations
 
@@ -20,31 +20,33 @@ from services.transport.rendezvous import RankShare
 
 JSON = "application/json"
 NPZ = "application/x-npz"
-Points = Annotated[list[list[float]], Field(min_length=1, description="one row for each point")]
+Points = Annotated[list[list[float]], Field(min_length=1, description="one row per point")]
 Costs = Annotated[
     list[list[float | None]],
-    Field(min_length=1, description="costs, (n, m); null for a pair between which nothing moves"),
+    Field(min_length=1, description="costs, (n, m); null forbids a pair"),
 ]
-Weights = Annotated[list[float], Field(min_length=1, description="one for each point, ≥ 0; uniform by default")]
+Weights = Annotated[list[float], Field(min_length=1, description="one weight ≥ 0 per point; uniform by default")]
 Label = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class PlanTerms(BaseModel):
-    """What a request for a plan says beside its arrays."""
+    """Parameters of a problem other than its arrays."""
 
     model_config = ConfigDict(extra="forbid")
 
     cost: CostName = "squared-euclidean"
-    epsilon: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="0 for the exact problem")
-    power: float = Field(default=2.0, gt=0, allow_inf_nan=False, description="the exponent of cost `power`")
+    epsilon: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="regularisation; 0 for the exact problem"
+    )
+    power: float = Field(default=2.0, gt=0, allow_inf_nan=False, description="exponent of the cost `power`")
     solver: SolverName = "auto"
 
 
 class ProblemTerms(PlanTerms):
-    """The same of a problem that one sender brings whole."""
+    """Parameters of a problem from a single sender."""
 
     marginal_penalty: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="for an unbalanced plan; asks for epsilon > 0"
+        default=None, gt=0, allow_inf_nan=False, description="for an unbalanced plan; requires epsilon > 0"
     )
 
 
@@ -63,20 +65,20 @@ class PlanRequest(ProblemTerms):
 
 
 class ShareTerms(PlanTerms):
-    """What a rank says beside its points."""
+    """Parameters of a share other than its points."""
 
-    job: Label = Field(description="new for each attempt at a job")
-    key: Label = Field(description="names the problem within the job")
+    job: Label = Field(description="name of the job; new for each attempt")
+    key: Label = Field(description="name of the problem within the job")
     rank: int = Field(ge=0)
     world: int = Field(ge=1)
-    ticket: str = Field(default="", max_length=64, description="the same when a call is repeated")
-    number: int = Field(default=0, ge=0, description="of the call, among those of this rank")
-    received: int = Field(default=0, ge=0, description="no call of this rank below this number is repeated")
+    ticket: str = Field(default="", max_length=64, description="token that stays the same when a call is repeated")
+    number: int = Field(default=0, ge=0, description="number of the call among those of this rank")
+    received: int = Field(default=0, ge=0, description="number below which no call of this rank is repeated")
     deadline: float = Field(default=60.0, ge=0, allow_inf_nan=False, description="seconds to wait for other ranks")
 
 
 class ShareRequest(ShareTerms):
-    """One rank's part of a global problem."""
+    """One rank's share of a global problem."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -89,53 +91,53 @@ class ShareRequest(ShareTerms):
 
     x: list[list[float]]
     y: list[list[float]]
-    b: list[float] | None = Field(default=None, description="weights of y: of all ranks or of none")
+    b: list[float] | None = Field(default=None, description="weights of y, from all ranks or from none")
 
 
 Terms = TypeVar("Terms", ProblemTerms, ShareTerms)
 
 
 def read_problem(body: bytes, kind: str, limit: int) -> tuple[TransportProblem, SolverName]:
-    """The problem in a request.
+    """Return the problem in a request.
 
     Args:
-        body: of the request.
-        kind: :data:`JSON` or :data:`NPZ`.
-        limit: most bytes of its arrays, once unpacked.
+        body: body of the request.
+        kind: content type, :data:`JSON` or :data:`NPZ`.
+        limit: maximum size of the unpacked arrays in bytes.
 
     Raises:
-        ProblemError: the message begins with the name of the field.
-        TooLargeError: the arrays are over the limit.
+        ProblemError: a field is invalid; the message starts with its name.
+        TooLargeError: the arrays exceed the limit.
     """
     arrays, terms = _read(body, kind, limit, ProblemTerms, PlanRequest, ("x", "y", "matrix", "a", "b"))
     weights: dict[str, Any] = {"a": arrays.get("a"), "b": arrays.get("b")}
     if ("matrix" in arrays) == ("x" in arrays or "y" in arrays):
         raise ProblemError(
-            f"matrix: fields {', '.join(arrays) or 'none'} received", hint="give x and y, or matrix, and not both"
+            f"matrix: received the fields {', '.join(arrays) or 'none'}", hint="send x and y, or matrix, but not both"
         )
     regularisation: dict[str, Any] = {"epsilon": terms.epsilon, "marginal_penalty": terms.marginal_penalty}
     if "matrix" in arrays:
         return TransportProblem.from_cost(arrays["matrix"], **regularisation, **weights), terms.solver
     for side in "xy":
         if side not in arrays:
-            raise ProblemError(f"{side}: missing", hint="give x and y, or matrix")
+            raise ProblemError(f"{side}: missing", hint="send x and y, or matrix")
     points: dict[str, Any] = {"cost": terms.cost, "power": terms.power}
     return TransportProblem.between(arrays["x"], arrays["y"], **points, **regularisation, **weights), terms.solver
 
 
 def read_share(body: bytes, kind: str, limit: int) -> tuple[RankShare, float]:
-    """The share in a request, and the seconds that its rank waits. Arguments and errors of :func:`read_problem`."""
+    """Return the share in a request, and the seconds that its rank waits. See :func:`read_problem`."""
     arrays, terms = _read(body, kind, limit, ShareTerms, ShareRequest, ("x", "y", "b"))
     points: dict[str, Any] = {}
     for side in "xy":
         if side not in arrays or arrays[side].ndim < 1:
-            raise ProblemError(f"{side}: missing", hint="give x and y, one row for each point")
+            raise ProblemError(f"{side}: missing", hint="send x and y, one row per point")
         points[side] = arrays[side].reshape(len(arrays[side]), math.prod(arrays[side].shape[1:]))
     return RankShare(**points, b=arrays.get("b"), **terms.model_dump(exclude={"deadline"})), terms.deadline
 
 
 def write_plan(plan: TransportPlan, kind: str, *, potentials: bool = False, dense: bool = False) -> bytes:
-    """A plan as the body of an answer; one that is held by its potentials comes with them in any case."""
+    """Return a plan as the body of a response; a plan represented by its potentials always includes them."""
     answer: dict[str, Any] = {"shape": np.array(plan.shape)}
     if plan.assignment is not None:
         answer["assignment"] = plan.assignment
@@ -151,16 +153,16 @@ def write_plan(plan: TransportPlan, kind: str, *, potentials: bool = False, dens
 
 
 def write_rows(block: RowBlock, kind: str) -> bytes:
-    """A rank's rows as the body of an answer."""
+    """Return the rows of a rank as the body of a response."""
     answer = {"rows": block.rows, "columns": block.columns, "mass": block.mass, "waited": np.float64(block.waited)}
     return _write(answer, block.certificate, kind)
 
 
 def read_plan(body: bytes, kind: str = NPZ) -> TransportPlan:
-    """The plan in an answer.
+    """Return the plan in a response.
 
     Raises:
-        ProblemError: it is none.
+        ProblemError: the body is not a plan.
     """
     try:
         answer, certificate = _read_answer(body) if kind == NPZ else _read_listed(body)
@@ -169,13 +171,13 @@ def read_plan(body: bytes, kind: str = NPZ) -> TransportPlan:
         return TransportPlan((n, m), certificate, **answer)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ProblemError(
-            f"plan: not an answer of the transport service: {error!r}"[:300],
-            hint="give what POST /v1/plans?potentials=true answered",
+            f"plan: not a response of the transport service: {error!r}"[:300],
+            hint="use the response of POST /v1/plans?potentials=true",
         ) from None
 
 
 def read_rows(body: bytes) -> RowBlock:
-    """The rows in an .npz answer."""
+    """Return the rows in an .npz response."""
     answer, certificate = _read_answer(body)
     waited = float(answer.pop("waited"))
     return RowBlock(certificate=certificate, waited=waited, **answer)
@@ -184,7 +186,7 @@ def read_rows(body: bytes) -> RowBlock:
 def _read(
     body: bytes, kind: str, limit: int, terms: type[Terms], request: type[BaseModel], names: tuple[str, ...]
 ) -> tuple[dict[str, np.ndarray], Terms]:
-    """The arrays of a request, and what it says beside them."""
+    """Return the arrays and the other parameters of a request."""
     try:
         if kind == JSON:
             document = request.model_validate_json(body)
@@ -195,10 +197,10 @@ def _read(
         said = {name: value.item() for name, value in received.items() if name not in names and value.ndim == 0}
         for name in names:
             if name in received and received[name].dtype.kind == "U":
-                raise ProblemError(f"{name}: numbers expected, received dtype {received[name].dtype}")
+                raise ProblemError(f"{name}: expected numbers, received dtype {received[name].dtype}")
         stray = [name for name in received if name not in names and name not in said]
         if stray:
-            raise ProblemError(f"{stray[0][:64]}: no such array is taken", hint=f"give {', '.join(names)}")
+            raise ProblemError(f"{stray[0][:64]}: unknown array", hint=f"use {', '.join(names)}")
         return {name: received[name] for name in names if name in received}, terms.model_validate(said)
     except ValidationError as error:
         first = error.errors()[0]
@@ -212,7 +214,7 @@ def _rectangular(name: str, rows: list[Any]) -> np.ndarray:
     try:
         return np.array(rows, dtype=np.float64)
     except ValueError:
-        raise ProblemError(f"{name}: rows of different lengths received") from None
+        raise ProblemError(f"{name}: received rows of different lengths") from None
 
 
 def _write(answer: dict[str, Any], certificate: Certificate, kind: str) -> bytes:
@@ -223,7 +225,7 @@ def _write(answer: dict[str, Any], certificate: Certificate, kind: str) -> bytes
 
 
 def _listed(value: np.ndarray) -> Any:
-    """An array as nested lists; JSON has no infinity, which the potential of a point without mass may be."""
+    """Return an array as nested lists; JSON has no infinity, which the potential of a point without mass may be."""
     if value.dtype.kind == "f" and not np.isfinite(value).all():
         return np.where(np.isfinite(value), value, None).tolist()  # type: ignore[call-overload]
     return value.tolist()
@@ -235,7 +237,7 @@ def _read_answer(body: bytes) -> tuple[dict[str, Any], Certificate]:
 
 
 def _read_listed(body: bytes) -> tuple[dict[str, Any], Certificate]:
-    """The same of an answer in JSON."""
+    """Return the arrays and the certificate of a JSON response."""
     answer: dict[str, Any] = json.loads(body)
     certificate = _certificate(answer.pop("certificate"))
     whole = ("shape", "assignment", "rows", "columns")

@@ -1,4 +1,4 @@
-"""A sweep as a picture: metrics against a swept field, or the curves of every setting over images seen."""
+"""Figures of a sweep: metrics against a swept field, or metrics of each setting over images seen."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDE = 8.0
-"""Ratio of the largest to the smallest number on an axis from which it is logarithmic."""
+"""Ratio of the largest to the smallest number on an axis above which it is logarithmic."""
 
 _STYLES = ("-", "--", ":", "-.")
 
 
 def against_field(settings: Sequence[Setting], metrics: Sequence[str], title: str) -> np.ndarray:
-    """Each metric against the first swept field, a line for each combination of the others; (H, W, 3) uint8.
+    """Plot each metric against the first swept field, with a line per combination of the others; (H, W, 3) uint8.
 
-    Marks are means over seeds; the shade, or the stroke where the field's values are words, reaches from the lowest to
-    the highest of them.
+    Marks are means over seeds; shades (or bars, if the values of the field are words) show the range from minimum to
+    maximum.
 
     Args:
-        settings: of the whole sweep; without a field but the seed, they are one mark.
-        metrics: their names.
-        title: of the picture.
+        settings: settings of the whole sweep; if only the seed is swept, the plot has one mark.
+        metrics: names of the metrics.
+        title: title of the figure.
     """
     settings = [setting for setting in settings if setting.runs]
     field = next(iter(settings[0].values), "seed")
@@ -49,7 +49,7 @@ def against_field(settings: Sequence[Setting], metrics: Sequence[str], title: st
                 if names is None:
                     axis.plot(x, means, "o-", color=colour, label=label, markersize=4)
                     axis.fill_between(x, lows, highs, color=colour, alpha=0.2)
-                else:  # there is nothing between two words
+                else:  # words cannot be interpolated
                     axis.plot(x, means, "o", color=colour, label=label)
                     axis.vlines(x, lows, highs, color=colour, alpha=0.5)
         axis.set_xlabel(field)
@@ -66,9 +66,9 @@ def against_field(settings: Sequence[Setting], metrics: Sequence[str], title: st
 
 
 def over_images(settings: Sequence[Setting], metrics: Sequence[str], title: str) -> np.ndarray:
-    """Each metric over images seen, a colour for each setting and a stroke for each metric; (H, W, 3) uint8.
+    """Plot each metric over images seen, with a colour per setting and a line style per metric; (H, W, 3) uint8.
 
-    Lines are means over seeds, and the shade reaches from the lowest to the highest of them.
+    Lines are means over seeds; shades show the range from minimum to maximum.
     """
     settings = [setting for setting in settings if setting.runs]
 
@@ -90,7 +90,7 @@ def over_images(settings: Sequence[Setting], metrics: Sequence[str], title: str)
 
 
 def _positions(values: Sequence[Any]) -> tuple[list[float], list[str] | None]:
-    """Where values lie on an axis: numbers, and lists of one number, at themselves; others in turn, with names."""
+    """Return positions on an axis: numbers, and lists of one number, by value; other values by index, with labels."""
     numbers = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in values]
     if all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
         return [float(number) for number in numbers], None
@@ -108,7 +108,7 @@ def _plain(metric: str) -> str:
 
 
 def _picture(draw: Any, title: str, metrics: Sequence[str]) -> np.ndarray:
-    # matplotlib is slow to import, and only the end of a sweep needs it.
+    # matplotlib is slow to import and needed only at the end of a sweep.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

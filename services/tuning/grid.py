@@ -1,4 +1,4 @@
-"""A grid of specs: one job spec, and lists of values for some of its fields."""
+"""Grid of specs: a job spec, and lists of values for some of its fields."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pipelines.errors import SpecError
 from pipelines.spec import JobSpec, load_spec
 
 SEED = "seed"
-"""The field whose values repeat a measurement: results are told as mean and spread over them."""
+"""Field whose values repeat a measurement: results are reported as mean and spread over them."""
 
 MOST_TRIALS = 1_000
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of the grid.
+    """A point of the grid.
 
     Attributes:
-        values: of the swept fields, by their dotted paths, as the resolved spec has them.
-        spec: the whole spec.
+        values: values of the swept fields in the resolved spec, by dotted path.
+        spec: resolved spec.
     """
 
     values: Mapping[str, Any]
@@ -35,23 +35,23 @@ class Trial:
 
     @property
     def setting(self) -> dict[str, Any]:
-        """The values but the seed: trials of one setting repeat each other."""
+        """Values other than the seed: trials with equal settings are repetitions."""
         return {field: value for field, value in self.values.items() if field != SEED}
 
     @property
     def label(self) -> str:
-        """The values as one line."""
+        """Values as one line of text."""
         return told(self.values)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """All points.
+    """All trials of a sweep.
 
     Attributes:
-        base: the spec without the grid's values.
-        fields: what is swept, in the order given.
-        trials: the last field changes first.
+        base: spec without the values of the grid.
+        fields: swept fields, in the given order.
+        trials: trials; the last field varies fastest.
     """
 
     base: JobSpec
@@ -65,25 +65,25 @@ def read_grid(
     fields: Sequence[str],
     resolve: Callable[[JobSpec], JobSpec] = lambda spec: spec,
 ) -> Grid:
-    """Every combination of the values of some fields; all are checked before any of them runs.
+    """Return all combinations of the values of some fields; checks all specs first.
 
     Args:
-        path: a job spec in YAML.
-        overrides: ``dotted.path=value`` assignments that hold for all.
-        fields: ``dotted.path=[value, …]``, in YAML.
-        resolve: applied to every spec, as to make its paths absolute.
+        path: path of a job spec in YAML.
+        overrides: ``dotted.path=value`` assignments for all trials.
+        fields: ``dotted.path=[value, …]`` assignments in YAML.
+        resolve: function applied to every spec, for example to make its paths absolute.
 
     Raises:
-        SpecError: a field has no list of distinct values, or a combination is no job spec.
+        SpecError: a field has no list of distinct values, or a combination is not a valid job spec.
     """
     overrides = list(overrides)
     base = resolve(load_spec(path, overrides))
     swept = dict(_values(field) for field in fields)
     if len(swept) < len(fields) or not fields:
-        raise SpecError(f"--grid {' '.join(fields)!r}: every field once, and at least one expected")
+        raise SpecError(f"--grid {' '.join(fields)!r}: expected at least one field, and each field once")
     count = math.prod(len(values) for values in swept.values())
     if count > MOST_TRIALS:
-        raise SpecError(f"a grid of {count:,} runs is larger than {MOST_TRIALS:,}", hint="sweep fewer values")
+        raise SpecError(f"a grid of {count:,} runs exceeds the limit of {MOST_TRIALS:,}", hint="sweep fewer values")
     trials = []
     for values in itertools.product(*swept.values()):
         assignments = [f"{field}={json.dumps(value)}" for field, value in zip(swept, values, strict=True)]
@@ -93,12 +93,12 @@ def read_grid(
 
 
 def told(values: Mapping[str, Any]) -> str:
-    """Values of fields as one line, each under the last word of its path."""
+    """Return values of fields as one line of text, each with the last part of its path."""
     return ", ".join(f"{field.rpartition('.')[2]}={format_value(value)}" for field, value in values.items())
 
 
 def format_value(value: Any) -> str:
-    """A value of a field as a reader writes it; a list of one number as the number."""
+    """Format a value for readers; a list of one number as the number."""
     if isinstance(value, list) and len(value) == 1:
         return format_value(value[0])
     return value if isinstance(value, str) else json.dumps(value)
@@ -111,11 +111,11 @@ def _values(field: str) -> tuple[str, list[Any]]:
     except (yaml.YAMLError, ValueError) as error:
         raise SpecError(f"--grid {field!r}: the values are not YAML: {error}") from None
     if not separator or not isinstance(values, list) or not values:
-        raise SpecError(f"--grid {field!r}: not a list of values", hint='write dotted.path=[a, b], as in "seed=[0, 1]"')
+        raise SpecError(f"--grid {field!r}: not a list of values", hint='use dotted.path=[a, b], such as "seed=[0, 1]"')
     try:
         told = [json.dumps(value) for value in values]
     except TypeError:
-        raise SpecError(f"--grid {field!r}: numbers, words and lists of them expected") from None
+        raise SpecError(f"--grid {field!r}: expected numbers, words and lists of them") from None
     if len(set(told)) < len(told):
         raise SpecError(f"--grid {field!r}: a value is listed twice", hint="sweep over seeds to repeat a run")
     return name.strip(), values

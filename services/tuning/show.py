@@ -1,4 +1,4 @@
-"""A sweep on a terminal: a bar while it runs, then a table, a picture and a file of numbers."""
+"""Terminal view of a sweep: progress bar, table, figure and a file of numbers."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from services.tuning.sweep import run_sweep
 def show_sweep(
     grid: Grid, metrics: Sequence[str], curves: bool, out: Path, settings: Settings, console: Console
 ) -> list[Outcome]:
-    """Run a sweep and show it; the picture and the numbers go to ``out``, to a ``.json`` beside it, and to MLflow.
+    """Run a sweep and show it; write the figure and the numbers to ``out``, to a ``.json`` next to it, and to MLflow.
 
     Args:
-        grid: the trials.
-        metrics: what is compared; what judges such a job by default.
-        curves: whether the picture has metrics over images seen, instead of against the first swept field.
-        out: the PNG file.
-        settings: where everything is.
-        console: where to show it.
+        grid: trials of the sweep.
+        metrics: names of the metrics to compare; by default the main metric of the objective.
+        curves: whether to plot metrics over images seen, instead of against the first swept field.
+        out: PNG file to write.
+        settings: addresses of the services.
+        console: console for output.
 
     Raises:
-        MongeError: of the data or of a service; every trial failed; or no trial has such a metric.
+        MongeError: the data is invalid, a service fails, all trials failed, or a metric does not exist.
     """
     metrics = tuple(metrics) or (_judged_by(grid.base),)
     columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())

@@ -1,4 +1,4 @@
-"""What a sweep found: each setting's metrics, as mean and spread over its seeds."""
+"""Results of a sweep: metrics of each setting, as mean and spread over its seeds."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Curve = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended.
+    """Result of a trial.
 
     Attributes:
-        trial: which.
-        metrics: the last value of every curve.
-        curves: (images seen, value) points of the curves that were asked for.
-        error: why it failed, None where it did not.
+        trial: trial.
+        metrics: last value of each metric.
+        curves: (images seen, value) points of the requested metrics.
+        error: reason of a failure; None if it succeeded.
     """
 
     trial: Trial
@@ -33,13 +33,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Setting:
-    """The trials that differ in their seed alone.
+    """Trials that differ only in their seed.
 
     Attributes:
-        values: of the other fields.
-        metrics: by name, the values of all that finished.
-        curves: by name, the curves of all that finished.
-        failed: how many did not.
+        values: values of the other fields.
+        metrics: values of the finished trials, by metric.
+        curves: curves of the finished trials, by metric.
+        failed: number of failed trials.
     """
 
     values: Mapping[str, Any]
@@ -49,27 +49,27 @@ class Setting:
 
     @property
     def runs(self) -> int:
-        """How many finished."""
+        """Number of finished trials."""
         return max(map(len, self.metrics.values()))
 
 
 def settings_of(outcomes: Sequence[Outcome], metrics: Sequence[str]) -> list[Setting]:
-    """Outcomes by setting, in the order of the grid.
+    """Group outcomes by setting, in the order of the grid.
 
     Args:
-        outcomes: of a whole sweep.
-        metrics: the names of those that are wanted.
+        outcomes: outcomes of a whole sweep.
+        metrics: names of the requested metrics.
 
     Raises:
-        TrainingError: every trial failed.
-        SpecError: a metric is wanted that a trial does not have.
+        TrainingError: all trials failed.
+        SpecError: a trial lacks a requested metric.
     """
     finished = [outcome for outcome in outcomes if outcome.error is None]
     if not finished:
-        raise TrainingError(f"every run of the sweep failed; the first: {outcomes[0].error}")
+        raise TrainingError(f"all runs of the sweep failed; the first: {outcomes[0].error}")
     for outcome in finished:
         if missing := [name for name in metrics if name not in outcome.metrics]:
-            raise SpecError(f"--metric {missing[0]!r}: a run has only {', '.join(sorted(outcome.metrics))}")
+            raise SpecError(f"--metric {missing[0]!r}: available metrics: {', '.join(sorted(outcome.metrics))}")
     found = []
     for values in _distinct([outcome.trial.setting for outcome in outcomes]):
         own = [outcome for outcome in finished if outcome.trial.setting == values]
@@ -86,7 +86,7 @@ def settings_of(outcomes: Sequence[Outcome], metrics: Sequence[str]) -> list[Set
 
 
 def document(grid: Grid, outcomes: Sequence[Outcome], metrics: Sequence[str]) -> dict[str, Any]:
-    """A sweep as JSON holds it: the spec, and for each setting the runs' metrics with their mean and deviation."""
+    """Return a sweep as JSON data: the spec, and for each setting the metrics with mean and deviation."""
     rows = []
     for setting in settings_of(outcomes, metrics):
         numbers = {
@@ -105,7 +105,7 @@ def document(grid: Grid, outcomes: Sequence[Outcome], metrics: Sequence[str]) ->
 
 
 def _distinct(values: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    # Values may be lists, which no set takes.
+    # Values may be lists, which are not hashable.
     kept: list[Mapping[str, Any]] = []
     for value in values:
         if value not in kept:

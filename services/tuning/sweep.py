@@ -1,4 +1,4 @@
-"""The driver of a sweep: shards the data, runs the grid by Ray Tune, and leaves no run behind that looks unfinished."""
+"""Driver of a sweep: shards the data, runs the grid with Ray Tune, and closes all MLflow runs."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ def run_sweep(
     on_shard: OnProgress = lambda done, total: None,
     on_images: OnProgress = lambda done, total: None,
 ) -> list[Outcome]:
-    """Run every trial of a grid on the cluster, as many at a time as it has processors.
+    """Run all trials of a grid on the cluster, as many concurrently as it has processors.
 
-    Each trial trains in one process, whatever its spec says of workers: batches are global, so that the result is
-    that of a job up to rounding. No model is registered.
+    Each trial trains in one process, whatever ``workers`` in its spec: batches are global, so the result equals that of
+    a job up to rounding. No model is registered.
 
     Args:
-        grid: the trials.
-        metrics: whose curves are wanted whole.
-        settings: where everything is.
-        finish: told of the sweep's own MLflow run and of all outcomes, before that run is closed.
-        on_shard: told of images sharded, and in all.
-        on_images: told of images that all trials have seen, and will see.
+        grid: trials of the sweep.
+        metrics: names of the metrics whose curves are returned.
+        settings: addresses of the services.
+        finish: called with the sweep's MLflow run and all outcomes before that run is closed.
+        on_shard: called with the number of sharded images and the total.
+        on_images: called with the number of images that all trials have seen and the total.
 
     Returns:
-        An outcome for each trial, in the order of the grid; those that failed say why.
+        An outcome for each trial, in the order of the grid, with the error if it failed.
 
     Raises:
-        MongeError: of the data, or of a service. A trial's own error is in its outcome.
+        MongeError: the data is invalid, or a service fails. The error of a trial is in its outcome.
     """
     name = f"{grid.base.name}-sweep-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     uri = settings.address("mlflow_uri")
@@ -90,7 +90,7 @@ def run_sweep(
         parent.close("FINISHED")
         return outcomes
     except BaseException as error:
-        # Leaving the cluster ends the trials, which could otherwise go on to log.
+        # Leaving the cluster ends the trials, which would otherwise continue to log.
         ray.shutdown()
         if parent is not None:
             _close(uri, name, parent, len(grid.trials), killed=isinstance(error, KeyboardInterrupt | SystemExit))
@@ -103,10 +103,10 @@ def _run(
     name: str, grid: Grid, configs: list[TrialConfig], storage: Path, on_images: Callable[[int], None]
 ) -> list[Outcome]:
     os.environ |= {
-        # Its own handler would catch Ctrl-C to save a state that nobody resumes.
+        # Tune's handler would catch Ctrl-C to save a state that is never resumed.
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        # The newer output has no silence.
+        # The newer output cannot be silenced.
         "RAY_AIR_NEW_OUTPUT": "0",
     }
     resources = {"cpu": 1.0, "gpu": float(configs[0].gpu)}
@@ -114,7 +114,7 @@ def _run(
         results = tune.Tuner(
             tune.with_resources(run_trial, resources),
             param_space={"trial": tune.grid_search([config.carried() for config in configs])},
-            # Starting a process and importing torch takes longer than many a trial.
+            # Starting a process and importing torch often takes longer than a trial.
             tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: str(trial.trial_id)),
             run_config=tune.RunConfig(
                 name=name, storage_path=str(storage.absolute()), callbacks=[_Watch(on_images)], verbose=0
@@ -135,14 +135,14 @@ def _run(
 
 
 class _Watch(Callback):
-    """Hears from Tune how many images the trials have seen."""
+    """Tune callback that counts the images that the trials have seen."""
 
     def __init__(self, on_images: Callable[[int], None]) -> None:
         self._on_images = on_images
         self._images: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune writes its callbacks to disk, which no terminal can be; it reads them back in no sweep.
+        # Tune pickles its callbacks, which a console does not support; sweeps never restore them.
         return {}
 
     def on_trial_result(
@@ -161,25 +161,25 @@ def _shard(spec: JobSpec, settings: Settings, on_progress: OnProgress) -> str:
 
 
 def _gives_gpus(spec: JobSpec) -> bool:
-    """Whether each trial takes a GPU.
+    """Return whether each trial uses a GPU.
 
     Raises:
-        ServiceError: the spec insists on one, and the cluster has none.
+        ServiceError: the spec requires a GPU, and the cluster has none.
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if spec.workers.device == "gpu" and not gpus:
-        raise ServiceError("workers.device: a GPU asked for, the cluster has none", hint="set workers.device to cpu")
+        raise ServiceError("workers.device: GPU requested, the cluster has none", hint="set workers.device to cpu")
     return spec.workers.device != "cpu" and gpus > 0
 
 
 def _hush() -> None:
-    """Keep libraries from writing across the bar: Tune misses the files of loggers that are off."""
+    """Silence libraries that would write across the progress bar; Tune needs its loggers' files."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 
 
 def _close(uri: str, name: str, parent: Run, count: int, killed: bool) -> None:
-    """Close the runs of a sweep that did not end; the error that ended it matters more than one of MLflow's."""
+    """Close the runs of an interrupted sweep; errors of MLflow are logged, since the sweep's own error matters more."""
     with contextlib.suppress(ServiceError):
         for index in range(count):
             if run_id := find_run(uri, f"{name}-{index:03d}"):

@@ -1,4 +1,4 @@
-"""One run of a sweep: the training loop in a process of its own, one thread, one MLflow run below the sweep's."""
+"""A trial of a sweep: the training loop in a separate process with one thread and a child MLflow run."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from services.training.worker import configure_process, open_for, planner_of
 from services.tuning.summary import Curve
 
 REPORT_EVERY = 1.0
-"""Seconds between two reports of progress: Tune lets the trial wait until it has taken one."""
+"""Seconds between progress reports: Tune blocks the trial until it has processed a report."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialConfig(WorkerConfig):
-    """What the driver of a sweep tells a trial.
+    """Configuration that the driver of a sweep passes to a trial.
 
     Attributes:
-        label: the values that make it this one.
+        label: swept values as text.
         parent: id of the sweep's MLflow run.
-        gpu: whether it has one.
-        curves: names of the curves that are wanted whole.
+        gpu: whether the trial uses a GPU.
+        curves: names of the metrics whose curves are returned.
     """
 
     label: str
@@ -42,9 +42,9 @@ class TrialConfig(WorkerConfig):
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """Train as the spec under ``config["trial"]`` says, and report metrics, or the error, to Tune.
+    """Train the spec in ``config["trial"]`` and report metrics, or the error, to Tune.
 
-    Tune's trainable; it calls many of them in one process, one after the other.
+    Tune's trainable; one process runs several of them in sequence.
     """
     trial = TrialConfig(**config["trial"])
     spec = JobSpec.model_validate(trial.spec)
@@ -65,7 +65,7 @@ def run_trial(config: dict[str, Any]) -> None:
 def _train(trial: TrialConfig, spec: JobSpec, tracked: Run) -> _Listener:
     settings = trial.settings_here()
     device = torch.device("cuda" if trial.gpu else "cpu")
-    # Not verified: each of many trials would read the whole data set for it.
+    # Not verified: each trial would read the whole data set.
     data = open_for(spec, trial.data, settings, verify=False)
     planner = planner_of(trial.job, spec, settings.plan_deadline)
     networks = feature_networks(spec, trial.mlflow_uri, models_folder(settings), device)
@@ -77,7 +77,7 @@ def _train(trial: TrialConfig, spec: JobSpec, tracked: Run) -> _Listener:
 
 
 class _Listener:
-    """Hears of the run; see :class:`pipelines.training.loop.Listener`."""
+    """Listener of the training loop; see :class:`pipelines.training.loop.Listener`."""
 
     def __init__(self, run: Run, curves: tuple[str, ...]) -> None:
         self._run = run
@@ -86,7 +86,7 @@ class _Listener:
         self.curves: dict[str, Curve] = {name: [] for name in curves}
 
     def metrics(self, values: dict[str, float], images: int) -> None:
-        """Log a point of the curves, and tell Tune how far the run is."""
+        """Log metrics, and report the number of images to Tune."""
         self.latest |= values
         for name in self.curves.keys() & values.keys():
             self.curves[name].append((images, values[name]))
@@ -101,4 +101,4 @@ class _Listener:
         self._run.pictures(evaluation, images)
 
     def checkpoint(self, state: TrainState) -> None:
-        """Nothing is kept: a trial that fails is reported, not resumed."""
+        """Ignore checkpoints: a failed trial is reported, not resumed."""

@@ -23,7 +23,7 @@ def test_a_changed_spec_is_kept(tmp_path: Path) -> None:
     examples.copy(tmp_path)
     (tmp_path / "lenet.yaml").write_text("name: mine\n")
     (tmp_path / "mlp.yaml").unlink()
-    with pytest.raises(SpecError, match=r"other contents: lenet\.yaml\n  hint: .*--overwrite"):
+    with pytest.raises(SpecError, match=r"different versions of: lenet\.yaml\n  hint: .*--overwrite"):
         examples.copy(tmp_path)
     assert (tmp_path / "lenet.yaml").read_text() == "name: mine\n"
     assert not (tmp_path / "mlp.yaml").exists()

@@ -39,7 +39,7 @@ def test_a_busy_server_says_when_to_ask_again() -> None:
 def test_what_is_no_error_of_ours_is_told_as_it_came(body: bytes) -> None:
     found = read_error(body, 502, "the service")
     assert type(found) is ServiceError
-    assert found.args[0] == f"the service answered with status 502: {body!r}"
+    assert found.args[0] == f"the service responded with status 502: {body!r}"
 
 
 def test_of_two_classes_that_fit_the_nearer_counts() -> None:

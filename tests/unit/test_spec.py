@@ -90,7 +90,7 @@ def test_a_fault_is_told_by_path_value_and_choices(file: Path, override: str) ->
     with pytest.raises(SpecError) as caught:
         load_spec(file, [override])
     head, *lines = str(caught.value).splitlines()
-    assert head == f"{file} is not a job spec:"
+    assert head == f"{file}: invalid job spec:"
     (line,) = lines
     assert line.startswith(f"  {path} ")
     assert choices in line
@@ -108,7 +108,7 @@ def test_every_fault_has_its_line() -> None:
     with pytest.raises(SpecError) as caught:
         parse_spec(document(seed=-1, train={"batch": 0}), where="here")
     lines = str(caught.value).splitlines()
-    assert lines[0] == "here is not a job spec:"
+    assert lines[0] == "here: invalid job spec:"
     assert [line.split(":")[0] for line in lines[1:]] == ["  seed", "  train.images", "  train.batch"]
     assert lines[2].endswith("missing")
 

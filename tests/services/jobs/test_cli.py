@@ -101,7 +101,7 @@ def test_a_relative_source_is_named_absolutely(tmp_path: Path, monkeypatch: pyte
     assert with_absolute_paths(catalogue) == catalogue
     bucket = load_spec(LENET, ["data.source=s3://bucket/prefix"])
     assert with_absolute_paths(bucket) == bucket
-    with pytest.raises(SpecError, match="holds no keys") as refusal:
+    with pytest.raises(SpecError, match="must not contain keys") as refusal:
         with_absolute_paths(load_spec(LENET, ["data.source=s3://key:secret@bucket/prefix"]))
     assert "secret" not in str(refusal.value)
 
@@ -113,7 +113,7 @@ JOB = Job(
     name="a-job-of-a-name-as-long-as-people-give",
     kind="classification",
     state=State.QUEUED,
-    reason="2 CPUs asked for, 0 free, held by one-20261127-093000-12ab",
+    reason="2 CPUs requested, 0 free, held by one-20261127-093000-12ab",
     since=NOW,
     submitted=NOW,
     started=None,
@@ -168,7 +168,7 @@ def test_an_interrupted_follower_says_that_the_job_goes_on(monkeypatch: pytest.M
     assert done.exit_code == 130
     job = JOB.id
     for line in (
-        f"job {job} goes on",
+        f"job {job} continues",
         f"follow it with: monge logs {job} --follow",
         f"stop it with: monge cancel {job}",
     ):

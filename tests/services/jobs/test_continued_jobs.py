@@ -100,17 +100,17 @@ def test_the_origin_of_a_spec_in_yaml_is_in_the_query(jobs: JobService, ended: s
         ("nobody", {}, "origin", "no job 'nobody'; the latest are: {job}", "see `monge jobs`"),
         ("{job}@many", {}, "origin", "'{job}@many' is neither JOB nor JOB@IMAGES", "see `monge jobs`"),
         ("../x", {}, "origin", "'../x' is neither JOB nor JOB@IMAGES", "see `monge jobs`"),
-        ("{job}@300", {}, "origin", "{job}@300 is not kept; the checkpoints of {job} are those of 256, 640 images",
-         "choose one of them, as in {job}@640"),
+        ("{job}@300", {}, "origin", "{job}@300 does not exist; {job} has checkpoints at 256, 640 images",
+         "use one of them, such as {job}@640"),
         ("{job}", {"images": 640}, "train.images", "640, but the checkpoint to continue from has already seen 640",
          "raise train.images above 640"),
-        ("{job}", {"model": {"kind": "mlp"}}, "model.kind", "'mlp', while {job} has 'perceptron'",
-         "continue it with model.kind perceptron; its rates and images may change"),
+        ("{job}", {"model": {"kind": "mlp"}}, "model.kind", "'mlp', but {job} has 'perceptron'",
+         "use model.kind perceptron; only rates and images may change"),
         ("{job}", {"objective": {"kind": "regression", "target": "waves"}}, "objective.kind",
-         "'regression', while {job} has 'classification'",
-         "continue it with objective.kind classification; its rates and images may change"),
-        ("{job}", {"optimizer": {"kind": "sgd"}}, "optimizer.kind", "'sgd', while {job} has 'adam'",
-         "continue it with optimizer.kind adam; its rates and images may change"),
+         "'regression', but {job} has 'classification'",
+         "use objective.kind classification; only rates and images may change"),
+        ("{job}", {"optimizer": {"kind": "sgd"}}, "optimizer.kind", "'sgd', but {job} has 'adam'",
+         "use optimizer.kind adam; only rates and images may change"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_continued_is_told_at_submission(
@@ -130,7 +130,7 @@ def test_a_job_that_is_not_over_is_not_continued(jobs: JobService) -> None:
     job = jobs.submit()
     document = jobs.client(Role.SUBMIT).post("/v1/jobs", json=asked(job)).json()
     assert (document["field"], document["message"]) == ("origin", f"origin: job {job} is queued")
-    assert document["hint"] == f"wait for its end, or end it with `monge cancel {job}`"
+    assert document["hint"] == f"wait until it ends, or cancel it with `monge cancel {job}`"
 
 
 def test_a_job_that_never_started_has_no_checkpoint(jobs: JobService) -> None:
@@ -138,7 +138,7 @@ def test_a_job_that_never_started_has_no_checkpoint(jobs: JobService) -> None:
     jobs.store.cancel(job, "ada")
     jobs.step()
     document = jobs.client(Role.SUBMIT).post("/v1/jobs", json=asked(job)).json()
-    assert document["message"] == f"origin: no checkpoint of {job} lies in {jobs.folder / 'jobs'}"
+    assert document["message"] == f"origin: {job} has no checkpoint in {jobs.folder / 'jobs'}"
 
 
 def test_checkpoints_that_the_service_does_not_see_are_left_to_the_driver(jobs: JobService) -> None:

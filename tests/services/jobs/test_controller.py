@@ -61,7 +61,7 @@ def test_the_second_job_waits_and_says_for_what(jobs: JobService) -> None:
     second = jobs.submit()
     jobs.step()
     waiting = jobs.store.job(second)
-    assert (waiting.state, waiting.reason) == (State.QUEUED, f"2 CPUs asked for, 0 free, held by {first}")
+    assert (waiting.state, waiting.reason) == (State.QUEUED, f"2 CPUs requested, 0 free, held by {first}")
     driver.status = AttemptStatus.SUCCEEDED
     jobs.step(3)
     assert jobs.store.job(second).state is State.STARTING
@@ -143,13 +143,13 @@ def test_while_the_cluster_is_away_a_job_waits_for_it(jobs: JobService) -> None:
     jobs.step()
     found = jobs.store.job(job)
     assert found.state is State.RECOVERING
-    assert "the cluster is away (connection refused)" in found.reason
+    assert "the cluster is unreachable (connection refused)" in found.reason
     jobs.cluster.away = None
     jobs.step()
     assert jobs.store.job(job).state is State.RUNNING
     jobs.cluster.drivers.clear()  # another head, which knows nothing
     jobs.step()
-    assert "the cluster that ran it is gone" in jobs.store.job(job).reason
+    assert "the cluster lost the attempt" in jobs.store.job(job).reason
     wait_for_attempt(jobs, job, 2)
 
 
@@ -183,10 +183,8 @@ def test_draining_stops_what_runs_until_later(jobs: JobService) -> None:
     assert jobs.cluster.stopped == [f"{job}-a1"]
     stopped = jobs.store.job(job)
     assert stopped.state is State.RECOVERING
-    assert stopped.reason == (
-        "attempt 1 ended: the service was told to drain; nothing starts until `monge drain --end`"
-    )
-    assert jobs.store.job(waiting).reason == "nothing starts until `monge drain --end`"
+    assert stopped.reason == ("attempt 1 ended: the service is draining; no job starts until `monge drain --end`")
+    assert jobs.store.job(waiting).reason == "no job starts until `monge drain --end`"
     jobs.store.drain(False)
     wait_for_attempt(jobs, job, 2)
     assert jobs.store.job(waiting).attempts == 0

@@ -38,7 +38,7 @@ def test_one_class_is_enough_for_a_generator_alone(
     spec = load_spec(CONFIGS / config, [f"data.source={tmp_path / 'root'}"])
     settings = Settings(home=tmp_path / "home")
     if refused:
-        with pytest.raises(SourceError, match="root: only one class, 'cats': a classifier tells two or more apart"):
+        with pytest.raises(SourceError, match="root: found one class, 'cats'; a classifier needs at least two"):
             driver._shard(spec, settings)
     else:
         assert (Path(driver._shard(spec, settings)) / "manifest.json").is_file()

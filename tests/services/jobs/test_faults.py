@@ -77,7 +77,7 @@ def test_workers_that_die_while_they_start_are_started_again(
         for worker in (dead := workers(home)):
             worker.kill()
         psutil.wait_procs(dead, timeout=30)
-    assert ends(home, job).count("the workers could not be started") + _attempts(home, job) > 1
+    assert ends(home, job).count("the workers failed to start") + _attempts(home, job) > 1
     assert bits(home, job) == uninterrupted
 
 
@@ -132,7 +132,7 @@ def test_an_attempt_that_was_given_up_changes_nothing(monge: Monge, home: Path, 
         driver.resume()
         psutil.wait_procs([driver, *controllers], timeout=60)
         assert sorted(path.name for path in (home / "jobs" / job).glob("images-*")) == before
-        assert "attempt 1 was given up: attempt 2 has begun" in monge("logs", job)
+        assert "attempt 1 was superseded by attempt 2" in monge("logs", job)
         run_id = jobs.get(job).run_id
     assert run_id is not None
     assert connect(Settings(home=home).address("mlflow_uri")).get_run(run_id).info.status == "RUNNING"

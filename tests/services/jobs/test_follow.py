@@ -22,7 +22,7 @@ def event(text: str, kind: str = "stage", state: State | None = None) -> Event:
 
 
 STORY: list[Event | JobProgress] = [
-    event("queued: 2 CPUs asked for, 0 free, held by X", "state"),
+    event("queued: 2 CPUs requested, 0 free, held by X", "state"),
     event("training 10 parameters on 5 images, 2 workers, cpu"),
     JobProgress(images=10, total=20, metrics={"loss": 0.5, "accuracy": 0.75}),
     JobProgress(images=20, total=20, metrics={"loss": 0.25, "accuracy": 0.75}),
@@ -42,7 +42,7 @@ def test_states_stages_and_progress_are_plain_lines() -> None:
     text, heard = shown()
     assert heard == [one.text for one in STORY if isinstance(one, Event)]
     assert text.splitlines() == [
-        "  queued: 2 CPUs asked for, 0 free, held by X",
+        "  queued: 2 CPUs requested, 0 free, held by X",
         "  training 10 parameters on 5 images, 2 workers, cpu",
         "  10/20 images · loss 0.5 · accuracy 0.75",
         "  20/20 images · loss 0.25",

@@ -110,7 +110,7 @@ def test_a_token_that_asks_too_often_is_told_when_to_ask_again() -> None:
     request: Any = SimpleNamespace(headers={"authorization": "Bearer x"}, state=SimpleNamespace())
     for _ in range(2):
         access.admit(request, token, Role.READ)
-    with pytest.raises(Exception, match=r"asks more than 0\.001 times") as refused:
+    with pytest.raises(Exception, match=r"exceeds 0\.001 requests") as refused:
         access.admit(request, token, Role.READ)
     assert 0 < refused.value.retry_after <= 1000  # type: ignore[attr-defined]
 
@@ -174,12 +174,12 @@ def test_a_spec_in_yaml_with_the_rest_in_the_query(jobs: JobService) -> None:
         ({"spec": spec_document(), "priority": 1000}, "priority: Input should be less than or equal to 100"),
         (
             {"spec": spec_document(data={"source": "digitz"})},
-            "'digitz' is neither an absolute path nor in the catalogue",
+            "'digitz' is neither an absolute path nor a name in the catalogue",
         ),
-        ({"spec": spec_document(data={"source": "/no/such/folder"})}, "/no/such/folder is not seen on the cluster"),
-        ({"spec": spec_document(data={"source": "s3://key:secret@b/p"})}, "holds no keys"),
-        ({"spec": spec_document(workers={"count": 3})}, "workers.count: 3 CPUs asked for, the cluster has 2"),
-        ({"spec": spec_document(workers={"count": 1, "device": "gpu"})}, "1 GPUs asked for, the cluster has 0"),
+        ({"spec": spec_document(data={"source": "/no/such/folder"})}, "/no/such/folder does not exist on the cluster"),
+        ({"spec": spec_document(data={"source": "s3://key:secret@b/p"})}, "must not contain keys"),
+        ({"spec": spec_document(workers={"count": 3})}, "workers.count: 3 CPUs requested, the cluster has 2"),
+        ({"spec": spec_document(workers={"count": 1, "device": "gpu"})}, "1 GPUs requested, the cluster has 0"),
         ({"spec": spec_document(), "overrides": ["train.imagse=1"]}, "train.imagse: no such field"),
         ({"spec": "name: ["}, "spec: not YAML"),
         ({"spec": [1]}, "spec"),
@@ -219,7 +219,7 @@ def test_nodes_that_will_come_can_be_waited_for(jobs: JobService) -> None:
     job = jobs.client(Role.SUBMIT).post("/v1/jobs", json=big).json()["id"]
     small = jobs.submit(workers={"count": 1})
     jobs.step()
-    assert jobs.store.job(job).reason == "8 CPUs asked for, the cluster has 2: waiting for nodes"
+    assert jobs.store.job(job).reason == "8 CPUs requested, the cluster has 2: waiting for nodes"
     assert jobs.store.job(small).state is State.STARTING
 
 
@@ -227,7 +227,7 @@ def test_a_plan_names_data_network_and_workers(jobs: JobService, tmp_path: Path)
     jobs.step()
     client = jobs.client(Role.SUBMIT)
     lines = client.post("/v1/plans", json=SUBMISSION).json()["lines"]
-    assert lines == ["data: digits, of the catalogue", "workers: 2 workers on CPUs"]
+    assert lines == ["data: digits from the catalogue", "workers: 2 workers on CPUs"]
     (tmp_path / "one" / "cats").mkdir(parents=True)
     answer = client.post("/v1/plans", json={"spec": spec_document(data={"source": str(tmp_path / "one")})})
     assert (answer.status_code, answer.json()["error"]) == (422, "SourceError")
@@ -294,7 +294,7 @@ def test_events_are_streamed_from_where_a_client_was_cut_off(jobs: JobService) -
     events = client.get(f"/v1/jobs/{job}/events").json()["events"]
     assert [event["text"] for event in events] == [
         "submitted by a-submit",
-        "a-submit asked to cancel it",
+        "a-submit requested cancellation",
         "cancelled: cancelled by a-submit",
     ]
     text = client.get(f"/v1/jobs/{job}/events/stream", headers={"Last-Event-ID": str(events[1]["id"])}).text
@@ -311,7 +311,7 @@ def test_the_cluster_tells_who_holds_and_who_waits(jobs: JobService) -> None:
     assert (view["free_cpus"], view["away"]) == (0, None)
     assert view["holding"] == [{"job": second, "workers": 2, "device": "cpu"}]
     assert [(one["job"], one["reason"]) for one in view["waiting"]] == [
-        (first, f"2 CPUs asked for, 0 free, held by {second}")
+        (first, f"2 CPUs requested, 0 free, held by {second}")
     ]
 
 

@@ -82,12 +82,12 @@ def test_the_nodes_that_are_alive_are_counted() -> None:
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        ((500, "broken"), "answers with status 500"),
-        ((401, "who are you"), "answers with status 401"),
-        ((200, "<html>"), "answers no JSON"),
-        ((200, []), "answers []"),
-        ((200, {}), "is no Ray dashboard (KeyError)"),
-        ((200, {"data": {"result": {"result": [3]}}}), "is no Ray dashboard (TypeError)"),
+        ((500, "broken"), "responded with status 500"),
+        ((401, "who are you"), "responded with status 401"),
+        ((200, "<html>"), "did not send JSON"),
+        ((200, []), "sent []"),
+        ((200, {}), "is not a Ray dashboard (KeyError)"),
+        ((200, {"data": {"result": {"result": [3]}}}), "is not a Ray dashboard (TypeError)"),
     ],
 )
 def test_what_is_no_cluster_is_a_cluster_that_is_away(answer: tuple[int, Any], said: str) -> None:

@@ -13,7 +13,7 @@ from services.settings import Settings
 from tests.services.jobs.buckets import Bucket
 from tests.services.jobs.living import Monge, adversary, ends, platform, submitted, workers
 
-LOST = "what was kept before stays"
+LOST = "earlier checkpoints are kept"
 """Told of a checkpoint that could not be stored."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
@@ -65,7 +65,7 @@ def test_a_job_begins_with_a_checkpoint_in_s3(monge: Monge, bucket: Bucket, shap
     assert f"of {uninterrupted}" in told
     assert "from image 24,000" in told
     refused = monge("submit", *adversary("less", shapes), "--from", f"{uninterrupted}@7", fails=True)
-    assert f"{uninterrupted}@7 is not kept" in refused
+    assert f"{uninterrupted}@7 does not exist" in refused
 
 
 def test_training_goes_on_while_s3_is_away(

@@ -263,7 +263,7 @@ def test_what_is_over_cannot_be_cancelled_and_what_is_not_cannot_be_retried(url:
         store.retry(job, "ada")
     with pytest.raises(JobNotFoundError, match=f"the latest are: {job}"):
         store.cancel("other", "ada")
-    with pytest.raises(ConflictError, match="there is a token 'ada'"):
+    with pytest.raises(ConflictError, match="a token 'ada' exists"):
         store.create_token(TokenRequest(name="ada", role=Role.READ))
     assert store.counts() == {State.QUEUED: 1}
     store.close()
@@ -281,9 +281,9 @@ def test_secrets_are_not_kept(tmp_path: Path) -> None:
 
 
 def test_a_database_that_cannot_be_opened_is_one_message(tmp_path: Path) -> None:
-    with pytest.raises(ServiceError, match="the store of jobs cannot be opened") as caught:
+    with pytest.raises(ServiceError, match="cannot open the job store") as caught:
         JobStore(f"sqlite:///{tmp_path / 'no' / 'such' / 'jobs.db'}")
-    assert caught.value.hint == "see MONGE_JOBS_STORE"
+    assert caught.value.hint == "check MONGE_JOBS_STORE"
 
 
 def test_the_owner_of_the_home_is_an_administrator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,13 +49,13 @@ def test_shards_are_known_by_their_manifest(tmp_path: Path) -> None:
         DataSpec(source=str(folder_of(tmp_path / "shapes", "disc", "square"))), tmp_path / "data", tmp_path, workers=0
     )
     data, model = work_plan(spec_of(tmp_path / "data"), tmp_path).lines()
-    assert data.endswith("(disc, square), sharded already")
+    assert data.endswith("(disc, square), already sharded")
     assert model.startswith("model: lenet")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_of_the_catalogue_is_fetched(name: str, tmp_path: Path) -> None:
-    assert work_plan(spec_of(name), tmp_path / "cache").lines() == [f"data: {name}, of the catalogue"]
+    assert work_plan(spec_of(name), tmp_path / "cache").lines() == [f"data: {name} from the catalogue"]
     assert not (tmp_path / "cache").exists()
 
 
@@ -64,7 +64,7 @@ def test_nothing_of_the_catalogue_is_fetched(name: str, tmp_path: Path) -> None:
     [
         ("nowhere", "nowhere: neither a data set of the catalogue nor", "give a path, or one of cats-and-dogs"),
         ("cats-and-dgos", "cats-and-dgos: neither", "did you mean cats-and-dogs?"),
-        ("one", "only one class, 'disc'", "give at least two"),
+        ("one", "found one class, 'disc'", "add images of another class"),
         ("small", "lenet", ""),
         ("empty", "empty", ""),
     ],

@@ -146,7 +146,7 @@ def test_an_adversary_s_generator_is_judged_by_a_registered_classifier(monge: Mo
     assert any("neighbours" in artifact.path for artifact in connect(uri).list_artifacts(run_id, "images"))
 
     output = monge("submit", "configs/gan.yaml", "--set", "evaluation.reference=nobody", "--follow", fails=True)
-    assert "no model 'nobody' is registered" in output
+    assert "no model 'nobody@live' is registered" in output
 
 
 def test_a_generator_is_trained_in_features_that_another_job_has_learned(
@@ -234,7 +234,7 @@ def test_an_adversarial_job_survives_the_death_of_worker_driver_services_and_clu
     second = submitted(monge("submit", str(ROOT / config), *fields, cwd=tmp_path, **elsewhere))
     listed = next(line for line in monge("jobs", cwd=tmp_path, **elsewhere).splitlines() if second in line)
     assert "queued" in listed
-    assert "2 CPUs asked for, 0 free, held by driver-" in monge("jobs", second, cwd=tmp_path, **elsewhere)
+    assert "2 CPUs requested, 0 free, held by driver-" in monge("jobs", second, cwd=tmp_path, **elsewhere)
 
     with Jobs(Settings(home=home)) as jobs:
         assert wait_until(lambda: checkpointed(home, first), timeout=180, interval=0.05)
@@ -299,7 +299,7 @@ def test_a_damaged_shard_ends_the_job_on_every_rank(monge: Monge, home: Path, sh
 
 def test_too_many_workers_are_refused_before_anything_is_read(monge: Monge, shapes: Path) -> None:
     output = monge(*classifier("crowd", shapes, 200, "workers.count=64"), "--follow", fails=True)
-    assert "workers.count: 64 CPUs asked for, the cluster has" in output
+    assert "workers.count: 64 CPUs requested, the cluster has" in output
     assert output.count("hint:") == 1
     assert "sharding" not in output
 

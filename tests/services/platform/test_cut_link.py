@@ -105,7 +105,7 @@ def test_a_job_waits_for_a_lost_machine_and_goes_on_by_itself(
     waiting = _look(machines, job)
     _say(f"{waiting.state} after {waiting.attempts} attempts: {waiting.reason}")
     assert waiting.reason.startswith("attempt 1 ended: ")
-    assert "; 2 CPUs asked for, the cluster has 1: waiting for nodes" in waiting.reason
+    assert "; 2 CPUs requested, the cluster has 1: waiting for nodes" in waiting.reason
     kept = _checkpoints(machines, job)
     if raylet_ends:
         assert wait_until(lambda: not any(one.is_running() for one in processes["raylet"]), timeout=300)

@@ -54,7 +54,7 @@ def test_a_host_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("0.0.0.0", "'0.0.0.0' is not one IPv4 address"),
         ("localhost", "'localhost' is not one IPv4 address"),
         ("::1", "'::1' is not one IPv4 address"),
-        ("192.0.2.1", "192.0.2.1 is no address of this machine"),  # of an example network, RFC 5737
+        ("192.0.2.1", "192.0.2.1 is not an address of this machine"),  # of an example network, RFC 5737
     ],
 )
 def test_a_host_that_cannot_be_is_refused(tmp_path: Path, host: str, told: str) -> None:
@@ -94,7 +94,7 @@ def test_who_asks_about_tokens_starts_after_who_knows_them() -> None:
 def test_the_advice_is_a_warning_and_one_command(tmp_path: Path) -> None:
     addresses = {s.url: address(s.url, 1, ELSEWHERE) for s in SERVICES}
     lines = local.advice(tmp_path, local.Platform(addresses=addresses))
-    assert "MLflow at http://127.0.0.5:1 asks for no token" in lines[0]
+    assert "MLflow at http://127.0.0.5:1 requires no token" in lines[0]
     assert lines[-1] == f"  MONGE_TOKEN=$(cat {tmp_path / 'token'}) monge node join http://127.0.0.5:1"
 
 
@@ -107,7 +107,7 @@ def test_a_storage_is_remembered_and_no_other_one_taken(tmp_path: Path, monkeypa
     assert load_settings().storage == "s3://bucket/a"
     local.up(tmp_path, print)
     local.up(tmp_path, print, storage=load_settings().storage)
-    with pytest.raises(ConflictError, match=r"s3://other, while the jobs of .* have .* in s3://bucket/a"):
+    with pytest.raises(ConflictError, match=r"s3://other, but the checkpoints in .* in s3://bucket/a"):
         local.up(tmp_path, print, storage="s3://other")
     monkeypatch.setenv("MONGE_STORAGE", "s3://other")
     assert load_settings().storage == "s3://other"

@@ -111,7 +111,7 @@ def test_what_had_joined_a_service_that_died_is_started_again_with_it(
         after = local.up(tmp_path, said.append).processes
         assert {name for name in named if after[name] != before[name]} == {"head", "joined"}
         assert before["joined"].process() is None
-        assert said.count("ending joined, which knows another head") == 1
+        assert said.count("stopping joined, which uses an earlier head") == 1
         assert local.up(tmp_path, said.append).processes == after
     finally:
         local.down(tmp_path, said.append)
@@ -160,12 +160,12 @@ def test_services_elsewhere_are_asked_there(tmp_path: Path, stranger: str) -> No
 
     told = {finding.what: finding for finding in doctor.check_machine(settings)}
     assert told["mlflow"].found == f"answers at {stranger}"
-    assert told["endpoint"].hint == "start it there, or change MONGE_ENDPOINT_URL"
+    assert told["endpoint"].hint == "start the service there, or change MONGE_ENDPOINT_URL"
     assert not told["endpoint"].optional
     assert told["ray"].hint == "monge up"
     assert told["ray"].optional
 
 
 def test_a_stranger_on_the_port_of_the_jobs_is_no_job_service(tmp_path: Path, stranger: str) -> None:
-    with pytest.raises(ServiceError, match=f"what answers at {stranger} is no job service"):
+    with pytest.raises(ServiceError, match=f"{stranger} is not a job service"):
         Jobs(Settings(home=tmp_path, jobs_url=stranger)).find()

@@ -24,13 +24,13 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
 
 def test_a_second_machine_joins_trains_comes_again_and_is_drained(machines: Machines) -> None:
     told = machines.monge(0, "up", "--host", ADDRESSES[0], "--cpus", "1")
-    assert "asks for no token: keep its port behind a firewall" in told
+    assert "requires no token: keep its port behind a firewall" in told
     url = f"http://{ADDRESSES[0]}:8200"
     assert f"MONGE_TOKEN=$(cat {machines.home / 'token'}) monge node join {url}" in told
     assert machines.monge(0, "status").count("answers") == 5
 
     refused = machines.monge(1, "node", "join", url, "--token", "guessed", fails=True)
-    assert "a token that is not valid" in refused
+    assert "an invalid token" in refused
     assert not machines.alive(1)
 
     token = (machines.home / "token").read_text().strip()

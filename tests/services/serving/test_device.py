@@ -33,7 +33,7 @@ def test_a_gpu_is_taken_where_there_is_one(
 def test_a_gpu_that_is_absent_is_an_error_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     settings = Settings(home=tmp_path, mlflow_uri="http://127.0.0.1:1", serving_device="cuda")
-    with pytest.raises(ServiceError, match="MONGE_SERVING_DEVICE: cuda asked for"):
+    with pytest.raises(ServiceError, match="MONGE_SERVING_DEVICE: cuda requested"):
         create_app(settings)
 
 

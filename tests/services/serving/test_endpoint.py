@@ -167,7 +167,7 @@ def test_a_class_is_asked_for_by_name(paths: str) -> None:
         refused = problem(await client.post(url, json={"label": "cow"}), 422)
         assert (refused["field"], refused["hint"]) == ("label", "ask for one of cat, dog, owl")
         refused = problem(await client.post("/v1/models/faces/generate", json={"label": "cat"}), 422)
-        assert "knows no classes" in refused["message"]
+        assert "is not conditional" in refused["message"]
         assert (await client.get("/v1/models/paths")).json()["conditional"] is True
         assert (await client.get("/v1/models/faces")).json()["conditional"] is False
 
@@ -204,7 +204,7 @@ def test_path_names_the_wrong_field(paths: str, body: dict[str, Any], field: str
     async def scenario(client: Client, shared: Endpoint) -> None:
         wanted = {"start": "cat", "end": "dog"} | body
         assert problem(await client.post("/v1/models/paths/path", json=wanted), 422)["field"] == field
-        assert "knows no classes" in problem(await client.post("/v1/models/faces/path", json=wanted), 422)[
+        assert "is not conditional" in problem(await client.post("/v1/models/faces/path", json=wanted), 422)[
             "message"
         ] or (field in ("steps", "count"))
 

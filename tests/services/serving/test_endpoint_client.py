@@ -79,7 +79,7 @@ def test_what_is_wrong_is_typed(client: EndpointClient, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         client.predict("dogs", [good])
     assert "cats" in str(caught.value.hint)
-    with pytest.raises(ModelNotFoundError, match="cannot name"):
+    with pytest.raises(ModelNotFoundError, match="is not a valid model reference"):
         client.predict("../metrics", [good])
     with pytest.raises(SpecError, match="is a generator"):
         client.predict("faces", [good])

@@ -105,7 +105,7 @@ def test_a_finished_data_set_is_left_alone(spec: DataSpec, tmp_path: Path, expec
 
 def test_another_data_set_is_not_overwritten(spec: DataSpec, tmp_path: Path, expected: dict[str, bytes]) -> None:
     other = spec.model_copy(update={"channels": 3})
-    with pytest.raises(ShardError, match=r"holds another data set, made of .*Some Images.npz"):
+    with pytest.raises(ShardError, match=r"contains another data set, made from an earlier .*Some Images.npz"):
         shard_dataset(other, tmp_path / "expected", tmp_path / "cache", workers=0)
     assert files(tmp_path / "expected") == expected
 

@@ -59,9 +59,9 @@ def test_batches_are_those_of_the_folder(here: Path, there: Settings, server: Fa
         (403, "access is denied"),
         (404, "no such object"),
         (500, "the server failed 1 times"),
-        ("slow", "no whole answer"),
-        ("reset", "no whole answer"),
-        ("cut", "no whole answer"),
+        ("slow", "no complete response"),
+        ("reset", "no complete response"),
+        ("cut", "no complete response"),
     ],
 )
 def test_a_fault_names_the_object_and_does_not_last(

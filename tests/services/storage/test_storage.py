@@ -87,7 +87,7 @@ def test_addresses(tmp_path: Path) -> None:
     assert open_storage("s3://images/a/", Settings()).address == "s3://images/a"
     assert open_storage(str(tmp_path), Settings()).address == str(tmp_path)
     for wrong in ("s3://", "s3:///a", "gs://images/a", "s3://host:9000/a"):
-        with pytest.raises(SpecError, match="s3://bucket/prefix: received"):
+        with pytest.raises(SpecError, match="s3://bucket/prefix, received"):
             open_storage(wrong, Settings())
     with pytest.raises(SpecError, match="no keys") as told:
         open_storage("s3://AKID:hidden@images/a", Settings())
@@ -120,9 +120,9 @@ def test_what_fails_once_is_asked_again(settings: Settings, server: FaultyServer
         (404, "no such object", "MONGE_S3_ENDPOINT_URL", 1),
         (400, "refuses", "MONGE_S3", 1),
         (500, "failed 2 times", "MONGE_S3_ATTEMPTS", 2),
-        ("reset", "no whole answer in 2 attempts", "MONGE_S3_ENDPOINT_URL", 2),
-        ("cut", "no whole answer in 2 attempts", "MONGE_S3_ENDPOINT_URL", 2),
-        ("slow", "no whole answer in 2 attempts", "MONGE_S3_TIMEOUT", 2),
+        ("reset", "no complete response in 2 attempts", "MONGE_S3_ENDPOINT_URL", 2),
+        ("cut", "no complete response in 2 attempts", "MONGE_S3_ENDPOINT_URL", 2),
+        ("slow", "no complete response in 2 attempts", "MONGE_S3_TIMEOUT", 2),
     ],
 )
 def test_what_goes_on_failing_is_told(
@@ -143,7 +143,7 @@ def test_no_bucket_no_keys_no_profile_no_server(settings: Settings, monkeypatch:
     with pytest.raises(ObjectNotFoundError, match="no bucket 'absent'"):
         list(open_storage("s3://absent", settings).pages())
     nowhere = settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:1"})
-    with pytest.raises(StorageError, match="no whole answer"):
+    with pytest.raises(StorageError, match="no complete response"):
         open_storage("s3://images", nowhere).read("x")
     profile = settings.model_copy(update={"s3_profile": "unknown"})
     with pytest.raises(StorageError, match="no keys"):

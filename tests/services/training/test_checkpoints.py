@@ -113,7 +113,7 @@ def test_the_one_before_a_damaged_checkpoint_is_taken(
     if not elsewhere:
         assert found.folder.name == "images-000000000032"
     (line,) = capsys.readouterr().out.splitlines()
-    assert "checkpoint images-000000000064 is damaged, training goes on from images-000000000032 instead: " in line
+    assert "checkpoint images-000000000064 is damaged; training resumes from images-000000000032 instead: " in line
 
 
 def test_damaged_checkpoints_are_passed_over_from_the_newest_on(

@@ -20,7 +20,7 @@ def test_the_latest_attempt_alone_may_write(tmp_path: Path) -> None:
     second.claim()
     second.require()
     for denied in (first.require, first.claim):
-        with pytest.raises(SupersededError, match="attempt 9 was given up: attempt 10 has begun"):
+        with pytest.raises(SupersededError, match="attempt 9 was superseded by attempt 10"):
             denied()
     assert not first.holds()
     assert second.holds()

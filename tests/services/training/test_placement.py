@@ -35,10 +35,10 @@ def test_workers_take_what_the_cluster_has(
 @pytest.mark.parametrize(
     ("count", "device", "resources", "message"),
     [
-        (64, "auto", {"CPU": 2.0}, "workers.count: 64 CPUs asked for, the cluster has 2"),
-        (64, "cpu", {"CPU": 2.0, "GPU": 64.0}, "workers.count: 64 CPUs asked for, the cluster has 2"),
-        (2, "gpu", {"CPU": 2.0, "GPU": 1.0}, "workers.count: 2 GPUs asked for, the cluster has 1"),
-        (1, "auto", {}, "workers.count: 1 CPUs asked for, the cluster has 0"),
+        (64, "auto", {"CPU": 2.0}, "workers.count: 64 CPUs requested, the cluster has 2"),
+        (64, "cpu", {"CPU": 2.0, "GPU": 64.0}, "workers.count: 64 CPUs requested, the cluster has 2"),
+        (2, "gpu", {"CPU": 2.0, "GPU": 1.0}, "workers.count: 2 GPUs requested, the cluster has 1"),
+        (1, "auto", {}, "workers.count: 1 CPUs requested, the cluster has 0"),
     ],
 )
 def test_too_many_workers(count: int, device: str, resources: dict[str, float], message: str) -> None:
@@ -50,12 +50,12 @@ def test_fewer_workers_than_asked_for_where_the_spec_allows_it() -> None:
     spec = WorkersSpec(count=4, min=2)
     assert placement_of(spec, {"CPU": 8.0}) == Placement(4, gpu=False)
     assert placement_of(spec, {"CPU": 3.0}) == Placement(3, False, note="workers.count is 4, the cluster has 3 CPUs")
-    with pytest.raises(ServiceError, match=r"workers\.min: 2 CPUs asked for, the cluster has 1"):
+    with pytest.raises(ServiceError, match=r"workers\.min: 2 CPUs requested, the cluster has 1"):
         placement_of(spec, {"CPU": 1.0})
-    with pytest.raises(ServiceError, match=r"workers\.min: 2 GPUs asked for, the cluster has 1"):
+    with pytest.raises(ServiceError, match=r"workers\.min: 2 GPUs requested, the cluster has 1"):
         placement_of(spec.model_copy(update={"device": "gpu"}), {"CPU": 8.0, "GPU": 1.0})
     assert placement_of(exactly(spec, 3), {"CPU": 8.0}) == Placement(3, gpu=False)
-    with pytest.raises(ServiceError, match=r"workers\.count: 3 CPUs asked for"):
+    with pytest.raises(ServiceError, match=r"workers\.count: 3 CPUs requested"):
         placement_of(exactly(spec, 3), {"CPU": 2.0})
 
 

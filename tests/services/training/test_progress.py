@@ -43,12 +43,12 @@ def test_reports_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert [word for line in lines for word in format_line("(RayTrainWorker pid=7, ip=127.0.0.1) " + line)] == [
         "[monge] joining the cluster",
-        "[monge] its MLflow run is abc",
+        "[monge] MLflow run abc",
         "[train] 1,000/20,000 images · loss 0.25 · images_per_second 3,457",
         "[error] loss is nan",
         "  at the first step",
         "  hint: lower optimizer.learning_rate",
-        "[monge] done: there is no model to register",
+        "[monge] done: no model registered",
         "[monge] done: cats/1",
     ]
 

@@ -75,5 +75,5 @@ def test_networks_of_features_are_pinned_and_found(uri: str, tmp_path: Path) -> 
 def test_a_network_of_features_that_is_not_registered(uri: str, tmp_path: Path) -> None:
     spec = job("feature-transport", source="digits")
     objective = spec.objective.model_copy(update={"features": (FeatureSpec(network="nobody"),)})
-    with pytest.raises(ModelNotFoundError, match="no model 'nobody' is registered"):
+    with pytest.raises(ModelNotFoundError, match="no model 'nobody@live' is registered"):
         pinned(spec.model_copy(update={"objective": objective}), uri, tmp_path / "models")

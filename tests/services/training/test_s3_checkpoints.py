@@ -75,7 +75,7 @@ def test_the_latest_attempt_alone_may_write(settings: Settings) -> None:
     first.require()
     second.claim()
     for denied in (first.require, first.claim, first.require_if_seen):
-        with pytest.raises(SupersededError, match="attempt 9 was given up: attempt 10 has begun"):
+        with pytest.raises(SupersededError, match="attempt 9 was superseded by attempt 10"):
             denied()
     assert (first.holds(), second.holds()) == (False, True)
     store = open_storage("s3://images/ours", settings)
@@ -106,14 +106,14 @@ def test_a_look_that_fails_ends_nothing_and_is_made_again_at_the_next_checkpoint
 
 
 def test_a_bucket_that_is_not_there_is_told(settings: Settings) -> None:
-    with pytest.raises(ObjectNotFoundError, match="there is no bucket 'none-such'"):
+    with pytest.raises(ObjectNotFoundError, match="bucket 'none-such' not found"):
         Fence("s3://none-such/jobs", "job-1", 1, settings).claim()
 
 
 def test_checkpoints_of_another_job_are_found(settings: Settings, upload: Callable[..., Checkpoint]) -> None:
     jobs = jobs_address(settings)
     assert complete_checkpoints(jobs, "job-1", settings) == []
-    with pytest.raises(CheckpointError, match="no checkpoint of job-1 lies in s3://images/ours/jobs"):
+    with pytest.raises(CheckpointError, match="job-1 has no checkpoint in s3://images/ours/jobs"):
         find_origin(jobs, Origin("job-1"), settings)
     for name in (*NAMES[:2], "images-000000000064-2"):
         upload(name)
@@ -156,7 +156,7 @@ def test_the_one_before_a_damaged_checkpoint_is_taken(
         assert found.folder is not None
         verify_checkpoint(found.folder)
         assert found.name(64) == f"{NAMES[1]}-2"
-    assert f"checkpoint {NAMES[1]} is damaged, training goes on from {NAMES[0]} instead" in capsys.readouterr().out
+    assert f"checkpoint {NAMES[1]} is damaged; training resumes from {NAMES[0]} instead" in capsys.readouterr().out
 
 
 def test_an_upload_that_fails_is_told_and_the_next_one_counts(
@@ -196,7 +196,7 @@ def test_an_upload_that_fails_is_told_and_the_next_one_counts(
 
     assert asyncio.run(follow()) == [f"images/ours/jobs/job-1/{name}" for name in (NAMES[0], NAMES[2])]
     told = capsys.readouterr().out
-    assert f"{NAMES[1]} could not be stored in s3://images/ours/jobs/job-1, what was kept before stays: " in told
+    assert f"{NAMES[1]} could not be stored in s3://images/ours/jobs/job-1, earlier checkpoints are kept: " in told
     assert "secret-of-the-server" not in told
     assert not LostCheckpoint("a", storage.storage_filesystem)
 

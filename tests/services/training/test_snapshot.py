@@ -77,7 +77,7 @@ def test_a_list_that_was_cut_short_is_put_aside(kept: Path, cut: int, capsys: py
     mend(LOCAL, str(kept))
     assert not (kept / SNAPSHOT).exists()
     assert (kept / f"{SNAPSHOT}.damaged").exists()
-    assert "the list of this job's checkpoints is damaged" in capsys.readouterr().out
+    assert "the list of checkpoints is damaged" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("damaged", "taken"), [((), NAMES[1]), (NAMES[1:], NAMES[0])])

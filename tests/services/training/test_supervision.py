@@ -51,7 +51,7 @@ def test_what_happened_to_several_ranks_is_said_once() -> None:
     text = "Memory on the node (IP: 127.0.0.1, ID: 7) was 13.83GB used / 23.54GB limit (0.587371)\nOOM kill reason: …"
     lost = WorkerGroupError("all", {rank: OutOfMemoryError(text) for rank in range(3)})
     assert reasons(lost) == [
-        "ranks 0, 1, 2: Ray killed it because the memory of its machine ran out: 13.83GB used / 23.54GB limit"
+        "ranks 0, 1, 2: Ray killed it because its machine ran out of memory: 13.83GB used / 23.54GB limit"
     ]
     assert is_loss(lost)
 
@@ -72,7 +72,7 @@ def test_a_restart_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     event = json.loads(capsys.readouterr().out.removeprefix(MARK))
     assert event["text"] == (
         "rank 1: The actor is dead because its worker process has died.; rank 0: RankError: rank 1 was lost; "
-        "the workers start again from the latest checkpoint"
+        "restarting the workers from the latest checkpoint"
     )
 
 
@@ -83,10 +83,10 @@ def test_starts_that_fail_are_bounded_and_a_lack_of_room_is_not(capsys: pytest.C
     for state in (full, full, full, failed):
         supervision.after_controller_state_update(RunningState(), state)
     told = [json.loads(line.removeprefix(MARK))["text"] for line in capsys.readouterr().out.splitlines()]
-    assert told == ["the cluster has no room for the workers now: waiting for it"] * 3 + [
-        "the workers could not be started, and are again: WorkerGroupStartupFailedError: a worker died"
+    assert told == ["waiting for free resources for the workers"] * 3 + [
+        "the workers failed to start; retrying: WorkerGroupStartupFailedError: a worker died"
     ]
-    with pytest.raises(ServiceError, match="could not be started 2 times: WorkerGroupStartupFailedError"):
+    with pytest.raises(ServiceError, match="failed to start 2 times: WorkerGroupStartupFailedError"):
         supervision.after_controller_state_update(RunningState(), failed)
 
 
@@ -95,7 +95,7 @@ def test_nothing_is_started_in_a_cluster_that_became_too_small(monkeypatch: pyte
     Supervision(3).on_controller_start_worker_group(
         scaling_config=ScalingConfig(num_workers=2, use_gpu=True), num_workers=2
     )
-    with pytest.raises(ServiceError, match="2 CPUs are needed, the cluster has 1 left"):
+    with pytest.raises(ServiceError, match="2 CPUs required, the cluster has 1"):
         Supervision(3).on_controller_start_worker_group(scaling_config=ScalingConfig(num_workers=2), num_workers=2)
 
 

@@ -285,7 +285,7 @@ def test_an_origin_that_does_not_fit_ends_the_job(
     config["spec"]["train"]["images"] = 160
     config["spec"] |= {"model": {"kind": "mlp", "hidden": [16]}}
     assert " of the classifier is " in train_worker(config)["error"]
-    assert "job-0@300 is not kept" in train_worker(config | {"origin": "job-0@300"})["error"]
+    assert "job-0@300 does not exist" in train_worker(config | {"origin": "job-0@300"})["error"]
 
 
 def test_a_worker_passes_over_a_damaged_checkpoint_and_ends_with_the_same_bits(
@@ -304,7 +304,7 @@ def test_a_worker_passes_over_a_damaged_checkpoint_and_ends_with_the_same_bits(
     assert train_worker(config_of(tmp_path, data))["model"] == "a-lenet/1"
     assert [name for _, name, _ in again.reports] == [f"{names[1]}-2", names[2]]
     assert (again.kept / names[2] / TENSORS).read_bytes() == (followed.kept / names[2] / TENSORS).read_bytes()
-    assert f"checkpoint {names[1]} is damaged, training goes on from {names[0]} instead" in capsys.readouterr().out
+    assert f"checkpoint {names[1]} is damaged; training resumes from {names[0]} instead" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_spec_ends_the_job_though_an_older_one_fits(

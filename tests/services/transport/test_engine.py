@@ -194,7 +194,7 @@ def test_the_solver_and_every_term_of_a_problem_tell_it_from_others() -> None:
 def test_what_is_too_large_is_refused() -> None:
     async def main() -> None:
         engine = Engine(Limits(points=10, input_bytes=1000))
-        with pytest.raises(TooLargeError, match="11 × 11 points received, at most 10"):
+        with pytest.raises(TooLargeError, match="received 11 × 11 points, the maximum is 10"):
             await engine.submit(labelled(1, n=11))
         with pytest.raises(TooLargeError, match="MiB of input"):
             await engine.submit(labelled(1, n=10, d=100))
@@ -213,7 +213,7 @@ def test_a_full_queue_says_when_to_come_back(gated: GatedSolver) -> None:
             await engine.submit(labelled(3), "greedy")
         calls.append(asyncio.ensure_future(engine.submit(labelled(4), "modest")))
         await until(lambda: engine.waiting == 3)
-        with pytest.raises(BusyError, match="3 problems wait") as refusal:
+        with pytest.raises(BusyError, match="3 problems waiting") as refusal:
             await engine.submit(labelled(5), "third")
         assert 0.1 <= refusal.value.retry_after <= 60
         assert value(engine, "refusals_total", error="BusyError") == 2
@@ -250,7 +250,7 @@ def test_bytes_that_wait_are_bounded(gated: GatedSolver) -> None:
         await gated.begun()
         waiting = asyncio.ensure_future(engine.submit(labelled(2)))  # 2 · 4 · 3 float64
         await until(lambda: engine.queued_bytes == 192)
-        with pytest.raises(BusyError, match="MiB of points wait"):
+        with pytest.raises(BusyError, match="MiB of points waiting"):
             await engine.submit(labelled(3))
         gated.gate.set()
         await asyncio.gather(blocker, waiting)
@@ -296,7 +296,7 @@ def test_a_solver_that_breaks_down_gives_a_typed_error_and_the_engine_goes_on() 
 
     async def main() -> None:
         engine = Engine(workers=1, solver=broken)
-        with pytest.raises(TransportError, match="broke down on \\(4, 4\\): MemoryError"):
+        with pytest.raises(TransportError, match="crashed on a problem of shape \\(4, 4\\): MemoryError"):
             await engine.submit(labelled(1), "", "brute-force")
         await engine.submit(labelled(1))
 

@@ -87,7 +87,7 @@ def test_a_missing_rank_is_named_to_all_who_wait() -> None:
         ({"cost": "euclidean"}, "cost euclidean"),
         ({"epsilon": 0.5}, "epsilon 0.5"),
         ({"x": np.zeros((2, 3)), "y": np.zeros((2, 3))}, "dimension 3"),
-        ({"rank": 1, "ticket": "another"}, "rank 1 came twice"),
+        ({"rank": 1, "ticket": "another"}, "rank 1 sent two shares"),
     ],
 )
 def test_ranks_that_disagree_all_get_the_same_error(change: dict[str, object], words: str) -> None:
@@ -334,9 +334,9 @@ def test_shares_that_wait_are_bounded_in_bytes_and_in_number() -> None:
         rendezvous = Rendezvous(engine)
         waiting = asyncio.ensure_future(rendezvous.bring(share, 10))
         await until(lambda: rendezvous.meetings == 1)
-        with pytest.raises(BusyError, match="MiB of points wait"):
+        with pytest.raises(BusyError, match="MiB of points waiting"):
             await rendezvous.bring(shares()[2], 10)
-        with pytest.raises(BusyError, match="1 global problems wait"):
+        with pytest.raises(BusyError, match="1 global problems waiting"):
             await rendezvous.bring(replace(share, key="step 2"), 10)
         waiting.cancel()
         await asyncio.wait([waiting])

@@ -236,5 +236,5 @@ def test_an_absent_service_is_a_service_error_after_the_deadline(
     from services.transport import actor
 
     monkeypatch.setattr(actor, "NAME", "nobody")
-    with pytest.raises(ServiceError, match=r"did not come back within 0\.2 s: no transport service runs"):
+    with pytest.raises(ServiceError, match=r"was unreachable for 0\.2 s: no transport service is running"):
         RayPlanner("job", deadline=0.2).plan(labelled(1))

@@ -98,5 +98,5 @@ def test_the_gateway_owns_the_actors_that_it_created(ray_cluster: None) -> None:
         assert 'replica="transport-2"' in httpx.get(f"{url}/metrics", trust_env=False).text
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
-    with pytest.raises(ServiceError, match="no transport service runs"):
+    with pytest.raises(ServiceError, match="no transport service is running"):
         find_replicas()

@@ -43,8 +43,8 @@ def test_every_spec_is_resolved() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ([], "at least one expected"),
-        (["seed=[0]", "seed=[1]"], "every field once"),
+        ([], "expected at least one field"),
+        (["seed=[0]", "seed=[1]"], "each field once"),
         (["seed"], "not a list of values"),
         (["seed=3"], "not a list of values"),
         (["seed=[]"], "not a list of values"),
@@ -62,7 +62,7 @@ def test_grids_that_are_none(fields: list[str], message: str) -> None:
 
 def test_a_grid_has_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grid, "MOST_TRIALS", 3)
-    with pytest.raises(SpecError, match="a grid of 4 runs is larger than 3"):
+    with pytest.raises(SpecError, match="a grid of 4 runs exceeds the limit of 3"):
         read_grid(MLP, [], ["seed=[0, 1]", "train.batch=[8, 16]"])
 
 

@@ -57,9 +57,9 @@ def test_the_document_is_json_and_complete(grid: Grid) -> None:
 
 
 def test_when_all_failed_or_no_run_has_the_metric(grid: Grid) -> None:
-    with pytest.raises(SpecError, match="--metric 'fid': a run has only loss, test_error"):
+    with pytest.raises(SpecError, match="--metric 'fid': available metrics: loss, test_error"):
         settings_of(outcomes_of(grid), ["fid"])
-    with pytest.raises(TrainingError, match="every run of the sweep failed; the first: out of luck"):
+    with pytest.raises(TrainingError, match="all runs of the sweep failed; the first: out of luck"):
         settings_of([Outcome(trial, {}, {}, "out of luck") for trial in grid.trials], ["test_error"])
 
 

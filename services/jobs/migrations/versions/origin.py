@@ -1,4 +1,4 @@
-"""Which job each one continues."""
+"""Origin of a job that continues another one."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,10 +8,10 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Jobs that are there already continue none."""
+    """Add the column; existing jobs have no origin."""
     op.add_column("jobs", sa.Column("origin", sa.String(224)))
 
 
 def downgrade() -> None:
-    """Undo that."""
+    """Drop the column."""
     op.drop_column("jobs", "origin")

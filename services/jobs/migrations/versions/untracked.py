@@ -1,4 +1,4 @@
-"""Indices for the questions that are asked most."""
+"""Indices for frequent queries."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -6,11 +6,11 @@ from alembic import op
 revision = "0002"
 down_revision = "0001"
 
-# Without `batch_alter_table`: SQLite would copy the table, and refuse to drop one that others refer to.
+# Without `batch_alter_table`: SQLite would copy the table, and cannot drop one that others refer to.
 
 
 def upgrade() -> None:
-    """Mark the jobs of which MLflow is to be told, in place of comparing each row with what MLflow was told."""
+    """Flag jobs whose state must be marked in MLflow, instead of comparing each row with what was last marked."""
     op.add_column("jobs", sa.Column("untracked", sa.Boolean(), nullable=False, server_default=sa.true()))
     told = sa.text("UPDATE jobs SET untracked = :no WHERE tracked = state || ': ' || reason")
     op.execute(told.bindparams(sa.bindparam("no", False, type_=sa.Boolean)))
@@ -21,7 +21,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Undo that; MLflow is told of all jobs again."""
+    """Drop the flag; the states of all jobs are marked again."""
     op.drop_index("jobs_untracked", "jobs")
     op.drop_index("jobs_by_owner", "jobs")
     op.create_index("jobs_by_owner", "jobs", ["owner"])
