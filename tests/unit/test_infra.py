@@ -287,8 +287,8 @@ def test_image_has_the_environment_of_monge_up(monkeypatch: pytest.MonkeyPatch) 
 def test_kustomization_lists_every_file(objects: list[dict[str, Any]]) -> None:
     kustomization = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
     assert sorted(kustomization["resources"]) == sorted(path.name for path in _manifests())
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert kustomization["images"] == [{"name": "monge", "newTag": project["version"]}]
+    versions = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools_scm"]
+    assert kustomization["images"] == [{"name": "monge", "newTag": versions["fallback_version"]}]
     names = [(document["kind"], document["metadata"]["name"]) for document in objects]
     assert len(names) == len(set(names))
     readme = (KUBERNETES / "README.md").read_text()

@@ -92,7 +92,7 @@ def monge(home: Path, s3: dict[str, str], another_cluster: None) -> Iterator[Mon
 
 def test_a_folder_of_ones_own_images_reaches_the_endpoint(monge: Monge, home: Path, shapes: Path) -> None:
     output = monge(*classifier("shapes", shapes, 12_000), "--follow")
-    assert "set aside 1 image, listed in" in output
+    assert "skipped 1 image, listed in" in output
     assert "registering shapes@live" in output
 
     assert "shapes" in monge("models")
@@ -116,7 +116,7 @@ def test_shards_in_s3_are_trained_on_where_they_lie(monge: Monge, home: Path, sh
     address = "s3://shapes/sharded"
     output = monge("shard", str(shapes), address, "--size", "28", "--workers", "2")
     assert re.search(r"121/121 .* images/s", output)
-    assert "1 set aside" in output
+    assert "1 skipped" in output
     output = monge(*classifier("shapes-in-s3", address, 2_000, "data.size=28", "workers.count=2"), "--follow")
     assert f"reading shards of {address}" in output
     assert "registering shapes-in-s3@live" in output

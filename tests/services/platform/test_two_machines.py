@@ -52,7 +52,7 @@ def test_a_second_machine_joins_trains_comes_again_and_is_drained(machines: Mach
     submitted = machines.monge(0, *JOB, "--set", "name=leaves", "--set", "train.images=100000000")
     job = next(word for word in submitted.split() if word.startswith("leaves-"))
     assert wait_until(lambda: "running" in machines.monge(0, "jobs", job), timeout=120, interval=2)
-    assert "drains" in machines.monge(0, "drain", second)
+    assert "is draining" in machines.monge(0, "drain", second)
     output, _ = node.communicate(timeout=120)
     assert node.returncode == 0, output
     assert output.count("joins the cluster") == 2, output

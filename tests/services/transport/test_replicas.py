@@ -175,7 +175,7 @@ def test_a_replica_that_stays_away_is_a_service_error(monkeypatch: pytest.Monkey
     monkeypatch.setattr(gateway, "_ask", away)
 
     async def main() -> None:
-        with pytest.raises(ServiceError, match=r"transport-1 is away.*it restarts"):
+        with pytest.raises(ServiceError, match=r"transport-1 is unreachable.*it restarts"):
             await gateway.RayBackend(["transport-1"], patience=0.2).plan(labelled(1), "client", "auto")
 
     run(main)
@@ -225,7 +225,7 @@ def test_a_call_that_is_given_up_is_cancelled_in_the_actor(replicas: list[str]) 
 def test_without_the_resource_or_the_service_it_is_said_what_is_missing(ray_cluster: None) -> None:
     from services.transport.actor import replica_names, start_replicas
 
-    with pytest.raises(ServiceError, match=r"offer 4 of the resource 'transport', 7 replicas of 1 are wanted"):
+    with pytest.raises(ServiceError, match=r"offer 4 of the resource 'transport', 7 replicas require 1 each"):
         start_replicas(7, timeout=0.1)
     assert replica_names(1) == ["transport"]
 
