@@ -230,7 +230,7 @@ def test_a_server_beyond_loopback_needs_a_job_service(tmp_path: Path, monkeypatc
     assert tokens_for("0.0.0.0", settings.model_copy(update={"jobs_url": "http://jobs:8200"})) is not None
     monkeypatch.setattr(transport_server, "load_settings", lambda: settings)
     for serve in (lambda: transport_server.serve("0.0.0.0", 0), lambda: endpoint_server.serve("0.0.0.0", 0, settings)):
-        with pytest.raises(ServiceError, match=r"host: 0\.0\.0\.0 received") as refused:
+        with pytest.raises(ServiceError, match=r"host: 0\.0\.0\.0 is reachable") as refused:
             serve()
         assert refused.value.hint == "set MONGE_JOBS_URL, or listen on 127.0.0.1 behind a proxy"
 

@@ -158,7 +158,7 @@ def test_the_driver_finds_the_checkpoint(tmp_path: Path, capsys: pytest.CaptureF
     keep(tmp_path, "first", "images-000000000256", "images-000000000640")
     settings, spec = Settings(home=tmp_path), job_spec(train={"images": 1280})
     assert driver._origin("second", spec, settings, Origin("first")) == Origin("first", 640)
-    assert "starting with images-000000000640 of first" in capsys.readouterr().out
+    assert "starting from images-000000000640 of first" in capsys.readouterr().out
     assert driver._origin("second", spec, settings, None) is None
     with pytest.raises(SpecError, match=r"train\.images: 640"):
         driver._origin("second", job_spec(), settings, Origin("first"))

@@ -38,7 +38,7 @@ def test_a_host_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert (health.url, health.healthy) == (first, True)
         assert local.down(tmp_path, said.append)
         assert local.up(tmp_path, said.append).addresses["endpoint_url"] == first
-        with pytest.raises(ConflictError, match=f"127.0.0.1 asked for, server listens on {ELSEWHERE}"):
+        with pytest.raises(ConflictError, match=f"127.0.0.1 requested, but server listens on {ELSEWHERE}"):
             local.up(tmp_path, said.append, host="127.0.0.1")
         assert local.kept_host(tmp_path) == ELSEWHERE
         local.down(tmp_path, said.append)

@@ -67,7 +67,7 @@ def test_another_version_is_refused(tmp_path: Path, head: str, name: str) -> Non
 
 
 def test_a_home_that_is_not_the_heads_is_refused(tmp_path: Path, head: str) -> None:
-    with pytest.raises(ConflictError, match=r"home\.id says [0-9a-f]{16} here, 0123 there"):
+    with pytest.raises(ConflictError, match=r"home\.id is [0-9a-f]{16} here, 0123 there"):
         nodes.check(offered(tmp_path, head, home_id="0123"), Settings())
     with pytest.raises(ServiceError, match=r"home\.id cannot be read here"):
         nodes.check(offered(tmp_path, head, home=str(tmp_path / "elsewhere")), Settings())
@@ -84,7 +84,7 @@ def test_a_node_has_a_home_of_its_own_where_storage_lies_in_s3(
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
     told = offered(tmp_path, head, home="/nowhere", home_id="0123", storage="s3://bucket/ours")
     own = Settings(home=tmp_path / "own")
-    with pytest.raises(StorageError, match="s3://bucket/ours: there are no keys for S3"):
+    with pytest.raises(StorageError, match="s3://bucket/ours: no keys for S3 found"):
         nodes.check(told, own)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDTEST")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-key")
@@ -192,7 +192,7 @@ def test_a_wrong_token_is_refused(jobs: JobService, service: str) -> None:
     assert asking(jobs.token("root", Role.ADMIN).secret).ray_token == RAY_TOKEN
     with pytest.raises(UnauthenticatedError, match="an invalid token"):
         asking("guessed")
-    with pytest.raises(ForbiddenError, match="this takes 'admin'"):
+    with pytest.raises(ForbiddenError, match="this request requires 'admin'"):
         asking(jobs.token("someone", Role.SUBMIT).secret)
 
 

@@ -165,7 +165,7 @@ def test_a_class_is_asked_for_by_name(paths: str) -> None:
         raw = np.frombuffer(base64.b64decode(answer.json()["images"]), np.uint8).reshape(2, 1, 16, 16)
         assert np.abs(raw.astype(int) - make_bundle("flow").generate(2, 3, label=2)).max() <= 1
         refused = problem(await client.post(url, json={"label": "cow"}), 422)
-        assert (refused["field"], refused["hint"]) == ("label", "ask for one of cat, dog, owl")
+        assert (refused["field"], refused["hint"]) == ("label", "use one of cat, dog, owl")
         refused = problem(await client.post("/v1/models/faces/generate", json={"label": "cat"}), 422)
         assert "is not conditional" in refused["message"]
         assert (await client.get("/v1/models/paths")).json()["conditional"] is True
@@ -246,7 +246,7 @@ def test_a_full_queue_is_429_with_the_time_to_come_back(faces: str) -> None:
 def test_generate_is_limited_in_pixels(faces: str) -> None:
     async def scenario(client: Client, shared: Endpoint) -> None:
         answer = problem(await client.post("/v1/models/faces/generate", json={"count": 5}), 422)
-        assert "4 at most" in answer["hint"]
+        assert "at most 4" in answer["hint"]
 
     play(faces, scenario, max_image_pixels=4 * 256)
 
@@ -530,11 +530,11 @@ def test_the_event_loop_is_free_while_a_batch_is_computed(cats: str, monkeypatch
     async def scenario(client: Client, shared: Endpoint) -> None:
         enough = threading.Event()
 
-        def slow(model: models_module.ServedModel, images: np.ndarray) -> np.ndarray:
+        def slow(model: models_module.LoadedModel, images: np.ndarray) -> np.ndarray:
             assert enough.wait(60), "nothing is answered while a batch is computed"
             return np.full((len(images), len(CLASSES)), 1 / len(CLASSES), np.float32)
 
-        monkeypatch.setattr(models_module.ServedModel, "predict", slow)
+        monkeypatch.setattr(models_module.LoadedModel, "predict", slow)
         request = asyncio.create_task(client.post("/v1/models/cats/predict", content=encoded(), headers=PNG))
         for _ in range(20):
             assert (await client.get("/health")).status_code == 200

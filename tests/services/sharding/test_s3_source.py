@@ -85,7 +85,7 @@ def test_a_fetch_goes_on_where_it_stopped(settings: Settings, server: FaultyServ
 def test_what_is_refused_names_the_object(settings: Settings, server: FaultyServer, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="s3://images/none: no objects"):
         build("s3://images/none", tmp_path)
-    with pytest.raises(SourceError, match=r"s3://images/none\.npz: there is no such object"):
+    with pytest.raises(SourceError, match=r"s3://images/none\.npz: object not found"):
         build("s3://images/none.npz", tmp_path)
     server.faults.append(403)
     with pytest.raises(StorageError, match="s3://images/pets: access is denied"):

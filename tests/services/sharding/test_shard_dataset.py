@@ -187,7 +187,7 @@ def test_a_job_that_another_overtakes_takes_its_data_set(
     spec: DataSpec, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    original = dataset.bind
+    original = dataset.write_manifest
 
     def overtaken(*arguments: Any) -> Manifest:
         original(*arguments)

@@ -57,7 +57,7 @@ def test_batches_are_those_of_the_folder(here: Path, there: Settings, server: Fa
     ("fault", "message"),
     [
         (403, "access is denied"),
-        (404, "no such object"),
+        (404, "object not found"),
         (500, "the server failed 1 times"),
         ("slow", "no complete response"),
         ("reset", "no complete response"),

@@ -75,7 +75,7 @@ def test_what_was_put_while_the_server_was_away_is_sent_when_it_is_back(caplog: 
     while server.calls < 2:
         failure = outbox.flush(timeout=0.5)
     assert isinstance(failure, AwayError)
-    assert sum("away" in record.message for record in caplog.records) == 1
+    assert sum("unreachable" in record.message for record in caplog.records) == 1
     server.failure = None
     assert outbox.close(timeout=10) is None
     assert server.items == list(range(10))

@@ -69,7 +69,7 @@ def test_aliases_move_and_versions_stay(run: Run, tmp_path: Path) -> None:
 def test_what_does_not_exist_is_answered_with_what_does(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError) as nothing:
         resolve(run.uri, "cats")
-    assert "none is" in str(nothing.value.hint)
+    assert "no model is registered" in str(nothing.value.hint)
     register(run, make_bundle().save(tmp_path / "b"), "cats")
     with pytest.raises(ModelNotFoundError) as other_name:
         resolve(run.uri, "dogs")

@@ -196,7 +196,7 @@ def test_an_upload_that_fails_is_told_and_the_next_one_counts(
 
     assert asyncio.run(follow()) == [f"images/ours/jobs/job-1/{name}" for name in (NAMES[0], NAMES[2])]
     told = capsys.readouterr().out
-    assert f"{NAMES[1]} could not be stored in s3://images/ours/jobs/job-1, earlier checkpoints are kept: " in told
+    assert f"{NAMES[1]} could not be stored in s3://images/ours/jobs/job-1; earlier checkpoints are kept: " in told
     assert "secret-of-the-server" not in told
     assert not LostCheckpoint("a", storage.storage_filesystem)
 

@@ -1,4 +1,4 @@
-"""A damaged list of checkpoints, or one that names a checkpoint that is gone, keeps no job from going on."""
+"""A damaged list of checkpoints, or one that names a checkpoint that is missing, keeps no job from going on."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_ray_train_starts_though_a_checkpoint_is_gone(kept: Path, capsys: pytest
     storage = StorageContext(str(kept.parent), kept.name)
     manager = CheckpointManager(CheckpointConfig(num_to_keep=2), storage)
     assert manager.latest_checkpoint_result is not None
-    assert "checkpoint images-000000000064 is gone" in capsys.readouterr().out
+    assert "checkpoint images-000000000064 is missing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("cut", [0, 1, 40])

@@ -78,7 +78,7 @@ def test_weights_of_a_share_travel(url: str, b: torch.Tensor) -> None:
 def test_errors_arrive_as_they_were_raised(url: str) -> None:
     with pytest.raises(ProblemError, match="brute force takes"):
         HttpPlanner(url, solver="brute-force").plan(labelled(1, n=9))
-    with pytest.raises(RendezvousError, match="rank 1 did not come"):
+    with pytest.raises(RendezvousError, match="rank 1 did not send a share"):
         HttpPlanner(url, "j", 0, 2, 0.2, attempt="a").plan_rows(Share("k", torch.ones(2, 2), torch.ones(2, 2)))
 
 

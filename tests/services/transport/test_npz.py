@@ -95,7 +95,7 @@ def test_a_directory_of_a_million_entries_is_not_read(fields: str) -> None:
 
 def test_a_header_that_promises_more_than_there_is_allocates_nothing() -> None:
     promise = header("{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,), }\n") + bytes(8)
-    with pytest.raises(ProblemError, match="does not fit the 8 bytes"):
+    with pytest.raises(ProblemError, match="does not match the 8 bytes"):
         read_npz(archive({"x.npy": promise}), LIMIT)
 
 

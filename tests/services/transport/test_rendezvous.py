@@ -73,7 +73,7 @@ def test_a_missing_rank_is_named_to_all_who_wait() -> None:
             rendezvous.bring(first, 0.05), rendezvous.bring(third, 10), return_exceptions=True
         )
         assert all(isinstance(answer, RendezvousError) for answer in answers), answers
-        assert all("step 1 of job: rank 1 did not come" in str(answer) for answer in answers)
+        assert all("step 1 of job: rank 1 did not send a share" in str(answer) for answer in answers)
         assert (rendezvous.meetings, engine.queued_bytes) == (0, 0)
         assert engine.metrics.registry.get_sample_value("monge_transport_rendezvous_timeouts_total") == 1
 
@@ -130,7 +130,7 @@ def test_weights_on_some_ranks_alone_are_refused() -> None:
         brought = shares()
         brought[1] = replace(brought[1], b=np.ones(1))
         answers = await asyncio.gather(*(rendezvous.bring(share, 1) for share in brought), return_exceptions=True)
-        assert "rank 1 has weights of its own, rank 0 none" in str(answers[1])
+        assert "rank 1 has weights given, rank 0 none" in str(answers[1])
 
     run(main)
 

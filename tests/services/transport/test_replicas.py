@@ -95,12 +95,12 @@ def test_several_plans_travel_together(replicas: list[str]) -> None:
 
 
 def test_a_missing_rank_is_named(replicas: list[str]) -> None:
-    with pytest.raises(RendezvousError, match="rank 1 did not come"):
+    with pytest.raises(RendezvousError, match="rank 1 did not send a share"):
         RayPlanner("job", 0, 2, 0.3, attempt="a").plan_rows(Share("step 1", X, Y))
 
 
 def test_errors_arrive_as_they_were_raised(replicas: list[str]) -> None:
-    with pytest.raises(TooLargeError, match=f"at most {POINTS}") as refusal:
+    with pytest.raises(TooLargeError, match=f"maximum is {POINTS}") as refusal:
         RayPlanner("job").plan(labelled(1, n=POINTS + 1))
     assert refusal.value.hint
     with pytest.raises(ProblemError, match="brute force"):

@@ -99,7 +99,7 @@ def test_a_plan_comes_back_as_it_was() -> None:
     [
         ({"x": [[0.0]]}, "y", "missing"),
         ({"y": [[0.0]]}, "x", "missing"),
-        ({}, "matrix", "fields none received"),
+        ({}, "matrix", "received the fields none"),
         ({"x": [[0.0]], "y": [[0.0]], "matrix": [[0.0]]}, "matrix", "x, y, matrix"),
         ({"x": [[0.0], [1.0, 2.0]], "y": [[0.0]]}, "x", "different lengths"),
         ({"x": [[0.0]], "y": [["a"]]}, "y", "valid number"),
@@ -302,7 +302,7 @@ def test_a_rank_that_does_not_come_is_409_with_its_name() -> None:
             assert answer.status_code == 409
             error = read_error(answer.content, 409, "it")
             assert isinstance(error, RendezvousError)
-            assert "rank 1 did not come" in str(error)
+            assert "rank 1 did not send a share" in str(error)
             assert error.hint
 
     run(main)
