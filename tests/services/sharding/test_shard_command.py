@@ -281,7 +281,7 @@ def test_shards_are_a_source(photos: Path, tmp_path: Path) -> None:
     assert manifest == read_manifest(out)
     assert seen == [(N, N)]
     for field, value in (("size", 16), ("channels", 1)):
-        with pytest.raises(SpecError, match=rf"data.{field}: {value}, but the shards in .* have"):
+        with pytest.raises(SpecError, match=rf"data.{field}: received {value}, but the shards in .* have"):
             shard_dataset(spec.model_copy(update={field: value}), out, tmp_path, 0)
     with pytest.raises(SpecError, match="is already sharded"):
         shard_dataset(spec, tmp_path / "again", tmp_path, 0)
