@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pipelines.errors import SpecError
 from pipelines.spec.data import DataSpec
 from pipelines.spec.job import JobSpec
+from pipelines.spec.section import Section
 
 
 def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> JobSpec:
@@ -113,13 +116,25 @@ def _fault(error: Any) -> str:
     received = error.get("input")
     if error["type"] == "union_tag_invalid":
         context = error["ctx"]
-        return f"  {path}.kind: one of {context['expected_tags']} expected (received {context['tag']!r})"
+        choices = re.findall(r"'([^']+)'", context["expected_tags"])
+        guess = _guess(context["tag"], choices)
+        return f"  {path}.kind: one of {', '.join(choices)} expected (received {context['tag']!r}){guess}"
     if error["type"] == "union_tag_not_found":
         return f"  {path}.kind: missing"
     if error["type"] == "extra_forbidden":
-        return f"  {path}: no such field (received {received!r})"
+        return f"  {path}: no such field (received {received!r}){_guess(location[-1], _fields(Section))}"
     if error["type"] == "missing":
         return f"  {path}: missing"
     if isinstance(received, dict | BaseModel):
         return f"  {path}: {message}"
     return f"  {path}: {message} (received {received!r})"
+
+
+def _guess(word: Any, choices: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(word), [choice for choice in choices if choice != word], 1, cutoff=0.75)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _fields(section: type[Section]) -> set[str]:
+    """Names of the fields of all sections."""
+    return set(section.model_fields).union(*(_fields(kind) for kind in section.__subclasses__()))

@@ -48,7 +48,7 @@ FAULTS = {
     "data.max_bad_fraction=.nan": ("data.max_bad_fraction:", "finite", "nan"),
     "model.kind=vgg": (
         "model.kind:",
-        "'perceptron', 'mlp', 'lenet', 'alexnet', 'resnet', 'autoencoder', 'conv-generator', 'biggan', 'flow-unet'",
+        "perceptron, mlp, lenet, alexnet, resnet, autoencoder, conv-generator, biggan, flow-unet",
         "'vgg'",
     ),
     "model={kind: mlp, hidden: []}": ("model.hidden:", "at least 1 item", "[]"),
@@ -57,20 +57,20 @@ FAULTS = {
     "model={kind: flow-unet, width: 12}": ("model.width:", "multiple of 8", "12"),
     "objective.kind=vae": (
         "objective.kind:",
-        "'classification', 'regression', 'reconstruction', 'transport', 'gan', 'wasserstein', 'learned-transport', "
-        "'flow'",
+        "classification, regression, reconstruction, transport, gan, wasserstein, learned-transport, "
+        "flow",
         "'vae'",
     ),
     "objective.loss=hinge": ("objective.loss:", "'cross-entropy' or 'least-squares'", "'hinge'"),
     "objective={kind: transport, cost: l1}": ("objective.cost:", "'squared-euclidean', 'euclidean'", "'l1'"),
     "objective={kind: transport, distance: {kind: l2}}": (
-        "objective.distance.kind:", "'exact', 'sinkhorn-divergence', 'sliced'", "'l2'",
+        "objective.distance.kind:", "exact, sinkhorn-divergence, sliced", "'l2'",
     ),
     "objective={kind: transport, distance: {kind: sinkhorn-divergence, epsilon: 0}}": (
         "objective.distance.epsilon:", "greater than 0", "0",
     ),
     "objective={kind: flow, coupling: {kind: best}}": (
-        "objective.coupling.kind:", "'independent', 'batch', 'pool', 'recorded'", "'best'",
+        "objective.coupling.kind:", "independent, batch, pool, recorded", "'best'",
     ),
     "objective={kind: flow, coupling: {kind: pool, points: 0}}": (
         "objective.coupling.points:", "greater than or equal to 1", "0",
@@ -119,6 +119,20 @@ def test_every_fault_has_its_line() -> None:
 def test_unknown_fields_are_refused(file: Path, path: str) -> None:
     with pytest.raises(SpecError, match=rf"\n  {re.escape(path)}: no such field \(received 3\)$"):
         load_spec(file, [f"{path}=3"])
+
+
+@pytest.mark.parametrize(
+    ("override", "guess"),
+    [
+        ("trian=3", "train"),
+        ("train.imgaes=3", "images"),
+        ("model.kind=letnet", "lenet"),
+        ("objective.kind=waserstein", "wasserstein"),
+    ],
+)
+def test_a_misspelt_name_gets_a_guess(file: Path, override: str, guess: str) -> None:
+    with pytest.raises(SpecError, match=rf"; did you mean {guess}\?"):
+        load_spec(file, [override])
 
 
 @pytest.mark.parametrize("section", ["model", "objective"])
