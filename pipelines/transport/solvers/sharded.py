@@ -1,8 +1,8 @@
 """Sinkhorn's algorithm over row blocks held by several ranks of ``torch.distributed``.
 
-Each rank holds its own rows. The masses of the columns are summed over ranks, and every rank takes the same step with
-the same target potentials. Ranks exchange m numbers per iteration: potentials are absorbed into the kernel, so that
-plain sums replace log-sum-exps.
+Each rank holds its own rows. Column masses are summed over ranks, and all ranks take the same step with the same target
+potentials. Ranks exchange m numbers per iteration: potentials are absorbed into the kernel, so that plain sums replace
+log-sum-exps.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def solve(
     # Weights of a part, which do not sum to 1.
     own = dataclasses.replace(own, a=np.full(len(x), 1 / n))
     sides = [torch.as_tensor(side) for side in (own.x, own.y)]
-    # One unit for all ranks: they take the same steps.
+    # All ranks use the same unit, so that they take the same steps.
     centre = sides[1].double().mean(0)
     extent = torch.tensor([extent_of(*(side.double() - centre for side in sides))], device=x.device)
     dense = 16 * len(x) * len(targets) <= DENSE_BYTES
