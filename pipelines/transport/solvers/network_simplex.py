@@ -119,11 +119,11 @@ class _Program:
         return cls(inner - least, least, a[sources], b[targets], sources, targets, len(b))
 
     def run(self, cap: float | None) -> SimplexResult:
-        """Rows, columns and mass of the entries, target potentials, and the number of pivots."""
+        """Run the simplex with costs capped at ``cap``."""
         costs = self.costs if cap is None else np.minimum(self.costs, cap)
         unit = float(costs.max()) or 1.0
         plan, log = _simplex(self.a, self.b, costs / unit)
-        # What rounding leaves of a weight is no entry, nor what it leaves on a forbidden pair.
+        # Rounding residues of weights, or on forbidden pairs, are not entries.
         least = np.where(np.isfinite(self.costs), rounding.of_masses(self.a, self.b), FORBIDDEN_MASS)
         rows, columns = np.nonzero(plan > least)
         g = np.zeros(self.size)

@@ -47,7 +47,7 @@ class Screened:
 
 
 def from_matrix(matrix: np.ndarray) -> Screened:
-    """A cost matrix as its own screen; one in float64 by lower bounds in float32, the row's least cost apart."""
+    """Use a cost matrix as screen; a float64 matrix is rounded down to float32 after subtracting each row's minimum."""
     n = len(matrix)
     none = np.zeros(n)
     if matrix.dtype == np.float32:
@@ -55,7 +55,7 @@ def from_matrix(matrix: np.ndarray) -> Screened:
     least = matrix.min(1)
     above = matrix - least[:, None]
     scale = 2.0 ** -math.frexp(float(above.max()))[1]
-    # Rounded down by more than the subtraction, the scaling and the conversion can have added.
+    # Rounded down by more than the error of subtraction, scaling and conversion.
     screen = (above * (scale * (1 - 2 * ULP))).astype(np.float32)
     row = least * scale
     table = native.Table(matrix, scale, row, none)
@@ -63,16 +63,16 @@ def from_matrix(matrix: np.ndarray) -> Screened:
 
 
 def from_products(x: np.ndarray, y: np.ndarray, *, bfloat16: bool) -> Screened:
-    """Half squared distances by a matrix product of centred points.
+    """Screen half squared distances by a matrix product of centred points.
 
-    ``½‖x − y‖² = −⟨x − c, y − e⟩ + ½‖x − e‖² + ½‖y − c‖² − ½‖c − e‖²`` with c and e the means: the product alone is the
-    screen. Rounding the points turns it by at most the Cauchy–Schwarz bound of the residuals; its float32 accumulation
-    by ``γ_d`` of the norms; the constants, which are computed in float64, by ``γ_d`` of their own sizes
-    (:mod:`pipelines.transport.rounding`).
+    ``½‖x − y‖² = −⟨x − c, y − e⟩ + ½‖x − e‖² + ½‖y − c‖² − ½‖c − e‖²`` with c and e the means; the product alone is the
+    screen. Its error has three parts: the rounding of the points, at most the Cauchy–Schwarz bound of the residuals;
+    the float32 accumulation, at most ``γ_d`` of the norms; and the error of the float64 constants, at most ``γ_d`` of
+    their sizes (:mod:`pipelines.transport.rounding`).
     """
     d = x.shape[1]
     (centre_x, largest_x), (centre_y, largest_y) = _summary(x), _summary(y)
-    # A power of two near the points' size keeps squares inside float32's range, and changes no digit.
+    # A power of two near the size of the points keeps squares inside float32's range and changes no digit.
     scale = 2.0 ** -math.frexp(max(largest_x, largest_y))[1]
     left = native.prepare(x, centre_x, centre_y, scale, bfloat16=bfloat16)
     right = native.prepare(y, centre_y, centre_x, scale, bfloat16=bfloat16)
@@ -112,13 +112,13 @@ def from_differences(x: np.ndarray, y: np.ndarray, *, root: bool) -> Screened:
 
 
 def from_distances(x: np.ndarray, y: np.ndarray) -> Screened:
-    """Euclidean distances from a matrix product: the square root of a lower bound of the square."""
+    """Screen Euclidean distances by a matrix product: the square root of a lower bound of the square."""
     squares = from_products(x, y, bfloat16=False)
     assert isinstance(squares.points, native.PointCosts)
     assert squares.screen.error is not None
     matrix = torch.from_numpy(squares.screen.matrix)
     row = torch.from_numpy((squares.row - squares.screen.error).astype(np.float32))
-    # Three more roundings of numbers no larger than the constants, and one of the root.
+    # Three more roundings of numbers no larger than the constants, and one rounding of the root.
     slack = 4 * ULP * float(np.max(squares.row) + np.max(np.abs(squares.column)))
     column = torch.from_numpy((squares.column - slack).astype(np.float32))
     matrix.neg_().add_(row[:, None]).add_(column).mul_(2).clamp_min_(0).sqrt_().mul_(1 - 4 * ULP)

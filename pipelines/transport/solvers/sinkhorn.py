@@ -287,10 +287,10 @@ class SinkhornIteration:
     last: IterationResult = field(init=False)
 
     def solve(self, start: tuple[np.ndarray, np.ndarray] | None) -> None:
-        """From potentials to start from, or from nothing, to those asked for."""
+        """Iterate to the tolerance, from the given potentials or, if None, with epsilon scaling."""
         scale = scale_of(self.kernel)
         check_epsilon(self.epsilon, scale)
-        # Rounded costs are those of another problem: its marginals are no use to more digits than it shares with this.
+        # Rounded costs define a slightly different problem; solving it beyond the rounding error gains nothing.
         tolerance = max(self.tolerance, 2 * self.kernel.costs.roundoff * scale / self.epsilon)
         if start is None:
             self.descend(scale, tolerance)
