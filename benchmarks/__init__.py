@@ -1,1 +1,1 @@
-"""Tables of Monge beside its peers, all measured in the same run: ``python -m benchmarks.<name>``."""
+"""Benchmarks of Monge against its peers, measured in the same run: ``python -m benchmarks.<name>``."""

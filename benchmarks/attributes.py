@@ -1,7 +1,7 @@
-"""Which parts generated characters show: classifiers of attributes that are known exactly for training images.
+"""Coverage of parts by generated characters, from classifiers of attributes that are known for training images.
 
-An :class:`AttributeReader` is trained for each set on characters of one seed, and tested on those of another seed.
-Parts that it does not read reliably do not count.
+An :class:`AttributeReader` is trained for each set on characters of one seed and tested on characters of another seed.
+Parts that it does not read reliably are not counted.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from pipelines.spec import CharacterSet, CharactersSpec, DataSpec
 from pipelines.training.precision import supports_bfloat16
 
 SHOWN = 0.2
-"""A part counts as covered when samples show it at least this fraction as often as training images do."""
+"""A part is covered if its frequency in samples is at least this fraction of its frequency in training images."""
 
 READ = 0.8
-"""Least fraction of held-out characters with a part in which the reader finds it."""
+"""Minimum recall of a reliably read part on held-out characters."""
 
 MISTAKEN = SHOWN / 2
-"""Largest number of others that the reader takes for a part, relative to the characters with that part: samples without
-the part then do not look as if they showed it."""
+"""Maximum number of false positives of a reliably read part, relative to the number of characters with the part; a part
+that samples do not have is then not counted as covered."""
 
 SEEDS = 101, 102
-"""Of the characters that readers learn from and are tested on; the training data has another."""
+"""Seeds of the characters for training and testing readers; the training data of generators has another seed."""
 
 BATCH = 128
 RATE = 2e-3
@@ -40,13 +40,13 @@ RATE = 2e-3
 
 @dataclass(frozen=True)
 class Coverage:
-    """How many of the parts that training images show are seen in samples.
+    """Coverage of the parts of training images by samples.
 
     Attributes:
-        covered: number of those that are.
-        parts: number of all that can be read.
-        missing: names of those that can be read and are not covered.
-        unread: names of those that cannot be read.
+        covered: number of covered parts.
+        parts: number of reliably read parts.
+        missing: names of reliably read parts that are not covered.
+        unread: names of parts that are not read reliably.
     """
 
     covered: int
@@ -59,9 +59,9 @@ class AttributeReader(nn.Module):
     """Reads all attributes of a character at once: (b, 3, s, s) in [−1, 1] → logits of all parts of all categories.
 
     Args:
-        side: of the images, a multiple of 16.
-        counts: parts of each category.
-        width: channels of the first layer.
+        side: side of the images, a multiple of 16.
+        counts: number of parts of each category.
+        width: number of channels of the first layer.
     """
 
     def __init__(self, side: int, counts: list[int], width: int = 32) -> None:
@@ -75,12 +75,12 @@ class AttributeReader(nn.Module):
         self.heads = nn.Linear(4 * width * (side // 16) ** 2, sum(counts))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Logits of each category, (b, parts)."""
+        """Compute the logits of each category, (b, parts)."""
         return list(self.heads(self.layers(images)).split(self.counts, dim=1))
 
     @torch.no_grad()
     def read(self, images: Tensor) -> Tensor:
-        """The part of each category, (b, categories) int64, of (b, 3, s, s) uint8 images."""
+        """Predict the part of each category, (b, categories) int64, for (b, 3, s, s) uint8 images."""
         self.eval()
         return torch.cat(
             [torch.stack([logits.argmax(1) for logits in self(to_float(block))], 1) for block in images.split(BATCH)]
@@ -88,14 +88,14 @@ class AttributeReader(nn.Module):
 
 
 def composed(data: DataSpec, name: CharacterSet, count: int, seed: int, cache: Path) -> tuple[Tensor, Tensor]:
-    """Characters of one set, (n, 3, s, s) uint8, and their parts, (n, categories)."""
+    """Compose characters of one set, (n, 3, s, s) uint8, and return them with their parts, (n, categories)."""
     source = _source(data, name, count, seed, cache)
     images = torch.from_numpy(np.stack([source.item(i)[2] for i in range(count)]))
     return images, torch.from_numpy(source.attributes()[name].parts)
 
 
 def learn(images: Tensor, parts: Tensor, counts: list[int], epochs: int) -> AttributeReader:
-    """A reader of one set."""
+    """Train a reader of one set."""
     torch.manual_seed(0)
     reader = AttributeReader(images.shape[-1], counts).train()
     optimizer = torch.optim.Adam(reader.parameters(), RATE)
@@ -115,12 +115,12 @@ def learn(images: Tensor, parts: Tensor, counts: list[int], epochs: int) -> Attr
 
 @dataclass(frozen=True, eq=False)
 class Examined:
-    """A reader of one set, and what it reads reliably.
+    """A reader of one set, and the parts that it reads reliably.
 
     Attributes:
-        reader: of the set.
-        categories: of the set.
-        reliable: for each category, the parts that it reads.
+        reader: reader of the set.
+        categories: categories of the set.
+        reliable: reliably read parts of each category.
     """
 
     reader: AttributeReader
@@ -129,14 +129,14 @@ class Examined:
 
 
 def examine(data: DataSpec, name: CharacterSet, cache: Path, count: int = 12_000, epochs: int = 6) -> Examined:
-    """Train a reader of one set, and test it.
+    """Train and test a reader of one set.
 
     Args:
-        data: of the characters that generators learn from.
-        name: of the set.
+        data: training data of the generators.
+        name: name of the set.
         cache: folder of downloads.
-        count: characters that the reader learns from; it is tested on a fifth of as many others.
-        epochs: passes over them.
+        count: number of training characters; the test uses a fifth as many others.
+        epochs: number of epochs.
     """
     categories = _source(data, name, 10, 0, cache).attributes()[name].categories
     counts = [len(category.parts) for category in categories]
@@ -148,7 +148,7 @@ def examine(data: DataSpec, name: CharacterSet, cache: Path, count: int = 12_000
 
 
 def coverage(samples: Tensor, examined: Examined) -> Coverage:
-    """How many of the parts of a set are seen in samples of it, (n, 3, s, s) uint8."""
+    """Compute the coverage of the parts of a set by samples, (n, 3, s, s) uint8."""
     found = examined.reader.read(samples)
     missing, unread = [], []
     for place, (category, reliable) in enumerate(zip(examined.categories, examined.reliable, strict=True)):
@@ -163,12 +163,12 @@ def coverage(samples: Tensor, examined: Examined) -> Coverage:
 
 
 def readable(found: Tensor, shown: Tensor, count: int) -> list[int]:
-    """Parts that a reader finds where they are, and rarely elsewhere.
+    """Return the parts that a reader reads reliably.
 
     Args:
-        found: the part that the reader finds in each held-out character, (n,) int64.
-        shown: the part that it has, (n,) int64.
-        count: of parts.
+        found: predicted part of each held-out character, (n,) int64.
+        shown: true part of each held-out character, (n,) int64.
+        count: number of parts.
     """
     have = torch.bincount(shown, minlength=count)
     right = torch.bincount(shown[found == shown], minlength=count)
@@ -177,11 +177,11 @@ def readable(found: Tensor, shown: Tensor, count: int) -> list[int]:
 
 
 def rare(found: Tensor, count: int) -> list[int]:
-    """Parts that samples show too rarely, given that training images show all parts equally often.
+    """Return the parts that are too rare in samples; all parts are equally frequent in training images.
 
     Args:
-        found: the part of each sample, (n,) int64.
-        count: of parts.
+        found: part of each sample, (n,) int64.
+        count: number of parts.
     """
     times = torch.bincount(found, minlength=count)
     return (times < SHOWN * len(found) / count).nonzero().flatten().tolist()

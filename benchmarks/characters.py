@@ -1,9 +1,9 @@
-"""Cartoon characters, all parts known: ``python -m benchmarks.characters [--quick] [--only CONFIG …] [--json FILE]``.
+"""Cartoon characters with known parts: ``python -m benchmarks.characters [--quick] [--only CONFIG …] [--json FILE]``.
 
-``configs/characters.yaml``, one-step transport in the features of ``configs/features-characters.yaml``, and
-``configs/biggan.yaml`` on the same images are trained on one thread each. A LeNet says whether a sample is of the set
-that was asked for, and readers of attributes which of the parts that training images show are seen in samples. Trained
-networks are kept in ``.monge/benchmarks/`` and used again as long as their configs stay the same.
+Trains ``configs/characters.yaml``, one-step transport in the features of ``configs/features-characters.yaml``, and
+``configs/biggan.yaml`` on the same images, each on one thread. A LeNet predicts whether a sample is of the requested
+set, and attribute readers measure how many of the parts of training images the samples cover. Trained networks are
+kept in ``.monge/benchmarks/`` and reused until their configs change.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from pipelines.spec import CharacterSet, CharactersSpec, JobSpec, TransportSpec,
 ENCODER, JUDGE = "features-characters", "lenet"
 GENERATORS = ("characters", "biggan")
 ASKED, COVERED = 0.95, 0.9
-"""Least fractions of samples that are of the set that was asked for, and of parts that are seen."""
+"""Minimum fraction of samples of the requested set, and minimum fraction of covered parts."""
 
 SAMPLES = 6_000
 NAMED = 10
-"""Parts that are listed by name."""
+"""Maximum number of parts listed by name."""
 
 ROWS, STEPS = 4, 6
-"""Of a picture of paths: noises, and images on the way from one set to the next, both included."""
+"""Numbers of noise vectors, and of images from one set to the next (both included), in a picture of paths."""
 
 
 def specified(config: str, quick: bool) -> JobSpec:
-    """A config on characters, in one process."""
+    """Return the spec of a config on characters, in one process."""
     data = load_spec(CONFIGS / f"{ENCODER}.yaml").data.model_dump(mode="json", exclude_defaults=True)
     if quick:
         data |= {"characters": data["characters"] | {"count": 600}}
@@ -58,7 +58,7 @@ def specified(config: str, quick: bool) -> JobSpec:
 
 
 def learn(config: str, quick: bool, folder: Path) -> float:
-    """Train a config into a folder, unless it lies there; the CPU minutes that it took, 0 then."""
+    """Train a config into a folder, unless it is there; return the CPU minutes, 0 if it was there."""
     torch.set_num_threads(1)
     spec = specified(config, quick)
     at = kept(spec, folder, quick)
@@ -72,7 +72,7 @@ def learn(config: str, quick: bool, folder: Path) -> float:
     began = time.process_time()
     network, _ = trained(spec, data, networks)
     taken = (time.process_time() - began) / 60
-    # Whole or not at all: a run can be interrupted.
+    # Written atomically, because a run can be interrupted.
     partial = at.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     Bundle(network, spec.model, data.image, data.classes).save(partial)
@@ -81,7 +81,7 @@ def learn(config: str, quick: bool, folder: Path) -> float:
 
 
 def kept(spec: JobSpec, folder: Path, quick: bool) -> Path:
-    """Where the network of a spec lies; another place if it, or the features that it is trained in, change."""
+    """Return the path of the trained network of a spec; it depends on the spec and on the spec of its features."""
     digest = spec.fingerprint()
     if isinstance(spec.objective, TransportSpec):
         digest = hashlib.sha256((digest + specified(ENCODER, quick).fingerprint()).encode()).hexdigest()
@@ -89,7 +89,7 @@ def kept(spec: JobSpec, folder: Path, quick: bool) -> Path:
 
 
 def paths(bundle: Bundle, path: Path) -> None:
-    """A picture: in each row the same noise, while the set that is asked for changes from one to the next."""
+    """Draw paths between sets: each row has the same noise, and the requested set changes from one to the next."""
     between = [
         bundle.path(start, start + 1, STEPS, ROWS, seed=1).reshape(ROWS, STEPS, *bundle.image.dims)
         for start in range(len(bundle.classes) - 1)
@@ -99,14 +99,14 @@ def paths(bundle: Bundle, path: Path) -> None:
 
 
 def examined(name: CharacterSet, quick: bool) -> Examined:
-    """A reader of the parts of one set."""
+    """Return a trained reader of the parts of one set."""
     torch.set_num_threads(1)
     learned, epochs = (200, 1) if quick else (12_000, 6)
     return examine(specified(ENCODER, quick).data, name, HOME / "cache", learned, epochs)
 
 
 def judged(config: str, quick: bool, folder: Path, readers: Mapping[CharacterSet, Examined]) -> list[Row]:
-    """What samples of a trained config show; readers by the sets that they read, in the order of the classes."""
+    """Evaluate samples of a trained config; ``readers`` are by set, in the order of the classes."""
     torch.set_num_threads(1)
     spec = specified(config, quick)
     data = shards(spec)

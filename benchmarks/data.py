@@ -1,10 +1,10 @@
-"""Images on their way to a step: ``python -m benchmarks.data [--quick] [--json FILE] [--only SECTION]``.
+"""Data loading: ``python -m benchmarks.data [--quick] [--json FILE] [--only SECTION]``.
 
-Feeding from shards beside a tensor in memory and Ray Data, images of 224 pixels beside decoding JPEGs at every epoch,
-the making of shards by Ray workers beside the decoding alone, the first batch of a data set in S3 (moto's server, in a
-process of its own on this machine), and the memory of a loader over ten epochs. WebDataset is a peer where the extra
-``bench`` is installed, and is said to be absent elsewhere. mosaicml-streaming is none: its requirements conflict with
-those of this project.
+Compares loading from shards with a tensor in memory and with Ray Data; images of 224 pixels from shards with decoding
+JPEGs at every epoch; and sharding by Ray workers with decoding alone. Also measures the time to the first batch of a
+data set in S3 (moto's server, in a separate process on this machine), and the memory of a loader over ten epochs.
+WebDataset is included if the extra ``bench`` is installed. mosaicml-streaming is not included: its requirements
+conflict with those of this project.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ FEED_BAR, RAY_DATA_BAR, JPEG_BAR, SCALING_BAR, COLD_SECONDS, GROWTH_MIB = 0.95, 
 
 @dataclass(frozen=True)
 class DataScale:
-    """How much is measured."""
+    """Sizes of the measurements."""
 
     images: int
     photos: int
@@ -63,7 +63,7 @@ FULL, QUICK = DataScale(100_000, 4_000, 100_000, 5), DataScale(100_000, 400, 4_0
 
 
 def digits(home: Path, count: int) -> ShardedDataset:
-    """A data set of 28 × 28 noise, made by the first section that needs it."""
+    """Return a data set of 28 × 28 noise images; created on first use."""
     from services.sharding.dataset import shard_dataset
 
     folder = home / "digits"
@@ -76,7 +76,7 @@ def digits(home: Path, count: int) -> ShardedDataset:
 
 
 def feeding(home: Path, scale: DataScale) -> list[Row]:
-    """Microseconds of a batch over an epoch in a full shuffle, ready as a tensor."""
+    """Measure the microseconds per batch, ready as a tensor, over an epoch with a full shuffle."""
     import ray.data
 
     train = digits(home, scale.images).train
@@ -118,7 +118,7 @@ def feeding(home: Path, scale: DataScale) -> list[Row]:
 
 
 def photographs(folder: Path, count: int, width: int, height: int) -> list[Path]:
-    """Distinct JPEGs in ten class folders: smooth colours, grain, and the number of the image as a row of bars."""
+    """Create distinct JPEGs in ten class folders: smooth colours, grain, and the image number as a row of bars."""
     random = np.random.default_rng(0)
     bases = []
     for _ in range(50):
@@ -137,7 +137,7 @@ def photographs(folder: Path, count: int, width: int, height: int) -> list[Path]
 
 
 def changed(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """(b, 3, h, w) uint8, each mirrored or not and moved by up to eight pixels: the augmentation of every contender."""
+    """Mirror each image, (b, 3, h, w) uint8, at random and shift it by up to eight pixels: the common augmentation."""
     padded = torch.nn.functional.pad(images, [SHIFT] * 4)
     out = torch.empty_like(images)
     size = images.shape[-1]
@@ -150,7 +150,7 @@ def changed(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 class ImageFolder(torch.utils.data.Dataset[torch.Tensor]):
-    """JPEG files, decoded and changed where they are asked for: what torchvision's class of that name does."""
+    """JPEG files, decoded and augmented on access, like torchvision's class of the same name."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
@@ -163,13 +163,13 @@ class ImageFolder(torch.utils.data.Dataset[torch.Tensor]):
 
 
 def decoded(data: bytes) -> torch.Tensor:
-    """A JPEG as (3, h, w) uint8, changed."""
+    """Decode and augment a JPEG, (3, h, w) uint8."""
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).transpose(2, 0, 1)
     return changed(torch.from_numpy(np.ascontiguousarray(pixels))[None], torch.default_generator)[0]
 
 
 def archives(folder: Path, paths: list[Path]) -> list[str]:
-    """Four tar files in WebDataset's layout."""
+    """Create four tar files in the WebDataset layout."""
     folder.mkdir()
     names = []
     for number in range(4):
@@ -181,7 +181,7 @@ def archives(folder: Path, paths: list[Path]) -> list[str]:
 
 
 def webdataset(names: list[str], batch: int) -> Iterable[Any]:
-    """WebDataset over tar files, shuffled in a window of a thousand, in two workers."""
+    """Create a WebDataset loader over tar files, with a shuffle buffer of a thousand and two workers."""
     import webdataset as wds
 
     data = wds.WebDataset(names, shardshuffle=4).shuffle(1000).to_tuple("jpg").map_tuple(decoded)
@@ -189,7 +189,7 @@ def webdataset(names: list[str], batch: int) -> Iterable[Any]:
 
 
 def decoding(home: Path, scale: DataScale) -> list[Row]:
-    """Images of 224 pixels, augmented: shards hold them decoded, files are decoded at every epoch."""
+    """Compare augmented images of 224 pixels from shards, already decoded, with files decoded at every epoch."""
     from services.sharding.dataset import shard_dataset
 
     paths = photographs(home / "photos", scale.photos, SIZE, SIZE)
@@ -225,13 +225,13 @@ def decoding(home: Path, scale: DataScale) -> list[Row]:
 
 
 def decode_all(files: list[Path], size: int) -> None:
-    """Read and decode files, and keep nothing."""
+    """Read and decode files, and discard the result."""
     for file in files:
         decode(file.read_bytes(), size, 3)
 
 
 def bare_seconds(files: list[Path], processes: int, size: int) -> float:
-    """Seconds in which bare processes, started before, decode all files."""
+    """Measure the seconds in which plain processes, started before, decode all files."""
     parts = [files[i::processes] for i in range(processes)]
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         pool.starmap(decode_all, [(part[:1], size) for part in parts], chunksize=1)
@@ -242,7 +242,7 @@ def bare_seconds(files: list[Path], processes: int, size: int) -> float:
 
 @contextmanager
 def watched() -> Iterator[dict[int, int]]:
-    """The greatest resident memory in bytes of each worker below this process, filled in as it goes."""
+    """Yield the peak resident memory in bytes of each worker below this process, updated continuously."""
     peaks: dict[int, int] = {}
     ended = threading.Event()
 
@@ -251,7 +251,7 @@ def watched() -> Iterator[dict[int, int]]:
             for process in psutil.Process().children(recursive=True):
                 try:
                     if "_write_shard" in " ".join([process.name(), *process.cmdline()]):
-                        memory = process.memory_info()  # what is mapped from the object store is not the worker's own
+                        memory = process.memory_info()  # memory mapped from the object store does not count
                         peaks[process.pid] = max(peaks.get(process.pid, 0), memory.rss - memory.shared)
                 except psutil.Error:
                     continue
@@ -266,14 +266,14 @@ def watched() -> Iterator[dict[int, int]]:
 
 
 def import_and_stay(seconds: float) -> None:
-    """Import what a worker needs, and last long enough that each worker gets one."""
+    """Import the modules of a worker, and run long enough that each worker gets one such task."""
     import services.sharding.dataset  # noqa: F401
 
     time.sleep(seconds)
 
 
 def sharding(home: Path, scale: DataScale) -> list[Row]:
-    """JPEGs of 96 × 80 pixels into shards of 64 × 64, listing included, by Ray workers that run already."""
+    """Measure sharding JPEGs of 96 × 80 pixels to 64 × 64, listing included, with running Ray workers."""
     import ray
 
     from services.sharding.dataset import shard_dataset
@@ -281,7 +281,7 @@ def sharding(home: Path, scale: DataScale) -> list[Row]:
     files = photographs(home / "small", scale.sharded, 96, 80)
     spec = DataSpec(source=str(home / "small"), size=SIDE, channels=3)
     ray.get([ray.remote(num_cpus=1)(import_and_stay).remote(2.0) for _ in range(2)])
-    # Small enough that two workers end at nearly the same time, and no larger than what is promised of memory.
+    # Small enough that two workers end at nearly the same time, and within the memory limit.
     shard_bytes = min(SHARD_MIB * 2**20, len(files) // 32 * 3 * SIDE**2)
 
     def milliseconds(workers: int, turn: int) -> float:
@@ -291,7 +291,7 @@ def sharding(home: Path, scale: DataScale) -> list[Row]:
         return (time.perf_counter() - started) * 1e3
 
     with watched() as peaks:
-        # In turns; no call beforehand, as the workers run and have imported everything.
+        # In turns; no warm-up, because the workers run and have imported everything.
         taken = [(milliseconds(1, turn), milliseconds(2, turn)) for turn in range(1 if scale is FULL else 2)]
     one, two = (statistics.median(column) for column in zip(*taken, strict=True))
     bare = bare_seconds(files, 2, SIDE)
@@ -311,7 +311,7 @@ def sharding(home: Path, scale: DataScale) -> list[Row]:
 
 @contextmanager
 def s3_server() -> Iterator[Settings]:
-    """Moto's server in a process of its own, an empty bucket ``images`` in it, and settings to reach it."""
+    """Run moto's server in a separate process, with an empty bucket ``images``; yield settings for it."""
     os.environ |= {"AWS_ACCESS_KEY_ID": "benchmark", "AWS_SECRET_ACCESS_KEY": "benchmark", "NO_PROXY": "127.0.0.1"}
     import boto3
 
@@ -335,7 +335,7 @@ def s3_server() -> Iterator[Settings]:
 
 
 def cold(home: Path, scale: DataScale) -> list[Row]:
-    """Seconds from nothing but an address in S3 to the first batch of 256 out of 100,000 images in a full shuffle."""
+    """Measure the seconds from an S3 address to the first batch of 256 out of 100,000 images with a full shuffle."""
     from services.storage.datasets import open_data
     from services.storage.open import open_storage
 
@@ -358,7 +358,7 @@ def cold(home: Path, scale: DataScale) -> list[Row]:
 
 
 def memory(home: Path, scale: DataScale) -> list[Row]:
-    """MiB by which the process grows between the second epoch and the tenth."""
+    """Measure the memory growth of the process in MiB between the second epoch and the tenth."""
     train = digits(home, scale.images).train
     steps = len(train) // BATCH
     process = psutil.Process()
@@ -395,7 +395,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="data-") as temporary:
         home = Path(temporary)
         settings = Settings(home=home / "home")
-        os.environ.update(ray_environment(settings))  # Ray reads it when it is imported
+        os.environ.update(ray_environment(settings))  # Ray reads it at import
         for name in chosen:
             if name in NEED_RAY:
                 import ray

@@ -1,4 +1,4 @@
-"""What a platform's processes are killed with: shared by the benchmarks of recovery and of endurance."""
+"""Faults that kill processes of a platform; shared by the benchmarks ``recovery`` and ``soak``."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ CHANGES = (
 )  # fmt: skip
 
 Fault = Callable[[Path], None]
-"""Kills something of the platform in a home, and has it started again where nothing else does."""
+"""Kills a part of the platform in a home, and starts it again if nothing else does."""
 
 
 def adversary(name: str, images: int, every: int, *changes: str) -> JobSpec:
-    """A generator and its critic on two workers.
+    """Return the spec of a generator and its critic on two workers.
 
     Args:
-        name: of the job.
-        images: that it sees.
-        every: images between two checkpoints.
-        changes: further fields.
+        name: name of the job.
+        images: number of images for training.
+        every: number of images between two checkpoints.
+        changes: further fields of the spec.
     """
     own = (f"name={name}", f"train.images={images}", f"train.checkpoint_every={every}", f"train.log_every={every // 4}")
     return load_spec(CONFIG, [*CHANGES, *own, *changes])
 
 
 def processes(home: Path, kind: str) -> list[psutil.Process]:
-    """The processes of the home's cluster whose command lines hold ``kind``."""
+    """Return the processes of the home's cluster whose command lines contain ``kind``."""
     head = local.Platform.read(home).processes["ray"].process()
     found = []
     for process in [] if head is None else head.children(recursive=True):
@@ -53,7 +53,7 @@ def processes(home: Path, kind: str) -> list[psutil.Process]:
 
 
 def kill(process: psutil.Process) -> None:
-    """Kill a process and all that it has started."""
+    """Kill a process and all its children."""
     family = [process]
     with suppress(psutil.NoSuchProcess):
         family += process.children(recursive=True)
@@ -65,13 +65,13 @@ def kill(process: psutil.Process) -> None:
 
 
 def bits(home: Path, job: str) -> str:
-    """The name of a job's last checkpoint, and the hash of all its tensors: networks, their average, optimizers."""
+    """Return the name of a job's last checkpoint and the hash of its tensors: networks, their average, optimizers."""
     last = max((home / "jobs" / job).glob("images-*"))
     return f"{last.name} {json.loads((last / 'state.json').read_text())['sha256']}"
 
 
 def curves(home: Path, job: str) -> dict[str, list[tuple[int, float]]]:
-    """All points of a job's curves but those of times."""
+    """Return all points of a job's curves, except those of times."""
     uri = Settings(home=home).address("mlflow_uri")
     client, run_id = connect(uri), find_run(uri, job)
     assert run_id is not None
@@ -81,7 +81,7 @@ def curves(home: Path, job: str) -> dict[str, list[tuple[int, float]]]:
 
 
 def up(home: Path) -> None:
-    """Start what does not run, as ``monge up`` does."""
+    """Start all services that are not running, as ``monge up`` does."""
     local.up(home, lambda _: None, cpus=2)
 
 
@@ -123,16 +123,16 @@ FAULTS: Mapping[str, Fault] = {
     "the Ray head with all its actors": _service("ray"),
     "the whole machine": _service("ray", "mlflow", "transport", "endpoint", "jobs"),
 }
-"""By what is killed."""
+"""Faults by the name of the part that they kill."""
 
 GOES_ON = frozenset(
     {"the transport service's actors", "the transport service's HTTP face", "the job service", "MLflow"}
 )
-"""What a job trains on without."""
+"""Parts whose loss does not interrupt the training of a job."""
 
 
 def left_over(home: Path, ports: Mapping[str, int]) -> list[str]:
-    """What is still there of a platform that was ended: processes, files on their way, ports."""
+    """Return what remains of a stopped platform: processes, temporary files, ports."""
 
     def ours() -> list[psutil.Process]:
         found = []

@@ -1,10 +1,10 @@
-"""Generators beside one another: ``python -m benchmarks.generators [--quick] [--only KIND] [--json FILE]``.
+"""Comparison of generators: ``python -m benchmarks.generators [--quick] [--only KIND] [--json FILE]``.
 
-A LeNet is trained first; its features judge all that follows, so figures are comparable within one run and not with
-those of other extractors. ``flows`` are one network trained along three couplings of noise and images, judged at
-several numbers of Euler steps; ``paths`` the same where the network is told the class, which plans harm unless they
-know of it; ``adversaries`` are the configs that play against a critic, beside the Gaussian that is fitted to the
-pixels. Everything runs in this process, on one thread, with plans solved in it.
+A LeNet is trained first. All metrics use its features, so they are comparable within one run, but not with those of
+other extractors. ``flows`` trains one network with three couplings of noise and images, and evaluates several numbers
+of Euler steps. ``paths`` does the same for a class-conditional network, where plans without knowledge of the classes
+are harmful. ``adversaries`` compares the configs with a critic with a Gaussian fitted to the pixels. Everything runs
+in this process on one thread, including the solves of plans.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ BARS = {
     ("plans of batches", 2): 2.0, ("plans of batches", 4): 2.0,
     ("plans of pools", 4): 2.5, ("plans of pools", 8): 1.54, ("plans of pools", 32): 1.0,
 }  # fmt: skip
-"""Least ratio of the Fréchet distance of independent pairs to that of each coupling, by Euler steps."""
+"""Minimum ratio of the Fréchet distance of independent pairs to that of each coupling, by Euler steps."""
 
 TOLD = {
     "independent pairs": "{kind: independent}",
     "plans of pools": "{kind: pool, points: 4096}",
     "plans of pools, condition-aware": "{kind: pool, points: 4096, condition_weight: 10000}",
 }
-"""Couplings of a flow that is told the class; the weight is far above what squared distances of noise differ by."""
+"""Couplings of a conditional flow; the weight is far larger than the differences of squared distances of noise."""
 
 STEPS = (2, 4, 8, 32)
 WAIT_BAR = 1 / 1.05
@@ -64,13 +64,13 @@ ADVERSARIES = ("gan", "wasserstein-gan", "learned-transport")
 
 @dataclass(frozen=True)
 class TrainingScale:
-    """How much of everything.
+    """Sizes of data, training and evaluation.
 
     Attributes:
-        data: overrides of the spec that name the images.
-        reference, flow, adversary: images seen by each.
-        samples: drawn to be judged.
-        pool: points of a pool.
+        data: overrides of the spec's data section.
+        reference, flow, adversary: number of training images of each.
+        samples: number of samples for the evaluation.
+        pool: number of points of a pool.
     """
 
     data: tuple[str, ...]
@@ -86,7 +86,7 @@ QUICK = TrainingScale(("data.source=digits", "data.size=12"), 20_000, 2_560, 1_2
 
 
 class Teller:
-    """Tells how far a run is."""
+    """Prints the progress of a run."""
 
     def __init__(self, name: str, images: int) -> None:
         self.name, self.images = name, images
@@ -98,18 +98,18 @@ class Teller:
         )
 
     def evaluation(self, evaluation: Evaluation, images: int) -> None:
-        """See :class:`pipelines.training.loop.Listener`; judged afterwards."""
+        """See :class:`pipelines.training.loop.Listener`; ignored, because the evaluation follows later."""
 
     def checkpoint(self, state: TrainState) -> None:
-        """See :class:`pipelines.training.loop.Listener`; not kept."""
+        """See :class:`pipelines.training.loop.Listener`; ignored."""
 
 
 def trained(spec: JobSpec, data: ShardedDataset, networks: Mapping[str, Network] | None = None) -> tuple[Any, float]:
-    """The network of a spec after its training, and the seconds that it took.
+    """Train the network of a spec, and return it with the seconds of training.
 
     Args:
-        spec: what is trained.
-        data: on what.
+        spec: spec of the job.
+        data: data set of the job.
         networks: feature networks by name.
     """
     objective, state = start_run(spec, data, LocalPlanner(), CPU, networks=networks)
@@ -121,7 +121,7 @@ def trained(spec: JobSpec, data: ShardedDataset, networks: Mapping[str, Network]
 
 
 def spec_of(config: str, scale: TrainingScale, images: int, *more: str) -> JobSpec:
-    """A config at the scale of this run."""
+    """Return the spec of a config at the scale of this run."""
     train = {"images": images, "log_every": max(images // 5, 1), "ema_half_life": max(images // 12, 1)}
     fields = (*scale.data, *(f"train.{name}={value}" for name, value in train.items()), "workers.count=1")
     return load_spec(CONFIGS / f"{config}.yaml", [*fields, *more])
@@ -136,7 +136,7 @@ def flow_distances(
     *,
     conditional: bool = False,
 ) -> tuple[dict[str, dict[int, float]], dict[str, float]]:
-    """The same network along each coupling: its Fréchet distances by Euler steps, and the seconds of its training."""
+    """Train the same network with each coupling; return Fréchet distances by Euler steps, and seconds of training."""
     found: dict[str, dict[int, float]] = {}
     seconds: dict[str, float] = {}
     for name, coupling in couplings.items():
@@ -157,7 +157,7 @@ def flow_distances(
 
 
 def flows(scale: TrainingScale, data: ShardedDataset, judge: FeatureJudge, folder: Path) -> list[Row]:
-    """Each coupling beside independent pairs."""
+    """Compare each coupling with independent pairs."""
     found, seconds = flow_distances(COUPLINGS, scale, data, judge, folder)
     plain = "independent pairs"
     rows = [
@@ -168,7 +168,7 @@ def flows(scale: TrainingScale, data: ShardedDataset, judge: FeatureJudge, folde
 
 
 def paths(scale: TrainingScale, data: ShardedDataset, judge: FeatureJudge, folder: Path) -> list[Row]:
-    """Plans that know of classes, beside independent pairs and beside plans that do not."""
+    """Compare plans with classes to independent pairs and to plans without classes."""
     found, _ = flow_distances(TOLD, scale, data, judge, folder, conditional=True)
     *others, ours = TOLD
     return [
@@ -181,7 +181,7 @@ def paths(scale: TrainingScale, data: ShardedDataset, judge: FeatureJudge, folde
 def adversary_scores(
     scale: TrainingScale, data: ShardedDataset, judge: FeatureJudge, folder: Path
 ) -> dict[str, dict[str, float]]:
-    """The scores of each of the games, by config."""
+    """Compute the scores of each adversarial config."""
     found = {}
     for config in ADVERSARIES:
         local = ("objective.plans=local",) if config == "learned-transport" else ()
@@ -196,7 +196,7 @@ def adversary_scores(
 
 
 def adversaries(scale: TrainingScale, data: ShardedDataset, judge: FeatureJudge, folder: Path) -> list[Row]:
-    """Each of the games beside the Gaussian."""
+    """Compare each adversarial config with the Gaussian."""
     return [
         Row(config, scores["fid"], scores["fid_gaussian"], "Gaussian of the pixels", "FID", 1.0)
         for config, scores in adversary_scores(scale, data, judge, folder).items()
@@ -207,14 +207,14 @@ KINDS = {"flows": flows, "paths": paths, "adversaries": adversaries}
 
 
 def picture(network: Generator, path: Path) -> None:
-    """A grid of samples."""
+    """Write a grid of samples."""
     path.parent.mkdir(parents=True, exist_ok=True)
     samples = to_uint8(sample(network, 64, 0, CPU)).numpy()
     path.write_bytes(encode_png(image_grid(samples, tile=TILE)))
 
 
 def shards(spec: JobSpec) -> ShardedDataset:
-    """The images, sharded in this process, from ``.monge`` if they were before."""
+    """Return the sharded data set; shards in ``.monge`` are reused, otherwise this process creates them."""
     from services.sharding.dataset import dataset_address, shard_dataset
 
     address = dataset_address(HOME, spec.data)
@@ -223,7 +223,7 @@ def shards(spec: JobSpec) -> ShardedDataset:
 
 
 def judged(scale: TrainingScale) -> tuple[ShardedDataset, FeatureJudge, float]:
-    """The images, a judge by the features of a LeNet that is trained on them first, and that LeNet's accuracy."""
+    """Return the data, a judge with the features of a LeNet trained on them, and the accuracy of the LeNet."""
     spec = spec_of("lenet-fashion-mnist", scale, scale.reference)
     data = shards(spec)
     network, seconds = trained(spec, data)

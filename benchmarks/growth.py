@@ -1,7 +1,7 @@
-"""How the cost of an exact plan grows with n, beside the article's n! and n³.
+"""Growth of the cost of an exact plan with n, compared with the article's n! and n³.
 
-``python -m benchmarks.growth [--quick] [--json FILE] [--plot FILE]``: looking at all permutations, the network simplex
-and the solver that ``auto`` takes, on noise against images.
+``python -m benchmarks.growth [--quick] [--json FILE] [--plot FILE]``: brute force over all permutations, the network
+simplex and the solver that ``auto`` selects, between noise and images.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ SIZES: dict[SolverName, tuple[int, ...]] = {
 }
 QUICK = 1024
 ARTICLE_SLOPE = 3.0
-"""Of the simplex on n × n problems, in the article."""
+"""Slope of the simplex on n × n problems, according to the article."""
 BARS: dict[SolverName, float] = {"network-simplex": 1.0, "auto": ARTICLE_SLOPE / 2.3}
 
 
 def main() -> None:
-    """Measure, print, and draw."""
+    """Measure, print and plot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help=f"n up to {QUICK}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def slope(curve: dict[int, float], least: int = 0) -> float:
-    """Of log time over log n, by least squares."""
+    """Compute the slope of log time over log n, by least squares."""
     points = [(math.log(n), math.log(taken)) for n, taken in curve.items() if n >= least]
     return statistics.linear_regression(*zip(*points, strict=True)).slope
 

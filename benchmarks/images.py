@@ -1,4 +1,4 @@
-"""Point clouds of the shapes that training meets: images, noise, and a generator's first attempts at images."""
+"""Point clouds as in training: images, noise, and samples as from an early generator."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
-"""Where Debian's package dataset-fashion-mnist puts them."""
+"""Path of the images in Debian's package dataset-fashion-mnist."""
 
 
 def images(path: Path, count: int) -> tuple[np.ndarray, str]:
-    """(count, 784) float32 in [−1, 1] and where they come from: an IDX file, or blobs drawn at random without it."""
+    """Return images, (count, 784) float32 in [−1, 1], and their origin: an IDX file or, without it, random blobs."""
     rng = np.random.default_rng(0)
     if path.exists():
         with gzip.open(path) as file:
@@ -28,14 +28,14 @@ def noise(count: int, d: int, seed: int = 1) -> np.ndarray:
 
 
 def blurred(pictures: np.ndarray, seed: int = 2) -> np.ndarray:
-    """Other pictures, smoothed and faintly noisy: what a young generator makes."""
+    """Return smoothed and slightly noisy copies of other pictures, as from an early generator."""
     rng = np.random.default_rng(seed)
     smooth = gaussian_filter(pictures[rng.permutation(len(pictures))].reshape(-1, 28, 28), (0, 2, 2))
     return (smooth + 0.05 * rng.standard_normal(smooth.shape)).reshape(len(pictures), -1).astype(np.float32)
 
 
 def principal(clouds: tuple[np.ndarray, ...], reference: np.ndarray, d: int) -> tuple[np.ndarray, ...]:
-    """Clouds in the reference's first d principal components."""
+    """Project clouds on the first d principal components of the reference."""
     mean = reference.mean(0)
     axes = np.linalg.svd(reference[:4096] - mean, full_matrices=False)[2][:d]
     return tuple(np.ascontiguousarray((cloud - mean) @ axes.T) for cloud in clouds)

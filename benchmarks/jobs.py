@@ -1,8 +1,8 @@
 """The job service under load: ``python -m benchmarks.jobs [--quick] [--json FILE]``.
 
-A service with 10,000 jobs in its store (SQLite, one in ten queued) is asked 200 times a second, at times that do not
-wait for its answers: four in five requests read (lists, jobs, logs, events), one submits. The time of an answer counts
-from when its request was due. Then ``monge jobs`` is run.
+A service with 10,000 jobs in its store (SQLite, one in ten queued) receives 200 requests per second, on a schedule that
+does not wait for responses: four in five requests read (lists, jobs, logs, events), one submits. Latency counts from
+the scheduled time of the request. Then ``monge jobs`` is measured.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LIMIT_P99, LIMIT_LIST = 100.0, 0.5
 
 
 def fill(home: Path, spec: JobSpec, jobs: int) -> tuple[str, list[str]]:
-    """A store with that many jobs; returns an administrator's secret, and the ids."""
+    """Create a store with the given number of jobs; return an administrator's secret and the job ids."""
     folder = home / "jobservice"
     folder.mkdir(parents=True)
     store = JobStore(f"sqlite:///{folder / 'jobs.db'}")
@@ -57,7 +57,7 @@ def fill(home: Path, spec: JobSpec, jobs: int) -> tuple[str, list[str]]:
 
 
 async def load(url: str, secret: str, spec: JobSpec, jobs: list[str], seconds: float) -> np.ndarray:
-    """Milliseconds of each answer."""
+    """Measure the milliseconds of each response."""
     draw = random.Random(0)
     submission = Submission(spec=spec.model_dump(mode="json")).model_dump()
     taken: list[float] = []
@@ -72,7 +72,7 @@ async def load(url: str, secret: str, spec: JobSpec, jobs: list[str], seconds: f
             await answer.read()
         taken.append(1e3 * (time.perf_counter() - due))
 
-    # Of the clients that Python has, the one that takes the least from the service's processors.
+    # aiohttp is the Python client with the lowest CPU usage.
     connector = aiohttp.TCPConnector(limit=64)
     headers = {"Authorization": f"Bearer {secret}"}
     async with aiohttp.ClientSession(url, headers=headers, connector=connector) as client:
@@ -100,7 +100,7 @@ def main() -> None:
             **os.environ,
             "MONGE_HOME": str(home),
             "MONGE_JOBS_URL": url,
-            # Nothing listens there: what is measured is the service, not a cluster.
+            # No process listens on this port: the benchmark measures the service, not a cluster.
             "MONGE_RAY_DASHBOARD": "http://127.0.0.1:9",
             "MONGE_MLFLOW_URI": "http://127.0.0.1:9",
         }

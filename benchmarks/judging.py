@@ -1,7 +1,7 @@
-"""An evaluation on two ranks beside one: ``python -m benchmarks.judging [--quick] [--json FILE]``.
+"""Evaluation on two ranks compared with one: ``python -m benchmarks.judging [--quick] [--json FILE]``.
 
-A generator of 28 × 28 images is judged by its transport distance and by the features of a LeNet, on random weights and
-random images: neither changes the work. Each rank computes in one thread, so two ranks need two free cores.
+Evaluates a generator of 28 × 28 images by transport distance and by the features of a LeNet, with random weights and
+random images, which do not affect the amount of work. Each rank uses one thread, so two ranks need two free cores.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def spec_of(samples: int) -> JobSpec:
 
 
 def evaluate(rank: int, world: int, folder: Path, name: str, samples: int) -> None:
-    """What one rank does; rank 0 writes the milliseconds of a first and of a second evaluation."""
+    """Run one rank; rank 0 writes the milliseconds of the first and of the second evaluation."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     store = dist.FileStore(str(folder / f"{name}.store"), world)  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
 """The table "Measured" of README.md: ``python -m benchmarks.measured [--quick] [--only ROW …] [--out FOLDER]``.
 
-Each row trains what its configs say, in this process, on one thread, with plans solved in it, and keeps its figures in
-``measured.json``; rows that are not run keep those of the last time. ``measured.md`` shows all of them. Seconds and
-ratios have commands of their own: ``benchmarks.transport``, ``benchmarks.transport_entropic``, ``benchmarks.service``.
+Each row trains its configs in this process on one thread, including the solves of plans, and stores its figures in
+``measured.json``; rows that are not run keep their previous figures. ``measured.md`` has the table of all rows. Times
+and ratios have separate commands: ``benchmarks.transport``, ``benchmarks.transport_entropic``, ``benchmarks.service``.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class ConfigRow:
     """A row of the table.
 
     Attributes:
-        what: it is about.
-        by: its configs.
-        run: finds the figures for a seed.
-        seeds: one after the other.
-        judged: whether a reference's features judge: its name and hash are kept with the figures.
+        what: subject of the row.
+        by: configs of the row.
+        run: function that computes the figures for a seed.
+        seeds: seeds, run one after the other.
+        judged: whether the evaluation uses the features of a reference; its name and hash are stored with the figures.
     """
 
     what: str
@@ -74,11 +74,11 @@ class ConfigRow:
 
 
 class Bench:
-    """What the rows of a run have in common.
+    """State shared by the rows of a run.
 
     Args:
-        quick: small images and short runs, which show that it works and nothing else.
-        pictures: folder of samples.
+        quick: whether to use small images and short runs, only to check that everything works.
+        pictures: folder for pictures of samples.
     """
 
     def __init__(self, quick: bool, pictures: Path) -> None:
@@ -86,18 +86,18 @@ class Bench:
 
     @cached_property
     def reference(self) -> tuple[ShardedDataset, FeatureJudge, float]:
-        """What judges by features: a LeNet, trained once; with its data and its accuracy."""
+        """Return the data, the judge with the features of a LeNet, trained once, and the accuracy of the LeNet."""
         return judged(self.scale)
 
     @property
     def scale(self) -> TrainingScale:
-        """Of the rows that the reference judges."""
+        """Scale of the rows that the reference evaluates."""
         return SMALL if self.quick else FULL
 
     def network(
         self, config: str, seed: int, networks: Mapping[str, Network] | None = None
     ) -> tuple[JobSpec, ShardedDataset, Any]:
-        """A config, its data and its network, trained; in features of these networks, where it compares by any."""
+        """Train a config; return its spec, data and network. ``networks`` are the feature networks, if it uses any."""
         fields = [f"seed={seed}", "workers.count=1"]
         spec = load_spec(CONFIGS / f"{config}.yaml", fields)
         images = 4 * spec.train.batch if self.quick else spec.train.images
@@ -108,7 +108,7 @@ class Bench:
 
 
 def classifies(config: str) -> Callable[[Bench, int], Figures]:
-    """The held-out accuracy of a config."""
+    """Measure the held-out accuracy of a config."""
 
     def run(bench: Bench, seed: int) -> Figures:
         _, data, network = bench.network(config, seed)
@@ -119,7 +119,7 @@ def classifies(config: str) -> Callable[[Bench, int], Figures]:
 
 
 def generates(config: str) -> Callable[[Bench, int], Figures]:
-    """Exact transport cost from samples of a config to held-out images, beside that of real images and a Gaussian."""
+    """Measure the exact transport cost to held-out images: of samples, of real images and of a Gaussian."""
 
     def run(bench: Bench, seed: int) -> Figures:
         _, data, network = bench.network(config, seed)
@@ -137,7 +137,7 @@ def generates(config: str) -> Callable[[Bench, int], Figures]:
 
 
 def asks(config: str, classifier: str) -> Callable[[Bench, int], Figures]:
-    """Of samples of a config, the fraction that a classifier takes for the class that was asked for."""
+    """Measure the fraction of samples that a classifier assigns to the requested class."""
 
     def run(bench: Bench, seed: int) -> Figures:
         spec, data, reader = bench.network(classifier, seed)
@@ -155,7 +155,7 @@ def asks(config: str, classifier: str) -> Callable[[Bench, int], Figures]:
 
 
 def one_step(bench: Bench, seed: int) -> Figures:
-    """FID of one-step transport in features that are learned first, without labels."""
+    """Measure the FID of one-step transport in features learned before without labels."""
     _, judge, _ = bench.reference
     _, _, encoder = bench.network("features-fashion-mnist", seed)
     _, _, network = bench.network("one-step", seed, {"fashion-mnist-features": encoder})
@@ -165,7 +165,7 @@ def one_step(bench: Bench, seed: int) -> Figures:
 
 
 def games(bench: Bench, seed: int) -> Figures:
-    """FIDs of what plays against a critic, beside those of real images and of a Gaussian."""
+    """Measure the FIDs of adversarial configs, of real images and of a Gaussian."""
     data, judge, _ = bench.reference
     found = adversary_scores(bench.scale, data, judge, bench.pictures)
     figures = {f"FID of {config}": scores["fid"] for config, scores in found.items()}
@@ -175,12 +175,12 @@ def games(bench: Bench, seed: int) -> Figures:
 
 
 def flows(bench: Bench, seed: int) -> Figures:
-    """FIDs of flows by coupling and Euler steps."""
+    """Measure the FIDs of flows by coupling and Euler steps."""
     return _distances(bench, COUPLINGS, conditional=False)
 
 
 def paths(bench: Bench, seed: int) -> Figures:
-    """The same of flows that are told the class."""
+    """Measure the FIDs of conditional flows by coupling and Euler steps."""
     return _distances(bench, TOLD, conditional=True)
 
 
@@ -229,7 +229,7 @@ ROWS |= {
 
 
 def record(row: ConfigRow, bench: Bench) -> dict[str, Any]:
-    """Run a row; what it found, as JSON holds it."""
+    """Run a row and return its record for JSON."""
     started = time.perf_counter()
     found = [row.run(bench, seed) for seed in (row.seeds[:1] if bench.quick else row.seeds)]
     return {
@@ -243,7 +243,7 @@ def record(row: ConfigRow, bench: Bench) -> dict[str, Any]:
 
 
 def markdown(records: Sequence[Mapping[str, Any]]) -> str:
-    """Records as a table: of several seeds the mean, the least and the most."""
+    """Format records as a table: mean, minimum and maximum over seeds."""
     lines = ["| what | found | by |", "|---|---|---|"]
     for found in records:
         by = ", ".join(f"`configs/{config}.yaml`" for config in found["by"])
@@ -257,7 +257,7 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def keep(records: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
-    """Put records among those of earlier runs, in the order of the table; returns the table of all of them."""
+    """Merge records into those of earlier runs, in the order of the table; return the table of all records."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "measured.json"
     found = (json.loads(path.read_text()) if path.is_file() else {}) | dict(records)
@@ -275,7 +275,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help=f"folder of the results, {RESULTS.name}/ beside this file by default")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    # Figures of short runs are none: they do not lie among the measured ones.
+    # Figures of quick runs are not meaningful and are stored separately.
     folder = arguments.out or (HOME / "benchmarks" if arguments.quick else RESULTS)
     bench = Bench(arguments.quick, HOME / "benchmarks")
     for name in arguments.only:

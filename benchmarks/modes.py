@@ -1,8 +1,8 @@
-"""A thousand modes: ``python -m benchmarks.modes [--quick] [--images N] [--json FILE]``.
+"""Mode coverage with a thousand modes: ``python -m benchmarks.modes [--quick] [--images N] [--json FILE]``.
 
 The three channels of an image are three digits (Metz et al. 2017, "Unrolled generative adversarial networks", for
 MNIST; here scikit-learn's digits). ``configs/one-step.yaml`` is trained on such images, in features that
-``configs/features-fashion-mnist.yaml`` learns of them, on one thread; a LeNet reads the digits of its samples.
+``configs/features-fashion-mnist.yaml`` learns from them, on one thread; a LeNet classifies the digits of the samples.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ SAMPLES = 26_000
 """Number of samples, as is usual for this test."""
 
 SHOWN = 0.2
-"""A mode counts as found when samples show it at least this fraction as often as all modes on average: the reader
-misreads some digits, and single samples of a mode can be samples of another one."""
+"""A mode counts as found if its frequency in samples is at least this fraction of the average over all modes: the
+reader misclassifies some digits, so single samples of a mode can belong to another one."""
 
 FEATURES = (
     "{network: pixels, weight: 0.5}",
@@ -41,7 +41,7 @@ FEATURES = (
 
 
 def stacked(cache: Path, count: int) -> Path:
-    """An .npz file of images (count, 8, 8, 3) of three digits each, and their first digits as labels."""
+    """Create an .npz file with images of three digits each, (count, 8, 8, 3), and their first digits as labels."""
     arrays = map_arrays(fetch("digits", cache))
     images, labels = arrays["images"][..., 0], arrays["labels"]
     chosen = np.random.default_rng(0).integers(0, len(images), (count, 3))
@@ -51,7 +51,7 @@ def stacked(cache: Path, count: int) -> Path:
 
 
 def modes(generator: Generator, reader: Classifier, count: int) -> tuple[int, int]:
-    """Numbers of triples of digits that are read in enough samples, and in any."""
+    """Count the triples of digits that are read in enough samples, and in at least one."""
     images = to_uint8(sample(generator, count, 0, CPU))
     with torch.no_grad():
         digits = [
@@ -63,7 +63,7 @@ def modes(generator: Generator, reader: Classifier, count: int) -> tuple[int, in
 
 
 def specified(config: str, source: object, images: int, *more: str) -> JobSpec:
-    """A config on such images, in one process."""
+    """Return the spec of a config on such images, in one process."""
     data = (f"data.source={source}", f"data.size={SIDE}", "workers.count=1")
     length = {"images": images, "log_every": max(images // 5, 1)}
     return load_spec(CONFIGS / f"{config}.yaml", [*data, *(f"train.{k}={v}" for k, v in length.items()), *more])

@@ -1,9 +1,9 @@
-"""One-step transport beside adversaries: ``python -m benchmarks.one_step [--quick] [--minutes M] [--json FILE]``.
+"""One-step transport compared with GANs: ``python -m benchmarks.one_step [--quick] [--minutes M] [--json FILE]``.
 
-``configs/one-step.yaml`` and the configs that play against a critic get the same CPU minutes on one thread each, with
-learning rates that fall to zero at their end, and are judged by the features of one LeNet, for several seeds. Before,
-``configs/features-fashion-mnist.yaml`` learns the features without labels, once for each seed; its minutes are told
-apart. Runs are processes, as many at a time as there are processors.
+``configs/one-step.yaml`` and the configs with a critic get the same CPU minutes on one thread each, with learning rates
+that decrease to zero, and are evaluated with the features of one LeNet, for several seeds. Before,
+``configs/features-fashion-mnist.yaml`` learns the features without labels, once for each seed; its minutes are reported
+separately. Runs are processes, as many at a time as there are processors.
 """
 
 from __future__ import annotations
@@ -50,23 +50,23 @@ from pipelines.transport.planner import LocalPlanner
 ONE_STEP, ENCODER, REFERENCE = "one-step", "features-fashion-mnist", "lenet-fashion-mnist"
 SEEDS = (0, 1, 2)
 BAR = 2.0
-"""Least ratio of the best adversary's Fréchet distance to ours."""
+"""Minimum ratio of the best GAN's Fréchet distance to that of one-step transport."""
 
 WARM, TIMED = 4, 12
 """Minimum numbers of warm-up steps and of timed steps when the cost of a step is measured; both are rounded up to whole
 pools."""
 
 LEAST_CLASS = 0.7
-"""Of the least shown class, times the number of classes."""
+"""Minimum frequency of the rarest class, times the number of classes."""
 
 
 def specified(config: str, scale: TrainingScale, *more: str) -> JobSpec:
-    """A config on the data of this run, in one process."""
+    """Return the spec of a config on the data of this run, in one process."""
     return load_spec(CONFIGS / f"{config}.yaml", [*scale.data, "workers.count=1", *more])
 
 
 def affordable(spec: JobSpec, seconds: float, data: ShardedDataset, encoder: Bundle) -> int:
-    """Images that a spec trains on here in so many CPU seconds."""
+    """Estimate the number of images that a spec trains on in the given CPU seconds on this machine."""
     starting, cost = _costs(spec, data, encoder)
     return max(int((seconds - starting) / cost), 4 * spec.train.batch)
 
@@ -81,17 +81,17 @@ def run(
     seconds: float = 0.0,
     images: int | None = None,
 ) -> dict[str, float]:
-    """Train a config, and judge it.
+    """Train and evaluate a config.
 
     Args:
-        config: its name.
-        seed: of the job, and of the network of its features.
-        scale: of the data.
-        folder: where the networks that :func:`learn` trained lie.
-        picture_at: where to leave samples.
-        more: fields of the spec.
-        seconds: CPU seconds that the run takes, if the number of images is not given.
-        images: that it sees. Averages of weights have a half-life of a twentieth of them.
+        config: name of the config.
+        seed: seed of the job, and of its feature network.
+        scale: sizes of the data.
+        folder: folder of the networks trained by :func:`learn`.
+        picture_at: path for a picture of samples.
+        more: further fields of the spec.
+        seconds: CPU seconds of the run, if the number of images is not given.
+        images: number of training images. Averages of weights have a half-life of a twentieth of them.
     """
     torch.set_num_threads(1)
     data = shards(specified(REFERENCE, scale))
@@ -110,7 +110,7 @@ def run(
 
 
 def learn(config: str, seed: int, scale: TrainingScale, images: int, folder: Path) -> float:
-    """Train a network that the runs use, into a folder; the CPU seconds that it took."""
+    """Train a network that the runs use into a folder; return the CPU seconds."""
     torch.set_num_threads(1)
     spec = spec_of(config, scale, images, f"seed={seed}", "train.ema_half_life=null")
     data = shards(spec)
@@ -123,14 +123,14 @@ def learn(config: str, seed: int, scale: TrainingScale, images: int, folder: Pat
 
 
 def processes() -> ProcessPoolExecutor:
-    """As many as there are processors; each run is on one thread."""
+    """Create a pool with one process per processor; each run uses one thread."""
     return ProcessPoolExecutor(os.cpu_count() or 1, mp_context=multiprocessing.get_context("spawn"))
 
 
 def learn_all(
     pool: ProcessPoolExecutor, scale: TrainingScale, seeds: Sequence[int], folder: Path, *, quick: bool
 ) -> float:
-    """Train the judge and the features of each seed, into a folder; mean CPU seconds of the features."""
+    """Train the judge and the features of each seed into a folder; return the mean CPU seconds of the features."""
     shards(specified(REFERENCE, scale))
     judge = pool.submit(learn, REFERENCE, 0, scale, scale.reference, folder)
     images = 2_560 if quick else load_spec(CONFIGS / f"{ENCODER}.yaml").train.images
@@ -145,11 +145,11 @@ def _networks(spec: JobSpec, encoder: Bundle) -> dict[str, Network]:
 
 
 def _costs(spec: JobSpec, data: ShardedDataset, encoder: Bundle) -> tuple[float, float]:
-    """CPU seconds before the first step, and for an image."""
+    """Measure the CPU seconds before the first step, and per image."""
     began = time.process_time()
     objective, state = start_run(spec, data, LocalPlanner(), CPU, networks=_networks(spec, encoder))
     starting = time.process_time() - began
-    # Whole pools: their plans are solved at the first of their steps.
+    # Whole pools, because the plans of a pool are solved at its first step.
     pool = (getattr(spec.objective, "pool", None) or spec.train.batch) // spec.train.batch
     warm, timed = pool * -(-WARM // pool), pool * -(-TIMED // pool)
     at: list[float] = []

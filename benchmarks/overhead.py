@@ -1,8 +1,8 @@
-"""What checkpoints and MLflow cost a job: ``python -m benchmarks.overhead [--quick] [--json FILE]``.
+"""Overhead of checkpoints and MLflow: ``python -m benchmarks.overhead [--quick] [--json FILE]``.
 
-A generator and its critic on Fashion-MNIST, as ``configs/gan.yaml`` has them, on two workers of a platform of its own.
-Rank 0 measures how long it is in the calls that write checkpoints and points of curves, as a fraction of the time
-between its first point and its last: all ranks wait for these calls.
+Trains ``configs/gan.yaml`` on Fashion-MNIST on two workers of a separate platform. Rank 0 measures the time in calls
+that write checkpoints and points of curves, as a fraction of the time between its first and its last point; all ranks
+wait for these calls.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from services.settings import Settings
 from services.training.placement import Placement
 
 LIMITS = {"checkpoints": 0.01, "points of curves in MLflow": 0.005}
-"""Largest fractions of the time of a run."""
+"""Maximum fractions of the time of a run."""
 
 
 def on_worker(carried: dict[str, Any]) -> dict[str, Any]:
-    """A worker of a job that measures its own calls."""
+    """Run a worker of a job and measure its calls."""
     from services.training import worker
 
     spent = dict.fromkeys(LIMITS, 0.0)
@@ -52,11 +52,11 @@ def on_worker(carried: dict[str, Any]) -> dict[str, Any]:
 
 
 def fractions(spec: JobSpec, home: Path) -> dict[str, float]:
-    """Of the time of a job, by what it was spent on."""
+    """Measure the fractions of a job's time by activity."""
     up(home)
     settings = Settings(home=home)
     join_cluster(settings, logs=False)
-    # Both import Ray, which reads its environment then.
+    # Both import Ray, which reads its environment at import.
     from services.sharding.dataset import dataset_address, shard_dataset
     from services.training import trainer
 
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small images and a short run: shows that it works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the rows")
     arguments = parser.parse_args()
-    # Evaluations are a cost of their own.
+    # Evaluations are not part of this measurement.
     changes = ["name=overhead", "workers.count=2", "train.evaluate_every=1000000000", "evaluation.samples=200"]
     if arguments.quick:
         changes = [*CHANGES, "name=overhead", "train.images=64000", "train.checkpoint_every=20000"]

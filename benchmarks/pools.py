@@ -1,8 +1,8 @@
-"""The size of a pool: ``python -m benchmarks.pools [--quick] [--minutes M] [--json FILE] [--picture PNG]``.
+"""Effect of the pool size: ``python -m benchmarks.pools [--quick] [--minutes M] [--json FILE] [--picture PNG]``.
 
-``configs/one-step.yaml`` is trained without a pool and with pools of growing size, for equally many steps and for equal
-CPU minutes on one thread, and judged by the features of one LeNet. Runs are processes, as many at a time as there
-are processors.
+``configs/one-step.yaml`` is trained without a pool and with pools of increasing size, for equally many steps and for
+equal CPU minutes on one thread, and evaluated with the features of one LeNet. Runs are processes, as many at a time as
+there are processors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.report import Row, table, write_json
 
 BATCH, POOLS = 128, (256, 1024, 4096)
 IMAGES = 120_000
-"""Images seen by each run of the comparison at equal steps."""
+"""Number of training images of each run in the comparison at equal steps."""
 
 STEPS, TIME = "equal steps", "equal time"
 SEED = 0
@@ -27,7 +27,7 @@ Distances = Mapping[tuple[str, int], float]
 
 
 def rows(found: Distances, pools: Sequence[int], images: int, minutes: str) -> list[Row]:
-    """Compares larger pools with smaller ones, and with a batch: 64 samples by 128 images in each plan."""
+    """Compare larger pools with smaller ones, and with a batch: 64 samples by 128 images in each plan."""
     at_steps, at_time = ({n: found[kind, n] for n in (BATCH, *pools)} for kind in (STEPS, TIME))
     least, middle, *_, largest = pools
     best = min((BATCH, *pools[:-1]), key=lambda n: at_time[n])
@@ -42,7 +42,7 @@ def rows(found: Distances, pools: Sequence[int], images: int, minutes: str) -> l
 
 
 def draw(found: Distances, pools: Sequence[int], images: int, minutes: str, path: Path) -> None:
-    """Both curves, as a PNG."""
+    """Plot both curves to a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")

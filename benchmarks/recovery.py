@@ -1,8 +1,8 @@
-"""How soon a job trains again: ``python -m benchmarks.recovery [--quick] [--only WORD] [--json FILE]``.
+"""Time to recover from faults: ``python -m benchmarks.recovery [--quick] [--only WORD] [--json FILE]``.
 
-A generator and its critic on two workers, a platform of its own. One thing after the other is killed with SIGKILL while
-the job trains; seconds from there until its workers train again, from the latest checkpoint where they
-were started again. Services are started again by ``monge up`` at once, which is part of the time.
+Trains a generator and its critic on two workers of a separate platform. While the job trains, one part of the platform
+after the other is killed with SIGKILL. Measures the seconds until the workers train again, from the latest checkpoint
+if they were restarted. ``monge up`` restarts services immediately, which is part of the time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from services.settings import Settings
 
 LIMIT = 30.0
 EVERY = 3_200
-"""Images between two checkpoints: some seconds."""
+"""Number of images between two checkpoints: a few seconds."""
 
 SLOWEST = 240.0
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def recovery(home: Path, name: str, fault: Fault) -> float:
-    """Seconds from a fault until a job trains again; the job is cancelled then."""
+    """Measure the seconds from a fault until a job trains again; then cancel the job."""
     with Jobs(Settings(home=home)) as jobs:
         job = jobs.submit(adversary("endless", 10**9, EVERY)).id
 
@@ -78,7 +78,7 @@ def recovery(home: Path, name: str, fault: Fault) -> float:
 
 
 def _resumed(events: list[Event], since: float) -> list[float]:
-    """When training went on from a checkpoint."""
+    """Return the times at which training resumed from a checkpoint."""
     return [event.at.timestamp() for event in events if "from image" in event.text and event.at.timestamp() > since]
 
 

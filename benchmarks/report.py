@@ -1,4 +1,4 @@
-"""Rows of a benchmark: measured in turns, printed as a table, kept as JSON."""
+"""Rows of a benchmark: measured in turns, printed as a table, stored as JSON."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Row:
-    """One line: ours beside a peer, or beside a limit.
+    """A comparison of Monge with a peer, or with a limit.
 
     Attributes:
-        name: what is measured.
-        ours: our figure, the lower the better.
-        peer: the peer's, of the same unit.
-        peer_name: who the peer is; ``limit`` for a figure that ours must stay under.
-        unit: of both.
-        bar: the least ratio ``peer / ours`` that we promise.
+        name: measured quantity.
+        ours: result of Monge; lower is better.
+        peer: result of the peer, in the same unit.
+        peer_name: name of the peer; ``limit`` for an upper limit of ``ours``.
+        unit: unit of both results.
+        bar: required minimum of the ratio ``peer / ours``.
     """
 
     name: str
@@ -45,11 +45,11 @@ class Row:
 def in_turns(
     *calls: Callable[[], object], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[float, ...]:
-    """Median milliseconds of each call, measured in turns so that a busy machine is busy for all of them.
+    """Measure the median milliseconds of each call, in turns, so that load on the machine affects all of them.
 
-    Each is called once beforehand. With ``time.process_time`` only this process's own work counts, on all its threads,
-    page faults included: the measure for single-threaded rows on a shared machine. ``time.thread_time`` would miss what
-    a call hands to a thread.
+    Each call runs once as warm-up. ``time.process_time`` counts only the work of this process, on all its threads, page
+    faults included; it is the clock for single-threaded rows on a shared machine. ``time.thread_time`` does not count
+    work in other threads.
     """
     for call in calls:
         call()
@@ -63,7 +63,7 @@ def in_turns(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as aligned text."""
+    """Format rows as aligned text."""
     cells = [("", "ours", "peer", "", "unit", "ratio", "bar", "")]
     cells += [
         (
@@ -90,7 +90,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Rows as a table in Markdown."""
+    """Format rows as a Markdown table."""
     lines = ["| | ours | peer | | unit | ratio | bar |", "|---|---|---|---|---|---|---|"]
     lines += [
         f"| {row.name} | {row.ours:.4g} | {row.peer:.4g} | {row.peer_name} | {row.unit} "
@@ -101,6 +101,6 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def write_json(rows: Sequence[Row], path: Path) -> None:
-    """Rows as a list of objects."""
+    """Write rows as a JSON list of objects."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([row.as_dict() for row in rows], indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What the transport service costs: against solving in process, and against training without plans.
+"""Cost of the transport service, compared with solving in process and with training without plans.
 
 ``python -m benchmarks.service [--quick] [--json FILE]``; both sides of each row are measured in turns, in one run.
 """
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-# Ray reads these when it is imported.
+# Ray reads these at import.
 os.environ |= {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "disabled",
@@ -40,10 +40,10 @@ from services.transport.actor import start_replicas, stop_replicas
 from services.transport.client import RayPlanner
 
 PROMISED = 4096
-"""Points from which the journey is to be short beside the solve; at 1024 it takes as long."""
+"""Number of points from which the transfer must be short compared with the solve; at 1024 it takes as long."""
 
 PLANS = 4
-"""Plans in one round of the training benchmark."""
+"""Number of plans in one round of the training benchmark."""
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def main() -> None:
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """A Ray cluster on loopback with one replica of the service."""
+    """Run a Ray cluster on loopback with one replica of the service."""
     folder = tempfile.mkdtemp(prefix="ray-")
     ray.init(
         num_cpus=2,
@@ -88,7 +88,7 @@ def cluster() -> Iterator[None]:
 
 
 def answer(planner: Planner, n: int, d: int, rounds: int) -> Row:
-    """A plan from the service against the same plan solved in this process; fresh points each time."""
+    """Compare a plan from the service with the same plan solved in this process; each round has new points."""
     ours, peer = [], []
     for number in range(rounds + 1):
         problem = TransportProblem.between(*points(n, d, number))
@@ -100,11 +100,11 @@ def answer(planner: Planner, n: int, d: int, rounds: int) -> Row:
 
 
 def stall(planner: Planner, pool: int, batch: int, rounds: int) -> Row:
-    """A flow-matching step along plans solved ahead, against the same step on independent pairs.
+    """Compare a flow-matching step with plans solved ahead with the same step on independent pairs.
 
-    A round is ``PLANS`` plans' worth of steps without plans, then as many along plans, waits and the cores that the
-    solves take included; only the first plan of a round, which nothing can hide, is waited for before the clock starts.
-    Training has one thread, as on a machine where the service has a core of its own.
+    A round has as many steps without plans as ``PLANS`` plans serve, then equally many steps with plans. The time
+    includes waiting and the load of the solves; only the wait for the first plan of a round, which cannot overlap with
+    training, is excluded. Training uses one thread, as on a machine where the service has a separate core.
     """
     torch.set_num_threads(1)
     steps = PLANS * pool // batch
@@ -144,7 +144,7 @@ def stall(planner: Planner, pool: int, batch: int, rounds: int) -> Row:
 
 
 def points(n: int, d: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise, and a cloud with the structure of images: a few directions carry most of it."""
+    """Return noise, and a cloud with a spectrum like that of images: a few directions have most of the variance."""
     generator = step_generator(0, number, "benchmark")
     spectrum = 1 / (1 + torch.arange(d))
     x = torch.randn(n, d, generator=generator)
@@ -152,14 +152,14 @@ def points(n: int, d: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """Measure the duration of a call."""
     started = time.perf_counter()
     call()
     return (time.perf_counter() - started) * 1e3
 
 
 def _row(name: str, ours: list[float], peer: list[float], peer_name: str, times: float) -> Row:
-    """Ours against at most so many times the peer's, by the median of the rounds: the machine's speed changes."""
+    """Create a row from medians over the rounds, because the speed of the machine varies; ``times`` is the limit."""
     ratio = statistics.median(mine / theirs for mine, theirs in zip(ours, peer, strict=True))
     base = statistics.median(peer)
     return Row(name, ratio * base, base, peer_name, "ms", 1 / times)

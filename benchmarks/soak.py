@@ -1,9 +1,9 @@
 """Half an hour of random kills: ``python -m benchmarks.soak [--quick] [--minutes M] [--seed N] [--json FILE]``.
 
-Three generators with their critics, one after the other on two workers; something of the platform is killed (SIGKILL)
-every few seconds: workers, drivers, Ray Train's controller, the Ray head, MLflow, the job service, the transport
-service, the whole machine. Each job has to end with the bits and the curves of its twin, to which nothing happened, and
-nothing may be left over: no process, no file on its way, no port.
+Trains three generators with their critics, one after the other on two workers. Every few seconds, a part of the
+platform is killed with SIGKILL: workers, drivers, Ray Train's controller, the Ray head, MLflow, the job service, the
+transport service, the whole machine. Each job must end with the same bits and curves as an undisturbed twin, and no
+process, temporary file or port may remain.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from services.platform import local
 from services.settings import Settings
 
 RATE = 2_700
-"""Images per second of such a job on two processors, about: by it the kills last as long as they are to."""
+"""Approximate images per second of such a job on two processors; determines the length of the jobs."""
 
 KILLED_EVERY = (15.0, 45.0)
-"""Seconds between two kills, at least and at most."""
+"""Minimum and maximum seconds between two kills."""
 
 TRAINING_FRACTION = 0.35
-"""Of the time, that the jobs would take undisturbed."""
+"""Fraction of the total time that the jobs would take without faults."""
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def endure(home: Path, specs: list[JobSpec], kinds: list[str], chance: random.Random) -> dict[str, Any]:
-    """Kill something again and again until all jobs are over; what became of them."""
+    """Inject random faults until all jobs end; return their results."""
     jobs = [_submit(home, spec) for spec in specs]
     began, killed = time.time(), Counter[str]()
     while True:
@@ -95,7 +95,7 @@ def _over(home: Path, names: list[str]) -> bool:
 
 
 def _result(home: Path, name: str) -> dict[str, Any]:
-    """What a job ended with: the hash of all its tensors, the points of its curves, and what it took."""
+    """Return the result of a job: the hash of all its tensors, the points of its curves, and its effort."""
     with Jobs(Settings(home=home)) as jobs:
         ended = jobs.wait(name, timeout=3600)
     succeeded = ended.state is State.SUCCEEDED

@@ -1,7 +1,7 @@
-"""What it takes to start a job: ``python -m benchmarks.starting [--quick] [--json FILE]``.
+"""Cost of starting a job: ``python -m benchmarks.starting [--quick] [--json FILE]``.
 
-Seconds of processors, of all processes, from ``monge submit`` until two workers train, on a platform of its own that
-has the data set in shards already. Beside it two bare processes that import torch, meet over gloo and make one step.
+Measures the CPU seconds of all processes from ``monge submit`` until two workers train, on a separate platform where
+the data set is already sharded. The peer is two plain processes that import torch, connect over gloo and run one step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "perceptron.yaml"
 CHANGES = ["--set", "data.source=digits", "--set", "workers.count=2"]
 BAR = 1 / 2.5
 SLOWEST = 120.0
-"""Seconds after which a job that does not train is given up."""
+"""Timeout in seconds for a job that does not start to train."""
 
 STAGES = (
     ("monge submit", ("services.cli submit", "services.jobs.plan")),
@@ -38,7 +38,7 @@ STAGES = (
     ("Ray Train", ("ray::TrainController", "ray::SynchronizationActor", "ray::_Autoscaling", "ray::PlacementGroup")),
     ("workers", ("ray::RayTrainWorker",)),
 )
-"""Names of stages, and what the command lines of their processes hold."""
+"""Names of stages, and substrings of the command lines of their processes."""
 
 BARE = """
 import torch, torch.distributed as dist, sys
@@ -53,10 +53,10 @@ dist.destroy_process_group()
 
 
 class Usage:
-    """Seconds of processors of a set of processes, of those too that end meanwhile.
+    """CPU seconds of a set of processes, including those that end during the measurement.
 
     Args:
-        processes: gives those that are there now.
+        processes: returns the current processes.
     """
 
     def __init__(self, processes: Callable[[], Sequence[psutil.Process]]) -> None:
@@ -67,7 +67,7 @@ class Usage:
         self._before = dict(self._seconds)
 
     def look(self) -> None:
-        """Look at each of them once; what a process used after the last look before its end is not counted."""
+        """Sample each process once; CPU time after the last sample of a process is not counted."""
         for process in self._processes():
             try:
                 key, times = (process.pid, process.create_time()), process.cpu_times()
@@ -77,7 +77,7 @@ class Usage:
                 continue
 
     def by_stage(self) -> dict[str, float]:
-        """Seconds since the beginning."""
+        """Return the CPU seconds since the start, by stage."""
         used: dict[str, float] = defaultdict(float)
         for key, seconds in self._seconds.items():
             name = self._names.get(key, "")
@@ -87,7 +87,7 @@ class Usage:
 
 
 def start_of_a_job(home: Path) -> dict[str, float]:
-    """Seconds of processors until its workers train, by stage; the job is cancelled then."""
+    """Measure the CPU seconds until the workers of a job train, by stage; then cancel the job."""
     usage = Usage(lambda: _processes(home))
     with Jobs(Settings(home=home)) as jobs:
         known = {job.id for job in jobs.find()}
@@ -108,7 +108,7 @@ def start_of_a_job(home: Path) -> dict[str, float]:
 
 
 def bare_start() -> float:
-    """Seconds of processors of two bare processes from their start to their end."""
+    """Measure the CPU seconds of two plain processes from start to end."""
     before, port = os.times(), str(free_port())
     processes = [subprocess.Popen([sys.executable, "-c", BARE, str(rank), port]) for rank in range(2)]
     if any(process.wait(120) for process in processes):
@@ -127,7 +127,7 @@ def main() -> None:
         home = Path(temporary) / "home"
         try:
             local.up(home, _unsaid)
-            start_of_a_job(home)  # makes the shards, and Ray's first processes
+            start_of_a_job(home)  # creates the shards and Ray's first processes
             ours, bare = [], []
             for _ in range(repeats):
                 ours.append(start_of_a_job(home))
@@ -148,7 +148,7 @@ def _row(name: str, seconds: Sequence[float], peer: float, bar: float) -> Row:
 
 
 def _processes(home: Path) -> list[psutil.Process]:
-    """The children of this process, and the platform with its own."""
+    """Return the children of this process, and the processes of the platform with their children."""
     found = psutil.Process().children(recursive=True)
     for started in local.Platform.read(home).processes.values():
         with suppress(psutil.NoSuchProcess):

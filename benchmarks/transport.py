@@ -1,7 +1,7 @@
-"""Exact plans beside those of the public solvers: ``python -m benchmarks.transport [--quick] [--json FILE]``.
+"""Exact plans compared with public solvers: ``python -m benchmarks.transport [--quick] [--json FILE]``.
 
-Costs are squared Euclidean and the cost matrix is in every figure. Rows on one thread count the time that the process
-worked, so that what else runs on the machine does not count; what it does to the caches does.
+Costs are squared Euclidean, and all times include the cost matrix. Rows on one thread measure the CPU time of the
+process, so other load on the machine does not count, except for its effect on the caches.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LARGEST, LARGEST_QUICK = 16384, 4096
 
 
 class Clouds:
-    """The points of a run, cut to the size asked for."""
+    """The points of a run, truncated to the requested size."""
 
     def __init__(self, path: Path, largest: int) -> None:
         self.pictures, self.source = images.images(path, largest)
@@ -49,19 +49,19 @@ class Clouds:
 
 
 def emd(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """POT's network simplex."""
+    """Solve by POT's network simplex."""
     weights = np.full(len(x), 1 / len(x))
     return ot.emd(weights, weights, ot.dist(x, y), numThreads=1)
 
 
 def float32_costs(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Torch's float32 product and the norms: the fastest public cost matrix."""
+    """Compute costs by torch's float32 matrix product and the norms: the fastest public cost matrix."""
     left, right = torch.from_numpy(x), torch.from_numpy(y)
     return torch.addmm((right * right).sum(1)[None, :], left, right.T, alpha=-2).numpy()
 
 
 def public_solvers() -> dict[str, Callable[[np.ndarray], object]]:
-    """Dense float32 assignment solvers that are installed."""
+    """Return the installed dense float32 assignment solvers."""
     solvers: dict[str, Callable[[np.ndarray], object]] = {
         f"lapx {name}": partial(getattr(lap, name), return_cost=False) for name in ("lapjvh", "lapjvs")
     }
@@ -73,7 +73,7 @@ def public_solvers() -> dict[str, Callable[[np.ndarray], object]]:
 
 
 def fastest(costs: np.ndarray) -> tuple[str, Callable[[np.ndarray], object]]:
-    """The public solver that is the fastest on a matrix."""
+    """Return the fastest public solver for a matrix."""
     seconds = {}
     for name, solver in public_solvers().items():
         started = time.process_time()
@@ -88,12 +88,12 @@ def ours(x: np.ndarray, y: np.ndarray, start: TransportPlan | None = None) -> Tr
 
 
 def screen(x: np.ndarray, y: np.ndarray) -> object:
-    """What the solver reads in place of the costs: the wall that no solve of these points goes below."""
+    """Compute the screen that the solver reads instead of the costs: a lower bound on the time of a solve."""
     return next(exact.screens_of(TransportProblem.between(x, y)))
 
 
 def against_pot(clouds: Clouds, quick: bool) -> list[Row]:
-    """Minibatches, against POT's default way."""
+    """Compare minibatches with POT's default solver."""
     rows = []
     for n, bar in ((256, 3.5), (1024, 10.0)):
         x, y = clouds.noise_to_images(n)
@@ -116,7 +116,7 @@ def against_pot(clouds: Clouds, quick: bool) -> list[Row]:
 
 
 def against_the_fastest(clouds: Clouds, quick: bool) -> list[Row]:
-    """A pool of 4096, where POT's default stops short of the optimum: against the best public way."""
+    """Compare a pool of 4096 points, where POT's default stops before the optimum, with the fastest public solver."""
     rows = []
     pairs = {"noise": clouds.noise_to_images(4096)}
     if not quick:
@@ -136,7 +136,7 @@ def against_the_fastest(clouds: Clouds, quick: bool) -> list[Row]:
 
 
 def warm(clouds: Clouds, quick: bool) -> list[Row]:
-    """A pool whose points moved by 1% of their spread, from its last plan, against a cold solve."""
+    """Compare a warm start, after the points of a pool moved by 1% of their spread, with a cold solve."""
     x, y = clouds.noise_to_images(1024)
     before = ours(x, y)
     moved = x + 0.01 * images.noise(1024, x.shape[1], seed=9)
@@ -155,7 +155,7 @@ def warm(clouds: Clouds, quick: bool) -> list[Row]:
 
 
 def batch(clouds: Clouds, quick: bool) -> list[Row]:
-    """32 problems of a minibatch each, on two threads, by the wall clock."""
+    """Measure 32 minibatch problems on two threads, by wall-clock time."""
     pairs = [(clouds.noise[k : k + 256], clouds.pictures[k : k + 256]) for k in range(0, 32 * 64, 64)]
     problems = [TransportProblem.between(x, y) for x, y in pairs]
     mine, peer = in_turns(
@@ -167,7 +167,7 @@ def batch(clouds: Clouds, quick: bool) -> list[Row]:
 
 
 def growth(clouds: Clouds, quick: bool) -> list[Row]:
-    """Time at doubling sizes: the largest, and the slope in logarithms."""
+    """Measure the time for doubling sizes: the largest size, and the slope in logarithms."""
     sizes = [1024, 2048, 4096] if quick else [1024, 2048, 4096, 8192, 16384]
     seconds = []
     for n in sizes:
@@ -183,7 +183,7 @@ def growth(clouds: Clouds, quick: bool) -> list[Row]:
 
 
 def verified(clouds: Clouds, quick: bool) -> list[Row]:
-    """An exact plan proven anew from the points alone."""
+    """Measure the verification of an exact plan from the points."""
     rows = []
     for n in (1024, 4096):
         problem = TransportProblem.between(*clouds.noise_to_images(n))
@@ -230,7 +230,7 @@ def main() -> None:
 
 
 def processor() -> str:
-    """The processor's own name, where the system tells it."""
+    """Return the name of the processor, if the system provides it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,6 +1,6 @@
-"""Entropic plans beside those of public solvers: ``python -m benchmarks.transport_entropic [--quick] [--json FILE]``.
+"""Entropic plans compared with public solvers: ``python -m benchmarks.transport_entropic [--quick] [--json FILE]``.
 
-Squared Euclidean costs, the cost matrix in every figure. Every solver stops at an L1 marginal error of 1e-3.
+Costs are squared Euclidean, and all times include the cost matrix. Every solver stops at an L1 marginal error of 1e-3.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ DIMENSION = 64
 
 
 def pot_solver(x: np.ndarray, y: np.ndarray, epsilon: float) -> tuple[str, Callable[[], object]]:
-    """POT's Sinkhorn in float64 where that holds its kernel, its log-domain one elsewhere.
+    """Return POT's Sinkhorn solver in float64 if its kernel does not underflow, else the log-domain solver.
 
-    It stops by the L2 norm of the error, which for errors as Gaussian noise would leave is √(π / 2n) of the L1 norm.
+    POT stops by the L2 norm of the error, which is √(π / 2n) times the L1 norm for Gaussian errors.
     """
     x, y = x.astype(np.float64), y.astype(np.float64)
     with np.errstate(all="ignore"), warnings.catch_warnings():
@@ -71,7 +71,7 @@ def dense_rows(noise: np.ndarray, pictures: np.ndarray, quick: bool) -> list[Row
 
 
 def ott_solver(x: np.ndarray, y: np.ndarray, epsilon: float) -> Callable[[], object]:
-    """OTT's compiled Sinkhorn, compilation left out."""
+    """Return OTT's compiled Sinkhorn solver; the time excludes compilation."""
     import jax
     from ott.geometry import pointcloud
     from ott.problems.linear import linear_problem
@@ -84,7 +84,7 @@ def ott_solver(x: np.ndarray, y: np.ndarray, epsilon: float) -> Callable[[], obj
 
 
 def streaming_rows(quick: bool) -> list[Row]:
-    """One iteration over points whose kernel is never held."""
+    """Measure one iteration over points whose kernel is never stored."""
     n = 8192 if quick else STREAMED
     x, y = images.noise(n, DIMENSION), 0.9 * images.noise(n, DIMENSION, seed=2) + 0.1
     epsilon = 0.05 * 2 * DIMENSION
@@ -111,7 +111,7 @@ def streaming_rows(quick: bool) -> list[Row]:
         started = time.perf_counter()
         lazily(2)
         rows.append(Row(rows[0].name, mine, (time.perf_counter() - started) / 2 * 1e3, "POT lazy", "ms", 3.0))
-    # What no iteration goes below: the product and the exponentials.
+    # Lower bound of an iteration: the product and the exponentials.
     block, left = torch.empty(512, n), torch.from_numpy(x)
     right = torch.from_numpy(y).T.contiguous()
 
@@ -124,7 +124,7 @@ def streaming_rows(quick: bool) -> list[Row]:
 
 
 def textbook(x: np.ndarray, y: np.ndarray, epsilon: float) -> torch.Tensor:
-    """Both half-steps by log-sum-exp over blocks of 64 rows."""
+    """Run both half-steps by log-sum-exp over blocks of 64 rows."""
 
     def half(left: torch.Tensor, right: torch.Tensor, potential: torch.Tensor) -> torch.Tensor:
         squares = (right * right).sum(1)
@@ -137,7 +137,7 @@ def textbook(x: np.ndarray, y: np.ndarray, epsilon: float) -> torch.Tensor:
 
 
 def ott_iteration(x: np.ndarray, y: np.ndarray, epsilon: float) -> Callable[[], object]:
-    """One iteration of OTT over blocks, both half-steps."""
+    """Return one blockwise iteration of OTT, with both half-steps."""
     import jax
     from ott.geometry import pointcloud
 
@@ -153,7 +153,7 @@ def ott_iteration(x: np.ndarray, y: np.ndarray, epsilon: float) -> Callable[[], 
 
 
 def divergence_rows(quick: bool) -> list[Row]:
-    """The Sinkhorn divergence and its gradient."""
+    """Measure the Sinkhorn divergence and its gradient."""
     if not importlib.util.find_spec("geomloss"):
         return []
     from geomloss import SamplesLoss
@@ -161,7 +161,7 @@ def divergence_rows(quick: bool) -> list[Row]:
     n = 1000 if quick else 2000
     x, y = torch.from_numpy(images.noise(n, DIMENSION)), torch.from_numpy(images.noise(n, DIMENSION, seed=2) + 0.2)
     epsilon = 0.05 * 2 * DIMENSION
-    # Its cost is half of the squared distance, and its epsilon a length.
+    # GeomLoss uses half the squared distance as cost, and a length as epsilon.
     theirs = SamplesLoss("sinkhorn", p=2, blur=(epsilon / 2) ** 0.5, scaling=0.9, backend="tensorized")
 
     def gradient(of: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -177,7 +177,7 @@ def divergence_rows(quick: bool) -> list[Row]:
 
 
 def twin_rows(pictures: np.ndarray) -> list[Row]:
-    """Images against their blurred twins: the plan is the identity."""
+    """Measure plans between images and blurred copies, where the plan is the identity."""
     from scipy.ndimage import gaussian_filter
 
     n = len(pictures)

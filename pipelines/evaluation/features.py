@@ -101,12 +101,12 @@ class ClassifierFeatures(FeatureExtractor):
 
 @dataclass(frozen=True, eq=False)
 class ImageNetFeatures(FeatureExtractor):
-    """A network that others trained on ImageNet: any image will do, grey or in colour, of any size.
+    """Features of a published network trained on ImageNet; supports grey and colour images of any size.
 
     Attributes:
-        name: of :data:`pipelines.spec.ImageNetName`.
-        network: with its weights.
-        digest: sha256 of the file that they came in.
+        name: one of :data:`pipelines.spec.ImageNetName`.
+        network: network with its weights.
+        digest: sha256 of the file of the weights.
     """
 
     name: str
@@ -115,7 +115,7 @@ class ImageNetFeatures(FeatureExtractor):
     classes: int = 0
 
     def require(self, image: ImageShape) -> None:
-        """See :meth:`FeatureExtractor.require`; no image is refused."""
+        """See :meth:`FeatureExtractor.require`; all shapes are supported."""
 
     @torch.inference_mode()
     def __call__(self, images: Images) -> Extracted:

@@ -1,4 +1,4 @@
-"""Pictures: grids of samples, predictions with their probabilities, weights, approximations."""
+"""Pictures: grids of samples, predictions with probabilities, weights, approximations."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 
 MOST_NAMED = 30
-"""Classes up to which each of them has a curve of its own, and its name and numbers in a confusion matrix."""
+"""Maximum number of classes for one curve per class, and for names and numbers in a confusion matrix."""
 
 TILE = 56
-"""Pixels of an image in a picture that is looked at."""
+"""Size in pixels of an image in a picture."""
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, border: int = 1, tile: int = 1) -> np.ndarray:
-    """Images side by side.
+    """Arrange images in a grid.
 
     Args:
         images: images, (k, c, h, w) uint8 with c = 1 or 3.

@@ -1,10 +1,10 @@
-"""Bounds on the entropic optimum from a pair of potentials, computed in float64 from the plan that is handed out.
+"""Bounds on the entropic optimum from a pair of potentials, computed in float64 from the returned plan.
 
 The plan is ``P_ij = a_i b_j exp((f_i + g_j − C_ij) / epsilon)``. An error δ of an exponent changes its entry by a
-factor within ``1 ± 1.01 |δ|`` for ``|δ| ≤ 0.02``; the sum ``η = Σ P |δ|`` over all entries therefore bounds what all of
-them together can change: 1.01 η of any sum of masses. δ has two parts: the error of the cost (:class:`TrueCost`), over
-epsilon; and the rounding of the exponent itself, at most ``4 u (|f| + |g| + |C|) / epsilon``, where C is at most
-``f + g + 745 epsilon`` wherever float64 holds the entry at all. All bounds below are widened by η.
+factor within ``1 ± 1.01 |δ|`` for ``|δ| ≤ 0.02``. With the sum ``η = Σ P |δ|`` over all entries, the error of any sum
+of masses is therefore at most 1.01 η. δ has two parts: the error of the cost (:class:`TrueCost`), divided by epsilon;
+and the rounding of the exponent, at most ``4 u (|f| + |g| + |C|) / epsilon``, where C is at most
+``f + g + 745 epsilon`` for every entry that float64 can represent. All bounds below are widened by η.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from pipelines.transport.true_cost import TrueCost
 Gather = Callable[[torch.Tensor, Literal["sum", "min"]], torch.Tensor]
 
 LARGEST_ERROR = 0.02
-"""Error of an exponent up to which the first-order bounds hold."""
+"""Largest error of an exponent for which the first-order bounds hold."""
 
 UNDERFLOW = 745.0
-"""Exponents below minus this are 0 in float64."""
+"""The exponential of numbers below −745 is 0 in float64."""
 
 SHORTEST = 1e-13
-"""Missing mass that is taken for the rounding of sums."""
+"""Missing mass below which it counts as rounding of sums."""
 
 
 @dataclass(frozen=True, eq=False)
 class EntropicBounds:
-    """What is proven.
+    """Proven bounds on the optimum of an entropic problem.
 
     Attributes:
-        primal: an upper bound of the optimum.
-        dual: a lower bound.
-        marginal_error: ``‖P 1 − a‖₁ + ‖Pᵀ 1 − b‖₁``, at most.
-        f: (n,) source potentials of the plan.
-        ambiguous: by how much the primal may differ for potentials that differ by rounding. It comes with forbidden
-            pairs, around which one of several exact plans leads.
+        primal: upper bound of the optimum.
+        dual: lower bound of the optimum.
+        marginal_error: upper bound of ``‖P 1 − a‖₁ + ‖Pᵀ 1 − b‖₁``.
+        f: source potentials of the plan, (n,).
+        ambiguous: possible difference of the primal for potentials that differ by rounding; non-zero only with
+            forbidden pairs, which one of several exact plans avoids.
     """
 
     primal: float
@@ -57,7 +57,7 @@ class EntropicBounds:
 
 @dataclass(frozen=True, eq=False)
 class MarginalWeights:
-    """Both marginals of these rows and all columns, float64, and how sums over all ranks' rows are made."""
+    """Float64 marginals of these rows and of all columns, and the function that sums over the rows of all ranks."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -65,39 +65,39 @@ class MarginalWeights:
 
     @property
     def roundings(self) -> float:
-        """Relative error of a sum over all rows or columns, of the absolute values in it."""
+        """Error of a sum over all rows or columns, relative to the sum of absolute values."""
         return rounding.gamma(self.total(torch.ones_like(self.a)) + len(self.b) + 64)
 
     @classmethod
     def of(cls, problem: TransportProblem, device: torch.device, gather: Gather | None = None) -> MarginalWeights:
-        """Those of a problem; ``gather`` for a part of its rows."""
+        """Create the weights of a problem; ``gather`` is required for a part of its rows."""
         a, b = (torch.as_tensor(w, device=device) for w in (problem.source_weights(), problem.target_weights()))
         return cls(a, b, gather or (lambda parts, _: parts))
 
     def total(self, over_rows: torch.Tensor) -> float:
-        """The sum of (n,) numbers over all rows."""
+        """Sum (n,) numbers over all rows."""
         return float(self.gather(over_rows.sum()[None], "sum"))
 
 
 def balanced(
     cost: TrueCost, weights: MarginalWeights, f: torch.Tensor, g: torch.Tensor, epsilon: float
 ) -> EntropicBounds:
-    """Bounds after one more exact step of the source potentials, which meets the row marginals.
+    """Compute bounds after one more exact step of the source potentials, which meets the row marginals.
 
     The lower bound is the dual objective ``<a, f> + <b, g> − epsilon (Σ P − 1)`` (Peyré & Cuturi 2019, eq. 4.30). The
-    upper one is the objective of a plan that has the marginals exactly: columns with too much mass are scaled down,
-    and what is missing then is added as a product u dᵀ / Σ d (Altschuler, Weed & Rigollet 2017, algorithm 2). Its
-    entropy is bounded by that of the two parts (log-sum inequality), which their marginals give without another look.
+    upper bound is the objective of a plan with exact marginals: columns with too much mass are scaled down, and the
+    missing mass is added as a product u dᵀ / Σ d (Altschuler, Weed & Rigollet 2017, algorithm 2). The entropy of this
+    plan is at most that of its two parts (log-sum inequality), which follows from their marginals without another pass.
 
     Args:
-        cost: of these rows.
-        weights: of these rows and all columns.
-        f: (n,) to start from.
-        g: (m,).
-        epsilon: > 0.
+        cost: costs of these rows.
+        weights: weights of these rows and of all columns.
+        f: initial source potentials, (n,).
+        g: target potentials, (m,).
+        epsilon: entropic regularisation, > 0.
 
     Raises:
-        NotConvergedError: exponents that float64 does not hold.
+        NotConvergedError: if exponents are outside float64's range.
     """
     a, b = weights.a, weights.b
     rows, columns, eta, f = _masses(cost, weights, f, g, epsilon, meet_rows=True)
@@ -113,7 +113,7 @@ def balanced(
     short = (b - met).clamp_min(0)
     missing = float(short.sum())
     largest = _largest(weights, f) + float(scaled_g.abs().max())
-    # Of masses that are each off by their share of η, seen through potentials and logarithms.
+    # Effect of the mass errors, η in total, on sums with potentials and logarithms.
     widened = (sums, 2.02 * eta * (largest + 100 * epsilon))
     if missing <= SHORTEST:
         objective = weights.total(rows * f) + float(met @ scaled_g)
@@ -125,7 +125,7 @@ def balanced(
     if not math.isfinite(product):
         primal, ambiguous = _around_forbidden(cost, weights, kept, met, objective, epsilon)
         return EntropicBounds(max(rounding.at_most(primal, widened), dual), dual, error, f, ambiguous)
-    # Of the kept part, of the product, and of their fractions of the mass.
+    # Entropy of the kept part, of the product, and of their fractions of the mass.
     entropy = weights.total(_relative(lost, a)) + float(_relative(short, b).sum())
     entropy -= 2 * missing * math.log(missing) + ((1 - missing) * math.log1p(-missing) if missing < 1 else 0.0)
     dearest = -float(weights.gather(-across.abs().amax()[None], "min")) / missing
@@ -136,11 +136,11 @@ def balanced(
 def unbalanced(
     cost: TrueCost, weights: MarginalWeights, f: torch.Tensor, g: torch.Tensor, epsilon: float, penalty: float
 ) -> EntropicBounds:
-    """The same for ``min <P, C> + epsilon KL(P | a bᵀ) + rho KL(P 1 | a) + rho KL(Pᵀ 1 | b)``.
+    """Compute bounds for ``min <P, C> + epsilon KL(P | a bᵀ) + rho KL(P 1 | a) + rho KL(Pᵀ 1 | b)``.
 
-    Every plan is feasible, so the upper bound is its objective; the lower one is the dual's (Chizat et al. 2018,
-    "Scaling algorithms for unbalanced optimal transport problems", theorem 3.2). The error says how far the plan's
-    marginals are from a and b, which is what the penalty permits.
+    Every plan is feasible, so the upper bound is the objective of the plan; the lower bound is the dual objective
+    (Chizat et al. 2018, "Scaling algorithms for unbalanced optimal transport problems", theorem 3.2). The marginal
+    error is the distance of the plan's marginals from a and b, which the penalty permits to be non-zero.
     """
     rows, columns, eta, f = _masses(cost, weights, f, g, epsilon, meet_rows=False)
     primal, dual, error = objectives(weights, rows, columns, f, g, epsilon, penalty)
@@ -160,7 +160,7 @@ def unbalanced(
 def marginal_error(
     cost: TrueCost, weights: MarginalWeights, f: torch.Tensor, g: torch.Tensor, epsilon: float
 ) -> tuple[float, float]:
-    """``‖P 1 − a‖₁ + ‖Pᵀ 1 − b‖₁`` of the plan at given potentials, and how far that may be off."""
+    """Compute ``‖P 1 − a‖₁ + ‖Pᵀ 1 − b‖₁`` of the plan with given potentials, and the error of this number."""
     rows, columns, eta, _ = _masses(cost, weights, f, g, epsilon, meet_rows=False)
     return weights.total((rows - weights.a).abs()) + float((columns - weights.b).abs().sum()), 2.02 * eta
 
@@ -174,7 +174,7 @@ def objectives(
     epsilon: float,
     penalty: float,
 ) -> tuple[float, float, float]:
-    """Primal and dual objective of an unbalanced plan and its marginal error, by the masses of its rows and columns."""
+    """Compute the objectives and the marginal error of an unbalanced plan from the masses of its rows and columns."""
     a, b = weights.a, weights.b
     mass, product = float(columns.sum()), weights.total(a) * float(b.sum())
     objective = weights.total(rows * f) + float(columns @ g) - epsilon * (mass - product)
@@ -190,7 +190,7 @@ def objectives(
 def _masses(
     cost: TrueCost, weights: MarginalWeights, f: torch.Tensor, g: torch.Tensor, epsilon: float, *, meet_rows: bool
 ) -> tuple[torch.Tensor, torch.Tensor, float, torch.Tensor]:
-    """Masses of rows and columns, η, and the source potentials: those that meet the row marginals, if asked for."""
+    """Compute the masses of rows and columns, η, and the source potentials, which optionally meet the row marginals."""
     new_f = f.clone()
     rows = torch.empty_like(f)
     columns = torch.zeros_like(g)
@@ -211,7 +211,7 @@ def _masses(
         of_costs, most = cost.slack(plan, block, start)
         slack[inside], largest = of_costs, max(largest, most)
     columns = weights.gather(columns, "sum")
-    # Of all rows, so that no rank of several goes on alone.
+    # Maximum over all ranks, so that all ranks take the same branch.
     largest = _largest(weights, torch.tensor([largest], dtype=torch.float64, device=f.device))
     least = _largest(weights, new_f) + float(g.abs().max())
     each = 4 * rounding.U64 * (2 * least / epsilon + UNDERFLOW)
@@ -233,7 +233,7 @@ def _kept(
     short: torch.Tensor,
     epsilon: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masses of the rows under scaled potentials, and for each row ``Σ_j C_ij short_j``; (n,) each."""
+    """Compute the masses of the rows under scaled potentials, and ``Σ_j C_ij short_j`` for each row; (n,) each."""
     kept, across = torch.empty_like(f), torch.empty_like(f)
     for start, block in cost.blocks():
         inside = slice(start, start + len(block))
@@ -248,12 +248,13 @@ def _kept(
 def _around_forbidden(
     cost: TrueCost, weights: MarginalWeights, kept: torch.Tensor, met: torch.Tensor, objective: float, epsilon: float
 ) -> tuple[float, float]:
-    """An upper bound where the product would use forbidden pairs: the rest is an exact plan that does not.
+    """Compute an upper bound if the product would use forbidden pairs: an exact plan without them adds missing mass.
 
-    A fraction t of the kept part is given up until the rest has such a plan: for t = 1 it is that of the whole problem.
+    A fraction t of the kept part is moved to the rest until such a plan exists; for t = 1, the rest is the whole
+    problem.
 
     Returns:
-        The bound, and how far those of other exact plans may be from it.
+        The bound, and the possible distance to the bounds from other exact plans.
     """
     matrix = torch.cat([block for _, block in cost.blocks()]).cpu().numpy()
     a, b = weights.a.cpu().numpy(), weights.b.cpu().numpy()
@@ -280,20 +281,20 @@ def _around_forbidden(
 
 
 def _exponents(block: torch.Tensor, f: torch.Tensor, g: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """``(f_i + g_j − C_ij) / epsilon``, in memory of its own."""
+    """Compute ``(f_i + g_j − C_ij) / epsilon`` in a new tensor."""
     return torch.sub(g, block).add_(f[:, None]).div_(epsilon)
 
 
 def _largest(weights: MarginalWeights, f: torch.Tensor) -> float:
-    """``max |f|`` over the numbers of all ranks."""
+    """Compute ``max |f|`` over all ranks."""
     return -float(weights.gather(-f.abs().amax()[None], "min"))
 
 
 def _safe(mass: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """``mass / reference``, 1 where either is 0."""
+    """Compute ``mass / reference``, 1 where either is 0."""
     return torch.where((mass > 0) & (reference > 0), mass / torch.where(reference > 0, reference, 1.0), 1.0)
 
 
 def _relative(mass: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """``mass log(mass / reference)`` entry by entry, 0 where both are 0."""
+    """Compute ``mass log(mass / reference)`` elementwise, 0 where both are 0."""
     return torch.xlogy(mass, mass / torch.where(reference > 0, reference, 1.0))

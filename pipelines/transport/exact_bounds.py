@@ -2,7 +2,7 @@
 
 For every plan P with marginals a and b and all potentials with ``f_i + g_j ≤ C_ij``,
 ``Σ a f + Σ b g ≤ optimum ≤ <P, C>`` (Peyré & Cuturi 2019, prop. 2.4). Both sides are rounded outwards by the bounds of
-:mod:`pipelines.transport.rounding`, so that they hold whatever the solver did and however its numbers were rounded.
+:mod:`pipelines.transport.rounding`, so that they hold for any solver and any rounding of its numbers.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from pipelines.transport.problem import TransportProblem
 from pipelines.transport.true_cost import TrueCost
 
 GAP_TOLERANCE = 1e-7
-"""Gap over which a plan is not taken for optimal, relative to its own cost ``Σ P |C|``."""
+"""Largest gap of an optimal plan, relative to its cost ``Σ P |C|``."""
 
 SHARP = 1e-10
-"""Relative gap under which no more is gained by looking at single costs more closely."""
+"""Relative gap below which more precise costs bring no improvement."""
 
 MARGINAL_TOLERANCE = 1e-9
-"""Marginal error of an exact plan that is taken for rounding."""
+"""Marginal error of an exact plan below which it counts as rounding."""
 
 
 @dataclass(frozen=True, eq=False)
 class ExactBounds:
-    """What is proven.
+    """Proven bounds on the optimum of an exact problem.
 
     Attributes:
-        primal: an upper bound of the optimum: the cost of the plan, rounded to its marginals.
-        dual: a lower bound.
+        primal: upper bound of the optimum: the cost of the plan after rounding to its marginals.
+        dual: lower bound of the optimum.
         marginal_error: ``‖P 1 − a‖₁ + ‖Pᵀ 1 − b‖₁``.
-        size: ``Σ P |C|``, in which gaps are measured; where it is 0, the least cost that is not.
-        f, g: the potentials of the lower bound, (n,) and (m,), feasible for all pairs.
-        resolution: how far apart the bounds on the costs that the plan pays are, as :func:`resolution_of` says.
+        size: ``Σ P |C|``, the unit of relative gaps; if it is 0, the smallest cost that is not 0.
+        f, g: potentials of the lower bound, (n,) and (m,), feasible for all pairs.
+        resolution: distance of the bounds on the plan's cost, see :func:`resolution_of`.
     """
 
     primal: float
@@ -52,7 +52,7 @@ class ExactBounds:
 
     @property
     def closed(self) -> bool:
-        """Whether the gap is within :data:`GAP_TOLERANCE` of ``size``, beyond what the cost itself is known to."""
+        """Whether the gap is at most :data:`GAP_TOLERANCE` times ``size``, plus the uncertainty of the cost."""
         return math.isfinite(self.primal) and self.primal - self.dual <= GAP_TOLERANCE * self.size + 4 * self.resolution
 
     @property
@@ -75,7 +75,7 @@ class Entries:
 
 
 def entries_of(plan: TransportPlan) -> Entries:
-    """The entries of a plan that has zero entries."""
+    """Return the entries of a sparse plan."""
     rows, columns, mass = plan.entries()
     counts = np.bincount(columns, minlength=plan.shape[1])
     return Entries(rows, columns, mass, plan.assignment is not None and bool((counts == 1).all()))
@@ -84,16 +84,16 @@ def entries_of(plan: TransportPlan) -> Entries:
 def exact_bounds(
     problem: TransportProblem, entries: Entries, g: np.ndarray | None, cost: TrueCost | None = None
 ) -> ExactBounds:
-    """Bounds from the entries of a plan and any target potentials.
+    """Compute bounds from the entries of a plan and any target potentials.
 
-    One blocked pass over all pairs, in memory O(n + m) beyond the points; a second one, in which the pairs that decide
-    are computed from differences, where the first leaves a gap.
+    Makes one blocked pass over all pairs, in memory O(n + m) in addition to the points. If it leaves a gap, a second
+    pass computes the decisive pairs from differences.
 
     Args:
-        problem: epsilon 0.
-        entries: of the plan.
-        g: (m,) target potentials, optimal or not; None where nothing is known of them.
-        cost: of the problem, if it is there already.
+        problem: problem with epsilon 0.
+        entries: entries of the plan.
+        g: target potentials, (m,), optimal or not; None if there are no potentials.
+        cost: costs of the problem, if they are available.
     """
     cost = cost or TrueCost(problem)
     a, b = problem.source_weights(), problem.target_weights()
@@ -110,11 +110,11 @@ def exact_bounds(
         f = _refine(cost, b, g, entries, low)
         dual = _value(a, b, f, g)
     if least > dual:
-        # No plan costs less than its mass times the least cost: all there is to say where a plan costs nothing.
+        # No plan costs less than its mass times the smallest cost; this is the bound for a plan of cost 0.
         f, g, dual = np.full(len(a), least), np.zeros(len(b)), least
     elif (b == 0).any():
         g = _complete(cost, b, f, g)
-    # Both bounds are infinite where the plan keeps a forbidden pair; its primal cost is infinite as well.
+    # If the plan uses a forbidden pair, both bounds and the primal cost are infinite.
     apart = np.subtract(high, low, out=np.zeros_like(high), where=high > low)
     resolution = resolution_of(problem, rounded.mass, apart)
     return ExactBounds(max(primal, dual), dual, rounded.error, size, f, g, resolution)
@@ -131,17 +131,17 @@ def certified(
     iterations: int,
     started: float,
 ) -> TransportPlan:
-    """A solver's answer as a plan with its certificate.
+    """Convert the result of a solver to a plan with a certificate.
 
     Args:
-        problem: epsilon 0.
-        assignment: (n,) target of each source; or
-        entries: rows, columns and mass.
-        g: (m,) target potentials; None where the solver has none.
-        cost: of the problem, if it is there already.
-        solver: its name.
-        iterations: in its own unit.
-        started: ``time.perf_counter()`` when it began.
+        problem: problem with epsilon 0.
+        assignment: target of each source, (n,); alternative to ``entries``.
+        entries: rows, columns and mass of the entries; alternative to ``assignment``.
+        g: target potentials, (m,); None if the solver has none.
+        cost: costs of the problem, if they are available.
+        solver: name of the solver.
+        iterations: number of iterations, in the solver's unit.
+        started: ``time.perf_counter()`` at the start of the solver.
     """
     if assignment is not None:
         n = len(assignment)
@@ -164,14 +164,15 @@ def certified(
 
 
 def resolution_of(problem: TransportProblem, mass: np.ndarray, apart: np.ndarray) -> float:
-    """What is not known of a plan's cost: next to nothing, but for cosines of nearly parallel vectors.
+    """Compute the uncertainty of a plan's cost: nearly 0, except for cosines of nearly parallel vectors.
 
-    Float64 knows a direction to some units, and with it each cosine; no gap can be closed further than by that.
+    Float64 represents a direction, and thus each cosine, up to a few units in the last place; the gap cannot be smaller
+    than this.
 
     Args:
-        problem: that the plan solves.
-        mass: (k,), of its entries.
-        apart: (k,), upper minus lower bounds of their costs.
+        problem: problem that the plan solves.
+        mass: mass of the plan's entries, (k,).
+        apart: upper minus lower bounds of their costs, (k,).
     """
     if problem.matrix is None and problem.cost == "cosine":
         return float(mass.sum() * apart.max(initial=0.0))
@@ -179,7 +180,7 @@ def resolution_of(problem: TransportProblem, mass: np.ndarray, apart: np.ndarray
 
 
 def certificate_of(bounds: ExactBounds, *, solver: str, iterations: int, started: float) -> Certificate:
-    """The certificate of an exact plan; it has converged where its gap is closed."""
+    """Create the certificate of an exact plan; the plan has converged if its gap is closed."""
     return Certificate(
         primal=bounds.primal,
         dual=bounds.dual,
@@ -193,7 +194,7 @@ def certificate_of(bounds: ExactBounds, *, solver: str, iterations: int, started
 
 @dataclass(frozen=True, eq=False)
 class _Rounded:
-    """A plan scaled down to at most its marginals, and what they then miss."""
+    """A plan scaled down to at most its marginals, and the missing marginal masses."""
 
     mass: np.ndarray
     error: float
@@ -202,19 +203,19 @@ class _Rounded:
 
 
 def _round(entries: Entries, a: np.ndarray, b: np.ndarray) -> _Rounded:
-    """Altschuler, Weed & Rigollet (2017), algorithm 2, up to the product that fills the missing masses."""
+    """Round a plan by algorithm 2 of Altschuler, Weed & Rigollet (2017), without the product that adds missing mass."""
     if entries.permutation and len(a) == len(b) and np.ptp(a) == np.ptp(b) == 0:
         return _Rounded(entries.mass, 0.0, None, None)
     rows, columns, mass = entries.rows, entries.columns, entries.mass
     sent, met = np.bincount(rows, mass, len(a)), np.bincount(columns, mass, len(b))
     error = float(np.abs(sent - a).sum() + np.abs(met - b).sum())
     if error <= 4 * rounding.U64 * (len(a) + len(b)):
-        # The marginals themselves are known no better: 1/3 has no float64, and three of them need not sum to 1.
+        # The marginals have the same error: 1/3 is not a float64 number, and three of them need not sum to 1.
         return _Rounded(mass, error, None, None)
     mass = mass * np.minimum(1, a / np.where(sent > 0, sent, 1))[rows]
     met = np.bincount(columns, mass, len(b))
     mass = mass * np.minimum(1, b / np.where(met > 0, met, 1))[columns]
-    # Sums of k numbers are known to k units only: at least that much counts as missing.
+    # Sums of k numbers have an error of up to k units; at least that much counts as missing.
     missing_a = np.maximum(a - np.bincount(rows, mass, len(a)), 0)
     missing_b = np.maximum(b - np.bincount(columns, mass, len(b)), 0)
     missing_a += rounding.gamma(2) * np.bincount(rows, minlength=len(a)) * a
@@ -225,7 +226,7 @@ def _round(entries: Entries, a: np.ndarray, b: np.ndarray) -> _Rounded:
 def _feasible(
     cost: TrueCost, a: np.ndarray, b: np.ndarray, g: np.ndarray, rounded: _Rounded
 ) -> tuple[np.ndarray, float, float]:
-    """Source potentials that are feasible with ``g``, the least cost, and the cost of what the marginals miss."""
+    """Compute source potentials feasible with ``g``, the smallest cost, and the cost of the missing marginal mass."""
     offered = torch.as_tensor(np.where(b > 0, g, -math.inf), device=cost.device)
     missing = None if rounded.missing_b is None else torch.as_tensor(rounded.missing_b, device=cost.device)
     f = np.empty(len(a))
@@ -239,14 +240,14 @@ def _feasible(
         f[start:stop] = block.sub_(offered).amin(1).cpu().numpy()
     if rounded.missing_b is not None and rounded.missing_a is not None:
         total = max(float(rounded.missing_a.sum()), float(rounded.missing_b.sum()))
-        # Twice: the block has lower bounds, and the two sides' sums differ by rounding. Where a forbidden pair is hit
-        # the plan's own marginals stand, which are off by rounding alone.
+        # Twice, because the block has lower bounds, and the sums of both sides differ by rounding. If this would use a
+        # forbidden pair, the plan keeps its own marginals, whose error is only rounding.
         repair = 2 * repair / total if math.isfinite(repair) and total > 0 else 0.0
     return _lowered(f, g), least, repair
 
 
 def _refine(cost: TrueCost, b: np.ndarray, g: np.ndarray, entries: Entries, low: np.ndarray) -> np.ndarray:
-    """The same source potentials, from pairs computed by differences wherever a block's error could decide."""
+    """Refine source potentials: compute pairs from differences wherever the error of the block could be decisive."""
     n = cost.shape[0]
     offered = torch.as_tensor(np.where(b > 0, g, -math.inf), device=cost.device)
     reached = np.full(n, math.inf)
@@ -265,7 +266,7 @@ def _refine(cost: TrueCost, b: np.ndarray, g: np.ndarray, entries: Entries, low:
 
 
 def least_positive(cost: TrueCost) -> float:
-    """The least ``|C_ij|`` that is not 0; 1 if all are."""
+    """Return the smallest non-zero ``|C_ij|``; 1 if all costs are 0."""
     least = math.inf
     for start in range(0, cost.shape[0], cost.height):
         block = cost.block(start, min(start + cost.height, cost.shape[0])).abs()
@@ -274,7 +275,7 @@ def least_positive(cost: TrueCost) -> float:
 
 
 def _complete(cost: TrueCost, b: np.ndarray, f: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """``g`` with feasible potentials for targets without weight, which no bound depends on."""
+    """Add feasible potentials for targets without weight to ``g``; no bound depends on them."""
     least = torch.full((len(b),), math.inf, dtype=torch.float64, device=cost.device)
     for start in range(0, len(f), cost.height):
         stop = min(start + cost.height, len(f))
@@ -286,13 +287,13 @@ def _complete(cost: TrueCost, b: np.ndarray, f: np.ndarray, g: np.ndarray) -> np
 
 
 def _lowered(f: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """``f`` less the rounding of the subtraction that made it; 0 for a source whose pairs are all forbidden."""
+    """Lower ``f`` by the rounding error of its subtraction; 0 for a source whose pairs are all forbidden."""
     f = np.where(np.isfinite(f), f, 0.0)
     return f - 4 * rounding.U64 * np.abs(f)
 
 
 def _value(a: np.ndarray, b: np.ndarray, f: np.ndarray, g: np.ndarray) -> float:
-    """The dual objective, rounded down; each side per unit of its own mass."""
+    """Compute the dual objective, rounded down; each side is normalised to mass 1."""
     of_rows, first = rounding.weighted_sum(a, f)
     of_columns, second = rounding.weighted_sum(b, g)
     # Float64 weights sum to 1 up to n units.

@@ -1,4 +1,4 @@
-"""The transport problem: two weighted sets of points, or a cost given outright."""
+"""The transport problem: two weighted sets of points, or a cost matrix."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from pipelines.spec import CostName
 Array = np.ndarray | torch.Tensor
 
 Numbers = np.ndarray | torch.Tensor | Sequence[Any]
-"""What callers may give: nested lists too."""
+"""Numbers that callers may pass; nested lists are allowed."""
 
 MASS_TOLERANCE = 1e-4
-"""Relative difference between the two total masses that is taken for rounding and normalised away."""
+"""Largest relative difference of the two total masses that counts as rounding; it is removed by normalisation."""
 
 
 LARGEST_COST = 1e290
-"""Entries of a cost matrix over this are refused: sums of them would leave float64's range."""
+"""Largest entry of a cost matrix; sums of larger ones would overflow float64."""
 
 SMALLEST_EXTENT, LARGEST_EXTENT, LARGEST_POWER = 1e-140, 1e140, 280.0
-"""Extents of point clouds that are taken, and powers of ten that their costs may reach."""
+"""Range of the extents of point clouds, and the largest power of ten that their costs may reach."""
 
 FLOAT32_POWER = 4.0
-"""Exponent of a cost up to which no two points of float32 coordinates leave that range."""
+"""Exponent of a cost up to which costs between float32 points are always in float64's range."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,21 +39,21 @@ class TransportProblem:
     Kantorovich (1942); Peyré & Cuturi, *Computational Optimal Transport* (2019), eq. 2.11 and 4.2. With
     ``epsilon = 0``, uniform weights and n = m, an optimal plan is a permutation: Monge's problem (ibid., eq. 2.2).
 
-    Construct it with :meth:`between` or :meth:`from_cost`, which check everything.
+    Construct it with :meth:`between` or :meth:`from_cost`, which validate all arguments.
 
     Attributes:
-        x: source points, (n, d) array or tensor; None when ``matrix`` is given. float64 where the numbers need it,
-            float32 where it holds them all.
+        x: source points, (n, d) array or tensor; None if ``matrix`` is given. float32 if it represents all numbers
+            exactly, else float64.
         y: target points, (m, d), of the same type.
-        matrix: cost matrix, (n, m) float32 or float64; None when points are given. +inf forbids a pair.
-        a: source weights, (n,) float64 summing to 1; None for uniform ones.
+        matrix: cost matrix, (n, m) float32 or float64; None if points are given. +inf forbids a pair.
+        a: source weights, (n,) float64 with sum 1; None if uniform.
         b: target weights, (m,).
         cost: name of the cost between points.
         epsilon: entropic regularisation, in the units of the cost; 0 for the exact problem.
-        power: the exponent p of cost ``power``.
-        marginal_penalty: None where the plan has marginals a and b; else the factor rho of the unbalanced problem,
-            which charges ``rho KL(P 1 | a) + rho KL(Pᵀ 1 | b)`` in place of them (Chizat et al. 2018). Its weights
-            keep their masses, which need not be equal.
+        power: exponent p of cost ``power``.
+        marginal_penalty: None if the plan has marginals a and b; else the factor rho of the unbalanced problem, which
+            replaces the constraints by the penalty ``rho KL(P 1 | a) + rho KL(Pᵀ 1 | b)`` (Chizat et al. 2018). Its
+            weights are not normalised, and their total masses may differ.
     """
 
     x: Array | None
@@ -79,21 +79,21 @@ class TransportProblem:
         power: float = 2.0,
         marginal_penalty: float | None = None,
     ) -> TransportProblem:
-        """A problem between points; images are flattened.
+        """Create a problem between points; images are flattened.
 
         Args:
             x: source points, (n, ...).
-            y: target points, (m, ...), of the same shape past the first axis.
+            y: target points, (m, ...), with the same shape after the first axis.
             a: source weights, (n,), non-negative; uniform by default. Weights need not sum to 1: both sides are
                 divided by their common total.
             b: target weights, (m,).
             cost: name of the cost.
             epsilon: entropic regularisation.
-            power: the exponent of cost ``power``.
-            marginal_penalty: see the attribute; asks for epsilon > 0.
+            power: exponent of cost ``power``.
+            marginal_penalty: see the attribute; requires epsilon > 0.
 
         Raises:
-            ProblemError: with the rule that the input breaks and the value received.
+            ProblemError: if the input is invalid; the message states the violated rule and the value received.
         """
         if cost not in get_args(CostName):
             choices = ", ".join(get_args(CostName))
@@ -122,17 +122,17 @@ class TransportProblem:
         epsilon: float = 0.0,
         marginal_penalty: float | None = None,
     ) -> TransportProblem:
-        """A problem with its cost matrix given.
+        """Create a problem with a given cost matrix.
 
         Args:
-            matrix: costs, (n, m); +inf for a pair between which nothing may move.
+            matrix: costs, (n, m); +inf forbids a pair.
             a: source weights, (n,); uniform by default.
             b: target weights, (m,).
             epsilon: entropic regularisation.
-            marginal_penalty: see the attribute; asks for epsilon > 0.
+            marginal_penalty: see the attribute; requires epsilon > 0.
 
         Raises:
-            ProblemError: with the rule that the input breaks and the value received.
+            ProblemError: if the input is invalid; the message states the violated rule and the value received.
         """
         costs = numbers("matrix", matrix, forbidden=True)
         penalty = _penalty(marginal_penalty, epsilon)
@@ -141,7 +141,7 @@ class TransportProblem:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(n, m): the numbers of source and of target points."""
+        """Number of source points and number of target points, (n, m)."""
         if self.matrix is not None:
             return int(self.matrix.shape[0]), int(self.matrix.shape[1])
         assert self.x is not None
@@ -150,30 +150,30 @@ class TransportProblem:
 
     @property
     def exponent(self) -> float:
-        """The power of the distance that a cost other than ``cosine`` is."""
+        """Exponent of the distance in the cost, for costs other than ``cosine``."""
         return {"squared-euclidean": 2.0, "euclidean": 1.0}.get(self.cost, self.power)
 
     @property
     def uniform(self) -> bool:
-        """Whether all source points weigh the same, and all target points too."""
+        """Whether all source points have equal weight, and all target points have equal weight."""
         return self.a is None and self.b is None
 
     @property
     def is_assignment(self) -> bool:
-        """Whether an optimal plan is a permutation: as many points on each side, all of the same weight."""
+        """Whether an optimal plan is a permutation: equally many points on both sides, with equal weights."""
         n, m = self.shape
         return self.uniform and n == m and self.epsilon == 0
 
     def source_weights(self) -> np.ndarray:
-        """The source marginal a, (n,) float64, summing to 1 unless the problem is unbalanced."""
+        """Return the source marginal a, (n,) float64, with sum 1 unless the problem is unbalanced."""
         return np.full(self.shape[0], 1 / self.shape[0]) if self.a is None else self.a
 
     def target_weights(self) -> np.ndarray:
-        """The target marginal b, (m,) float64, summing to 1 unless the problem is unbalanced."""
+        """Return the target marginal b, (m,) float64, with sum 1 unless the problem is unbalanced."""
         return np.full(self.shape[1], 1 / self.shape[1]) if self.b is None else self.b
 
     def with_weight(self) -> tuple[TransportProblem, np.ndarray, np.ndarray]:
-        """The problem between the points whose weight is not 0, and the places of its sources and targets."""
+        """Return the problem between the points of non-zero weight, and the indices of its sources and targets."""
         a, b = self.source_weights(), self.target_weights()
         sources, targets = np.flatnonzero(a), np.flatnonzero(b)
         if len(sources) == len(a) and len(targets) == len(b):
@@ -188,20 +188,20 @@ class TransportProblem:
         return replace(self, **parts), sources, targets
 
     def with_matrix(self, matrix: Array) -> TransportProblem:
-        """The same problem with its cost matrix computed."""
+        """Return the same problem with the given cost matrix."""
         return replace(self, matrix=matrix)
 
 
 def numbers(name: str, value: Numbers, *, forbidden: bool = False) -> Array:
-    """An array of numbers as (n, d), contiguous: float32 where it holds them exactly, float64 otherwise.
+    """Convert numbers to a contiguous (n, d) array: float32 if it represents them exactly, float64 otherwise.
 
     Args:
-        name: of the field, for error messages.
-        value: (n, ...) numbers of any type.
-        forbidden: whether +inf is a number here.
+        name: name of the field, for error messages.
+        value: numbers of any type, (n, ...).
+        forbidden: whether +inf is allowed.
 
     Raises:
-        ProblemError: no numbers, no rows or columns, or numbers that are not finite.
+        ProblemError: if values are not numbers or not finite, or if there are no rows or columns.
     """
     if not isinstance(value, torch.Tensor):
         try:
@@ -220,7 +220,7 @@ def numbers(name: str, value: Numbers, *, forbidden: bool = False) -> Array:
     value = value.contiguous() if isinstance(value, torch.Tensor) else np.ascontiguousarray(value)
     flat = torch.as_tensor(value)
     if math.isfinite(float(flat.sum())) and (not forbidden or float(flat.abs().max()) <= LARGEST_COST):
-        return value  # a number that is not finite would have reached the sum: much cheaper than looking at each
+        return value  # a non-finite number makes the sum non-finite; much faster than checking each number
     bad = ~torch.isfinite(flat)
     if forbidden:
         bad &= flat != math.inf
@@ -238,7 +238,7 @@ def numbers(name: str, value: Numbers, *, forbidden: bool = False) -> Array:
 def _as_array(value: np.ndarray) -> np.ndarray:
     if value.dtype.itemsize <= 2 or value.dtype == np.float32:
         return value.astype(np.float32, copy=False)
-    with np.errstate(over="ignore"):  # what float32 does not hold is told apart below
+    with np.errstate(over="ignore"):  # numbers outside float32's range are detected below
         wide = value.astype(np.float64, copy=False)
         narrow = wide.astype(np.float32)
     if value.dtype.kind in "iu" and bool((np.abs(wide) > 2.0**53).any()):
@@ -257,14 +257,14 @@ def _as_tensor(value: torch.Tensor) -> torch.Tensor:
 
 
 def _one_device(x: Numbers, y: Numbers) -> None:
-    """Refuse points of two devices; what is no tensor is on the CPU. Weights are taken from any: they go to the CPU."""
+    """Check that all points are on one device; arrays are on the CPU. Weights may be on any device."""
     one, other = (side.device if isinstance(side, torch.Tensor) else torch.device("cpu") for side in (x, y))
     if one != other:
         raise ProblemError(f"x is on {one}, y on {other}", hint="move both to one device: x.to(y.device)")
 
 
 def _alike(x: Array, y: Array) -> tuple[Array, Array]:
-    """Both in the wider of their types."""
+    """Convert both arrays to the wider of their types."""
     if str(x.dtype).endswith("64") == str(y.dtype).endswith("64"):
         return x, y
     widened = (side.double() if isinstance(side, torch.Tensor) else side.astype(np.float64) for side in (x, y))
@@ -273,10 +273,10 @@ def _alike(x: Array, y: Array) -> tuple[Array, Array]:
 
 
 def _check_range(x: Array, y: Array, cost: CostName, power: float) -> None:
-    """Refuse points whose costs would leave float64's range.
+    """Check that the costs between the points are in float64's range.
 
     Raises:
-        ProblemError: naming the extent of the points.
+        ProblemError: if they are not; the message states the extent of the points.
     """
     exponent = {"squared-euclidean": 2.0, "euclidean": 1.0}.get(cost, power)
     sides = [torch.as_tensor(side) for side in (x, y)]
@@ -297,7 +297,7 @@ def _check_range(x: Array, y: Array, cost: CostName, power: float) -> None:
 def _weights(
     a: Numbers | None, b: Numbers | None, n: int, m: int, *, balanced: bool
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Both marginals as float64, None where uniform; summing to 1, unless masses may differ."""
+    """Convert both marginals to float64, None if uniform; with sum 1, unless their masses may differ."""
     checked = [_one_side(name, w, size) for name, w, size in (("a", a, n), ("b", b, m))]
     if not balanced:
         return checked[0], checked[1]

@@ -1,4 +1,4 @@
-"""Costs in float64, from a problem's own numbers, each within a proven bound of its true value."""
+"""Costs in float64, computed from a problem's original numbers, with proven error bounds."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from pipelines.transport import rounding
 from pipelines.transport.problem import TransportProblem
 
 FEW_COORDINATES = 16
-"""Dimension up to which blocks come from differences of coordinates: as fast as a product, and more precise."""
+"""Dimension up to which blocks are computed from differences of coordinates: as fast as a product, more precise."""
 
 GATHERED = 2**22
-"""Coordinates of single pairs that are looked at at a time."""
+"""Number of coordinates of single pairs that are processed at a time."""
 
 BLOCK = 2**21
-"""Costs in a block."""
+"""Number of costs in a block."""
 
 
 class TrueCost:
-    """The costs of a problem, looked at by blocks of rows and by single pairs, in memory O((n + m) d).
+    """The costs of a problem, read in blocks of rows or as single pairs, in memory O((n + m) d).
 
-    Blocks come from a matrix product, whose error is relative to the squared norms of the centred points; single pairs
-    come from differences, whose error is relative to the cost itself (:mod:`pipelines.transport.rounding`).
+    Blocks are computed by a matrix product, with an error relative to the squared norms of the centred points; single
+    pairs are computed from differences, with an error relative to the cost (:mod:`pipelines.transport.rounding`).
 
     Args:
-        problem: points in their own precision, or a cost matrix, which is taken as it is.
-        direct: compute blocks from differences too, at any dimension. Slower; for points whose distances are far
-            smaller than their spread.
-        keep: hold the blocks once they are computed, in 8 n m bytes.
+        problem: problem with points in their own precision, or with a cost matrix, which is used unchanged.
+        direct: whether to compute blocks from differences too, in any dimension. Slower; for points whose distances
+            are much smaller than their spread.
+        keep: whether to keep computed blocks, in 8 n m bytes.
     """
 
     def __init__(self, problem: TransportProblem, *, direct: bool = False, keep: bool = False) -> None:
@@ -57,13 +57,13 @@ class TrueCost:
 
     @property
     def height(self) -> int:
-        """Rows of a block of about :data:`BLOCK` costs."""
+        """Number of rows in a block of about :data:`BLOCK` costs."""
         return max(1, BLOCK // self.shape[1])
 
     def block(self, start: int, stop: int) -> torch.Tensor:
-        """Rows ``start … stop − 1`` as computed, (stop − start, m) float64, not to be written to.
+        """Compute rows ``start … stop − 1``, (stop − start, m) float64, read-only.
 
-        Infinite for forbidden pairs.
+        Forbidden pairs have infinite cost.
         """
         if self._matrix is not None:
             return self._matrix[start:stop].double()
@@ -74,12 +74,12 @@ class TrueCost:
         return self._kept[start, stop]
 
     def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """All rows by :meth:`block`, each block with its first row."""
+        """Iterate over all blocks, each with the index of its first row; see :meth:`block`."""
         for start in range(0, self.shape[0], self.height):
             yield start, self.block(start, min(start + self.height, self.shape[0]))
 
     def lower(self, start: int, stop: int) -> torch.Tensor:
-        """Lower bounds of the same rows."""
+        """Compute lower bounds of the costs of rows ``start … stop − 1``."""
         if self._matrix is not None:
             return self._matrix[start:stop].to(torch.float64, copy=True)
         if self.direct:
@@ -89,7 +89,7 @@ class TrueCost:
         return self._lowered(self._of_squares(squares, start))
 
     def _upper(self, start: int, stop: int) -> torch.Tensor:
-        """Upper bounds of powers of the distance; the root of a square that is nearly 0 may be far above it."""
+        """Compute upper bounds of powers of the distance; for squares near 0, the bound of the root may be loose."""
         if self.direct:
             squares = self._squares(start, stop, 0.0).mul_(1 + rounding.of_differences(self._d))
         else:
@@ -98,15 +98,15 @@ class TrueCost:
         return self._of_squares(squares, start).mul_(1 + rounding.of_power(power))
 
     def slack(self, weights: torch.Tensor, block: torch.Tensor, start: int) -> tuple[torch.Tensor, float]:
-        """Bound on ``Σ_j w_ij |block_ij − C_ij|`` for each row of :meth:`block`, and the largest of those differences.
+        """Bound ``Σ_j w_ij |block_ij − C_ij|`` for each row of a block.
 
         Args:
-            weights: (rows, m), ≥ 0; pairs of weight 0 do not count.
-            block: as :meth:`block` returned it.
-            start: its first row.
+            weights: weights, (rows, m), ≥ 0; pairs of weight 0 are ignored.
+            block: result of :meth:`block`.
+            start: index of its first row.
 
         Returns:
-            (rows,) float64, and a number.
+            The bounds, (rows,) float64, and the largest of the differences.
         """
         if self._matrix is not None:
             return torch.zeros(len(block), dtype=torch.float64, device=self.device), 0.0
@@ -129,7 +129,7 @@ class TrueCost:
         return found, largest
 
     def pairs(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper bounds of single costs, (k,) float64 each, from differences."""
+        """Compute lower and upper bounds of single costs from differences, (k,) float64 each."""
         i, j = (torch.as_tensor(places, device=self.device) for places in (rows, columns))
         if self._matrix is not None:
             found = self._matrix[i, j].double().cpu().numpy()
@@ -148,7 +148,7 @@ class TrueCost:
             value = squares / 2
             relative, root, absolute = rounding.of_cosine(self._d)
             slack = value * (relative + error) + (2 * value).sqrt() * root + absolute
-            # A vector of length 0 has no direction: its cosine with any other is 0.
+            # A zero vector has no direction; its cosine with any other vector is defined as 0.
             constant = self._half_x[i] + self._half_y[j]
             low = torch.where(squares > 0, value - slack, 0.0).clamp_min_(0)
             return low + constant * (1 - 4 * rounding.U64), value + slack + constant * (1 + 4 * rounding.U64)
@@ -159,7 +159,7 @@ class TrueCost:
         return value * (1 - relative), value * (1 + relative)
 
     def _squares(self, start: int, stop: int, shrink: float) -> torch.Tensor:
-        """Squared distances; from a product, with ``shrink`` of the squared norms taken off."""
+        """Compute squared distances; if by a product, less ``shrink`` times the squared norms."""
         if not self.direct:
             rows = (self._norm_x[start:stop] * (1 - shrink))[:, None]
             columns = self._norm_y * (1 - shrink)
@@ -183,10 +183,10 @@ class TrueCost:
         return squares.div_(2).add_(self._half_x[start : start + len(squares), None]).add_(self._half_y)
 
     def _lowered(self, costs: torch.Tensor) -> torch.Tensor:
-        """Lower bounds of costs whose squares are lower bounds already."""
+        """Compute lower bounds of costs from lower bounds of the squared distances."""
         if self._cost == "cosine":
             relative, root, absolute = rounding.of_cosine(self._d)
-            # |u − v| is known where it comes from differences, and at most 2 elsewhere.
+            # |u − v| is known if it comes from differences, and at most 2 otherwise.
             apart = costs.mul(2).sqrt_().mul_(root * (1 + rounding.gamma(4))) if self.direct else 2 * root
             return costs.mul_(1 - relative - rounding.gamma(4)).sub_(apart).sub_(absolute).clamp_min_(0)
         power = {"squared-euclidean": 0.0, "euclidean": 1.0}.get(self._cost, self._power)
@@ -194,11 +194,12 @@ class TrueCost:
 
 
 def on_sphere(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Points divided by their norms, and ½ for each point at the origin, which stays there: (k, d) and (k,) float64.
+    """Normalise points to unit length, (k, d) float64, and return ½ for each point at the origin, (k,) float64.
 
-    ``1 − cos = ½ |u − v|² + ½ (1 − |u|²) + ½ (1 − |v|²)``, where a point at the origin has cosine 0 with all others.
+    ``1 − cos = ½ |u − v|² + ½ (1 − |u|²) + ½ (1 − |v|²)``, where a point at the origin has cosine 0 with all others
+    and is not changed.
     """
-    # A power of two first: squares of the coordinates then neither overflow nor vanish.
+    # Scaled by a power of two first, so that squares of the coordinates neither overflow nor underflow.
     _, exponent = torch.frexp(points.abs().amax(1, keepdim=True))
     points = torch.ldexp(points, -exponent)
     norm = points.norm(dim=1, keepdim=True)
@@ -207,5 +208,5 @@ def on_sphere(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def cost_matrix(problem: TransportProblem, *, direct: bool = False) -> torch.Tensor:
-    """The (n, m) float64 cost matrix of a problem, computed where its points are; see :class:`TrueCost`."""
+    """Compute the (n, m) float64 cost matrix of a problem on the device of its points; see :class:`TrueCost`."""
     return torch.cat([block for _, block in TrueCost(problem, direct=direct).blocks()])

@@ -1,1 +1,1 @@
-"""The kinds of sources, one file for each; :mod:`pipelines.data.source` chooses among them."""
+"""Kinds of sources, one module each; :mod:`pipelines.data.source` selects one."""

@@ -1,4 +1,4 @@
-"""Images in arrays: the catalogue's data sets, and .npz files."""
+"""Images in arrays: data sets of the catalogue, and .npz files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ArraySource(Source):
     """Images in a file of arrays, see :data:`pipelines.data.catalogue.Arrays`.
 
     Attributes:
-        path: the file.
+        path: path of the file.
     """
 
     path: Path
@@ -37,12 +37,12 @@ class ArraySource(Source):
         return len(self.arrays["labels"])
 
     def __getstate__(self) -> dict[str, object]:
-        # The mapped pages stay behind; the other process maps the file itself.
+        # The mapped arrays are not pickled; the other process maps the file itself.
         return {name: value for name, value in self.__dict__.items() if name != "arrays"}
 
     @cached_property
     def arrays(self) -> Arrays:
-        """The arrays, mapped into memory."""
+        """The memory-mapped arrays."""
         return map_arrays(self.path)
 
     def name(self, i: int) -> str:
@@ -61,16 +61,16 @@ class ArraySource(Source):
 
 
 def npz_identity(path: Path) -> str:
-    """sha256 of path, size and modification time of an .npz file."""
+    """Compute the sha256 of path, size and modification time of an .npz file."""
     status = path.stat()
     return hashlib.sha256(f"{path}\0{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()
 
 
 def open_npz(spec: DataSpec, path: Path, cache: Path) -> ArraySource:
-    """Unpack an .npz file once, so that many processes can read single images of it.
+    """Unpack an .npz file once, so that many processes can read single images from it.
 
     Raises:
-        SourceError: it is none, or its arrays are not as they should be.
+        SourceError: if the file is not an .npz file, or its arrays are invalid.
     """
     identity = npz_identity(path)
     unpacked = cache / f"{path.stem}-{identity[:16]}.safetensors"
@@ -101,10 +101,10 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
 
 
 def array_source(spec: DataSpec, path: Path, classes: tuple[str, ...], identity: str) -> ArraySource:
-    """A source of the arrays in a safetensors file.
+    """Create a source from the arrays in a safetensors file.
 
     Raises:
-        SourceError: the images are too large to keep their size.
+        SourceError: if the images are too large to keep their size.
     """
     _, height, width, _ = map_arrays(path)["images"].shape
     return ArraySource(

@@ -1,4 +1,4 @@
-"""What all sources of images share."""
+"""Base classes and functions of all sources of images."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from pipelines.spec import DataSpec
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SIDES = (4, 1024)
-"""Least and greatest side of the square images, as in :class:`~pipelines.spec.DataSpec`."""
+"""Minimum and maximum side of the square images, as in :class:`~pipelines.spec.DataSpec`."""
 
 LABEL_NAMES = ("label", "labels", "class", "category", "cls")
-"""Names under which a column or a field is taken for the label."""
+"""Names of columns and fields that are read as the label."""
 
 _TRAIN_NAMES = ("train", "training")
 _TEST_NAMES = ("test", "testing")
@@ -41,9 +41,9 @@ class Source(ABC):
     Attributes:
         classes: names of the classes, by label.
         image: shape of the decoded images.
-        fingerprint: sha256 of what identifies the images and their preparation, see
+        fingerprint: sha256 that identifies the images and their preparation, see
             :func:`pipelines.data.source.fingerprint`.
-        ignored: files beside the images that were passed over.
+        ignored: number of other files, which are ignored.
     """
 
     classes: tuple[str, ...]
@@ -52,7 +52,7 @@ class Source(ABC):
     ignored: int
 
     drops_twins: ClassVar[bool] = True
-    """Whether a train image with the pixels of a test image is dropped, where the source states the split."""
+    """Whether to drop training images with the same pixels as a test image, if the source defines the split."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -60,32 +60,32 @@ class Source(ABC):
 
     @abstractmethod
     def item(self, i: int) -> tuple[str, int, np.ndarray]:
-        """Name, label and (c, h, w) uint8 pixels of an image.
+        """Return name, label and (c, h, w) uint8 pixels of an image.
 
         Raises:
-            CorruptImageError: it cannot be decoded, or has no label.
-            SourceError: it cannot be read.
+            CorruptImageError: if the image cannot be decoded, or has no label.
+            SourceError: if the image cannot be read.
         """
 
     @abstractmethod
     def name(self, i: int) -> str:
-        """Name of an image: its path below the source's folder, or its number."""
+        """Return the name of an image: its path below the source's folder, or its number."""
 
     def official_split(self, start: int, stop: int) -> np.ndarray | None:
-        """The source's own split of images ``start … stop − 1``: 0 for train, 1 for test; None when it has none."""
+        """Return the source's split of images ``start … stop − 1``: 0 for train, 1 for test; None without a split."""
         return None
 
 
 @dataclass(frozen=True)
 class ArchiveSource(Source):
-    """Encoded images in files that hold many.
+    """Encoded images in archives.
 
     Attributes:
-        files: the archives.
-        names: of the images.
-        labels: of the images; −1 for one that has none.
-        faults: reasons for which single images cannot be used, by position.
-        split: 0 for train, 1 for test; None where the source states none.
+        files: paths of the archives.
+        names: names of the images.
+        labels: labels of the images; −1 for an image without label.
+        faults: reasons why images cannot be used, by position.
+        split: 0 for train, 1 for test; None if the source has no split.
     """
 
     files: tuple[Path, ...]
@@ -96,7 +96,7 @@ class ArchiveSource(Source):
 
     @abstractmethod
     def encoded(self, i: int) -> bytes:
-        """The bytes of an image."""
+        """Return the encoded bytes of an image."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -115,16 +115,16 @@ class ArchiveSource(Source):
 
 
 def prepared(spec: DataSpec, identity: str) -> str:
-    """sha256 of a source's identity and of the preparation of its images."""
-    # A run that trains on some of the images reads them from the shards of all.
-    # What the section of a composed source says is in its identity.
+    """Compute the sha256 of a source's identity and of the preparation of its images."""
+    # A run that trains on some of the images reads them from the shards of all images.
+    # The identity of a composed source includes the section of its spec.
     excluded = {"source", "max_bad_fraction", "per_class", "characters"}
     decisive = spec.model_dump(mode="json", exclude=excluded) | {"identity": identity}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def identity_of(root: Path, files: Sequence[str]) -> str:
-    """sha256 of the names, sizes and modification times of files below a root."""
+    """Compute the sha256 of the names, sizes and modification times of files below a root."""
     state = hashlib.sha256(f"{root}\n".encode(errors="surrogateescape"))
     for name in files:
         status = (root / name).stat()
@@ -133,19 +133,19 @@ def identity_of(root: Path, files: Sequence[str]) -> str:
 
 
 def visible_files(folder: Path) -> Iterator[str]:
-    """Paths of the files below a folder, hidden files and folders passed over, in a fixed order."""
+    """Iterate over the paths of the files below a folder in a fixed order, without hidden files and folders."""
     for current, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         yield from (os.path.join(current, name) for name in sorted(names) if not is_hidden(name))
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is passed over: its name begins with a dot, or is one that systems leave behind."""
+    """Whether to ignore a file or folder: its name starts with a dot, or is that of a system file."""
     return name.startswith(".") or name in _LEFT_BEHIND
 
 
 def sorted_classes(labels: Sequence[str | None]) -> tuple[str, ...]:
-    """The distinct labels: by value where all are whole numbers, else by their text."""
+    """Return the distinct labels, sorted by value if all are integers, else by text."""
     found = {label for label in labels if label is not None}
     if all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in found):
         return tuple(sorted(found, key=lambda label: (int(label), label)))
@@ -153,7 +153,7 @@ def sorted_classes(labels: Sequence[str | None]) -> tuple[str, ...]:
 
 
 def part_of(path: str) -> str:
-    """The split that a path states by one of its words: train, test, validation, or nothing."""
+    """Return the split named by a word of a path: ``train``, ``test``, ``validation`` or an empty string."""
     for part in path.lower().split("/"):
         words = _WORDS.findall(part)
         for name, known in (("train", _TRAIN_NAMES), ("test", _TEST_NAMES), ("validation", _VALIDATION_NAMES)):
@@ -163,21 +163,21 @@ def part_of(path: str) -> str:
 
 
 def is_part(folder: str) -> bool:
-    """Whether a folder's whole name is that of a split."""
+    """Whether the name of a folder is the name of a split."""
     return folder.lower() in _TRAIN_NAMES + _TEST_NAMES + _VALIDATION_NAMES
 
 
 def stated_split(parts: Sequence[str]) -> tuple[list[int], tuple[int, ...] | None]:
-    """Which images are kept, and their split.
+    """Select the images to keep, and their split.
 
-    Validation images are the held-out ones where there is no test split; beside one they are left out, since they
-    belong to neither side. A source that does not name both sides for all of its images states no split.
+    Without a test split, the validation images are the test images; with a test split, they are dropped. A source that
+    does not name a split for all of its images, or names only one side, has no split.
 
     Args:
-        parts: of the images, see :func:`part_of`.
+        parts: split of each image, see :func:`part_of`.
 
     Returns:
-        The positions of the images that are kept, and their sides: 0 for train, 1 for test, or None.
+        Positions of the images to keep, and their split: 0 for train, 1 for test; None if there is no split.
     """
     named = set(parts)
     if "" in named or "train" not in named or len(named) == 1:
@@ -188,10 +188,10 @@ def stated_split(parts: Sequence[str]) -> tuple[list[int], tuple[int, ...] | Non
 
 
 def shape_of(spec: DataSpec, side: int) -> ImageShape:
-    """The shape of the prepared images.
+    """Return the shape of the prepared images.
 
     Raises:
-        SourceError: the side is out of :data:`SIDES`.
+        SourceError: if the side is not within :data:`SIDES`.
     """
     least, greatest = SIDES
     if not least <= side <= greatest:
@@ -202,10 +202,10 @@ def shape_of(spec: DataSpec, side: int) -> ImageShape:
 
 
 def first_side(root: Path, images: Iterator[tuple[str, bytes]], channels: int) -> int:
-    """The shorter side of the first image that can be decoded: what a source's images become by default.
+    """Return the shorter side of the first image that can be decoded: the default size of a source's images.
 
     Raises:
-        SourceError: there is none.
+        SourceError: if no image can be decoded.
     """
     reason, count = "there are none", 0
     for name, data in images:
@@ -221,19 +221,19 @@ def first_side(root: Path, images: Iterator[tuple[str, bytes]], channels: int) -
 
 
 def read_image(path: Path) -> bytes:
-    """The bytes of an image's file, one byte over the decoder's limit at most.
+    """Read an image file, up to one byte more than the decoder's limit.
 
     Raises:
-        SourceError: it cannot be read.
+        SourceError: if the file cannot be read.
     """
     return read_part(path, 0, MAX_BYTES + 1)
 
 
 def read_part(path: Path, start: int, count: int) -> bytes:
-    """Bytes of a file of the source.
+    """Read a range of bytes of a file.
 
     Raises:
-        SourceError: it cannot be read.
+        SourceError: if the file cannot be read.
     """
     try:
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""Cartoon characters composed from parts: a body, eyes, a mouth, …, each drawn at random, laid over one another.
+"""Cartoon characters composed from layers of randomly drawn parts: a body, eyes, a mouth, ….
 
-The parts are PNG files of the PyPI package ``robohash`` 2.0, which is downloaded as a file and never installed. NOTICE
-names their authors and licences. There are five sets, and a character takes one part of each category of its set::
+The parts are PNG files from the PyPI package ``robohash`` 2.0, which is downloaded as a file and never installed.
+NOTICE lists their authors and licences. There are five sets, and a character has one part of each category of its set::
 
     kittens     body, fur, eyes, mouth, accessories
     people      body, eye, eyebrow, mouth, cloth, facial-hair, top, accessories
@@ -9,8 +9,9 @@ names their authors and licences. There are five sets, and a character takes one
     monsters    face-colors, body-colors, faces, body, eyes, mouth, nose
     heads       base-face, wave, antenna, eyes, eyebrows, nose, mouth
 
-Classes are the sets. The parts of an image are a function of the seed and its number alone, so that a larger data set
-begins with the smaller one, and all that an image shows is known, see :func:`attributes`.
+The sets are the classes. The parts of an image are a function of the seed and the number of the image only. A larger
+data set therefore starts with the images of a smaller one, and the parts of all images are known, see
+:func:`attributes`.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ from pipelines.data.sources.parts import RECIPE, WHEEL, Category, Sheet, fetch_s
 from pipelines.spec import CharacterSet, CharactersSpec, DataSpec
 
 SIDE = 64
-"""Side of the images in pixels, where the spec names none."""
+"""Default side of the images in pixels."""
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """What the images of one set show.
+    """Attributes of the images of one set.
 
     Attributes:
-        categories: of the set, the lowest layer first.
-        images: (n,) int64 numbers of the images.
-        parts: (n, categories) int64: for each image the position of its part in each category.
+        categories: categories of the set, the lowest layer first.
+        images: numbers of the images, (n,) int64.
+        parts: position of each image's part in each category, (n, categories) int64.
     """
 
     categories: tuple[Category, ...]
@@ -50,11 +51,11 @@ class Attributes:
 
 @dataclass(frozen=True)
 class CharacterSource(Source):
-    """Characters, composed when they are asked for.
+    """Characters, composed on demand.
 
     Attributes:
-        spec: which, and how many.
-        files: the sheet of each set.
+        spec: sets and number of characters.
+        files: sheet file of each set.
     """
 
     spec: CharactersSpec
@@ -64,25 +65,25 @@ class CharacterSource(Source):
         return self.spec.count
 
     def __getstate__(self) -> dict[str, object]:
-        # The mapped pages stay behind; the other process maps the files itself.
+        # The mapped arrays are not pickled; the other process maps the files itself.
         return {name: value for name, value in self.__dict__.items() if name != "sheets"}
 
     @cached_property
     def sheets(self) -> tuple[Sheet, ...]:
-        """The parts of each set, mapped into memory."""
+        """The memory-mapped parts of each set."""
         return tuple(read_sheet(file) for file in self.files)
 
     def name(self, i: int) -> str:
         return f"characters[{i}]"
 
     def item(self, i: int) -> tuple[str, int, np.ndarray]:
-        label = i % len(self.sheets)  # the sets in turn
+        label = i % len(self.sheets)  # sets alternate
         sheet = self.sheets[label]
         image = Image.fromarray(sheet.compose(sheet.draw(self.spec.seed, i)))
         return self.name(i), label, crop_and_resize(image, self.image.height, self.image.channels)
 
     def attributes(self) -> dict[CharacterSet, Attributes]:
-        """What the images show, by set."""
+        """Return the attributes of the images, by set."""
         found: dict[CharacterSet, Attributes] = {}
         for label, (name, sheet) in enumerate(zip(self.spec.sets, self.sheets, strict=True)):
             images = np.arange(label, len(self), len(self.sheets))
@@ -93,23 +94,23 @@ class CharacterSource(Source):
 
 
 def attributes(spec: DataSpec, cache: Path) -> dict[CharacterSet, Attributes]:
-    """What the images of a data set of characters show, by set.
+    """Return the attributes of the images of a data set of characters, by set.
 
     Args:
-        spec: of the data set; shards keep the numbers of the images.
+        spec: spec of the data set; shards keep the numbers of the images.
         cache: folder of downloads.
 
     Raises:
-        SourceError: the parts cannot be fetched, or are not those that they should be.
+        SourceError: if the parts cannot be downloaded, or have the wrong hash.
     """
     return open_characters(spec, cache).attributes()
 
 
 def open_characters(spec: DataSpec, cache: Path) -> CharacterSource:
-    """A source of characters; their parts are fetched and shrunk if they are not in the cache in this size.
+    """Open a source of characters; parts that are not in the cache in this size are downloaded and resized.
 
     Raises:
-        SourceError: the parts cannot be fetched, or are not those that they should be.
+        SourceError: if the parts cannot be downloaded, or have the wrong hash.
     """
     asked = spec.characters or CharactersSpec()
     image = shape_of(spec, spec.size or SIDE)
@@ -124,6 +125,6 @@ def open_characters(spec: DataSpec, cache: Path) -> CharacterSource:
 
 
 def character_identity(spec: CharactersSpec) -> str:
-    """sha256 of all that decides which characters there are."""
+    """Compute the sha256 of everything that determines the characters."""
     decisive = spec.model_dump(mode="json") | {"wheel": WHEEL.sha256, "recipe": RECIPE}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Image files in folders: labelled by their folders, or by a table beside them."""
+"""Image files in folders, labelled by folder names or by a table."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _LAYOUT = "put the images into one folder for each class, or a labels.csv with c
 
 @dataclass(frozen=True)
 class FolderSource(Source):
-    """Image files, one for each image.
+    """Image files, one per image.
 
     Attributes:
-        root: folder that holds them.
-        files: paths below the root, by class and then by name where folders are the classes.
-        labels: of the files.
-        split: 0 for train, 1 for test; None where the source states none.
+        root: folder of the files.
+        files: paths below the root; sorted by class and then by name if folders are the classes.
+        labels: labels of the files.
+        split: 0 for train, 1 for test; None if the source has no split.
     """
 
     root: Path
@@ -53,7 +53,7 @@ class FolderSource(Source):
         return len(self.files)
 
     def name(self, i: int) -> str:
-        # A name on disk may be any bytes; what is written of it is text.
+        # A file name may be any bytes; the returned name must be text.
         return os.fsencode(self.files[i]).decode(errors="backslashreplace")
 
     def item(self, i: int) -> tuple[str, int, np.ndarray]:
@@ -66,7 +66,7 @@ class FolderSource(Source):
 
 @dataclass(frozen=True)
 class FolderFiles:
-    """The files below a folder, by kind; hidden ones are passed over.
+    """The files below a folder by kind, without hidden files.
 
     Attributes:
         images, tars, parquets, tables: paths below the folder, in a fixed order.
@@ -81,7 +81,7 @@ class FolderFiles:
 
 
 def look(root: Path) -> FolderFiles:
-    """Tell the files below a folder apart by their suffixes; links are followed, pipes and sockets passed over."""
+    """Sort the files below a folder by suffix; links are followed, pipes and sockets are ignored."""
     kinds: tuple[tuple[str, ...], ...] = (SUFFIXES, (".tar",), (".parquet",), TABLE_SUFFIXES)
     names: dict[tuple[str, ...], list[str]] = {suffixes: [] for suffixes in kinds}
     others = 0
@@ -102,9 +102,9 @@ class Listing:
     Attributes:
         classes: names of the classes, by label.
         files: paths below the folder.
-        labels: of the files.
+        labels: labels of the files.
         split: see :class:`FolderSource`.
-        ignored: files that were passed over.
+        ignored: number of ignored files.
         identity: sha256 that identifies the files.
     """
 
@@ -117,10 +117,10 @@ class Listing:
 
 
 def listing(root: Path, found: FolderFiles) -> Listing:
-    """Find out how the images of a folder are labelled.
+    """List the images of a folder with their labels.
 
     Raises:
-        SourceError: they are not, or a table of labels is wrong.
+        SourceError: if the images have no labels, or a table of labels is invalid.
     """
     tables = _tables(root, found)
     if tables:
@@ -150,7 +150,7 @@ def open_folder(spec: DataSpec, root: Path, found: FolderFiles) -> FolderSource:
     """Open a folder of image files.
 
     Raises:
-        SourceError: they are not labelled as they should be, or none can be decoded.
+        SourceError: if the labels are invalid, or no image can be decoded.
     """
     listed = listing(root, found)
 
@@ -170,10 +170,10 @@ def open_folder(spec: DataSpec, root: Path, found: FolderFiles) -> FolderSource:
 
 
 def checked_classes(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of the classes, if they can be written down.
+    """Return the names of the classes after checking that they are valid Unicode.
 
     Raises:
-        SourceError: one is not Unicode.
+        SourceError: if a name is not valid Unicode.
     """
     for name in classes:
         try:
@@ -196,7 +196,7 @@ def _in_part(name: str) -> bool:
 
 
 def _tables(root: Path, found: FolderFiles) -> list[str]:
-    """The tables of labels: known by their names, or the only one of a folder without class folders."""
+    """Return the tables of labels: those with a known name, or the only table of a folder without class folders."""
     named = [
         name
         for name in found.tables
@@ -226,12 +226,12 @@ def _by_tables(root: Path, images: list[str], tables: list[str]) -> dict[str, st
 
 
 def _by_folders(root: Path, images: list[str]) -> tuple[dict[str, str], tuple[str, ...], list[str]]:
-    """Labels by file, the classes, and the split that each file's path states."""
+    """Return the label of each file, the classes, and the split named by the path of each file."""
     folders = _folders(root)
     if not folders:
         raise SourceError(f"{root}: no class folders and no table of labels in it", hint=_LAYOUT)
     if len(folders) == 1 and not is_part(folders[0]) and all(name.count("/") > 1 for name in images if "/" in name):
-        # A folder around the class folders, as an unpacked archive makes it, is no class.
+        # A single folder that contains the class folders, e.g. from an unpacked archive, is not a class.
         above = folders[0] + "/"
         if len(_folders(root / above)) > 1:
             inside = [name.removeprefix(above) for name in images if name.startswith(above)]
@@ -257,7 +257,7 @@ def _by_folders(root: Path, images: list[str]) -> tuple[dict[str, str], tuple[st
             raise SourceError(
                 f"{root}: class {name!r} has no images ({', '.join(SUFFIXES)})", hint="fill its folder or remove it"
             )
-    order = sorted(labels, key=lambda name: labels[name])  # stable: by class, then as they were found
+    order = sorted(labels, key=lambda name: labels[name])  # stable: by class, then in the order found
     parts_of = [part_of(name.partition("/")[0]) if in_parts else "" for name in order]
     return {name: labels[name] for name in order}, classes, parts_of
 

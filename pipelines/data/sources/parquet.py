@@ -1,7 +1,7 @@
-"""Parquet files with the bytes of images, as Hugging Face's `datasets` writes them.
+"""Parquet files with encoded images, in the format of Hugging Face `datasets`.
 
-A column ``image`` of {bytes, path} or of binary, and a column ``label`` of numbers or names; the names of a ClassLabel
-are read from the file's metadata. Only the bytes are read: a path in an untrusted file is never opened.
+The files have a column ``image`` of {bytes, path} or of binary, and a column ``label`` of numbers or names; the names
+of a ClassLabel are read from the metadata. Only the bytes are read: a path in an untrusted file is never opened.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipelines.errors import CorruptImageError, SourceError
 from pipelines.spec import DataSpec
 
 GROUP_BYTES = 2**30
-"""Largest row group, uncompressed, that is read; a writer's default is a tenth of it or less."""
+"""Maximum uncompressed size of a row group; the defaults of writers are at most a tenth of it."""
 
 IMAGE_NAMES = ("image", "img", "images", "jpg", "png")
 _HINT = "give a column image of bytes or {bytes, path}, and a column label of whole numbers or text"
@@ -39,8 +39,8 @@ class ParquetSource(ArchiveSource):
     """Images in Parquet files.
 
     Attributes:
-        column: of the images.
-        places: number of the file, number of the row group and row in it, of each image.
+        column: name of the image column.
+        places: index of the file, of the row group and of the row, for each image.
     """
 
     column: str
@@ -55,14 +55,14 @@ def open_parquets(spec: DataSpec, root: Path, files: list[str], ignored: int, id
     """Open Parquet files below a folder.
 
     Args:
-        spec: the preparation of the images.
-        root: the folder.
+        spec: preparation of the images.
+        root: folder of the files.
         files: paths of the Parquet files below it.
-        ignored: files beside them.
+        ignored: number of other files.
         identity: sha256 that identifies the files.
 
     Raises:
-        SourceError: one is no Parquet file, or has no images and labels.
+        SourceError: if a file is not a Parquet file, or has no images and labels.
     """
     paths = tuple(root / name for name in files)
     names: list[str] = []
@@ -124,7 +124,7 @@ class _Columns:
 
 def _opened(path: Path) -> Any:
     import pyarrow
-    import pyarrow.parquet  # its import takes a while, and only this kind of source needs it
+    import pyarrow.parquet  # slow to import, and only this kind of source needs it
 
     try:
         return pyarrow.parquet.ParquetFile(path)
@@ -174,7 +174,7 @@ def _labels(path: Path, columns: _Columns) -> Iterator[tuple[int, int, int | str
 
 
 def _named(value: int | str | None, classes: tuple[str, ...] | None) -> tuple[str | None, str]:
-    """The class of a label, and what is wrong with it."""
+    """Return the class of a label, and the reason if the label is invalid."""
     if value is None or value == "":
         return None, "no label"
     if classes is None:
@@ -188,7 +188,7 @@ def _named(value: int | str | None, classes: tuple[str, ...] | None) -> tuple[st
 
 @lru_cache(maxsize=1)
 def _group(path: Path, group: int, column: str) -> Any:
-    # Chunks are read in order: the last row group is the one that is wanted next.
+    # Chunks are read in order, so the next read is usually in the same row group.
     return _read(path, group, column)
 
 
@@ -203,7 +203,7 @@ def _read(path: Path, group: int, column: str) -> Any:
             for i in range(metadata.num_columns)
             if metadata.column(i).path_in_schema.split(".")[0] == column
         )
-    except (pyarrow.ArrowException, ValueError) as error:  # a damaged name of a column, for one
+    except (pyarrow.ArrowException, ValueError) as error:  # e.g. a damaged column name
         raise _unreadable(path, group, error) from None
     if size > GROUP_BYTES:
         raise SourceError(

@@ -1,4 +1,4 @@
-"""The parts of cartoon characters: out of the wheel that holds them, shrunk once, laid over one another."""
+"""Parts of cartoon characters: extraction from a wheel, resizing and composition."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WHEEL = Wheel(
     "fbb51f1e30924200a3c055360eddc09d722018a47ff28f4a73d523889b3d6ba4",
 )
 RECIPE = 1
-"""Raised by every change to the way in which parts are drawn, shrunk or laid over one another."""
+"""Version of drawing, resizing and composition; increase it with every change to them."""
 
 _FOLDERS: dict[CharacterSet, str] = {
     "robots": "set1",
@@ -36,18 +36,18 @@ _FOLDERS: dict[CharacterSet, str] = {
     "kittens": "set4",
     "people": "set5",
 }
-# Folders are named number#text. Parts are stacked in the order of the texts, those of people in that of the numbers:
-# by the texts, which for them state no order, glasses would lie below the head.
+# Folders are named number#text. Parts are layered in the order of the texts, except for people: their texts define no
+# order (glasses would be below the head), so the order is that of the numbers.
 _BY_NUMBER: tuple[CharacterSet, ...] = ("people",)
 
 
 @dataclass(frozen=True)
 class Category:
-    """One choice that is made for each character of a set.
+    """A category of parts; each character of a set has one part of each category.
 
     Attributes:
-        name: as ``eyes``.
-        parts: names of what there is to choose from; no two of them have the same pixels.
+        name: name of the category, e.g. ``eyes``.
+        parts: names of the parts; no two parts have the same pixels.
     """
 
     name: str
@@ -56,14 +56,14 @@ class Category:
 
 @dataclass(frozen=True)
 class Sheet:
-    """The parts of one set in the size of the images, read from a file.
+    """The parts of one set, resized to the size of the images and read from a file.
 
     Attributes:
         size: side of the images, in pixels.
-        categories: the lowest layer first; before them the colour, where parts come in several.
+        categories: categories, the lowest layer first; the colour is the first category if the set has several colours.
         colours: number of colours.
-        boxes: (colours × parts, 4) int64: left, top, right and bottom of what is not transparent.
-        pixels: (bytes,) uint8: RGBA of the boxes, one after the other, the colours multiplied by alpha.
+        boxes: left, top, right and bottom of the non-transparent region of each part, (colours × parts, 4) int64.
+        pixels: concatenated RGBA pixels of the boxes, with premultiplied alpha, (bytes,) uint8.
     """
 
     size: int
@@ -74,7 +74,7 @@ class Sheet:
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """Parts of each category."""
+        """Number of parts of each category."""
         return np.array([len(category.parts) for category in self.categories])
 
     @cached_property
@@ -89,12 +89,12 @@ class Sheet:
         return layers
 
     def draw(self, seed: int, number: int) -> np.ndarray:
-        """(categories,) int64 positions of the parts of an image: a function of seed and number alone."""
+        """Draw the positions of the parts of an image, (categories,) int64: a function of seed and number only."""
         random = hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=64).digest()
         return (np.frombuffer(random, "<u8")[: len(self.counts)] % self.counts.astype(np.uint64)).astype(np.int64)
 
     def compose(self, parts: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Lay parts over white.
+        """Compose parts on a white background.
 
         Args:
             parts: position of the part in each category.
@@ -117,18 +117,18 @@ class Sheet:
 
 
 def fetch_sheet(name: CharacterSet, size: int, cache: Path) -> Path:
-    """Make sure that a sheet lies in the cache: its file holds the sha256 of its arrays, and a damaged one is replaced.
+    """Create the sheet of a set in the cache, unless it exists. The sha256 in the file detects damage.
 
     Args:
-        name: of the set.
+        name: name of the set.
         size: side of the images, in pixels.
         cache: folder of downloads.
 
     Returns:
-        The file, for :func:`read_sheet`.
+        Path of the file, for :func:`read_sheet`.
 
     Raises:
-        SourceError: the wheel cannot be fetched, or is not the one that it should be.
+        SourceError: if the wheel cannot be downloaded, or has the wrong hash.
     """
     path = cache / f"characters-{name}-{size}-{WHEEL.sha256[:8]}-{RECIPE}.safetensors"
     try:
@@ -144,7 +144,7 @@ def fetch_sheet(name: CharacterSet, size: int, cache: Path) -> Path:
 
 
 def read_sheet(path: Path) -> Sheet:
-    """A sheet, mapped into memory."""
+    """Read a sheet as a memory map."""
     arrays = map_arrays(path)
     told = json.loads(arrays["told"].tobytes())
     categories = tuple(Category(name, tuple(parts)) for name, parts in told["categories"])
@@ -152,7 +152,7 @@ def read_sheet(path: Path) -> Sheet:
 
 
 def _shrink(name: CharacterSet, size: int, archive: zipfile.ZipFile) -> Arrays:
-    """All parts of a set in one size, by colour, category and name."""
+    """Resize all parts of a set, ordered by colour, category and name."""
     root = PurePosixPath("robohash/sets", _FOLDERS[name])
     folders: dict[str, dict[str, list[PurePosixPath]]] = {}  # by category and colour
     for path in map(PurePosixPath, archive.namelist()):
@@ -187,10 +187,10 @@ def _shrink(name: CharacterSet, size: int, archive: zipfile.ZipFile) -> Arrays:
 
 
 def _shrunk(data: bytes, size: int) -> tuple[bytes, np.ndarray, np.ndarray]:
-    """sha256 of a part's pixels, then box and pixels of the shrunk part, the colours multiplied by alpha."""
+    """Return the sha256 of a part's pixels, and box and pixels of the resized part, with premultiplied alpha."""
     image = Image.open(io.BytesIO(data), formats=("PNG",)).convert("RGBA").convert("RGBa")
     sha256 = hashlib.sha256(image.tobytes()).digest()
-    # A filter without negative lobes: no colour becomes greater than its alpha.
+    # A filter without negative lobes: no colour exceeds its alpha.
     image = image.resize((size, size), Image.Resampling.HAMMING)
     box = image.getbbox() or (0, 0, 0, 0)
     left, top, right, bottom = box
@@ -198,16 +198,16 @@ def _shrunk(data: bytes, size: int) -> tuple[bytes, np.ndarray, np.ndarray]:
 
 
 def _part_name(path: PurePosixPath) -> str:
-    """``mouth-10`` of ``000#blue_mouth-10.png`` below a folder of the colour blue."""
+    """Return the name of a part, e.g. ``mouth-10`` for ``000#blue_mouth-10.png`` below the folder of colour blue."""
     return path.stem.rpartition("#")[2].removeprefix(path.parent.parent.name).lstrip("_")
 
 
 def _category_name(folder: str) -> str:
-    """``facial-hair`` of ``005#FacialHair``."""
+    """Return the name of a category, e.g. ``facial-hair`` for ``005#FacialHair``."""
     text = folder.rpartition("#")[2].lstrip("0123456789")
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", text).lower()
 
 
 def _natural(name: str) -> str:
-    """A key that sorts ``body10`` behind ``body9``."""
+    """Return a sort key that places ``body10`` after ``body9``."""
     return re.sub(r"[0-9]+", lambda number: number.group().zfill(4), name)

@@ -1,4 +1,4 @@
-"""Labels in a CSV or JSONL file beside the images."""
+"""Labels in a CSV or JSONL file next to the images."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from pipelines.errors import SourceError
 
 TABLE_SUFFIXES = (".csv", ".jsonl")
 TABLE_NAMES = ("labels", "metadata")
-"""Names, without suffix, of files that are always taken for tables of labels."""
+"""Names, without suffix, of files that are always read as tables of labels."""
 
 TABLE_BYTES = 2**28
-"""Largest table that is read."""
+"""Maximum size of a table in bytes."""
 
 FILE_NAMES = ("file_name", "filename", "file", "image", "path", "name", "image_id", "id")
-"""Names under which a column or field is taken for the image's file."""
+"""Names of columns and fields that are read as the file of the image."""
 
 
 def read_table(path: Path, images: Sequence[str]) -> dict[str, str]:
-    """Labels of images, by file name.
+    """Read the labels of images, by file name.
 
     Args:
-        path: a CSV file with a header, or a JSONL file of objects, in UTF-8. One column or field of
-            :data:`FILE_NAMES` holds the file's name below the table's folder; its last part, with or without suffix,
-            does where it fits one image alone. One of :data:`pipelines.data.sources.base.LABEL_NAMES` holds the label.
-        images: names of the image files that lie below the table's folder.
+        path: a CSV file with a header, or a JSONL file of objects, in UTF-8. A column or field of :data:`FILE_NAMES`
+            has the file's path below the table's folder, or only its name, with or without suffix, if that is unique.
+            A column or field of :data:`pipelines.data.sources.base.LABEL_NAMES` has the label.
+        images: paths of the image files below the table's folder.
 
     Raises:
-        SourceError: naming the line and the field.
+        SourceError: if the table is invalid; the message states the line and the field.
     """
     data = read_part(path, 0, TABLE_BYTES + 1)
     if len(data) > TABLE_BYTES:
@@ -44,7 +44,7 @@ def read_table(path: Path, images: Sequence[str]) -> dict[str, str]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise SourceError(f"{path}, line {line}: not UTF-8", hint="save the table as UTF-8") from None
-    # Systems differ in how they compose letters with accents: a table and a disk may spell one name in two ways.
+    # Systems use different Unicode normal forms, so a table and a disk may encode the same name differently.
     known = _names(images)
     labels: dict[str, str] = {}
     lines: dict[str, int] = {}
@@ -69,7 +69,7 @@ def read_table(path: Path, images: Sequence[str]) -> dict[str, str]:
 
 
 def _names(images: Sequence[str]) -> dict[str, str | None]:
-    """The ways to name each image: its path, its last part, and that without suffix; None for what names several."""
+    """Map path, file name and file name without suffix to each image; None if they are ambiguous."""
     known: dict[str, str | None] = {}
     for shorten in (
         str,
@@ -102,7 +102,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, object]
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, object]]]:
-    # Not splitlines: a line of JSON may hold the other separators of Unicode.
+    # Not splitlines: a line of JSON may contain other Unicode line separators.
     for line, content in enumerate(text.split("\n"), 1):
         if not content.strip():
             continue

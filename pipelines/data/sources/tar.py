@@ -1,6 +1,6 @@
-"""Tar files in WebDataset's layout: members of one key are one sample.
+"""Tar files in the WebDataset layout: members with the same key are one sample.
 
-``0001.jpg`` is the image and ``0001.cls`` (a number or a name) or ``0001.json`` (an object with a ``label``) says its
+``0001.jpg`` is the image, and ``0001.cls`` (a number or a name) or ``0001.json`` (an object with a ``label``) has its
 class. A tar file is untrusted: nothing is unpacked, links are not followed, and headers and labels have size limits.
 """
 
@@ -30,10 +30,10 @@ from pipelines.errors import SourceError
 from pipelines.spec import DataSpec
 
 LABEL_BYTES = 2**16
-"""Largest label, .cls or .json, that is read."""
+"""Maximum size of a label file, .cls or .json, in bytes."""
 
 HEADER_BYTES = 2**20
-"""Most bytes that a member's header may have: long names and extended headers have no limit of their own."""
+"""Maximum size of a member's header in bytes; tar does not limit long names and extended headers."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TarSource(ArchiveSource):
     """Images in tar files.
 
     Attributes:
-        places: number of the file, offset and size in bytes of each image.
+        places: index of the file, offset and size in bytes, for each image.
     """
 
     places: tuple[tuple[int, int, int], ...]
@@ -52,7 +52,7 @@ class TarSource(ArchiveSource):
 
 
 class _Headers:
-    """A file of which tarfile reads no more than a header at a time."""
+    """A file object that limits each read by tarfile to the size of a header."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -68,14 +68,14 @@ def open_tars(spec: DataSpec, root: Path, files: list[str], ignored: int, identi
     """Open tar files below a folder.
 
     Args:
-        spec: the preparation of the images.
-        root: the folder.
+        spec: preparation of the images.
+        root: folder of the files.
         files: paths of the tar files below it.
-        ignored: files beside them.
+        ignored: number of other files.
         identity: sha256 that identifies the files.
 
     Raises:
-        SourceError: one is no tar file, or there is no labelled image in them.
+        SourceError: if a file is not a tar file, or no file has a labelled image.
     """
     paths = tuple(root / name for name in files)
     names: list[str] = []
@@ -133,7 +133,7 @@ class _Sample:
 
 
 def _samples(path: Path) -> tuple[list[_Sample], int]:
-    """The images of a tar file in its order, and the number of its members that are neither image nor label."""
+    """Return the images of a tar file in order, and the number of members that are neither image nor label."""
     samples: list[_Sample] = []
     by_key: dict[str, _Sample] = {}
     told: dict[str, str | None] = {}
@@ -142,7 +142,7 @@ def _samples(path: Path) -> tuple[list[_Sample], int]:
     try:
         with path.open("rb") as file, tarfile.open(fileobj=_Headers(file), mode="r:") as archive:  # type: ignore[call-overload]
             while member := archive.next():
-                archive.members = []  # else tarfile keeps every header
+                archive.members = []  # otherwise tarfile keeps every header in memory
                 if member.isdir():
                     continue
                 folder, _, base = member.name.rpartition("/")

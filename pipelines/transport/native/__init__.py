@@ -1,8 +1,8 @@
-"""The assignment solver in C++, called without the interpreter's lock.
+"""The assignment solver in C++, called without the GIL.
 
-It is built when the package is installed, once for each instruction set, where there is a compiler; everything works
-without it. The environment variable ``MONGE_SIMD`` forces an instruction set (``baseline``, ``avx2``, ``avx512``), or
-none (``off``).
+It is built at installation, once for each instruction set, if a compiler is available. It is optional. The environment
+variable ``MONGE_SIMD`` forces an instruction set (``baseline``, ``avx2``, ``avx512``), or disables the solver
+(``off``).
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ _KINDS = {"costs": 0, "products": 1, "bfloat16-products": 2}
 _STATUS = ("solved", "too coarse", "out of budget", "out of memory", "stopped")
 
 INTERRUPTIBLE = 2048
-"""Points from which a solve is long enough to wait for it where Ctrl-C is heard."""
+"""Number of points from which a solve runs in a separate thread, so that Ctrl-C can interrupt it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Screen:
-    """An (n, n) matrix that is near the costs, up to constants of the row and of the column.
+    """An (n, n) matrix that approximates the costs, up to constants per row and per column.
 
     Attributes:
-        kind: ``costs`` (float32, lower bounds), ``products`` (float32 inner products) or ``bfloat16-products`` (the
-            same as uint16 bits).
-        matrix: (n, n), contiguous.
-        error: (n,) float64, how far the screen may lie above the exact entries of each row, the rounding of the
-            products to bfloat16 apart; None for not at all.
-        strict: whether to give up when the error passes the distance between candidates.
+        kind: ``costs`` (float32, lower bounds), ``products`` (float32 inner products) or ``bfloat16-products``
+            (bfloat16 inner products as uint16 bits).
+        matrix: screen entries, (n, n), contiguous.
+        error: maximum amount by which the screen exceeds the exact entries of each row, without the rounding of the
+            products to bfloat16, (n,) float64; None if it never does.
+        strict: whether to stop if the error exceeds the distance between candidates.
     """
 
     kind: str
@@ -75,13 +75,13 @@ class Screen:
 
 @dataclass(frozen=True, eq=False)
 class PointCosts:
-    """Where the exact entries come from: ``scale · ‖xᵢ − yⱼ‖² − rowᵢ − columnⱼ``, or ``scale · ‖xᵢ − yⱼ‖``.
+    """Exact entries from points: ``scale · ‖xᵢ − yⱼ‖² − rowᵢ − columnⱼ``, or ``scale · ‖xᵢ − yⱼ‖``.
 
     Attributes:
-        x, y: (n, d) float32 or both float64, contiguous.
-        scale: a factor of the cost, a power of two.
-        root: whether the cost is the distance and not its square.
-        row, column: (n,) float64 constants, None for zeros.
+        x, y: points, (n, d), both float32 or both float64, contiguous.
+        scale: factor of the cost, a power of two.
+        root: whether the cost is the distance instead of its square.
+        row, column: constants, (n,) float64; None for zeros.
     """
 
     x: np.ndarray
@@ -93,18 +93,18 @@ class PointCosts:
 
     @property
     def rounding(self) -> float:
-        """Relative error of ``scale · ‖xᵢ − yⱼ‖²`` as computed."""
+        """Relative error of the computed ``scale · ‖xᵢ − yⱼ‖²``."""
         return of_differences(self.x.shape[1]) + gamma(4)
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Exact entries ``scale · cost − rowᵢ − columnⱼ`` of a float64 matrix.
+    """Exact entries from a float64 matrix: ``scale · cost − rowᵢ − columnⱼ``.
 
     Attributes:
-        cost: (n, n) float64, contiguous.
-        scale: a power of two.
-        row, column: (n,) float64.
+        cost: cost matrix, (n, n) float64, contiguous.
+        scale: factor of the cost, a power of two.
+        row, column: constants, (n,) float64.
     """
 
     cost: np.ndarray
@@ -117,16 +117,16 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class ExactSolution:
-    """What the solver returns.
+    """Result of the solver.
 
     Attributes:
-        status: ``solved``, or why not: ``too coarse``, ``out of budget`` or ``stopped``.
-        assignment: (n,) int64.
-        f, g: (n,) float64, ``f_i + g_j ≤`` the true entry for every i and j, up to the rounding of that sum.
-        matched: (n,) float64, the cost of each pair of the assignment in the solver's units, constants included.
-        readings, bids, pops: rows of the screen read in full; bids of augmenting row reduction; columns scanned by
-            Dijkstra's method.
-        looks: entries of candidate lists that it looked at.
+        status: ``solved``, or the reason for stopping: ``too coarse``, ``out of budget`` or ``stopped``.
+        assignment: target of each source, (n,) int64.
+        f, g: potentials, (n,) float64; ``f_i + g_j ≤`` the true entry for all i and j, up to the rounding of that sum.
+        matched: cost of each pair of the assignment in the solver's units, constants included, (n,) float64.
+        readings, bids, pops: number of screen rows read in full; of bids of augmenting row reduction; of columns
+            scanned by Dijkstra's method.
+        looks: number of entries read from candidate lists.
     """
 
     status: str
@@ -156,18 +156,18 @@ def assign(
     budget: int = 2**62,
     looks: int = 2**62,
 ) -> ExactSolution:
-    """An optimal assignment. Any number of threads may call it at once; it runs without the interpreter's lock.
+    """Compute an optimal assignment. Thread-safe; runs without the GIL.
 
     Args:
-        screen: what is read in full.
-        points: what decides; None when the screen holds the exact costs.
-        start: (n,) float32 column potentials to start from.
-        budget: rows that may be read in full before the solver gives up.
-        looks: entries of candidate lists that shortest paths may look at before it gives up.
+        screen: approximate costs, read row by row.
+        points: source of the exact entries; None if the screen has the exact costs.
+        start: initial column potentials, (n,) float32.
+        budget: maximum number of full row reads before the solver stops.
+        looks: maximum number of candidate list entries that shortest paths read before the solver stops.
 
     Raises:
-        TransportError: the solver is not available.
-        MemoryError: candidate lists did not fit.
+        TransportError: if the solver is not available.
+        MemoryError: if the candidate lists do not fit into memory.
     """
     n = len(screen.matrix)
     f, g, matched = np.empty((3, n))
@@ -213,10 +213,10 @@ def assign(
 
 
 def _interruptible(call: Callable[[], int], stop: ctypes.c_int32, n: int) -> int:
-    """The result of a long call, which is told to stop when its caller is interrupted.
+    """Run a long call in a thread, and stop it if the caller is interrupted.
 
-    Signals are only heard by the main thread, and there only between instructions of the interpreter: it waits while
-    another thread is in C++.
+    Python handles signals only in the main thread, between bytecode instructions. The main thread therefore waits in
+    Python while another thread runs the C++ code.
     """
     if n < INTERRUPTIBLE or threading.current_thread() is not threading.main_thread():
         return call()
@@ -235,7 +235,7 @@ def _interruptible(call: Callable[[], int], stop: ctypes.c_int32, n: int) -> int
         done.wait()
     except BaseException:
         stop.value = 1
-        # Its arrays must outlive the call, however impatient the user is: it ends within milliseconds.
+        # The arrays must outlive the call, even on repeated interrupts; it ends within milliseconds.
         while worker in threading.enumerate() and not done.is_set():
             with contextlib.suppress(KeyboardInterrupt):
                 done.wait()
@@ -244,7 +244,7 @@ def _interruptible(call: Callable[[], int], stop: ctypes.c_int32, n: int) -> int
 
 
 def summarise(x: np.ndarray) -> tuple[np.ndarray, float]:
-    """Mean of float32 points, (d,) float64, and their largest coordinate in absolute value."""
+    """Compute the mean of float32 points, (d,) float64, and their largest absolute coordinate."""
     n, d = x.shape
     mean = np.empty(d)
     return mean, loaded().monge_summarise(_pointer(x, np.float32, (n, d)), n, d, mean.ctypes.data)
@@ -255,10 +255,10 @@ class PreparedPoints:
     """Points ready for a matrix product.
 
     Attributes:
-        stored: (n, d), float32, or bfloat16 as uint16 bits: ``scale · (x − mean)``, rounded.
-        norm: (n,) float64, lengths before rounding.
-        residual: (n,) float64, lengths of what rounding changed.
-        constant: (n,) float64, ``½ scale² ‖x − other‖²``.
+        stored: rounded ``scale · (x − mean)``, (n, d), float32 or bfloat16 as uint16 bits.
+        norm: norms before rounding, (n,) float64.
+        residual: norms of the rounding errors, (n,) float64.
+        constant: ``½ scale² ‖x − other‖²``, (n,) float64.
     """
 
     stored: np.ndarray
@@ -268,13 +268,13 @@ class PreparedPoints:
 
 
 def prepare(x: np.ndarray, mean: np.ndarray, other: np.ndarray, scale: float, *, bfloat16: bool) -> PreparedPoints:
-    """Centre, scale and round points, with the size of the rounding.
+    """Centre, scale and round points, and compute the size of the rounding error.
 
     Args:
-        x: (n, d) float32 or float64.
-        mean: (d,) float64, theirs.
-        other: (d,) float64, the mean of the points on the other side.
-        scale: a factor.
+        x: points, (n, d) float32 or float64.
+        mean: mean of the points, (d,) float64.
+        other: mean of the points on the other side, (d,) float64.
+        scale: factor of the coordinates.
         bfloat16: whether to round to bfloat16.
     """
     n, d = x.shape
@@ -294,9 +294,9 @@ def prepare(x: np.ndarray, mean: np.ndarray, other: np.ndarray, scale: float, *,
 
 
 def distances(x: np.ndarray, y: np.ndarray, factor: float, *, root: bool) -> np.ndarray:
-    """``factor · ‖xᵢ − yⱼ‖²`` (or ``‖xᵢ − yⱼ‖``) from the differences of coordinates, (n, n) float32.
+    """Compute ``factor · ‖xᵢ − yⱼ‖²`` (or ``‖xᵢ − yⱼ‖``) from differences of coordinates, (n, n) float32.
 
-    Its error is relative to each distance: about d / 2 + 2 units of float32's last place at most.
+    The error is relative to each distance: at most about d / 2 + 2 units in float32's last place.
     """
     n, d = x.shape
     matrix = np.empty((n, n), np.float32)

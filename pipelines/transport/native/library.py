@@ -1,4 +1,4 @@
-"""The build of the C++ solver that this processor runs best, found and loaded, or why there is none."""
+"""Loads the build of the C++ solver for the best instruction set of this processor."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 from pipelines.errors import TransportError
 
 LEVELS = ("baseline", "avx2", "avx512")
-"""Instruction sets, the best last. The baseline is what the compiler takes for granted: SSE2, or NEON on ARM."""
+"""Instruction sets, the best last. The baseline is the compiler's default: SSE2, or NEON on ARM."""
 
-_VERSION = 4  # of the interface to assignment.cpp
+_VERSION = 4  # version of the interface to assignment.cpp
 
 
 class Request(ctypes.Structure):
@@ -52,7 +52,7 @@ class Request(ctypes.Structure):
 
 @cache
 def _library(level: str) -> ctypes.CDLL | str:
-    """The build for an instruction set, or why there is none."""
+    """Load the build for an instruction set, or return why it is not available."""
     folder = Path(__file__).parent
     path = next((p for suffix in EXTENSION_SUFFIXES if (p := folder / f"_assignment_{level}{suffix}").exists()), None)
     if path is None:
@@ -90,18 +90,18 @@ def _processor() -> int:
 
 
 def usable_levels() -> tuple[str, ...]:
-    """The instruction sets that were built and that this processor has; empty without a build."""
-    # The processor is asked first: what it cannot run is not even loaded.
+    """Return the instruction sets that are built and that this processor supports; empty without a build."""
+    # The processor is checked first: a build that it does not support is not loaded.
     return tuple(
         level for rank, level in enumerate(LEVELS) if rank <= _processor() and not isinstance(_library(level), str)
     )
 
 
 def native_level() -> str | None:
-    """The instruction set in use; None where the solver was not built or is switched off.
+    """Return the instruction set in use; None if the solver is not built or is disabled.
 
     Raises:
-        TransportError: ``MONGE_SIMD`` asks for what this machine or this build does not have.
+        TransportError: if ``MONGE_SIMD`` names an instruction set that this machine or build does not support.
     """
     return _level(os.environ.get("MONGE_SIMD", ""))
 
@@ -122,18 +122,18 @@ def _level(asked: str) -> str | None:
 
 
 def native_available() -> bool:
-    """Whether exact plans come from the native solver; from lapx otherwise."""
+    """Whether the native solver computes exact plans; otherwise lapx does."""
     return native_level() is not None
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """What makes exact plans in this process.
+    """The implementation that computes exact plans in this process.
 
     Attributes:
         name: ``native`` or ``lapx``.
-        level: the instruction set of the native solver; None for lapx.
-        reason: why this one.
+        level: instruction set of the native solver; None for lapx.
+        reason: reason for the choice.
     """
 
     name: str
@@ -145,10 +145,10 @@ class Implementation:
 
 
 def implementation() -> Implementation:
-    """Which solver makes exact plans here, and why.
+    """Return which solver computes exact plans in this process, and why.
 
     Raises:
-        TransportError: as :func:`native_level`.
+        TransportError: see :func:`native_level`.
     """
     asked, level = os.environ.get("MONGE_SIMD"), native_level()
     if asked:
@@ -161,7 +161,7 @@ def implementation() -> Implementation:
 
 
 def has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 matrices by instructions of its own."""
+    """Whether the processor has instructions for bfloat16 matrix products."""
     return _processor() >= 3
 
 

@@ -1,1 +1,1 @@
-"""One file for each solver; each has ``solve(problem) -> TransportPlan``."""
+"""Solvers, one module each; most define ``solve(problem) -> TransportPlan``."""

@@ -1,4 +1,4 @@
-"""Anderson acceleration of a fixed-point iteration, guarded."""
+"""Anderson acceleration of a fixed-point iteration, with restarts."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections import deque
 import torch
 
 MEMORY = 10
-"""Earlier steps that are combined. More brought nothing on images; fewer lose the slow modes."""
+"""Number of earlier steps that are combined. More gave no gain on images; fewer lose the slow modes."""
 
 RIDGE = 1e-10
 """Relative ridge of the least squares: steps become parallel as they converge."""
 
 GROWTH = 2.0
-"""Growth of the error, over its least, that ends a series of combined steps."""
+"""Ratio of the error to its minimum so far at which the acceleration restarts."""
 
 
 class Anderson:
     """Chooses the next point of ``g ← T(g)`` from the last steps ``T(g) − g``.
 
-    Walker & Ni (2011), "Anderson acceleration for fixed-point iterations": the combination of the last points whose
-    step would be least, were T linear. Near its solution Sinkhorn's algorithm is, and self-adjoint in L²(b), so that
-    the combination does what a Krylov method would: modes that the plain iteration leaves for hundreds of iterations go
-    in a few. Where the error grows instead, the plain iteration goes on from the best point so far.
+    Walker & Ni (2011), "Anderson acceleration for fixed-point iterations": combines the last points such that the step
+    would be minimal if T were linear. Near its solution, Sinkhorn's algorithm is linear and self-adjoint in L²(b), so
+    the combination acts like a Krylov method: modes that persist for hundreds of plain iterations vanish in a few. If
+    the error grows instead, the plain iteration continues from the best point so far.
 
     Args:
-        weights: of the inner product, (m,) float64.
+        weights: weights of the inner product, (m,) float64.
     """
 
     def __init__(self, weights: torch.Tensor) -> None:
@@ -37,12 +37,12 @@ class Anderson:
         self._best: torch.Tensor | None = None
 
     def next(self, g: torch.Tensor, step: torch.Tensor, error: float) -> torch.Tensor:
-        """The point to try next.
+        """Return the next point to try.
 
         Args:
-            g: (m,) float64, where the iteration is.
+            g: current point, (m,) float64.
             step: ``T(g) − g``.
-            error: at ``g``.
+            error: error at ``g``.
         """
         if error > GROWTH * self._least and self._best is not None:
             self._points.clear()
@@ -59,7 +59,7 @@ class Anderson:
         differences = steps[1:] - steps[:-1]
         weighted = differences * self._weights
         normal = weighted @ differences.T
-        # Not lstsq, whose answers differ from run to run.
+        # Not lstsq: its results differ from run to run.
         normal.diagonal().add_(RIDGE * normal.trace() + torch.finfo(normal.dtype).tiny)
         mix = torch.linalg.solve(normal, weighted @ step)
         moves = torch.stack(list(self._points)).diff(dim=0) + differences

@@ -1,4 +1,4 @@
-"""Monge's problem between uniform sets of equal size: a Jonker–Volgenant assignment over the float64 cost matrix."""
+"""Monge's problem between uniform sets of equal size, by Jonker–Volgenant assignment on the float64 cost matrix."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from pipelines.transport.true_cost import TrueCost, cost_matrix
 
 
 def solve(problem: TransportProblem) -> TransportPlan:
-    """An optimal permutation by shortest augmenting paths (Jonker & Volgenant 1987), by ``lapx``.
+    """Compute an optimal permutation by shortest augmenting paths (Jonker & Volgenant 1987) with ``lapx``.
 
-    Where its answer is not proven optimal, as where costs spread over more digits than float64 has, SciPy solves costs
-    that are computed from differences, and then the more proven of the two plans is returned.
+    If the result is not proven optimal, e.g. because the costs span more digits than float64 has, SciPy solves the
+    problem again with costs computed from differences. The plan with the smaller gap is returned.
 
     Raises:
-        ProblemError: weights, or different numbers of points on both sides; or no permutation avoids forbidden pairs.
+        ProblemError: if the problem has weights or sides of different size, or if no permutation avoids the forbidden
+            pairs.
     """
     started = time.perf_counter()
     n, m = problem.shape
@@ -38,7 +39,7 @@ def solve(problem: TransportProblem) -> TransportPlan:
     forbidden = not np.isfinite(costs).all()
     first = None
     if not forbidden:
-        # Of any offset and unit: the same plan, in numbers of which none overflows.
+        # Offset and unit do not change the plan; normalised costs do not overflow.
         _, columns = lap.lapjvh(_normal(costs), return_cost=False)
         first = _plan(problem, np.asarray(columns, dtype=np.int64), costs, None, started)
         if first.certificate.converged and first.certificate.relative_gap <= SHARP:
@@ -71,17 +72,17 @@ def _plan(
 
 
 def _normal(costs: np.ndarray) -> np.ndarray:
-    """Costs less their least, over the largest: in [0, 1] but for forbidden pairs."""
+    """Shift and scale costs to [0, 1], except for forbidden pairs."""
     finite = costs[np.isfinite(costs)]
     least, most = float(finite.min()), float(finite.max())
     return (costs - least) / (most - least) if most > least else np.where(np.isfinite(costs), 0.0, costs)
 
 
 def _check_feasible(costs: np.ndarray) -> None:
-    """Refuse forbidden pairs that leave no permutation (König's theorem).
+    """Check that a permutation without forbidden pairs exists (König's theorem).
 
     Raises:
-        ProblemError: with the most points that can be matched.
+        ProblemError: if there is no such permutation; the message states how many points can be matched.
     """
     matched = maximum_bipartite_matching(csr_array(np.isfinite(costs)), perm_type="column")
     found = int((matched >= 0).sum())

@@ -22,10 +22,10 @@ class Barycentre:
     """A barycentre, and a certified plan from it to each set.
 
     Attributes:
-        points: (k, d) float64, of equal weights.
-        objective: ``Σ_s λ_s W₂²(points, set_s)``, each term proven by its plan's certificate.
-        plans: from the points to each set.
-        steps: of the fixed-point iteration.
+        points: (k, d) float64, with equal weights.
+        objective: ``Σ_s λ_s W₂²(points, set_s)``; the certificate of each plan proves its term.
+        plans: plans from the points to each set.
+        steps: number of steps of the fixed-point iteration.
     """
 
     points: np.ndarray
@@ -42,21 +42,22 @@ def solve(
     tolerance: float = 1e-6,
     seed: int = 0,
 ) -> Barycentre:
-    """Points of equal weight that minimise the mean squared distance to several sets.
+    """Compute points of equal weight that minimise the mean squared distance to several sets.
 
-    Cuturi & Doucet (2014), algorithm 2: each point moves to the mean of where the plans send it, which never raises
-    the objective. It is not convex in the points: what is found is stationary. The distances at it are certified.
+    Cuturi & Doucet (2014), algorithm 2: each point moves to the mean of its images under the plans, which never
+    increases the objective. The objective is not convex in the points, so the result is a stationary point. The
+    distances at the result are certified.
 
     Args:
-        sets: each (n_s, d), of equal weights.
+        sets: sets of points, each (n_s, d), with equal weights.
         size: number of points of the barycentre.
         weights: λ_s ≥ 0, normalised to sum to 1; equal by default.
-        tolerance: relative decrease of the objective at which it stops.
-        seed: of the start, points drawn from all sets.
+        tolerance: relative decrease of the objective below which the iteration stops.
+        seed: seed for the initial points, which are drawn from all sets.
 
     Raises:
-        ProblemError: no sets, or weights that do not fit.
-        NotConvergedError: the objective still decreases after the steps allowed.
+        ProblemError: if there are no sets, or the weights do not match them.
+        NotConvergedError: if the objective still decreases after the maximum number of steps.
     """
     mass = np.full(len(sets), 1.0) if weights is None else np.asarray(weights, dtype=np.float64)
     if not len(sets) or mass.shape != (len(sets),) or (mass < 0).any() or not mass.sum() > 0 or size < 1:
@@ -83,7 +84,7 @@ def solve(
 
 
 def _means(plan: TransportPlan, cloud: np.ndarray) -> np.ndarray:
-    """Where the plan sends each point, on average."""
+    """Compute the mean target of each point under the plan."""
     rows, columns, mass = plan.entries()
     sums = np.zeros((plan.shape[0], cloud.shape[1]))
     np.add.at(sums, rows, mass[:, None] * cloud[columns])

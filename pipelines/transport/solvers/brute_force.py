@@ -1,4 +1,4 @@
-"""Every permutation, for n ≤ 8: the oracle against which the other solvers are held."""
+"""Brute force over all permutations, for n ≤ 8: the reference for tests of the other solvers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LARGEST = 8
 
 
 def solve(problem: TransportProblem) -> TransportPlan:
-    """Monge's problem by trying all n! permutations, as the article does for n = 6 (720 of them).
+    """Solve Monge's problem by trying all n! permutations, as the article does for n = 6 (720 permutations).
 
     Raises:
-        ProblemError: n over 8, or not an assignment problem.
+        ProblemError: if n is larger than 8, or the problem is not an assignment problem.
     """
     started = time.perf_counter()
     n, m = problem.shape

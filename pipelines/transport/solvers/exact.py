@@ -1,11 +1,11 @@
-"""Monge's problem between uniform sets of equal size, at less than the price of its cost matrix.
+"""Monge's problem between uniform sets of equal size, without computing the full cost matrix.
 
-Most costs cannot matter to an optimal assignment. A cheap screen (a matrix product in bfloat16 where the processor has
-it) finds those that may; only these are computed exactly, from the points themselves in float64. What the screen leaves
-out is bounded, so that the answer is optimal for the exact costs, and the same bounds prove its dual potentials
-feasible over the whole matrix: each row's ``f_i`` is at most its bound, under every unlisted ``C_ij − g_j``, and at
-most every listed one, which is looked at. Both are lowered by what rounding can have added
-(:mod:`pipelines.transport.rounding`). The solver itself is described in ``native/solver.h``.
+Most costs cannot affect an optimal assignment. A cheap screen (a matrix product, in bfloat16 if the processor supports
+it) finds the pairs that can; only their costs are computed exactly, in float64 from the points. All other costs are
+bounded from below, so the result is optimal for the exact costs. The same bounds prove that the dual potentials are
+feasible over the whole matrix: ``f_i`` is at most the lower bound of ``C_ij − g_j`` over the unlisted pairs of row i,
+and at most the exact ``C_ij − g_j`` of each listed pair. Both are reduced by the possible rounding error
+(:mod:`pipelines.transport.rounding`). ``native/solver.h`` describes the solver.
 """
 
 from __future__ import annotations
@@ -33,30 +33,31 @@ from pipelines.transport.solvers.duality import potentials_of_assignment
 from pipelines.transport.true_cost import cost_matrix, on_sphere
 
 READINGS = 12
-"""Times n rows read in full: past them, dense shortest paths are the better method. Image data take 1.1 to 1.5 n."""
+"""Maximum number of full row reads, as a multiple of n; beyond it, dense shortest paths are faster. Image data need 1.1
+to 1.5 n."""
 
 LOOKS = 256
-"""Times n² entries of candidate lists that shortest paths look at: an end to what is slower than dense ones. Image data
-take 0.1, points in the plane 1, Cauchy tails 13, two clusters far apart 90."""
+"""Maximum number of candidate list entries that shortest paths read, as a multiple of n²; beyond it, dense shortest
+paths are faster. Image data need 0.1, points in the plane 1, Cauchy tails 13, two clusters far apart 90."""
 
 SAMPLED_ROWS = 24
 CANDIDATES = 32
 MOST_TIES = 0.75
-"""Fraction of the candidates of a row that cost the same as the next, from which lists grow as long as rows."""
+"""Fraction of tied candidates in a row above which candidate lists become as long as rows."""
 
 
 def solve(problem: TransportProblem, *, g: np.ndarray | None = None) -> TransportPlan:
-    """An optimal permutation, with potentials that prove it.
+    """Compute an optimal permutation with potentials that prove it.
 
-    Where the data defeat the screens (many equal costs, heavy tails), or without the native build, lapx solves the
-    float64 cost matrix.
+    If the screens are not effective (many equal costs, heavy tails), or without the native build, lapx solves the
+    problem with the float64 cost matrix.
 
     Args:
-        problem: uniform weights, as many points on both sides, epsilon 0.
-        g: (n,) target potentials of an earlier plan between nearly the same points, to start from.
+        problem: problem with uniform weights, equally many points on both sides, and epsilon 0.
+        g: initial target potentials, (n,), e.g. of an earlier plan between nearly the same points.
 
     Raises:
-        ProblemError: another kind of problem, or ``g`` of another shape.
+        ProblemError: if the problem is of another kind, or ``g`` has another shape.
     """
     started = time.perf_counter()
     n, m = problem.shape
@@ -87,14 +88,14 @@ def solve(problem: TransportProblem, *, g: np.ndarray | None = None) -> Transpor
 def solve_batch(problems: Sequence[TransportProblem], *, threads: int | None = None) -> list[TransportPlan]:
     """Solve many problems at once, each on one thread.
 
-    Torch's own threads are set to one for as long as it runs: two teams on the same cores wait for each other.
+    Limits torch to one thread during the call, because two thread pools on the same cores block each other.
 
     Args:
-        problems: as for :func:`solve`.
-        threads: how many; the number of processors by default.
+        problems: problems as for :func:`solve`.
+        threads: number of threads; the number of processors by default.
 
     Raises:
-        ProblemError: the first one that a problem raises.
+        ProblemError: the first error of any problem.
     """
     threads = min(threads or os.cpu_count() or 1, len(problems))
     if threads <= 1:
@@ -108,7 +109,7 @@ def solve_batch(problems: Sequence[TransportProblem], *, threads: int | None = N
 
 
 def _obstacle(problem: TransportProblem) -> str:
-    """Why dense shortest paths are the better method for a cost matrix, by a look at some rows; "" if they are not."""
+    """Return why dense shortest paths are faster for a cost matrix, judged by a sample of rows; "" if they are not."""
     if problem.matrix is None:
         return ""
     matrix, n = screens.as_numpy(problem.matrix), problem.shape[0]
@@ -119,7 +120,7 @@ def _obstacle(problem: TransportProblem) -> str:
 
 
 def screens_of(problem: TransportProblem) -> Iterator[screens.Screened]:
-    """Screens to try, the cheapest first; each is made when it is asked for."""
+    """Yield the screens to try, the cheapest first; each is computed on demand."""
     if problem.matrix is not None:
         yield screens.from_matrix(screens.as_numpy(problem.matrix))
         return
@@ -130,7 +131,7 @@ def screens_of(problem: TransportProblem) -> Iterator[screens.Screened]:
     if problem.cost == "cosine":
         (x, row), (y, column) = on_sphere(x.double()), on_sphere(y.double())
         for screened in _screens_of_points(x.numpy(), y.numpy(), "squared-euclidean"):
-            # Half the squared distance, and a constant for a point at the origin.
+            # The cost is half the squared distance, plus a constant for a point at the origin.
             unit = screened.unit / 2
             rows, columns = (
                 side + shift.numpy() / unit for side, shift in ((screened.row, row), (screened.column, column))
@@ -156,10 +157,10 @@ def _screens_of_points(x: np.ndarray, y: np.ndarray, cost: CostName) -> Iterator
 def _plan(
     problem: TransportProblem, screened: screens.Screened, solution: native.ExactSolution, started: float
 ) -> TransportPlan:
-    """The solver's answer, certified by its own bounds; by a pass over all costs where these leave a gap."""
+    """Certify the solver's result by its own bounds or, if these leave a gap, by a pass over all costs."""
     effort = solution.bids + solution.pops
     slack = of_cosine(problem.x.shape[1]) if problem.cost == "cosine" and problem.x is not None else (0.0, 0.0, 0.0)
-    # Costs are at most 2, and |u − v| too.
+    # Costs are at most 2, and so is |u − v|.
     bounds = _own_bounds(screened, solution, 2 * slack[0] + 2 * slack[1] + slack[2])
     if problem.cost == "power" or bounds is None or bounds.gap > SHARP:
         found: dict[str, Any] = {
@@ -170,7 +171,7 @@ def _plan(
         }
         plan = certified(problem, g=screened.unit * (solution.g + screened.column), **found)
         if not plan.certificate.converged:
-            # Between clusters far apart the solver's potentials are so large that they lose the digits of small costs.
+            # For distant clusters, the solver's potentials are so large that they lose the digits of small costs.
             g = potentials_of_assignment(cost_matrix(problem).cpu().numpy(), solution.assignment)
             plan = certified(problem, g=g, **found)
         return plan
@@ -179,12 +180,12 @@ def _plan(
 
 
 def _own_bounds(screened: screens.Screened, solution: native.ExactSolution, slack: float) -> ExactBounds | None:
-    """Bounds from the solver's potentials, which are feasible but for the rounding of their last sums.
+    """Compute bounds from the solver's potentials, which are feasible up to the rounding of their last sums.
 
     Args:
-        screened: what the solver saw.
-        solution: a solved one.
-        slack: how far a cost that it saw may be from the true one, beyond its own rounding.
+        screened: input of the solver.
+        solution: solution with status ``solved``.
+        slack: maximum difference between the solver's costs and the true ones, beyond their rounding.
     """
     n = len(solution.assignment)
     if not (np.bincount(solution.assignment, minlength=n) == 1).all():

@@ -1,4 +1,4 @@
-"""Gromov–Wasserstein transport: between sets that share no coordinates, by their own distances."""
+"""Gromov–Wasserstein transport between sets in different spaces, from the distances within each set."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from pipelines.transport.problem import TransportProblem
 MAX_STEPS = 1000
 
 TOLERANCE = 1e-7
-"""Relative decrease at which conditional gradient stops."""
+"""Relative decrease of the objective below which the conditional gradient method stops."""
 
 
 def solve(x: np.ndarray, y: np.ndarray, *, a: np.ndarray | None = None, b: np.ndarray | None = None) -> TransportPlan:
-    """A stationary plan of ``Σ |d(x_i, x_k) − d(y_j, y_l)|² P_ij P_kl`` (Mémoli 2011; Peyré & Cuturi 2019, eq. 10.8).
+    """Compute a stationary plan of ``Σ |d(x_i, x_k) − d(y_j, y_l)|² P_ij P_kl``.
 
-    The problem is not convex: no bound below its optimum is known but 0, which is what ``dual`` holds, and ``gap`` is
-    then the distortion itself. ``converged`` says that the last linear sub-problem found no descent.
+    Mémoli (2011); Peyré & Cuturi (2019), eq. 10.8. The distance d is Euclidean. The problem is not convex, and the only
+    known lower bound is 0: ``dual`` is 0, and ``gap`` is the distortion. ``converged`` means that the last linear
+    subproblem found no descent direction.
 
     Args:
-        x: (n, d) points; d the Euclidean distance.
-        y: (m, e) points, of any other dimension.
+        x: points, (n, d).
+        y: points, (m, e); the dimension may differ from that of x.
         a: weights of x; uniform by default.
-        b: weights of y.
+        b: weights of y; uniform by default.
 
     Raises:
-        ProblemError: as of :meth:`TransportProblem.between`.
-        NotConvergedError: no stationary plan within the steps allowed.
+        ProblemError: see :meth:`TransportProblem.between`.
+        NotConvergedError: if no stationary plan is found within the maximum number of steps.
     """
-    import ot  # it imports scikit-learn: half a second that most processes need not spend
+    import ot  # imported here because it imports scikit-learn, which takes half a second
 
     started = time.perf_counter()
     sides = [TransportProblem.between(side, side, a=w, b=w) for side, w in ((x, a), (y, b))]
@@ -48,7 +49,7 @@ def solve(x: np.ndarray, y: np.ndarray, *, a: np.ndarray | None = None, b: np.nd
         *matrices, left, right, "square_loss", log=True, max_iter=MAX_STEPS, tol_rel=TOLERANCE, tol_abs=TOLERANCE
     )
     rows, columns = np.nonzero(plan)
-    # The linear sub-problem at the plan: no plan descends from it if the simplex finds none cheaper.
+    # Linear subproblem at the plan: the plan is stationary if the simplex finds no cheaper one.
     gradient = ot.gromov.gwggrad(*ot.gromov.init_matrix(*matrices, left, right), plan)
     descent = float((gradient * (plan - ot.emd(left, right, gradient))).sum())
     primal = float(log["gw_dist"]) * scale**2

@@ -1,11 +1,12 @@
 """One iteration of Sinkhorn's algorithm, in one pass over the rows of the Gibbs kernel.
 
-A textbook iteration reads the kernel twice: for ``K v``, then for ``Kᵀ u``. Here rows are taken in blocks that stay in
-cache: a block's row sums give its new source potentials, and with them its part of the column sums, before the next
-block is processed. A kernel in memory is read once per iteration; otherwise it is computed once per iteration.
+A textbook iteration reads the kernel twice: for ``K v``, then for ``Kᵀ u``. This implementation processes blocks of
+rows that stay in cache: the row sums of a block give its new source potentials, and these give its part of the column
+sums, before the next block is processed. A kernel in memory is read once per iteration; otherwise it is computed once
+per iteration.
 
-Exponents and logarithms are taken in base 2: torch's ``exp`` falls to a fortieth of its speed where results underflow,
-as most entries of a kernel of small epsilon do; its ``exp2`` does not.
+Exponents and logarithms are in base 2: torch's ``exp`` is about forty times slower if results underflow, as most
+entries of a kernel with small epsilon do; ``exp2`` is not.
 """
 
 from __future__ import annotations
@@ -21,26 +22,26 @@ from pipelines.transport.solvers.rows import CostRows
 LOG2E = math.log2(math.e)
 
 CPU_BLOCK = 2**21
-"""Kernel entries in a block on a CPU: 8 MiB, within its last cache."""
+"""Kernel entries per block on a CPU: 8 MiB, which fits into the last-level cache."""
 
 GPU_BLOCK = 2**26
-"""The same on a GPU, where a launch costs as much as a million entries."""
+"""Kernel entries per block on a GPU, where a kernel launch costs as much as a million entries."""
 
 SMALLEST, LARGEST = 2.0**-100, 2.0**100
-"""Sums between these are taken as they are: float32 ends at 2^±126."""
+"""Range in which sums are used without correction; the range of float32 is 2^±126."""
 
 MAX_SHIFT = 40.0
-"""Powers of two by which potentials may move away from those in a kernel before it is made anew."""
+"""Maximum change of the potentials absorbed in a kernel, as a power of two, before the kernel is computed again."""
 
 
 @dataclass(frozen=True)
 class IterationResult:
-    """What one pass found.
+    """Result of one pass.
 
     Attributes:
         f: source potentials, (n,) float64.
         rows: mass of each row under them, in units of its weight, (n,) float64.
-        columns: the same of the columns, (m,) float64, over the rows held here.
+        columns: mass of each column in units of its weight, (m,) float64, summed over the rows of this kernel.
     """
 
     f: torch.Tensor
@@ -49,13 +50,13 @@ class IterationResult:
 
 
 class Kernel:
-    """The kernel ``exp((f_i + g_j − C_ij) / epsilon)``, in memory or made block by block.
+    """The kernel ``exp((f_i + g_j − C_ij) / epsilon)``, in memory or computed block by block.
 
     Args:
-        rows: the costs.
+        rows: rows of the cost matrix.
         a: weights of these rows, (n,) float64.
         b: weights of the columns, (m,) float64.
-        keep: whether the kernel stays in memory from iteration to iteration.
+        keep: whether the kernel stays in memory between iterations.
     """
 
     def __init__(self, rows: CostRows, a: torch.Tensor, b: torch.Tensor, *, keep: bool) -> None:
@@ -72,14 +73,14 @@ class Kernel:
     def iterate(
         self, f: torch.Tensor, g: torch.Tensor, epsilon: float, proximity: float | None = 1.0
     ) -> IterationResult:
-        """New source potentials, and the masses that they leave.
+        """Compute new source potentials and the masses of rows and columns.
 
         Args:
-            f: (n,) float64; where it is so far off that float32 cannot hold a row, its c-transform is taken instead.
-            g: (m,) float64.
-            epsilon: > 0.
+            f: source potentials, (n,) float64; if a row is outside float32's range, its c-transform is used instead.
+            g: target potentials, (m,) float64.
+            epsilon: entropic regularisation, > 0.
             proximity: ``rho / (rho + epsilon)`` of an unbalanced problem (Chizat et al. 2018); 1 meets the row
-                marginal; None leaves ``f`` as it is.
+                marginal; None leaves ``f`` unchanged.
         """
         found = self._pass(f, g, epsilon, proximity)
         lost = ~((found.rows > SMALLEST) & (found.rows < LARGEST))
@@ -90,12 +91,12 @@ class Kernel:
         found = replace(found, columns=self.gather(found.columns, "sum"))
         if proximity is None:
             return found
-        # Only now, for all rows at once: a logarithm wakes all threads, however short the vector.
+        # Once for all rows: each logarithm uses all threads, even for a short vector.
         new_f = proximity * (f - found.rows.log2() * (epsilon / LOG2E))
         return IterationResult(new_f, found.rows * ((new_f - f) * (LOG2E / epsilon)).exp2(), found.columns)
 
     def _pass(self, f: torch.Tensor, g: torch.Tensor, epsilon: float, proximity: float | None) -> IterationResult:
-        """Masses of the rows before ``f``'s step, of the columns after it."""
+        """Compute the masses of the rows before the step of ``f``, and of the columns after it."""
         fresh = not self._near(f, g, epsilon)
         if fresh:
             self._base = (f, g, epsilon)
@@ -124,8 +125,8 @@ class Kernel:
         return IterationResult(f, rows, columns.double() * shift)
 
     def transform(self, g: torch.Tensor) -> torch.Tensor:
-        """The c-transform ``min_j C_ij − g_j``, (n,) float64."""
-        # A target without weight takes no part.
+        """Compute the c-transform ``min_j C_ij − g_j``, (n,) float64."""
+        # Targets without weight are ignored.
         right = torch.where(self.b > 0, g, -math.inf)
         f = torch.empty_like(self.a)
         for start, stop in self._blocks():
@@ -133,7 +134,7 @@ class Kernel:
         return f
 
     def column_transform(self, f: torch.Tensor) -> torch.Tensor:
-        """The c-transform ``min_i C_ij − f_i`` over all rows, (m,) float64."""
+        """Compute the c-transform ``min_i C_ij − f_i`` over all rows, (m,) float64."""
         most = torch.full_like(self.b, -math.inf)
         right = torch.zeros_like(self.b)
         for start, stop in self._blocks():
@@ -141,11 +142,11 @@ class Kernel:
         return self.gather(-most, "min")
 
     def total(self, over_rows: torch.Tensor) -> float:
-        """The sum of (n,) numbers over all rows."""
+        """Sum (n,) numbers over all rows."""
         return float(self.gather(over_rows.sum()[None], "sum"))
 
     def gather(self, parts: torch.Tensor, by: Literal["sum", "min"]) -> torch.Tensor:
-        """What is known of all rows, from what these rows say: here they are all."""
+        """Reduce partial results to all rows; the identity here, because this kernel has all rows."""
         return parts
 
     def _near(self, f: torch.Tensor, g: torch.Tensor, epsilon: float) -> bool:
@@ -165,9 +166,9 @@ class Kernel:
         self.costs.exponents(start, stop, f[start:stop] * scale, g * scale, scale, block).exp2_()
 
     def _less_cost(self, start: int, stop: int, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """``left_i + right_j − C_ij``, in memory that is used again for the next block.
+        """Compute ``left_i + right_j − C_ij`` in a buffer that the next block reuses.
 
-        Blocks of their own would be freed among the small results that stay, and the heap would grow by all of them.
+        Separate buffers would fragment the heap, because small results that are kept are allocated between them.
         """
         if self._scratch is None:
             m = self.costs.shape[1]

@@ -1,4 +1,4 @@
-"""Kantorovich's linear programme: weighted and rectangular problems, by POT's network simplex."""
+"""Kantorovich's linear programme for weighted and rectangular problems, by POT's network simplex."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from pipelines.transport.solvers.duality import potentials_of_plan
 from pipelines.transport.true_cost import TrueCost, cost_matrix
 
 MAX_PIVOTS = 100_000_000
-"""POT's own limit of 100,000 pivots stops short of the optimum from n ≈ 2048 on, with no more than a warning."""
+"""Maximum number of pivots. POT's default of 100,000 stops before the optimum from n ≈ 2048 on, with only a warning."""
 
 CAPS = (2.0**8, 2.0**16, 2.0**24, 2.0**32, 2.0**40)
-"""Multiples of the costs that every plan has to pay at least, at which larger costs are cut in turn."""
+"""Caps for large costs, tried in turn, as multiples of the largest cost that every plan must pay."""
 
 FORBIDDEN_MASS = 1e-9
-"""Mass along forbidden pairs that is taken for rounding."""
+"""Mass on forbidden pairs below which it counts as rounding."""
 
 SimplexResult = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
-"""Rows, columns and mass of the entries, target potentials, and the number of pivots."""
+"""Rows, columns and mass of the entries, target potentials, number of pivots."""
 
 
 def solve(problem: TransportProblem) -> TransportPlan:
-    """An optimal plan with at most n + m − 1 non-zero entries (Dantzig's simplex on the transport polytope).
+    """Compute an optimal plan with at most n + m − 1 non-zero entries (Dantzig's simplex on the transport polytope).
 
-    Peyré & Cuturi (2019), section 3.5. Points of zero weight are left out of the solve and get feasible potentials.
+    Peyré & Cuturi (2019), section 3.5. Points of zero weight are excluded from the solve and get feasible potentials.
 
-    The simplex computes in float64: one cost of 1e16 leaves no digits for costs of 1 beside it. Where the certificate
-    shows a gap, and where pairs are forbidden, costs are cut at a cap. A plan of the capped costs that uses no capped
-    pair is optimal for the costs themselves, and its potentials are feasible for them; otherwise the cap is raised.
+    The simplex computes in float64, so a cost of 1e16 leaves no digits for costs near 1. If the certificate shows a
+    gap, or if pairs are forbidden, costs are capped. A plan for the capped costs that uses no capped pair is optimal
+    for the original costs, and its potentials are feasible for them; otherwise the cap is raised.
 
     Raises:
-        ProblemError: epsilon > 0, or every plan uses forbidden pairs.
+        ProblemError: if epsilon > 0, or if every plan uses forbidden pairs.
     """
     started = time.perf_counter()
     if problem.epsilon > 0:
@@ -64,7 +64,7 @@ def solve(problem: TransportProblem) -> TransportPlan:
     assert best is not None
     if best.certificate.converged:
         return best
-    # Potentials that were found beside far larger costs have lost their digits; the plan may be optimal all the same.
+    # Much larger costs in the same problem remove digits from the potentials; the plan may still be optimal.
     rows, columns, mass = best.entries()
     g = np.zeros(problem.shape[1])
     places = np.searchsorted(program.sources, rows), np.searchsorted(program.targets, columns)
@@ -74,10 +74,10 @@ def solve(problem: TransportProblem) -> TransportPlan:
 
 
 def check_feasible(problem: TransportProblem) -> None:
-    """Refuse forbidden pairs that every plan would need.
+    """Check that a plan without forbidden pairs exists.
 
     Raises:
-        ProblemError: with the least mass along them.
+        ProblemError: if there is no such plan; the message states the minimum mass on forbidden pairs.
     """
     _Program.of(problem, cost_matrix(problem).cpu().numpy()).check_feasible()
 
@@ -97,7 +97,7 @@ def _plan(problem: TransportProblem, found: SimplexResult, cost: TrueCost | None
 
 @dataclass(frozen=True, eq=False)
 class _Program:
-    """The problem between the points that have weight, its costs less the least of each row, then of each column."""
+    """The problem between points with weight, with the minimum of each row, then column, subtracted from the costs."""
 
     costs: np.ndarray
     columns: np.ndarray
@@ -112,18 +112,18 @@ class _Program:
         a, b = problem.source_weights(), problem.target_weights()
         sources, targets = np.flatnonzero(a), np.flatnonzero(b)
         inner = costs[np.ix_(sources, targets)]
-        # Constants of rows and columns leave plans as they are. Without them costs are ≥ 0, which POT asks for, and a
-        # point that is far from all others does not set the unit in which the others are compared.
+        # Row and column constants do not change plans. Without them, costs are ≥ 0, as POT requires, and a single
+        # distant point does not determine the scale of all costs.
         inner = inner - _finite(inner.min(1))[:, None]
         least = _finite(inner.min(0))
         return cls(inner - least, least, a[sources], b[targets], sources, targets, len(b))
 
     def run(self, cap: float | None) -> SimplexResult:
-        """Rows, columns and mass of the entries, target potentials, and the number of pivots."""
+        """Run the simplex with costs capped at ``cap``."""
         costs = self.costs if cap is None else np.minimum(self.costs, cap)
         unit = float(costs.max()) or 1.0
         plan, log = _simplex(self.a, self.b, costs / unit)
-        # What rounding leaves of a weight is no entry, nor what it leaves on a forbidden pair.
+        # Rounding residues of weights, or on forbidden pairs, are not entries.
         least = np.where(np.isfinite(self.costs), rounding.of_masses(self.a, self.b), FORBIDDEN_MASS)
         rows, columns = np.nonzero(plan > least)
         g = np.zeros(self.size)
@@ -131,7 +131,7 @@ class _Program:
         return self.sources[rows], self.targets[columns], plan[rows, columns], g, int(log.get("numIter", 0))
 
     def caps(self) -> list[float | None]:
-        """Where to cut costs: from the dearest of the cheapest pairs up; not at all, last, where all are finite."""
+        """Return the caps to try, from the largest minimum cost upwards; None (no cap) is last if all are finite."""
         least = max(float(self.costs.min(1).max()), float(self.costs.min(0).max()))
         finite = self.costs[np.isfinite(self.costs)]
         least = least or float(finite[finite > 0].min(initial=np.inf))
@@ -142,10 +142,10 @@ class _Program:
         return [*caps, 4 * most * min(self.costs.shape)] if not np.isfinite(self.costs).all() else [*caps, None]
 
     def check_feasible(self) -> None:
-        """Refuse forbidden pairs that every plan would need.
+        """Check that a plan without forbidden pairs exists.
 
         Raises:
-            ProblemError: with the least mass along them.
+            ProblemError: if there is no such plan; the message states the minimum mass on forbidden pairs.
         """
         crossing = (~np.isfinite(self.costs)).astype(np.float64)
         plan, _ = _simplex(self.a, self.b, crossing)
@@ -158,15 +158,15 @@ class _Program:
 
 
 def _finite(least: np.ndarray) -> np.ndarray:
-    """The least costs of rows or columns, 0 where all pairs are forbidden."""
+    """Replace infinite minima, of rows or columns whose pairs are all forbidden, by 0."""
     return np.where(np.isfinite(least), least, 0.0)
 
 
 def _simplex(a: np.ndarray, b: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    import ot  # it imports scikit-learn: half a second that most processes need not spend
+    import ot  # imported here because it imports scikit-learn, which takes half a second
 
     with warnings.catch_warnings():
-        # Its warnings are about convergence, which the certificate decides.
+        # POT warns about convergence, which the certificate checks.
         warnings.simplefilter("ignore")
         plan, log = ot.emd(
             a, b, np.ascontiguousarray(costs), numItermax=MAX_PIVOTS, log=True, center_dual=False, numThreads=1

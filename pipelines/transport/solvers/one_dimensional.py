@@ -16,13 +16,14 @@ from pipelines.transport.rounding import of_masses
 
 
 def solve(problem: TransportProblem) -> TransportPlan:
-    """The optimal plan between points of one coordinate, sparse, with potentials that prove it.
+    """Compute the optimal plan between points on the line, sparse, with potentials that prove it.
 
-    It is the same for all costs that are convex in the difference. The potentials follow the plan from left to right:
-    its entries form a path, along which ``f_i + g_j = C_ij``.
+    The plan is the same for all costs that are convex in the difference. The potentials follow the plan from left to
+    right: its entries form a path, along which ``f_i + g_j = C_ij``.
 
     Raises:
-        ProblemError: more than one coordinate, epsilon > 0, a cost matrix, or a cost that is not convex.
+        ProblemError: if the points have more than one coordinate, if epsilon > 0, if a cost matrix is given, or if the
+            cost is not convex.
     """
     started = time.perf_counter()
     if problem.matrix is not None or problem.x is None or problem.y is None or problem.x.shape[1] != 1:
@@ -51,22 +52,22 @@ def solve(problem: TransportProblem) -> TransportPlan:
 def sorted_plan(
     x: np.ndarray, y: np.ndarray, a: np.ndarray | None = None, b: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The monotone plan between numbers, entries from left to right: rows, columns, mass.
+    """Compute the monotone plan between numbers: rows, columns and mass of its entries, from left to right.
 
     Args:
-        x: (n,).
-        y: (m,).
-        a: weights of x, (n,) summing to 1; uniform by default.
-        b: weights of y, (m,).
+        x: source numbers, (n,).
+        y: target numbers, (m,).
+        a: weights of x, (n,), with sum 1; uniform by default.
+        b: weights of y, (m,), with sum 1; uniform by default.
     """
-    import ot  # it imports scikit-learn: half a second that most processes need not spend
+    import ot  # imported here because it imports scikit-learn, which takes half a second
 
     left, right = np.argsort(x, kind="stable"), np.argsort(y, kind="stable")
     a = np.full(len(x), 1 / len(x)) if a is None else a
     b = np.full(len(y), 1 / len(y)) if b is None else b
     plan = ot.emd_1d(x[left], y[right], a[left], b[right], dense=False)
     held = plan.tocoo()
-    # What rounding leaves of a weight is no entry: it would tie clusters to each other that have nothing to do.
+    # Rounding residues of weights are not entries: they would connect unrelated clusters.
     kept = held.data > of_masses(a, b)
     rows, columns, mass = held.row[kept], held.col[kept], held.data[kept]
     order = np.lexsort((columns, rows))
@@ -85,8 +86,8 @@ def _potentials(
     f[rows[0]] = 0.0
     for place, (row, column, cost) in enumerate(zip(rows, columns, costs, strict=True)):
         if place and row != rows[place - 1] and column != columns[place - 1]:
-            # The path breaks where both sides end together: the pairs across bound f[row] on both sides. Near 0 the
-            # potentials of clusters far apart stay as small as the costs within them.
+            # The path breaks where a source and a target end together; the pairs across the break bound f[row] on both
+            # sides. Close to 0, the potentials of distant clusters stay as small as the costs within them.
             source, target = rows[place - 1], columns[place - 1]
             most = float(_cost(x[row], y[target], problem)) - g[target]
             least = f[source] + cost - float(_cost(x[source], y[column], problem))

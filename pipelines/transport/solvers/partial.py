@@ -1,4 +1,4 @@
-"""Partial transport: a part of the mass is moved, the part that moves cheapest."""
+"""Partial transport: moves a given part of the mass at minimum cost."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from pipelines.transport.true_cost import cost_matrix
 
 
 def solve(problem: TransportProblem, *, mass: float) -> TransportPlan:
-    """The cheapest plan that moves a given mass, with at most a out of each source and b into each target.
+    """Compute the cheapest plan of a given mass, with at most a out of each source and at most b into each target.
 
-    By a dummy point on each side that takes what stays (Chapel, Alaya & Gasso 2020, prop. 1), and the network simplex.
-    The certificate's ``primal`` and ``dual`` bound the cost of what moves; ``marginal_error`` is by how much rows and
-    columns exceed a and b, and by how much the mass that moves is not the given one.
+    Adds a dummy point on each side for the mass that does not move (Chapel, Alaya & Gasso 2020, prop. 1), and runs the
+    network simplex. The certificate's ``primal`` and ``dual`` bound the cost of the moved mass; ``marginal_error`` is
+    the amount by which rows and columns exceed a and b, plus the deviation of the moved mass from the given one.
 
     Args:
-        problem: epsilon 0.
-        mass: to move, in (0, 1].
+        problem: problem with epsilon 0.
+        mass: mass to move, in (0, 1].
 
     Returns:
-        A sparse plan of the given mass, with potentials as :func:`partial_bounds` takes them.
+        A sparse plan of the given mass, with potentials as expected by :func:`partial_bounds`.
 
     Raises:
-        ProblemError: epsilon > 0, or a mass out of range.
-        NotConvergedError: as of the network simplex.
+        ProblemError: if epsilon > 0, or the mass is out of range.
+        NotConvergedError: if the network simplex does not converge.
     """
     started = time.perf_counter()
     if problem.epsilon > 0 or not 0 < mass <= 1:
@@ -41,7 +41,7 @@ def solve(problem: TransportProblem, *, mass: float) -> TransportPlan:
         )
     found = _solve(problem, mass, direct=False)
     if not found.bounds.closed and problem.matrix is None:
-        # Between clusters far apart, costs from a matrix product have no digits left for those that decide.
+        # For distant clusters, costs from a matrix product have too few digits to distinguish small costs.
         found = _solve(problem, mass, direct=True)
     certificate = certificate_of(found.bounds, solver="partial", iterations=found.pivots, started=started)
     certificate.require_converged()
@@ -71,17 +71,17 @@ def _solve(problem: TransportProblem, mass: float, *, direct: bool) -> _Found:
     finite = costs[np.isfinite(costs)]
     if not len(finite):
         raise ProblemError("matrix: every pair is forbidden: nothing may move", hint="allow more pairs")
-    # A constant more for each unit of mass that moves, whose amount is given, leaves the plan as it is.
+    # The moved mass is fixed, so a constant added to all costs does not change the plan.
     offset, spread = float(finite.min()), float(finite.max() - finite.min())
     extended = np.zeros((n + 1, m + 1))
     extended[:n, :m] = costs - offset
-    # Dearer than any route through the other dummy, so that no mass goes from dummy to dummy.
+    # More expensive than any other route, so that no mass moves from dummy to dummy.
     extended[n, m] = 2 * spread or abs(offset) or 1.0
     a, b = (np.append(side, stays) for side in (problem.source_weights(), problem.target_weights()))
     whole = network_simplex.solve(TransportProblem.from_cost(extended, a=a, b=b))
     rows, columns, moved = whole.entries()
     inside = (rows < n) & (columns < m)
-    # The extended problem divides by its mass.
+    # The extended problem is normalised to mass 1.
     entries = Entries(rows[inside], columns[inside], moved[inside] * (1 + stays), False)
     assert whole.f is not None
     assert whole.g is not None

@@ -1,4 +1,4 @@
-"""Rows of a cost matrix, as Sinkhorn's algorithm looks at them: in float32 for speed, or in float64."""
+"""Rows of a cost matrix for Sinkhorn's algorithm: in float32 for speed, or in float64."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.transport.true_cost import TrueCost, on_sphere
 
 @runtime_checkable
 class CostRows(Protocol):
-    """A cost matrix of which some rows are looked at at a time."""
+    """A cost matrix that is read in blocks of rows."""
 
     shape: tuple[int, int]
     device: torch.device
@@ -26,26 +26,26 @@ class CostRows(Protocol):
     """Relative error of a cost."""
 
     def costs(self, start: int, stop: int) -> torch.Tensor:
-        """Rows ``start … stop − 1``, (stop − start, m); not to be written to."""
+        """Return rows ``start … stop − 1``, (stop − start, m), read-only."""
         ...
 
     def exponents(
         self, start: int, stop: int, left: torch.Tensor, right: torch.Tensor, scale: float, out: torch.Tensor
     ) -> torch.Tensor:
-        """``left_i + right_j − scale · C_ij`` for these rows, into ``out``.
+        """Compute ``left_i + right_j − scale · C_ij`` for the rows ``start … stop − 1`` into ``out``.
 
         Args:
-            start, stop: the rows.
-            left: (stop − start,) float64.
-            right: (m,) float64.
+            start, stop: range of rows.
+            left: term of each row, (stop − start,) float64.
+            right: term of each column, (m,) float64.
             scale: factor of the cost.
-            out: (stop − start, m) float32.
+            out: result, (stop − start, m) float32.
         """
         ...
 
 
 class MatrixRows:
-    """Rows of a float32 matrix that is there."""
+    """Rows of a float32 matrix in memory."""
 
     roundoff = U32
 
@@ -66,13 +66,13 @@ class MatrixRows:
 
 
 class PointRows:
-    """Rows computed from points when they are looked at; no more memory than the points.
+    """Rows computed from points on each read; stores only the points.
 
     Args:
-        x: (n, d) float32, near the origin.
-        y: (m, d) float32.
-        cost: its name.
-        power: the exponent of cost ``power``.
+        x: source points, (n, d) float32, near the origin.
+        y: target points, (m, d) float32.
+        cost: name of the cost.
+        power: exponent of cost ``power``.
     """
 
     roundoff = U32
@@ -82,9 +82,9 @@ class PointRows:
         self.device = x.device
         self._cost, self._power = cost, power
         if cost == "cosine":
-            # Half the squared distance on the sphere.
+            # The cosine cost is half the squared distance on the sphere.
             x, y = x * math.sqrt(0.5), y * math.sqrt(0.5)
-        # With the norms as two more coordinates, one matrix product makes the squared distances.
+        # With the norms as two additional coordinates, one matrix product gives the squared distances.
         self._x = torch.cat([-2 * x, torch.ones_like(x[:, :1]), (x * x).sum(1, keepdim=True)], 1)
         self._y = torch.cat([y, (y * y).sum(1, keepdim=True), torch.ones_like(y[:, :1])], 1).T.contiguous()
         self._scaled = self._y.clone()
@@ -105,7 +105,7 @@ class PointRows:
         left, right = left.float(), right.float()
         if self._cost in ("euclidean", "power"):
             return torch.add(right, self.costs(start, stop), alpha=-scale, out=out).add_(left[:, None])
-        # Both potentials ride in the coordinates of the norms: the product is the exponent.
+        # The coordinates of the norms also hold the potentials, so the product is the exponent.
         rows = self._x[start:stop] * -scale
         rows[:, -2] = 1
         rows[:, -1] += left
@@ -114,12 +114,12 @@ class PointRows:
 
 
 class WideRows:
-    """Rows of float64 costs, in the unit of a float32 problem; exponents are rounded to float32 last.
+    """Rows of float64 costs, in the unit of a float32 problem; only the exponents are rounded to float32.
 
     Args:
-        cost: the costs.
-        unit: that they are divided by.
-        offset: that is subtracted first.
+        cost: float64 costs.
+        unit: divisor of the costs.
+        offset: number subtracted from the costs before the division.
     """
 
     roundoff = U64
@@ -141,10 +141,10 @@ class WideRows:
 
 @dataclass(frozen=True, eq=False)
 class Working:
-    """A problem in float32, of an origin and a unit of its own: ``cost = unit · working cost + offset``.
+    """A problem in float32, with its own origin and unit: ``cost = unit · working cost + offset``.
 
-    Plans depend on neither. Without them points far from the origin would lose the digits in which they differ, and
-    costs of very small or very large units would leave float32's range.
+    Plans do not depend on origin and unit. Without them, points far from the origin would lose the digits in which they
+    differ, and very small or very large costs would be outside float32's range.
     """
 
     x: torch.Tensor | None
@@ -157,18 +157,18 @@ class Working:
 
     @classmethod
     def of(cls, problem: TransportProblem, extent: float | None = None) -> Working:
-        """The float32 problem.
+        """Convert a problem to float32.
 
         Args:
-            problem: to solve.
-            extent: of the points about the mean of the targets; their own by default.
+            problem: problem to solve.
+            extent: extent of the points about the mean of the targets; computed from the points by default.
         """
         if problem.matrix is not None:
             matrix = torch.as_tensor(problem.matrix)
             finite = matrix[torch.isfinite(matrix)]
             # The mass of an unbalanced plan depends on an offset.
             offset = float(finite.min()) if problem.marginal_penalty is None else 0.0
-            # Where all costs are the same, epsilon is the only number that there is.
+            # If all costs are equal, the unit comes from epsilon.
             unit = 2.0 ** math.frexp(float((finite.double() - offset).abs().max()) or problem.epsilon or 1.0)[1]
             return cls(None, None, ((matrix.double() - offset) / unit).float(), "power", 1.0, unit, offset)
         x, y = (torch.as_tensor(side) for side in (problem.x, problem.y))
@@ -181,7 +181,7 @@ class Working:
             x, y = x - centre.float(), y - centre.float()
         extent = extent_of(x, y) if extent is None else extent
         if extent == 0 or bool((x == y[0]).all() and (y == y[0]).all()):
-            # The mean of equal numbers may be another one: without this, its rounding would be their distance.
+            # The computed mean of equal numbers may differ from them; without this, the extent would be that rounding.
             return cls(
                 torch.zeros_like(x).float(),
                 torch.zeros_like(y).float(),
@@ -196,7 +196,7 @@ class Working:
         return cls(x, y, None, problem.cost, problem.power, size**problem.exponent, 0.0)
 
     def rows(self, kept: TrueCost | None) -> CostRows:
-        """Its costs, computed where its points are: from those that are kept, or else block by block at each look."""
+        """Return the cost rows, on the device of the points: from ``kept``, or computed block by block on each read."""
         if kept is not None:
             blocks = [((block - self.offset) / self.unit).float() for _, block in kept.blocks()]
             return MatrixRows(torch.cat(blocks) if len(blocks) > 1 else blocks[0])
@@ -207,14 +207,14 @@ class Working:
         return PointRows(self.x, self.y, self.cost, self.power)
 
     def to_own(self, potentials: np.ndarray, *, source: bool) -> np.ndarray:
-        """Potentials of the problem in the working unit."""
+        """Convert potentials of the problem to the working unit."""
         return (potentials - self.offset * source) / self.unit
 
     def from_own(self, potentials: torch.Tensor, *, source: bool) -> torch.Tensor:
-        """Potentials in the working unit as those of the problem; the offset is the sources'."""
+        """Convert potentials in the working unit to those of the problem; the offset is added to the sources."""
         return potentials * self.unit + self.offset * source
 
 
 def extent_of(x: torch.Tensor, y: torch.Tensor) -> float:
-    """The largest coordinate of either set in absolute value."""
+    """Return the largest absolute coordinate of both sets."""
     return max(float(x.abs().max()), float(y.abs().max()))

@@ -1,7 +1,7 @@
-"""What the exact solver reads in place of the costs: matrices near them, cheap to make, with a proven error.
+"""Screens for the exact solver: cheap approximations of the cost matrix with a proven error.
 
-The solver decides by exact costs, which it computes for the few pairs that may matter. All that it asks of a screen is
-never to lie above an exact cost by more than a known error, up to constants of the row and of the column.
+The solver decides by exact costs, which it computes for the few pairs that may matter. A screen must never exceed an
+exact cost by more than a known error, up to constants per row and per column.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ ULP = 2 * U32
 """Float32's unit in the last place of 1: twice the relative error of one rounding."""
 
 LEAST_PRODUCT = 2.0**-120
-"""More than a product of scaled coordinates can lose where it leaves float32's normal range."""
+"""Upper bound on the underflow error of a product of scaled coordinates in float32."""
 
 FEW_COORDINATES = 16
-"""Dimension up to which differences of coordinates cost no more than a matrix product, and are the sharper screen."""
+"""Dimension up to which differences of coordinates are as fast as a matrix product; they are also more precise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +31,11 @@ class Screened:
     """A problem in the solver's units: cost = ``unit · (entry + row constant + column constant)``.
 
     Attributes:
-        screen: what is read in full.
-        points: where exact entries come from; None for a float32 cost matrix, which is exact itself.
-        unit: cost of one unit.
-        row, column: the constants, (n,) float64 in the solver's units.
-        shift: total over an assignment of what the cost has beyond the exact entries of ``points``.
+        screen: approximate costs, read row by row.
+        points: source of the exact entries; None for a float32 cost matrix, which is exact.
+        unit: cost of one solver unit.
+        row, column: row and column constants, (n,) float64 in the solver's units.
+        shift: difference between the cost of an assignment and its exact entries in ``points``.
     """
 
     screen: native.Screen
@@ -47,7 +47,7 @@ class Screened:
 
 
 def from_matrix(matrix: np.ndarray) -> Screened:
-    """A cost matrix as its own screen; one in float64 by lower bounds in float32, the row's least cost apart."""
+    """Use a cost matrix as screen; a float64 matrix is rounded down to float32 after subtracting each row's minimum."""
     n = len(matrix)
     none = np.zeros(n)
     if matrix.dtype == np.float32:
@@ -55,7 +55,7 @@ def from_matrix(matrix: np.ndarray) -> Screened:
     least = matrix.min(1)
     above = matrix - least[:, None]
     scale = 2.0 ** -math.frexp(float(above.max()))[1]
-    # Rounded down by more than the subtraction, the scaling and the conversion can have added.
+    # Rounded down by more than the error of subtraction, scaling and conversion.
     screen = (above * (scale * (1 - 2 * ULP))).astype(np.float32)
     row = least * scale
     table = native.Table(matrix, scale, row, none)
@@ -63,16 +63,16 @@ def from_matrix(matrix: np.ndarray) -> Screened:
 
 
 def from_products(x: np.ndarray, y: np.ndarray, *, bfloat16: bool) -> Screened:
-    """Half squared distances by a matrix product of centred points.
+    """Screen half squared distances by a matrix product of centred points.
 
-    ``½‖x − y‖² = −⟨x − c, y − e⟩ + ½‖x − e‖² + ½‖y − c‖² − ½‖c − e‖²`` with c and e the means: the product alone is the
-    screen. Rounding the points turns it by at most the Cauchy–Schwarz bound of the residuals; its float32 accumulation
-    by ``γ_d`` of the norms; the constants, which are computed in float64, by ``γ_d`` of their own sizes
-    (:mod:`pipelines.transport.rounding`).
+    ``½‖x − y‖² = −⟨x − c, y − e⟩ + ½‖x − e‖² + ½‖y − c‖² − ½‖c − e‖²`` with c and e the means; the product alone is the
+    screen. Its error has three parts: the rounding of the points, at most the Cauchy–Schwarz bound of the residuals;
+    the float32 accumulation, at most ``γ_d`` of the norms; and the error of the float64 constants, at most ``γ_d`` of
+    their sizes (:mod:`pipelines.transport.rounding`).
     """
     d = x.shape[1]
     (centre_x, largest_x), (centre_y, largest_y) = _summary(x), _summary(y)
-    # A power of two near the points' size keeps squares inside float32's range, and changes no digit.
+    # A power of two near the size of the points keeps squares inside float32's range and changes no digit.
     scale = 2.0 ** -math.frexp(max(largest_x, largest_y))[1]
     left = native.prepare(x, centre_x, centre_y, scale, bfloat16=bfloat16)
     right = native.prepare(y, centre_y, centre_x, scale, bfloat16=bfloat16)
@@ -80,7 +80,7 @@ def from_products(x: np.ndarray, y: np.ndarray, *, bfloat16: bool) -> Screened:
     across = float(((centre_x - centre_y) * scale) @ ((centre_x - centre_y) * scale)) / 2
     error = left.residual * norm + (left.norm + left.residual) * residual
     error += gamma(d + 2, U32) * (left.norm + left.residual) * (norm + residual) + d * LEAST_PRODUCT
-    # The float64 part: of the constants, of the centred points, of the norms above and of this sum itself.
+    # Float64 rounding of the constants, of the centred points, of the norms above and of this sum.
     error *= 1 + gamma(2 * d + 16)
     error += gamma(d + 12) * (left.constant + right.constant.max() + across + 2 * left.norm * norm)
     column = right.constant - across
@@ -91,17 +91,17 @@ def from_products(x: np.ndarray, y: np.ndarray, *, bfloat16: bool) -> Screened:
 
 
 def from_differences(x: np.ndarray, y: np.ndarray, *, root: bool) -> Screened:
-    """Squared distances, or distances, from differences of coordinates: lower bounds with a relative error.
+    """Screen squared distances, or distances, by differences of coordinates: lower bounds with a relative error.
 
-    Points are scaled as above, and the matrix is rounded down by what d + 4 roundings can have added.
+    Points are scaled as in :func:`from_products`, and the matrix is rounded down by the error of d + 4 roundings.
     """
     d = x.shape[1]
     if x.dtype == np.float64:
-        # Only differences are converted to float32: they are scaled, not the distance to the origin.
+        # Only differences are converted to float32, so the scale depends on them and not on the distance to the origin.
         largest = float((np.maximum(x.max(0), y.max(0)) - np.minimum(x.min(0), y.min(0))).max())
     else:
         largest = max(float(np.abs(x).max()), float(np.abs(y).max()))
-    # Points of denormal numbers are scaled as far as their type can hold the factor.
+    # For denormal points, the factor is limited to the range of their type.
     scale = x.dtype.type(2.0 ** min(-math.frexp(largest)[1], np.finfo(x.dtype).maxexp - 2))
     # Differences that underflow float32 here are below 2^-149 of the largest coordinate.
     matrix = native.distances(x * scale, y * scale, 1 - (d + 5) * ULP, root=root)
@@ -112,13 +112,13 @@ def from_differences(x: np.ndarray, y: np.ndarray, *, root: bool) -> Screened:
 
 
 def from_distances(x: np.ndarray, y: np.ndarray) -> Screened:
-    """Euclidean distances from a matrix product: the square root of a lower bound of the square."""
+    """Screen Euclidean distances by a matrix product: the square root of a lower bound of the square."""
     squares = from_products(x, y, bfloat16=False)
     assert isinstance(squares.points, native.PointCosts)
     assert squares.screen.error is not None
     matrix = torch.from_numpy(squares.screen.matrix)
     row = torch.from_numpy((squares.row - squares.screen.error).astype(np.float32))
-    # Three more roundings of numbers no larger than the constants, and one of the root.
+    # Three more roundings of numbers no larger than the constants, and one rounding of the root.
     slack = 4 * ULP * float(np.max(squares.row) + np.max(np.abs(squares.column)))
     column = torch.from_numpy((squares.column - slack).astype(np.float32))
     matrix.neg_().add_(row[:, None]).add_(column).mul_(2).clamp_min_(0).sqrt_().mul_(1 - 4 * ULP)
@@ -129,7 +129,7 @@ def from_distances(x: np.ndarray, y: np.ndarray) -> Screened:
 
 
 def _summary(x: np.ndarray) -> tuple[np.ndarray, float]:
-    """The mean of points, and a size to scale them by: of float64 points that of the centred ones."""
+    """Return the mean of the points and a size to scale them by; for float64 points, the size after centring."""
     if x.dtype == np.float32:
         return native.summarise(x)
     mean = x.mean(0)
@@ -137,7 +137,7 @@ def _summary(x: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def as_numpy(points: np.ndarray | torch.Tensor) -> np.ndarray:
-    """A contiguous array on the CPU."""
+    """Convert points to a contiguous array on the CPU."""
     return np.ascontiguousarray(points.cpu().numpy() if isinstance(points, torch.Tensor) else points)
 
 
@@ -148,6 +148,6 @@ def _product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         torch.mm(left, right.T, out=out)
     elif products_are_full():
         torch.mm(torch.from_numpy(x), torch.from_numpy(y).T, out=torch.from_numpy(matrix))
-    else:  # torch was told to round the factors, which the error does not allow for
+    else:  # torch is configured to round the factors, which the error bound does not include
         np.matmul(x, y.T, out=matrix)
     return matrix

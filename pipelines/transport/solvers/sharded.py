@@ -1,8 +1,8 @@
 """Sinkhorn's algorithm over row blocks held by several ranks of ``torch.distributed``.
 
-Each rank holds its own rows. The masses of the columns are summed over ranks, and every rank takes the same step with
-the same target potentials. Ranks exchange m numbers per iteration: potentials are absorbed into the kernel, so that
-plain sums replace log-sum-exps.
+Each rank holds its own rows. Column masses are summed over ranks, and all ranks take the same step with the same target
+potentials. Ranks exchange m numbers per iteration: potentials are absorbed into the kernel, so that plain sums replace
+log-sum-exps.
 """
 
 from __future__ import annotations
@@ -42,33 +42,33 @@ def solve(
     tolerance: float = TOLERANCE,
     max_iterations: int = MAX_SWEEPS,
 ) -> TransportPlan:
-    """This rank's rows of the entropic plan between the points of all ranks; every rank calls it.
+    """Compute this rank's rows of the entropic plan between the points of all ranks. Collective: every rank calls it.
 
     Args:
         x: this rank's source points, (k, ...), k ≥ 1.
-        y: this rank's target points, (l, ...); all ranks' are gathered, in rank order.
-        epsilon: > 0.
+        y: this rank's target points, (l, ...); those of all ranks are gathered in rank order.
+        epsilon: entropic regularisation, > 0.
         cost: name of the cost.
-        power: the exponent of cost ``power``.
+        power: exponent of cost ``power``.
         tolerance: marginal error to reach over all ranks.
-        max_iterations: most passes over the kernel.
+        max_iterations: maximum number of passes over the kernel.
 
     Returns:
-        A plan of shape (k, m): this rank's rows, of mass k / n together, under the certificate of the whole plan.
+        A plan of shape (k, m): this rank's rows, with total mass k / n, and the certificate of the whole plan.
 
     Raises:
-        ProblemError: as of :func:`pipelines.transport.solvers.sinkhorn.solve`.
-        NotConvergedError: the same on all ranks.
+        ProblemError: see :func:`pipelines.transport.solvers.sinkhorn.solve`.
+        NotConvergedError: if the iteration does not converge; raised on all ranks.
     """
     started = time.perf_counter()
     targets = distributed.gather_rows(y)
     own = TransportProblem.between(x, targets, cost=cost, power=power, epsilon=epsilon)
     count = torch.tensor([len(x)], device=x.device)
     n = int(distributed.sum_over_ranks(count))
-    # Weights of a part, which do not sum to 1.
+    # Weights of this rank's rows, which do not sum to 1.
     own = dataclasses.replace(own, a=np.full(len(x), 1 / n))
     sides = [torch.as_tensor(side) for side in (own.x, own.y)]
-    # One unit for all ranks: they take the same steps.
+    # All ranks use the same unit, so that they take the same steps.
     centre = sides[1].double().mean(0)
     extent = torch.tensor([extent_of(*(side.double() - centre for side in sides))], device=x.device)
     dense = 16 * len(x) * len(targets) <= DENSE_BYTES

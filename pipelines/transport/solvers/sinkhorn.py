@@ -2,10 +2,10 @@
 
 ``min <P, C> + epsilon KL(P | a bᵀ)`` has the solution ``P_ij = a_i b_j exp((f_i + g_j − C_ij) / epsilon)`` (Peyré &
 Cuturi 2019, prop. 4.3; the marginals as reference measure make the potentials independent of n). The potentials are
-kept in float64 and absorbed into a float32 kernel, whose entries then stay near their masses (Schmitzer 2019).
-Epsilon falls from the scale of the costs to its value (ibid.), and the iteration on the target potentials is
-accelerated. The certificate is computed from the plan that is handed out, in float64; where float32 has left too large
-an error there, the iteration goes on with exponents of float64 costs.
+stored in float64 and absorbed into a float32 kernel, whose entries then stay near their masses (Schmitzer 2019).
+Epsilon decreases from the scale of the costs to its final value (ibid.), and the iteration on the target potentials is
+accelerated. The certificate is computed in float64 from the returned plan; if the float32 result is not accurate
+enough, the iteration continues with exponents of float64 costs.
 """
 
 from __future__ import annotations
@@ -32,36 +32,36 @@ from pipelines.transport.solvers.rows import CostRows, WideRows, Working
 from pipelines.transport.true_cost import TrueCost
 
 TOLERANCE = 1e-3
-"""Marginal error at which a plan counts as converged: mass that is not where the marginals want it."""
+"""Marginal error at which a plan counts as converged: the L1 norm over both marginals."""
 
 MAX_SWEEPS = 10_000
 
 DENSE_BYTES = 2**31
-"""Memory for costs, in float64 and float32, and kernel up to which they are kept."""
+"""Maximum memory, in bytes, for costs (float64 and float32) and kernel up to which they are kept."""
 
 SMALLEST_EPSILON = 2e-6
-"""Least epsilon, as a fraction of the scale of the costs, whose kernel float32 costs still determine to some digits."""
+"""Smallest epsilon, relative to the scale of the costs, for which float32 costs determine the kernel to some digits."""
 
 FLOAT32_EPSILON = 1e-30
-"""Least epsilon, in a unit in which costs are about 1, whose inverse float32 holds."""
+"""Smallest epsilon, in a unit in which costs are about 1, whose inverse is in float32's range."""
 
 FALL = 4.0
-"""Ratio of two consecutive values of epsilon. Larger ones could take the kernel of the next under float32's range."""
+"""Ratio of two consecutive values of epsilon. With a larger one, the next kernel could underflow in float32."""
 
 SMALLEST_TOLERANCE = 1e-6
-"""Least marginal error that sums in float32 can tell from none."""
+"""Smallest marginal error that float32 sums can distinguish from 0."""
 
 COARSE = 0.1
-"""Marginal error at which epsilon falls."""
+"""Marginal error at which epsilon decreases."""
 
 POLISHES = 3
-"""Times that the iteration goes on in float64 from what float32 found."""
+"""Maximum number of float64 continuations after the float32 iteration."""
 
 SAMPLED_ROWS = 32
 
 
 def choose_kernel(problem: TransportProblem) -> tuple[str, str]:
-    """Whether the cost matrix and its kernel are small enough to be kept, and why."""
+    """Choose whether the cost matrix and its kernel are kept in memory or streamed, and state the reason."""
     n, m = problem.shape
     needed = 16 * n * m
     sizes = f"costs and kernel take {needed / 2**20:.0f} MiB"
@@ -78,15 +78,15 @@ def solve(
     start: tuple[np.ndarray, np.ndarray] | None = None,
     streaming: bool | None = None,
 ) -> TransportPlan:
-    """An entropic plan, held by its potentials.
+    """Compute an entropic plan, represented by its potentials.
 
-    Runs where the points are: on a GPU if they are tensors there.
+    Runs on the device of the points.
 
     Args:
-        problem: epsilon > 0.
+        problem: problem with epsilon > 0.
         tolerance: marginal error to reach, the L1 norm over both marginals; for an unbalanced problem, relative gap.
-        max_iterations: most passes over the kernel.
-        start: potentials (f, g) of a similar problem, to start from without scaling epsilon.
+        max_iterations: maximum number of passes over the kernel.
+        start: initial potentials (f, g), e.g. of a similar problem; disables epsilon scaling.
         streaming: True computes the kernel block by block at each iteration, in memory O((n + m) d); False keeps it;
             None decides by its size.
 
@@ -95,8 +95,8 @@ def solve(
         rounded to its marginals (Altschuler, Weed & Rigollet 2017). ``iterations`` counts iterations.
 
     Raises:
-        ProblemError: epsilon or tolerance too small for float32; potentials that do not fit.
-        NotConvergedError: ``max_iterations`` did not suffice.
+        ProblemError: if epsilon or tolerance is too small for float32, or ``start`` has the wrong shape.
+        NotConvergedError: if ``max_iterations`` is not sufficient.
     """
     started = time.perf_counter()
     if streaming is None:
@@ -128,7 +128,7 @@ def _part(potentials: np.ndarray, size: int, places: np.ndarray) -> np.ndarray:
 def _completed(
     problem: TransportProblem, plan: TransportPlan, sources: np.ndarray, targets: np.ndarray
 ) -> TransportPlan:
-    """A plan between points with weight as one of all; the others' potentials are those that meet their marginal."""
+    """Extend a plan between points with weight to all points; the added potentials meet the marginals."""
     assert plan.f is not None
     assert plan.g is not None
     cost, epsilon = TrueCost(problem), problem.epsilon
@@ -150,7 +150,7 @@ def _completed(
 
 @dataclass(frozen=True, eq=False)
 class SinkhornSolution:
-    """Potentials of a problem, and what is proven of their plan."""
+    """Potentials of a problem, and proven bounds for their plan."""
 
     bounds: EntropicBounds
     g: torch.Tensor
@@ -158,10 +158,10 @@ class SinkhornSolution:
     converged: bool
 
     def plan(self, problem: TransportProblem, solver: str, started: float) -> TransportPlan:
-        """The plan at the potentials.
+        """Return the plan of the potentials.
 
         Raises:
-            NotConvergedError: it is not what was asked for.
+            NotConvergedError: if the plan does not reach the tolerance.
         """
         certificate = Certificate(
             primal=self.bounds.primal,
@@ -188,14 +188,14 @@ def certify(
     start: tuple[np.ndarray, np.ndarray] | None,
     streaming: bool,
 ) -> SinkhornSolution:
-    """Potentials whose plan has the marginals to a tolerance, in float64 from the problem's own numbers.
+    """Compute potentials whose plan meets the marginals to a tolerance, checked in float64 with the original numbers.
 
     Args:
-        problem: these rows of it, whose points all have weight.
-        working: the same in float32.
-        make_kernel: of its rows, which may be a part of them.
+        problem: the problem, or this rank's rows of it; all points have weight.
+        working: the same problem in float32.
+        make_kernel: creates the kernel of these rows.
         tolerance, max_iterations, start: see :func:`solve`.
-        streaming: whether costs are computed at each look.
+        streaming: whether costs are computed again on each read.
     """
     if tolerance < SMALLEST_TOLERANCE:
         raise ProblemError(
@@ -214,7 +214,7 @@ def certify(
     try:
         solver.solve(start)
     except NotConvergedError:
-        # Out of float32's range, not out of float64's.
+        # Outside float32's range, but possibly inside float64's.
         solver.kernel, wide = make_kernel(WideRows(cost, working.unit, working.offset), weights), True
         solver.iterations = 0
         solver.solve(start)
@@ -235,7 +235,7 @@ def certify(
 
 
 def scale_of(kernel: Kernel) -> float:
-    """The size of the costs above their least, from some rows: where epsilon starts."""
+    """Estimate the scale of the costs above their minimum, from a sample of rows; the initial epsilon."""
     n = kernel.costs.shape[0]
     sampled = torch.cat([kernel.costs.costs(i, i + 1) for i in range(0, n, max(1, n // SAMPLED_ROWS))]).double()
     sampled = sampled[torch.isfinite(sampled)]
@@ -246,10 +246,10 @@ def scale_of(kernel: Kernel) -> float:
 
 
 def check_epsilon(epsilon: float, scale: float) -> None:
-    """Refuse what float32 costs cannot answer.
+    """Check that float32 costs are precise enough for epsilon.
 
     Raises:
-        ProblemError: epsilon 0, or too small.
+        ProblemError: if epsilon is 0 or too small.
     """
     if epsilon <= 0:
         raise ProblemError(f"epsilon: {epsilon:g} received, Sinkhorn's algorithm needs > 0", hint="use solver 'auto'")
@@ -263,16 +263,16 @@ def check_epsilon(epsilon: float, scale: float) -> None:
 
 @dataclass
 class SinkhornIteration:
-    """The state of the algorithm.
+    """State of the algorithm.
 
     Attributes:
-        kernel: the rows; a subclass may hold a part of them.
-        epsilon: the value to reach.
-        penalty: the marginal penalty of an unbalanced problem.
+        kernel: kernel of all rows, or of this rank's rows.
+        epsilon: final value of epsilon.
+        penalty: marginal penalty of an unbalanced problem.
         tolerance: see :func:`solve`.
         max_iterations: see :func:`solve`.
-        f, g: potentials.
-        last: masses under them; of the columns, before ``g``'s next step.
+        f, g: current potentials.
+        last: masses of rows and columns under them; those of the columns before the next step of ``g``.
     """
 
     kernel: Kernel
@@ -287,10 +287,10 @@ class SinkhornIteration:
     last: IterationResult = field(init=False)
 
     def solve(self, start: tuple[np.ndarray, np.ndarray] | None) -> None:
-        """From potentials to start from, or from nothing, to those asked for."""
+        """Iterate to the tolerance, from the given potentials or, if None, with epsilon scaling."""
         scale = scale_of(self.kernel)
         check_epsilon(self.epsilon, scale)
-        # Rounded costs are those of another problem: its marginals are no use to more digits than it shares with this.
+        # Rounded costs define a slightly different problem; solving it beyond the rounding error gains nothing.
         tolerance = max(self.tolerance, 2 * self.kernel.costs.roundoff * scale / self.epsilon)
         if start is None:
             self.descend(scale, tolerance)
@@ -302,7 +302,7 @@ class SinkhornIteration:
         self.run(self.epsilon, tolerance)
 
     def descend(self, scale: float, tolerance: float) -> None:
-        """From the scale of the costs down to epsilon, and there to a tolerance."""
+        """Decrease epsilon from the scale of the costs to its final value, and iterate there to a tolerance."""
         self.begin(torch.zeros_like(self.kernel.b))
         epsilon = self.epsilon
         if self.penalty is None:
@@ -344,7 +344,7 @@ class SinkhornIteration:
         self.iterations += 1
 
     def _columns(self) -> torch.Tensor:
-        """Masses of the columns, none of them 0: a column that nothing reaches starts from its c-transform."""
+        """Return positive column masses; a column without mass restarts from its c-transform."""
         columns = self.last.columns
         lost = columns < 1e-30
         if bool(lost.any()):

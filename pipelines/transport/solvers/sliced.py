@@ -1,4 +1,4 @@
-"""The sliced distance: transport on the line, averaged over directions."""
+"""The sliced distance: one-dimensional transport, averaged over directions."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ DIRECTIONS = 128
 
 
 def distance(problem: TransportProblem, *, directions: int = DIRECTIONS, seed: int = 0) -> float:
-    """Mean squared Wasserstein distance of projections on random directions (Bonneel et al. 2015, eq. 4).
+    """Compute the mean squared Wasserstein distance of projections on random directions (Bonneel et al. 2015, eq. 4).
 
-    At most the squared Euclidean transport cost divided by the dimension, in the limit of many directions.
+    In the limit of many directions, it is at most the squared Euclidean transport cost divided by the dimension.
 
     Raises:
-        ProblemError: another cost than the squared Euclidean, or no points.
+        ProblemError: if the cost is not squared Euclidean, or no points are given.
     """
     x, y, _, _ = _projected(problem, directions, seed)
     total = 0.0
@@ -36,15 +36,15 @@ def distance(problem: TransportProblem, *, directions: int = DIRECTIONS, seed: i
 
 
 def solve(problem: TransportProblem, *, directions: int = DIRECTIONS, seed: int = 0) -> TransportPlan:
-    """The best of the plans that sorted projections make (Mahey et al. 2023, "min-SWGG", eq. 8).
+    """Return the best of the plans from sorted projections (Mahey et al. 2023, "min-SWGG", eq. 8).
 
-    A plan in O(n log n) for each direction. Its certificate says how good it is by bounds that hold: ``primal`` is the
-    plan's own cost between the points, an upper bound of the optimum; ``dual`` is the largest cost of transport
-    between projections, a lower one, as projections bring points closer. Nothing promises that the two are near.
-    ``converged`` says that the plan has its marginals, which it has by construction, and not that it is optimal.
+    Each direction takes O(n log n). The certificate has valid bounds: ``primal`` is the cost of the plan between the
+    points, an upper bound of the optimum; ``dual`` is the largest transport cost between projections, a lower bound,
+    because projections reduce distances. The gap between the two may be large. ``converged`` means that the plan meets
+    its marginals, which holds by construction, not that it is optimal.
 
     Raises:
-        ProblemError: another cost than the squared Euclidean, epsilon > 0, or no points.
+        ProblemError: if the cost is not squared Euclidean, epsilon > 0, or no points are given.
     """
     started = time.perf_counter()
     x, y, d, largest = _projected(problem, directions, seed)
@@ -59,8 +59,8 @@ def solve(problem: TransportProblem, *, directions: int = DIRECTIONS, seed: int 
         if best is None or primal < best[0]:
             best = primal, (rows, columns, mass)
     assert best is not None
-    # Each computed coordinate is within γ |x − c| of that of the true projection, so the distance of two sets is off by
-    # twice that at most (Minkowski's inequality); directions have length 1 up to rounding, too.
+    # Each computed coordinate differs from the true projection by at most γ |x − c|, so the error of the distance of
+    # two sets is at most twice that (Minkowski's inequality); directions have length 1 up to rounding.
     error = gamma(d + 8)
     dual = max(0.0, math.sqrt(dual) * (1 - error) - 4 * error * largest) ** 2 * (1 - 2 * error)
     rows, columns, mass = best[1]
@@ -80,9 +80,11 @@ def solve(problem: TransportProblem, *, directions: int = DIRECTIONS, seed: int 
 
 
 def _projected(problem: TransportProblem, directions: int, seed: int) -> tuple[np.ndarray, np.ndarray, int, float]:
-    """Coordinates of both sets along random unit vectors, (directions, n) and (directions, m) float64.
+    """Project both sets on random unit vectors.
 
-    With the dimension of the points, and their largest distance from the mean of the targets, where the origin lies.
+    Returns:
+        Coordinates, (directions, n) and (directions, m) float64, relative to the mean of the targets; the dimension of
+        the points; and their largest distance from that mean.
     """
     if problem.x is None or problem.y is None or problem.cost != "squared-euclidean" or problem.epsilon > 0:
         raise ProblemError(
