@@ -20,7 +20,7 @@ POOL = "pool"
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One rank's share of one global batch, with its randomness.
+    """One rank's part of one global batch, with its randomness.
 
     Attributes:
         index: index of the step, from 0.
@@ -78,8 +78,10 @@ class Loss:
     """Loss of a phase, with values for the curves.
 
     Attributes:
-        total: scalar to differentiate: this rank's part of a mean over the *global* batch.
-        sums: values for the curves that are summed over ranks.
+        total: scalar to differentiate, this rank's part of a mean over the *global* batch. For losses of single images,
+            it is their sum over ``step.images`` divided by ``step.batch``. Gradients are summed over parts and ranks.
+        sums: values for the curves, by name: summed over parts and ranks, then averaged over the updates since the last
+            point of the curve.
         maxima: values for the curves whose maximum over ranks and steps is reported.
     """
 

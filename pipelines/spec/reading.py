@@ -6,9 +6,9 @@ import copy
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,7 +16,6 @@ from pydantic import BaseModel, ValidationError
 from pipelines.errors import SpecError
 from pipelines.spec.data import DataSpec
 from pipelines.spec.job import JobSpec
-from pipelines.spec.section import Section
 
 
 def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> JobSpec:
@@ -122,7 +121,7 @@ def _fault(error: Any) -> str:
     if error["type"] == "union_tag_not_found":
         return f"  {path}.kind: missing"
     if error["type"] == "extra_forbidden":
-        return f"  {path}: no such field (received {received!r}){_guess(location[-1], _fields(Section))}"
+        return f"  {path}: no such field (received {received!r}){_guess(location[-1], _fields(error['loc']))}"
     if error["type"] == "missing":
         return f"  {path}: missing"
     if isinstance(received, dict | BaseModel):
@@ -135,6 +134,24 @@ def _guess(word: Any, choices: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _fields(section: type[Section]) -> set[str]:
-    """Names of the fields of all sections."""
-    return set(section.model_fields).union(*(_fields(kind) for kind in section.__subclasses__()))
+def _fields(location: Sequence[str | int]) -> list[str]:
+    """Names of the fields of the section that a location of pydantic's points into."""
+    sections: list[type[BaseModel]] = [JobSpec]
+    for part in location[:-1]:
+        inner = [section.model_fields[part] for section in sections if part in section.model_fields]
+        if inner:
+            sections = [section for field in inner for section in _sections(field.annotation)]
+        else:
+            # The selected member of a union, or a place in a list.
+            sections = [one for one in sections if part in _kinds(one)] or sections
+    return [name for section in sections for name in section.model_fields]
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections(inner)]
+
+
+def _kinds(section: type[BaseModel]) -> tuple[Any, ...]:
+    return get_args(section.model_fields["kind"].annotation) if "kind" in section.model_fields else ()

@@ -27,10 +27,10 @@ from pipelines.training.stopping import Stopping
 
 @runtime_checkable
 class Listener(Protocol):
-    """Receives the progress of a run. All ranks call it after the same images, with the same metrics."""
+    """Receives the progress of a run. Called on every rank, at the same numbers of images, with the same values."""
 
     def metrics(self, values: dict[str, float], images: int) -> None:
-        """Called every ``log_every`` images, with the means since the last call."""
+        """Called every ``log_every`` images, with means and maxima since the last call and ``images_per_second``."""
         ...
 
     def evaluation(self, evaluation: Evaluation, images: int) -> None:
@@ -60,7 +60,7 @@ def train(
         objective: provides the phases.
         state: updated in place.
         batches: this rank's batches, endless, starting with that of step ``state.step``.
-        evaluate: evaluates the network that will be served; called on every rank.
+        evaluate: evaluates ``state.judged``, the moving average of the weights if there is one; called on every rank.
         listener: receives metrics, evaluations and checkpoints.
         device: where the networks are.
         asked_to_stop: returns whether this rank was asked to stop early, for example by SIGTERM. All ranks then stop
@@ -133,7 +133,7 @@ def _update(spec: JobSpec, phase: Phase, step: Step, state: TrainState, meters: 
             loss.total.backward()
             parts.append(loss)
     meters.add(*parts)
-    # Losses are means over the global batch: summing the gradients of all ranks gives those of the global loss.
+    # Each rank's loss is its part of the mean over the global batch: the sum of the gradients is that of the mean.
     sum_gradients(phase.module.parameters())
     optimizer.step()
     if phase.project is not None:

@@ -48,7 +48,7 @@ class Certificate:
 
     @property
     def relative_gap(self) -> float:
-        """The gap as a fraction of the primal cost; 0 if both are 0."""
+        """The gap divided by the larger of ``|primal|`` and ``|dual|``; 0 if both are 0."""
         scale = max(abs(self.primal), abs(self.dual))
         return self.gap / scale if scale > 0 else 0.0
 
@@ -81,9 +81,9 @@ class TransportPlan:
         assignment: for a permutation, the target of each source point, (n,) int64.
         rows, columns, mass: for a sparse plan, its non-zero entries: (k,) int64, int64, float64.
         f, g: dual potentials, (n,) and (m,) float64, if the solver computes them. Any plan may have them; an entropic
-            plan is stored only as potentials.
-        problem: problem of an entropic plan, which with the potentials determines every entry. Plans from a service
-            lack it until :meth:`between` restores it.
+            plan is stored as potentials.
+        problem: problem of an entropic plan, which with the potentials determines every entry. None in a response of
+            the service and after :meth:`without_points`; planners restore it with :meth:`between`.
     """
 
     shape: tuple[int, int]
@@ -100,15 +100,15 @@ class TransportPlan:
         """Non-zero entries ``(rows, columns, mass)``; the mass sums to 1.
 
         Raises:
-            ProblemError: for a plan that is held by its potentials, which has no zero entries; see :meth:`block`.
+            ProblemError: for a plan that is stored as potentials: none of its entries is zero. See :meth:`block`.
         """
         if self.assignment is not None:
             n = self.shape[0]
             return np.arange(n), self.assignment, np.full(n, 1 / n)
         if self.rows is None or self.columns is None or self.mass is None:
             raise ProblemError(
-                f"a plan of {self.certificate.solver} has no zero entries to leave out",
-                hint="draw pairs from it, or ask for it dense",
+                f"a plan of {self.certificate.solver} is stored as potentials: it has no sparse form",
+                hint="use block(start, stop), dense(), or pipelines.transport.pairs.draw_pairs(plan, seed)",
             )
         return self.rows, self.columns, self.mass
 
@@ -116,7 +116,7 @@ class TransportPlan:
         """The plan as an (n, m) float64 array.
 
         Raises:
-            ProblemError: for a plan that is held by its potentials and has lost its problem.
+            ProblemError: for a plan that is stored as potentials, without its problem.
         """
         if self.by_potentials:
             return np.concatenate([block.cpu().numpy() for _, block in self.gibbs().blocks()])
@@ -128,7 +128,8 @@ class TransportPlan:
     def block(self, start: int, stop: int) -> RowBlock:
         """Rows ``start … stop − 1``, for the rank that holds these source points.
 
-        For a plan stored as potentials, these are the entries with mass; see :meth:`GibbsRows.entries`.
+        For a plan stored as potentials, negligible entries are dropped and their mass is added to the rest of the row;
+        see :meth:`GibbsRows.entries`.
         """
         if self.by_potentials:
             return RowBlock(*self.gibbs().entries(start, stop), self.certificate)
@@ -138,19 +139,19 @@ class TransportPlan:
 
     @property
     def by_potentials(self) -> bool:
-        """Whether the plan is stored only as potentials."""
+        """Whether the plan is stored as potentials."""
         return self.assignment is None and self.rows is None
 
     def gibbs(self) -> GibbsRows:
-        """The rows of a plan that is held by its potentials.
+        """The rows of a plan that is stored as potentials.
 
         Raises:
-            ProblemError: the plan has no potentials, or has lost its problem.
+            ProblemError: the plan has no potentials, or is without its problem.
         """
         if self.problem is None or self.f is None or self.g is None:
             raise ProblemError(
-                f"this plan of {self.certificate.solver} does not hold its points",
-                hint="give them: plan.between(problem)",
+                f"this plan of {self.certificate.solver} is stored as potentials, without its problem",
+                hint="call plan.between(problem) with the problem that it solves",
             )
         return GibbsRows(self.problem, self.f, self.g)
 
@@ -170,7 +171,7 @@ class RowBlock:
     Attributes:
         rows: row indices within the block, (k,) int64.
         columns: column indices over all target points, (k,) int64.
-        mass: masses, normalised as in the global plan, (k,) float64.
+        mass: entries of the global plan, which sum to 1 over all ranks, (k,) float64.
         certificate: certificate of the global plan.
         waited: seconds spent waiting for the plan.
     """

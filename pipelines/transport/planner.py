@@ -20,8 +20,9 @@ class Share:
     """One rank's part of a global transport problem.
 
     Attributes:
-        key: identifies the problem: the same on every rank, and unique within the job.
-        x: this rank's source points, (k, ...).
+        key: identifies the problem, for example ``step-17``: the same on every rank, and unique within the job.
+        x: this rank's source points, (k, ...), on any device; all source points have the same weight. Plans have no
+            gradient.
         y: this rank's target points, (l, ...).
         cost: name of the cost.
         epsilon: entropic regularisation; 0 for the exact problem.
@@ -44,8 +45,8 @@ def dense_rows(block: RowBlock, rows: int, points: torch.Tensor) -> torch.Tensor
 
     Args:
         block: this rank's rows.
-        rows: number of rows.
-        points: the target points of all ranks, (m, ...).
+        rows: number of this rank's source points.
+        points: the target points of all ranks, (m, ...); gives m, the dtype and the device.
 
     Returns:
         (rows, m), with the device and the dtype of ``points``.
@@ -58,7 +59,13 @@ def dense_rows(block: RowBlock, rows: int, points: torch.Tensor) -> torch.Tensor
 
 @runtime_checkable
 class Planner(Protocol):
-    """Solves transport problems, in this process or in the transport service."""
+    """Solves transport problems, in this process or in the transport service.
+
+    ``plan`` may be called from several threads at once. For an exact problem with uniform weights and n = m, the plan
+    is a permutation: ``plan`` returns a plan with ``assignment``, and ``plan_rows`` one entry per row. A plan that did
+    not converge is an error (:meth:`pipelines.transport.plan.Certificate.require_converged`).
+    ``docs/how-to/solver.md`` has an example of a planner.
+    """
 
     def plan(self, problem: TransportProblem) -> TransportPlan:
         """Solve one problem.

@@ -216,7 +216,7 @@ def planner_of(job: str, spec: JobSpec, deadline: float) -> Planner:
     """Return the planner of a run: the transport service, or a solver in this process.
 
     Args:
-        job: id id of the run.
+        job: id of the job.
         spec: spec of the run.
         deadline: seconds to wait for the other ranks and for a plan.
     """

@@ -187,7 +187,7 @@ class _RemotePlanner(ABC):
                     raise fault
                 raise ServiceError(
                     f"the transport service was unreachable for {self.deadline:g} s: {fault.args[0]}",
-                    hint="check `monge status`, or raise MONGE_PLAN_DEADLINE",
+                    hint="check its address or run `monge up`; to wait longer, raise `deadline` (MONGE_PLAN_DEADLINE in jobs)",
                 ) from fault
             time.sleep(wait)
 
@@ -260,7 +260,10 @@ class RayPlanner(_RemotePlanner):
 
 
 def _no_plan(deadline: float) -> ServiceError:
-    return ServiceError(f"no plan within {deadline:g} s", hint="raise MONGE_PLAN_DEADLINE, or use smaller problems")
+    return ServiceError(
+        f"no plan within {deadline:g} s",
+        hint="raise the planner's `deadline` (MONGE_PLAN_DEADLINE in jobs), or use smaller problems",
+    )
 
 
 def _owned(answer: Any) -> Any:

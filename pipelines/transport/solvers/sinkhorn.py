@@ -254,10 +254,10 @@ def check_epsilon(epsilon: float, scale: float) -> None:
     if epsilon <= 0:
         raise ProblemError(f"epsilon: {epsilon:g} received, Sinkhorn's algorithm needs > 0", hint="use solver 'auto'")
     if epsilon < max(SMALLEST_EPSILON * scale, FLOAT32_EPSILON):
-        relative = f"{epsilon / scale:.2g} of the spread of the costs" if scale > 0 else "negligible beside the costs"
+        size = f"{epsilon / scale:.2g} times the spread of the costs" if scale > 0 else "negligible next to the costs"
         raise ProblemError(
-            f"epsilon: {relative} received, which is too small",
-            hint=f"give at least {SMALLEST_EPSILON:g} of their spread, or 0 for the exact problem",
+            f"epsilon: {size}, which is too small",
+            hint=f"give at least {SMALLEST_EPSILON:g} times their spread, or 0 for the exact problem",
         )
 
 

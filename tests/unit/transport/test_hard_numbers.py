@@ -282,7 +282,7 @@ def test_equal_points_whose_mean_is_not_theirs() -> None:
     problem = TransportProblem.between(x, x, epsilon=0.003)
     plan = solve(problem)
     np.testing.assert_allclose(plan.dense(), 1 / 65**2, rtol=1e-3)
-    with pytest.raises(ProblemError, match="epsilon: negligible beside the costs received"):
+    with pytest.raises(ProblemError, match="epsilon: negligible next to the costs, which is too small"):
         solve(TransportProblem.between(x, x / 2, epsilon=0.003))
 
 

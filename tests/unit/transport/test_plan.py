@@ -74,7 +74,9 @@ def test_blocks_are_the_plan_cut_by_rows(plan: TransportPlan) -> None:
 
 def test_a_plan_without_entries_says_so() -> None:
     plan = TransportPlan((2, 2), GOOD, f=np.zeros(2), g=np.zeros(2))
-    with pytest.raises(ProblemError, match=r"a plan of some has no zero entries to leave out\n.*hint: draw pairs"):
+    with pytest.raises(
+        ProblemError, match=r"of some is stored as potentials: it has no sparse form\n.*hint: use block"
+    ):
         plan.entries()
 
 
