@@ -1,4 +1,4 @@
-"""A source in S3 becomes the data set that the same files make on disk."""
+"""A source in S3 gives the same data set as the same files on disk."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_no_key_leads_out_of_the_cache(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def packed() -> bytes:
-    """The images of :func:`files` as a tar file in WebDataset's layout."""
+    """Return the images of :func:`files` as a tar file in the WebDataset layout."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, data in files().items():

@@ -33,7 +33,7 @@ def test_a_uniform_plan_meets_each_target_once():
 
 @pytest.mark.parametrize("epsilon", [0.01, 0.05, 0.5])
 def test_each_pair_is_drawn_as_often_as_the_plan_says(epsilon):
-    """Every frequency within five standard deviations of its mass, and the mean cost of a pair that of the plan."""
+    """Each frequency is within five standard deviations of its mass; the mean cost of a pair is that of the plan."""
     n, draws = 64, 3000
     rng = np.random.default_rng(0)
     problem = TransportProblem.between(rng.standard_normal((n, 2)), rng.standard_normal((n, 2)), epsilon=epsilon)
