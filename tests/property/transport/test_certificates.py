@@ -118,7 +118,7 @@ def best_of_scipy(case: Case) -> float | None:
     allowed = np.flatnonzero(finite.ravel())
     equal = np.vstack([np.kron(np.eye(n), np.ones(m)), np.kron(np.ones(n), np.eye(m))])[:, allowed]
     sums = np.concatenate([case.a, case.b]).astype(float)
-    # HiGHS meets marginals to 1e-7, which is to be little beside the least weight.
+    # HiGHS meets marginals up to 1e-7, which must be small compared with the smallest weight.
     found = linprog(normal.ravel()[allowed], A_eq=equal[:-1], b_eq=LARGE * sums[:-1], method="highs")
     if found.status != 0:
         return None if found.status == 2 and not finite.all() else float("inf")

@@ -61,7 +61,7 @@ def test_a_prefix_is_the_folder_it_holds(settings: Settings, server: FaultyServe
     assert manifest.quarantined == 1
     same = {"name", "fingerprint"}
     assert manifest.model_dump(exclude=same) == expected.model_dump(exclude=same)
-    # Only the listing is asked for again, and a copy made anew elsewhere in time is the same data set.
+    # Only the listing is requested again, and a new copy with other times is the same data set.
     server.requests = 0
     assert build("s3://images/pets", tmp_path / "home")[0] == folder
     assert server.requests == 2

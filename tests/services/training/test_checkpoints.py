@@ -177,7 +177,7 @@ def test_a_first_start_takes_the_checkpoint_of_its_origin(kept: Path, monkeypatc
     monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
     for origin, name in ((Origin("job-1"), "images-000000000064"), (Origin("job-1", 32), "images-000000000032")):
         assert begun(kept.parent, origin) == Resumption(origin=kept / name)
-    # Another rank takes the one that it is told, and verifies nothing.
+    # Another rank uses the given checkpoint without verification.
     monkeypatch.setattr(checkpoints, "rank", lambda: 1)
     monkeypatch.setattr(checkpoints, "from_first_rank", lambda _: "images-000000000032")
     monkeypatch.setattr(checkpoints, "verify_checkpoint", lambda _: pytest.fail("the first rank does that"))

@@ -55,7 +55,7 @@ def healthy(url: str) -> bool:
 
 def test_sigterm_refuses_who_waits_and_ends_the_process() -> None:
     with process() as (url, server):
-        # One rank of two waits; it is told, and not left to its deadline.
+        # One rank of two waits; it gets an error before its deadline.
         heard: list[Exception] = []
 
         def wait() -> None:
