@@ -1,4 +1,4 @@
-"""A job resumes despite a damaged list of checkpoints, or a list with a missing checkpoint."""
+"""A damaged list of checkpoints, or one that names a checkpoint that is gone, keeps no job from going on."""
 
 from __future__ import annotations
 
