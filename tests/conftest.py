@@ -1,4 +1,4 @@
-"""For every test: shapes and types of ``pipelines`` are checked at run time, and torch keeps to one thread."""
+"""Configuration for all tests: run-time checks of shapes and types in ``pipelines``, and one torch thread."""
 
 import jaxtyping
 
@@ -6,6 +6,6 @@ jaxtyping.install_import_hook("pipelines", "beartype.beartype")
 
 import torch  # noqa: E402
 
-# Sums over threads come in an order of their own, and the test machine's cores are shared.
+# The order of sums over threads is not deterministic, and the cores of the test machine are shared.
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)

@@ -1,4 +1,4 @@
-"""Small training runs, for the tests of several rooms."""
+"""Small training runs, shared by several test packages."""
 
 from __future__ import annotations
 
@@ -188,18 +188,18 @@ JOBS: dict[str, dict[str, Any]] = {
         "optimizer": {"learning_rate": 0.002},
     },
 }
-"""Jobs of each kind of network and of coupling, without the sections that every job has."""
+"""Jobs for each kind of network and coupling, without the sections common to all jobs."""
 
 
 def job(kind: str, source: str = "images.npz", size: int | None = None, **train_section: Any) -> JobSpec:
-    """A spec of one worker that sees 96 images in batches of 16, unless told otherwise."""
+    """Create a spec with one worker; by default it trains on 96 images in batches of 16."""
     section = {"images": 96, "batch": 16} | train_section
     document = {"name": f"a-{kind}", "seed": 7, "data": {"source": source, "size": size}, "train": section}
     return parse_spec(document | copy.deepcopy(JOBS[kind]) | {"workers": {"count": 1}})
 
 
 def shard(spec: DataSpec, folder: Path) -> ShardedDataset:
-    """Shard a data set into a folder, and open it."""
+    """Shard a data set into a folder and open it."""
     source = open_source(spec, folder / "cache")
     receipts = [
         write_shard(source, folder / "shards", number, *span)
@@ -210,7 +210,7 @@ def shard(spec: DataSpec, folder: Path) -> ShardedDataset:
 
 
 def stripes(folder: Path, count: int = 60, side: int = 12) -> ShardedDataset:
-    """Grey images of two classes, bright rows and bright columns under noise, two thirds of them for training."""
+    """Create grey images of two classes, noise with a bright row or column, two thirds of them for training."""
     random = np.random.default_rng(0)
     labels = np.arange(count) % 2
     images = random.integers(0, 128, (count, side, side), dtype=np.uint8)
@@ -224,7 +224,7 @@ def stripes(folder: Path, count: int = 60, side: int = 12) -> ShardedDataset:
 
 @dataclass
 class Recorder:
-    """Keeps what a run tells; writes each checkpoint into a folder of its own, if it has one."""
+    """Records the events of a run; writes each checkpoint into a separate folder if ``folder`` is given."""
 
     folder: Path | None = None
     points: list[tuple[int, dict[str, float]]] = field(default_factory=list)
@@ -244,7 +244,7 @@ class Recorder:
 
 
 def start(spec: JobSpec, data: ShardedDataset, seed: int | None = None) -> tuple[Objective, TrainState]:
-    """Objective and state before the first step; ``seed`` initialises the weights in place of the job's."""
+    """Create objective and state before the first step; ``seed`` replaces the job's seed for the weights."""
     objective, state = run.start_run(spec, data, LocalPlanner(), CPU, networks=encoders(spec, data))
     if seed is not None:
         torch.manual_seed(seed)
@@ -255,21 +255,21 @@ def start(spec: JobSpec, data: ShardedDataset, seed: int | None = None) -> tuple
 
 
 def encoders(spec: JobSpec, data: ShardedDataset) -> dict[str, Network]:
-    """Small auto-encoders for the registered models whose features a spec's objective compares."""
+    """Create small auto-encoders in place of the registered feature networks of a spec."""
     names = spec.objective.registered if isinstance(spec.objective, TransportSpec) else ()
     torch.manual_seed(1)
     return {name: AutoEncoder(data.image, 4, 6) for name in names}
 
 
 def no_evaluation(network: nn.Module) -> Evaluation:
-    """For runs that are not judged."""
+    """Return an empty evaluation."""
     return Evaluation({}, {})
 
 
 def go_on(
     spec: JobSpec, data: ShardedDataset, objective: Objective, state: TrainState, recorder: Recorder | None = None
 ) -> Recorder:
-    """Train from where the state stands to the end."""
+    """Train from the given state to the end."""
     recorder = recorder or Recorder()
     with Loader(data.train, spec.train.batch, spec.seed, rank(), world_size(), start_step=state.step) as batches:
         train(spec, objective, state, batches, no_evaluation, recorder, CPU)
@@ -277,7 +277,7 @@ def go_on(
 
 
 def tensors(state: TrainState) -> dict[str, torch.Tensor]:
-    """All that a state holds, by name."""
+    """Return all tensors of a state by name."""
     held = {f"{name}/{key}": value for name, net in state.networks.items() for key, value in net.state_dict().items()}
     if state.average is not None:
         held |= {f"average/{key}": value for key, value in state.average.state_dict().items()}

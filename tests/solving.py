@@ -1,4 +1,4 @@
-"""Every solver that takes a problem, so that a new one is held to the laws of the others from its first day."""
+"""Runs a problem on all solvers that support it, so that all tests of laws include new solvers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COSTS: tuple[CostName, ...] = ("squared-euclidean", "euclidean", "cosine")
 
 
 def all_plans(problem: TransportProblem) -> dict[str, TransportPlan]:
-    """The verified plan of every solver that takes the problem, by the solver's name; ``auto`` takes them all."""
+    """Return the verified plan of every solver that supports the problem, by name; ``auto`` supports all problems."""
     plans = {}
     for name in get_args(SolverName):
         try:
@@ -31,19 +31,19 @@ def all_plans(problem: TransportProblem) -> dict[str, TransportPlan]:
 
 
 def costs_between(x: np.ndarray, y: np.ndarray, cost: CostName) -> np.ndarray:
-    """The cost matrix in float64, straight from the definition."""
+    """Compute the cost matrix in float64 from the definition."""
     metric = {"squared-euclidean": "sqeuclidean"}.get(cost, cost)
     return cdist(np.asarray(x, np.float64), np.asarray(y, np.float64), metric)
 
 
 def check_certificate(plan: TransportPlan, a: np.ndarray, b: np.ndarray, costs: np.ndarray, rounding: float) -> None:
-    """An exact plan is what its certificate says, in numbers computed anew.
+    """Check the certificate of an exact plan against recomputed numbers.
 
     Args:
-        plan: of a problem with epsilon 0.
-        a, b: the marginals.
-        costs: (n, m) float64.
-        rounding: of one cost, in the units of the cost.
+        plan: plan of a problem with epsilon 0.
+        a, b: marginals.
+        costs: cost matrix, (n, m) float64.
+        rounding: rounding error of one cost, in the units of the cost.
     """
     certificate = plan.certificate
     assert certificate.converged
@@ -63,5 +63,5 @@ def check_certificate(plan: TransportPlan, a: np.ndarray, b: np.ndarray, costs: 
     f, g = plan.f.astype(np.float64), plan.g.astype(np.float64)
     assert (f[:, None] + g[None, :] - costs).max() <= rounding
     assert abs(certificate.dual - (a @ f + b @ g)) <= rounding
-    # Weak duality, up to the rounding of two sums of float64.
+    # Weak duality, up to the rounding of two float64 sums.
     assert certificate.gap >= -1e-9 * max(1.0, float(costs.max()))

@@ -1,4 +1,4 @@
-"""What one rank of a small world does wrong, and what the others make of it."""
+"""Faults of one rank in a small world, and the resulting errors of all ranks."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ DEADLINE = 8.0
 
 @dataclass(frozen=True)
 class Case:
-    """What goes wrong.
+    """A fault.
 
     Attributes:
-        place: where.
-        rank: on which rank.
-        kind: of the job.
-        fault: what the rank does there.
+        place: place of the fault.
+        rank: rank of the fault.
+        kind: kind of the job.
+        fault: action of the rank.
     """
 
     place: str
@@ -54,11 +54,11 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of the folder of the case."""
         return f"{self.fault}-{self.place.replace(' ', '-')}-{self.rank}-{self.kind}"
 
     def go_wrong(self, place: str, folder: Path) -> None:
-        """Do it, if this is the place and the rank."""
+        """Execute the fault if place and rank match."""
         if (place, distributed.rank()) != (self.place, self.rank):
             return
         match self.fault:
@@ -74,7 +74,7 @@ class Case:
 
 
 def run_cases(cases: Sequence[Case], data: Path, folder: Path) -> dict[Case, dict[int, str]]:
-    """The errors of two ranks that go through cases one after the other, by case and rank."""
+    """Run cases one after the other on two ranks; return their errors by case and rank."""
     context = mp.start_processes(_rank, (tuple(cases), data, folder), 2, join=False, start_method="spawn")
     try:
         for process in context.processes:
@@ -106,7 +106,7 @@ def _rank(index: int, cases: Sequence[Case], data: Path, folder: Path) -> None:
 
 
 def _job(address: Path, case: Case, folder: Path) -> None:
-    """The places of :func:`services.training.worker.train_worker`, without Ray and MLflow."""
+    """Run the steps of :func:`services.training.worker.train_worker` without Ray and MLflow."""
 
     def pass_by(place: str) -> None:
         case.go_wrong(place, folder)

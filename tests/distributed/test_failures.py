@@ -1,4 +1,4 @@
-"""What happens to one rank ends all of them, typed, and within the deadline."""
+"""A failure of one rank ends all ranks with a typed error within the deadline."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runs import stripes
 from pipelines.data.loader import ShardedDataset
 
 FAMILIES = ("mlp", "transport", "gan", "learned-transport", "flow")
-"""A classifier, and each way to train a generator: by plans, by a critic, by a learned cost, by a flow."""
+"""A classifier, and each way to train a generator: plans, a critic, a learned cost, a flow."""
 
 MATRIX = [
     Case(place, rank, kind, "fails" if (i + j) % 2 else "breaks")

@@ -1,4 +1,4 @@
-"""The page on torchrun: its commands and its script, as they stand there."""
+"""Runs the commands and the script of the page on torchrun."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def block(language: str, containing: str) -> str:
 
 
 def shell(line: str, folder: Path) -> subprocess.Popen[str]:
-    """Start what stands on the page, with the programs of this environment."""
+    """Start a command of the page, with the programs of this environment."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": programs, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
@@ -42,7 +42,7 @@ def shell(line: str, folder: Path) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the script of the page and the data that its first command makes."""
+    """Create a folder with the script of the page and the data from its first command."""
     folder = tmp_path_factory.mktemp("torchrun")
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "train.py").write_text(block("python", "init_process_group"))
@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def launched(folder: Path, name: str, processes: int) -> Iterator[subprocess.Popen[str]]:
-    """A run whose checkpoints are in a folder of its own."""
+    """Start a run with a separate folder for its checkpoints."""
     place = folder / name
     place.mkdir()
     for shared in ("configs", "train.py", "data"):
@@ -70,7 +70,7 @@ def launched(folder: Path, name: str, processes: int) -> Iterator[subprocess.Pop
 
 
 def finished(run: subprocess.Popen[str]) -> dict[str, float]:
-    """The last numbers that it printed."""
+    """Wait for a run and return the last metrics that it printed."""
     output, _ = run.communicate(timeout=200)
     assert run.returncode == 0, output
     last = [line for line in output.splitlines() if re.match(r"\d+ \{", line)][-1]
@@ -90,7 +90,7 @@ def ranks_of(run: subprocess.Popen[str]) -> list[psutil.Process]:
 
 @pytest.fixture(scope="module")
 def judged(folder: Path) -> dict[str, float]:
-    """The last numbers of two ranks that nothing happens to."""
+    """Return the last metrics of two ranks without faults."""
     with launched(folder, "two", 2) as run:
         return finished(run)
 

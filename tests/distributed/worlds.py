@@ -1,6 +1,6 @@
-"""What each rank of a small world does; what it found is saved for the tests to read.
+"""Work of each rank in a small world; the results are saved for the tests.
 
-Starting a process costs more than all that it does here, so that every check of a world is made in one start.
+Starting a process takes longer than its work, so all checks of a world run in one start.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ KINDS = (
 
 
 def run_world(world: int, data: Path, folder: Path) -> list[dict[str, Any]]:
-    """What each of so many ranks found; fails when one of them does, or after some time."""
+    """Run a world and return the results of each rank; fail if a rank fails, or after a timeout."""
     context = mp.start_processes(_rank, (world, data, folder), world, join=False, start_method="spawn")
     try:
         deadline = time.monotonic() + SECONDS
@@ -91,7 +91,7 @@ def _rank(rank: int, world: int, data: Path, folder: Path) -> None:
 
 
 def look(data: ShardedDataset, folder: Path) -> dict[str, Any]:
-    """What means the same in any world, this process's own included."""
+    """Compute results that must be equal in all worlds, including a single process."""
     return {
         "runs": {kind: _run(data, kind, folder) for kind in KINDS},
         "plans": {cost: _plan(cost) for cost in ("squared-euclidean", "euclidean")},
@@ -101,7 +101,7 @@ def look(data: ShardedDataset, folder: Path) -> dict[str, Any]:
 
 
 def spec_of(kind: str) -> JobSpec:
-    """A job by plain descent: Adam would blow the rounding of gradients near zero up to whole steps."""
+    """Create a job with plain SGD: Adam would amplify rounding errors of gradients near zero to full steps."""
     spec = job(kind.removeprefix("pool-"), images=80, ema_half_life=40, log_every=16, checkpoint_every=48)
     # The gradient of a gradient blows rounding up too, more slowly.
     rate = 0.01 if kind == "wasserstein" else 0.05
@@ -131,7 +131,7 @@ def _run(data: ShardedDataset, kind: str, folder: Path) -> dict[str, Any]:
 
 
 def _plan(cost: Any) -> dict[str, Any]:
-    """This rank's rows of a plan between points that the ranks share unevenly, and one side unlike the other."""
+    """Solve a plan between points that are unevenly distributed over ranks, differently on both sides."""
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(POINTS, 3, generator=generator) for _ in range(2))
     rank, world = distributed.rank(), distributed.world_size()
@@ -216,7 +216,7 @@ def _evaluations(data: ShardedDataset) -> dict[str, Any]:
 
 
 def collectives() -> dict[str, Any]:
-    """The sums and gatherings of a world of several ranks."""
+    """Run the collective operations of a world with several ranks."""
     rank = distributed.rank()
     rows = torch.full((rank, 2), float(rank), requires_grad=True)
     numbers = torch.arange(3 * rank, 3 * rank + 3)

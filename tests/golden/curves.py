@@ -1,4 +1,4 @@
-"""Loss curves of short runs, as text: a change of what training computes shows as a change of these files.
+"""Loss curves of short runs, as text: a change of the training computations changes these files.
 
 The runs are those of the real loop on the data set ``digits``, on one CPU thread. Kernels for AVX2 and AVX-512 round
 differently, so networks compute in float64 and six digits are written: the text is the same with either. Rewrite the
@@ -70,7 +70,7 @@ RATES = {
     "pool-flow": 0.004,
     "conditional-flow": 0.004,
 }
-"""Learning rates at which each network gets somewhere in so few steps."""
+"""Learning rates with visible progress of each network in few steps."""
 
 CURVES = (
     *("loss", "train_accuracy", "transport_cost", "drift", "pair_cost"),
@@ -88,12 +88,12 @@ DIGITS = 6
 
 
 def dataset(folder: Path) -> ShardedDataset:
-    """The digits, large enough for the two poolings of LeNet."""
+    """Return the digits, large enough for the two pooling layers of LeNet."""
     return shard(DataSpec(source="digits", size=12), folder)
 
 
 def curves(kind: str, data: ShardedDataset) -> str:
-    """A line for each step, images seen and then curves by name, and one for the weights that come out."""
+    """Format a line for each step, with images seen and curves by name, and a line for the final weights."""
     spec = _spec(kind)
     objective, state = start(spec, data)
     for network in [*state.networks.values(), state.average]:
@@ -119,7 +119,7 @@ def _spec(kind: str) -> JobSpec:
 
 
 def _compute_in_float64(network: nn.Module) -> None:
-    """Widen the weights, and what the network is given: batches and draws are float32 and exact."""
+    """Convert weights and inputs of the network to float64; batches and random draws are exact in float32."""
     network.double()
     if isinstance(network, FlowUNet):
         velocity = network.velocity
@@ -137,7 +137,7 @@ def _norm(network: nn.Module) -> float:
 
 
 def main() -> None:
-    """Rewrite all files."""
+    """Update all files."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Loss curves are those on file, to the letter; see ``curves.py`` for how to rewrite them."""
+"""Loss curves are identical to the stored files; see ``curves.py`` for how to update them."""
 
 import pytest
 from curves import FOLDER, KINDS, STEPS, curves, dataset

@@ -1,4 +1,4 @@
-"""Property tests state laws, not speeds: an example that a busy machine delays is no failure."""
+"""Configuration of property tests: no deadline per example, because load on the machine may delay an example."""
 
 from hypothesis import settings
 

@@ -1,4 +1,4 @@
-"""One small Ray cluster for all tests of services: on loopback, its files in a folder of its own."""
+"""A small Ray cluster for all tests of services, on loopback, with its files in a separate folder."""
 
 import os
 import shutil
@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-# Ray reads these when it is imported.
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else its servers listen on all interfaces
-os.environ["RAY_AUTH_MODE"] = "disabled"  # else it keeps a token in the home folder
+# Ray reads these at import.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # otherwise its servers listen on all interfaces
+os.environ["RAY_AUTH_MODE"] = "disabled"  # otherwise it stores a token in the home folder
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A cluster of 2 CPUs, with room for 4 actors of the transport service, in this process's care."""
+    """Run a cluster of 2 CPUs in this process, with resources for 4 actors of the transport service."""
     import ray
 
-    folder = tempfile.mkdtemp(prefix="ray-")  # short: the paths of its sockets may have 107 bytes
+    folder = tempfile.mkdtemp(prefix="ray-")  # short, because paths of sockets are limited to 107 bytes
     ray.init(
         num_cpus=2,
         resources={"transport": 4},
@@ -37,7 +37,7 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of discs and squares, and of one file that is no image."""
+    """Create a folder with discs and squares, and with one invalid image file."""
     from tests.services.jobs.living import draw_shapes
 
     return draw_shapes(tmp_path_factory.mktemp("shapes"))

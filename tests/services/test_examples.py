@@ -1,4 +1,4 @@
-"""The example specs: copied whole, and never over somebody's own."""
+"""The example specs are copied atomically and never overwrite existing files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Servers beyond loopback: which tokens they accept, and what they remember of the job service's judgement."""
+"""Servers beyond loopback: accepted tokens, and caching of the job service's decisions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PROBLEM = {"x": [[0.0], [1.0]], "y": [[1.1], [0.2]]}
 
 
 class Judge(httpx.AsyncBaseTransport):
-    """A job service that knows the secrets it is given, and a clock."""
+    """A job service that accepts the given secrets, and a clock."""
 
     def __init__(self, *secrets: str) -> None:
         self.secrets, self.asked, self.now = set(secrets), 0, 1000.0
@@ -237,7 +237,7 @@ def test_a_server_beyond_loopback_needs_a_job_service(tmp_path: Path, monkeypatc
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    """A transport service that asks for the token `good`."""
+    """Run a transport service that requires the token `good`; yield its URL."""
     with served(build_app(LocalBackend(Engine()), loopback=False, tokens=Judge("good").tokens)) as address:
         yield address
 

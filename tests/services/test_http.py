@@ -1,4 +1,4 @@
-"""The HTTP layer of our servers: errors that come back as they were raised, and bodies that come in time."""
+"""The HTTP layer of all servers: round trip of errors, and timeouts of bodies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Python of every README runs: the blocks of a file one after the other, in a process and a folder of its own."""
+"""Runs the Python blocks of every README, those of one file in sequence in a separate process and folder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ WITH_TORCHRUN = ["pipelines/README.md"]  # run by tests/distributed/test_torchru
 
 
 def python_of(readme: Path) -> str:
-    """All ``python`` blocks of a file; later ones go on with the names of earlier ones."""
+    """Return all ``python`` blocks of a file; later blocks use the names of earlier ones."""
     return "\n".join(re.findall(r"^```python\n(.*?)^```", readme.read_text(), flags=re.DOTALL | re.MULTILINE))
 
 
@@ -95,7 +95,7 @@ def test_examples_run_beside_the_transport_service(readme: str, tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Of a platform, with what `monge demo` leaves there: held-out images, and a registered classifier."""
+    """Create the home of a platform after `monge demo`, with held-out images and a registered classifier."""
     home = tmp_path_factory.mktemp("home")
 
     def monge(command: str) -> None:

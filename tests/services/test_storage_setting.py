@@ -1,4 +1,4 @@
-"""What ``MONGE_STORAGE`` may be."""
+"""Valid values of ``MONGE_STORAGE``."""
 
 from __future__ import annotations
 

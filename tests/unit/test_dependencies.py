@@ -1,4 +1,4 @@
-"""What an installation without extras imports is what it installs."""
+"""An installation without extras imports only what it installs."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""How rows are shared out, and agreement where there is nobody to agree with."""
+"""Distribution of rows over ranks, and agreement in a single process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One word for one thing: public names are unique over pipelines and services, and the glossary lists real ones."""
+"""Public names are unique over pipelines and services, and the glossary lists existing names."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SAME_EVERYWHERE = {
     "up": "the command, and what it calls",
     "upgrade": "of a migration, as Alembic requires",
 }
-"""Functions that several modules define with one meaning."""
+"""Functions that several modules define with the same meaning."""
 
 
 def definitions() -> dict[str, list[str]]:
-    """Modules by the public classes and functions that they define."""
+    """Return the modules that define each public class or function."""
     found = defaultdict(list)
     for path in sorted([*ROOT.glob("pipelines/**/*.py"), *ROOT.glob("services/**/*.py")]):
         for node in ast.parse(path.read_text()).body:

@@ -1,4 +1,4 @@
-"""The files that no interpreter reads before a user does: compose, Kubernetes, image, monitoring, hooks."""
+"""Files that no other test runs: compose, Kubernetes, image, monitoring, hooks."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ CONTAINER_OPTIONS: dict[str, dict[str, str | None]] = {
     "endpoint": {"--host": EVERYWHERE},
     "jobs": {"--host": EVERYWHERE},
 }
-"""What a container says in other words than ``monge up``: its addresses and stores. None: it leaves that out."""
+"""Options that differ between a container and ``monge up``: addresses and stores. None: the container omits it."""
 
 SERVICE_KEYS = {
     *("image", "build", "init", "user", "entrypoint", "command", "environment", "secrets", "volumes", "shm_size"),
     *("networks", "network_mode", "ports", "depends_on", "healthcheck", "restart", "profiles"),
     *("cap_drop", "security_opt"),
 }
-"""Of the Compose Specification, those that are used here."""
+"""Keys of the Compose Specification that the files use."""
 
 SECRETS: dict[str, set[str]] = {
     "POSTGRES_PASSWORD": {"mlflow", "postgres"},
@@ -75,10 +75,10 @@ SECRETS: dict[str, set[str]] = {
     "MONGE_TOKEN": {"jobs"},
     "RAY_TOKEN_FILE": set(),
 }
-"""The containers that have each secret in their environment."""
+"""Containers with each secret in their environment."""
 
 ALONE = ("transport", "jobs")
-"""The deployments that have one pod at a time."""
+"""Deployments with one pod at a time."""
 
 
 @pytest.fixture(scope="module")
@@ -493,7 +493,7 @@ def _containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _parsed(command: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The program with its subcommands, and its options, whether written ``--a b``, ``--a=b`` or ``--a``."""
+    """Return the program with its subcommands, and its options, written ``--a b``, ``--a=b`` or ``--a``."""
     program: list[str] = []
     options: dict[str, str] = {}
     latest = ""
@@ -510,14 +510,14 @@ def _parsed(command: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _instructions(name: str) -> list[str]:
-    """The arguments of every such instruction of the Dockerfile, without its flags."""
+    """Return the arguments of all instructions of a name in the Dockerfile, without flags."""
     text = re.sub(r"^\s*#.*\n", "", (INFRA / "Dockerfile").read_text(), flags=re.MULTILINE)
     lines = re.sub(r"\\\n\s*", " ", text).splitlines()
     return [re.sub(r"^(--\S+ )+", "", line.split(maxsplit=1)[1]) for line in lines if line.startswith(f"{name} ")]
 
 
 def _samples(metrics: EndpointMetrics | TransportMetrics | JobMetrics) -> dict[str, set[str]]:
-    """The names that Prometheus stores, with the labels of each."""
+    """Return the names that Prometheus stores, with their labels."""
     # A metric has no samples before its labels have values; what a collector computes is no attribute, but has samples.
     labels = {
         metric._name: metric._labelnames for metric in vars(metrics).values() if isinstance(metric, MetricWrapperBase)
@@ -540,7 +540,7 @@ class _NoJobs:
 
 
 def _secrets_of_readme() -> dict[str, set[str]]:
-    """The secrets that the README has a user make, with the keys of each."""
+    """Return the secrets that the README tells a user to create, with their keys."""
     commands = (KUBERNETES / "README.md").read_text().replace("\\\n", "")
     return {
         name: set(re.findall(r"--from-literal=(\w+)=", literals))

@@ -1,4 +1,4 @@
-"""A built package contains the example specs and the marks of typed packages."""
+"""A built package contains the example specs and the ``py.typed`` files."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""What the READMEs say of settings, files and links is so."""
+"""The READMEs are correct about settings, files and links."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ OF_HOME = {
     "JOBS_STORE": "SQLite in the home folder",
     "JOB_PYTHON": "`python` of the cluster",
 }
-"""What stands for no value, where it is not the address of the platform which runs in the home folder."""
+"""Text for a setting without value, unless the default is the address of the platform in the home folder."""
 OF_BOTO3 = "of boto3"
-"""The default of what boto3 finds in its own variables and files."""
+"""Default of settings that boto3 reads from its own variables and files."""
 
 
 @pytest.fixture(params=READMES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -100,7 +100,7 @@ def _blocks(path: Path, language: str) -> list[str]:
 
 
 def _drawn(house: str, room: str) -> set[str]:
-    """The names that stand, indented, below a folder of the map."""
+    """Return the indented names below a folder in the overview."""
     below = house.split(f"{room} ", 1)[1].splitlines()[1:]
     names = set()
     for line in below:
@@ -111,7 +111,7 @@ def _drawn(house: str, room: str) -> set[str]:
 
 
 def _parts(package: str) -> set[str]:
-    """Modules, and folders with anything in them."""
+    """Return the modules and non-empty folders of a package."""
     found = set()
     for path in (ROOT / package).iterdir():
         if path.suffix == ".py" and path.name != "__init__.py":

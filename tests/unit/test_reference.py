@@ -22,13 +22,13 @@ from sitegen.schemas import readable
 
 
 def sections(page: str) -> dict[str, str]:
-    """Text below each heading, by the heading."""
+    """Return the text below each heading, by heading."""
     _, *parts = re.split(r"^#+ (.*?) \{#.*?\}$", page, flags=re.MULTILINE)
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
 def visible(command: Any, path: str) -> list[tuple[str, Any]]:
-    """Path and command of each command that Typer builds, groups and hidden ones left out."""
+    """Return path and command of each Typer command, without groups and hidden commands."""
     if command.hidden:
         return []
     if not hasattr(command, "commands"):

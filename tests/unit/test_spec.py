@@ -1,4 +1,4 @@
-"""The job spec: what is accepted, and how what is not is told."""
+"""The job spec: validation and error messages."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ SPECS = sorted(CONFIGS.glob("*.yaml"))
 
 
 def document(**sections: Any) -> dict[str, Any]:
-    """The shortest spec."""
+    """Return a minimal spec."""
     shortest = {
         "name": "a",
         "data": {"source": "digits"},
@@ -35,7 +35,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-# Every fault is told by the path of the field, the value received, and what would do.
+# Every error message has the path of the field, the value received, and the valid values.
 FAULTS = {
     "name=Cats": ("name:", "[a-z0-9]", "'Cats'"),
     "seed=-1": ("seed:", "greater than or equal to 0", "-1"),
@@ -337,12 +337,12 @@ FINGERPRINTS = {
     "conditional-flow": "79e745ce3be47edd",
     "learned-transport": "e5dc30e362186d67",
 }
-"""Of configs, since there were checkpoints of them."""
+"""Fingerprints of configs; they must not change, because checkpoints contain them."""
 
 
 @pytest.mark.parametrize("config", FINGERPRINTS)
 def test_new_fields_leave_the_fingerprints_of_old_specs(config: str) -> None:
-    """A checkpoint that was written before is resumed. A config that is changed on purpose has another one."""
+    """Existing checkpoints can be resumed. A config that is changed on purpose gets another fingerprint."""
     spec = load_spec(CONFIGS / f"{config}.yaml")
     assert spec.fingerprint()[:16] == FINGERPRINTS[config]
 

@@ -1,4 +1,4 @@
-"""Two ranks find the plan that one process does."""
+"""Two ranks compute the same plan as one process."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_one_rank_alone_is_the_whole():
 
 @pytest.mark.slow
 def test_blurred_twins_are_recognised():
-    """Smooth random images against their blurred selves, one coordinate a pixel: the plan is the identity."""
+    """Between smooth random images and blurred copies, one coordinate per pixel, the plan is the identity."""
     generator = torch.Generator().manual_seed(0)
     images = torch.nn.functional.avg_pool2d(torch.randn(3000, 1, 16, 16, generator=generator), 3, 1, 1)
     twins = torch.nn.functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False)

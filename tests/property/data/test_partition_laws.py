@@ -1,4 +1,4 @@
-"""Who sees which image when: true for any number of images, batch, ranks and resume step."""
+"""Assignment of images to ranks and steps, for any number of images, batch size, ranks and resume step."""
 
 import numpy as np
 from hypothesis import given
@@ -15,7 +15,7 @@ seeds = st.integers(0, 2**31 - 1)
 
 
 def stream(n: int, seed: int, batch: int, first: int, last: int) -> np.ndarray:
-    """The sample stream from step ``first`` to before step ``last``."""
+    """Return the sample stream of steps ``first … last − 1``."""
     parts = [batch_indices(n, seed, batch, step) for step in range(first, last)]
     return np.concatenate([np.empty(0, np.int64), *parts])
 
@@ -79,6 +79,6 @@ def test_seeds_and_epochs_differ(n: int, seed: int) -> None:
 
 
 def test_the_order_never_changes() -> None:
-    """A checkpoint of an older version resumes on the same stream."""
+    """A checkpoint of an older version resumes with the same stream."""
     assert epoch_order(8, seed=0, epoch=0).tolist() == [3, 2, 1, 6, 0, 7, 4, 5]
     assert batch_indices(5, seed=7, batch=4, step=1).tolist() == [1, 1, 3, 2]

@@ -1,4 +1,4 @@
-"""No image is both learned and tested."""
+"""No image is in both the training and the test split."""
 
 import numpy as np
 from hypothesis import given
@@ -9,7 +9,7 @@ from pipelines.data.split import DROPPED, TEST, TRAIN, VALIDATION, drop_repeats,
 
 @st.composite
 def labelled_contents(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes with many twins, some of them under two labels."""
+    """Draw hashes with many duplicates, some of them with two labels."""
     n = draw(st.integers(1, 80))
     kinds = draw(st.lists(st.integers(0, 30), min_size=n, max_size=n))
     hashes = np.random.default_rng(draw(st.integers(0, 99))).integers(0, 256, (31, 16), dtype=np.uint8)

@@ -1,6 +1,6 @@
-"""``dual ≤ optimum ≤ primal`` on problems of every shape, by every solver, in numbers of extended precision.
+"""``dual ≤ optimum ≤ primal`` for problems of many shapes and all solvers, checked in extended precision.
 
-``MONGE_EXAMPLES`` makes the search longer: the suite takes a share of it, a release all of it.
+``MONGE_EXAMPLES`` sets the number of examples: the test suite runs a part of the search, a release runs all of it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LARGE = 1e5
 
 
 def check_primal(case: Case, plan: TransportPlan, mass: float = 1.0) -> None:
-    """The certificate's primal is at least the plan's true cost, and no more than rounding above it."""
+    """Check that the primal is at least the plan's true cost, and exceeds it at most by rounding."""
     rows, columns, moved = plan.entries()
     moved = moved.astype(LONG)
     paid = case.costs[rows, columns]
@@ -60,7 +60,7 @@ def check_primal(case: Case, plan: TransportPlan, mass: float = 1.0) -> None:
 
 
 def case_resolution(case: Case, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """How far float64 costs may be off where vectors are nearly parallel."""
+    """Bound the error of float64 costs between nearly parallel vectors."""
     if case.problem.cost != "cosine" or case.problem.x is None:
         return np.zeros(len(rows), LONG)
     return 8 * UNIT * np.sqrt(2 * np.abs(case.costs[rows, columns])) + ((case.problem.x.shape[1] + 8) * UNIT) ** 2
@@ -72,7 +72,7 @@ def max_cost(case: Case) -> float:
 
 
 def check_dual(case: Case, plan: TransportPlan) -> None:
-    """Potentials are feasible for the true costs, and worth at least what the certificate says."""
+    """Check that potentials are feasible for the true costs, with a value of at least the certificate's dual."""
     assert plan.f is not None
     assert plan.g is not None
     f, g = plan.f.astype(LONG), plan.g.astype(LONG)
@@ -101,7 +101,7 @@ def check_exact(case: Case, plan: TransportPlan, best: float) -> None:
 
 
 def best_of_scipy(case: Case) -> float | None:
-    """The true cost of SciPy's plan; None where it finds that there is none, or fails."""
+    """Compute the true cost of SciPy's plan; None if SciPy finds no plan or fails."""
     n, m = case.problem.shape
     costs = case.costs.astype(float)
     finite = np.isfinite(costs)
@@ -118,7 +118,7 @@ def best_of_scipy(case: Case) -> float | None:
     allowed = np.flatnonzero(finite.ravel())
     equal = np.vstack([np.kron(np.eye(n), np.ones(m)), np.kron(np.ones(n), np.eye(m))])[:, allowed]
     sums = np.concatenate([case.a, case.b]).astype(float)
-    # HiGHS meets marginals to 1e-7, which is to be little beside the least weight.
+    # HiGHS meets marginals up to 1e-7, which must be small compared with the smallest weight.
     found = linprog(normal.ravel()[allowed], A_eq=equal[:-1], b_eq=LARGE * sums[:-1], method="highs")
     if found.status != 0:
         return None if found.status == 2 and not finite.all() else float("inf")

@@ -1,4 +1,4 @@
-"""Each build of the exact solver against SciPy and against all permutations, on data drawn to trouble it."""
+"""Each build of the exact solver compared with SciPy and with all permutations, on difficult random data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ METRICS = {"squared-euclidean": "sqeuclidean", "euclidean": "euclidean"}
 
 @st.composite
 def clouds(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    """Two clouds of one size, (n, d): lattices where costs tie, repeated points, far clusters, any scale and offset."""
+    """Draw two clouds, (n, d): lattices with tied costs, repeated points, distant clusters, any scale and offset."""
     n, d = draw(st.integers(1, 48)), draw(st.integers(1, 40))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     x, y = rng.standard_normal((2, n, d))
@@ -39,7 +39,7 @@ def clouds(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 @st.composite
 def matrices(draw: st.DrawFn) -> np.ndarray:
-    """Costs given outright, (n, n): few levels, heavy tails, a crowd near 0, negative ones."""
+    """Draw cost matrices, (n, n): few levels, heavy tails, many values near 0, negative values."""
     n = draw(st.integers(1, 80))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     match draw(st.sampled_from(("uniform", "levels", "heavy", "crowded", "rank one"))):
@@ -57,7 +57,7 @@ def matrices(draw: st.DrawFn) -> np.ndarray:
 
 
 def optimum(costs: np.ndarray) -> float:
-    """The least mean cost of a permutation: among all of them for n ≤ 6, else SciPy's."""
+    """Compute the minimum mean cost of a permutation: by brute force for n ≤ 6, else by SciPy."""
     n = len(costs)
     if n <= 6:
         return min(costs[np.arange(n), list(order)].mean() for order in itertools.permutations(range(n)))
@@ -65,7 +65,7 @@ def optimum(costs: np.ndarray) -> float:
 
 
 def assert_optimal(problem: TransportProblem, costs: np.ndarray, level: str, digits: float) -> None:
-    """The plan costs what the best one does, and its potentials prove it by themselves."""
+    """Check that the plan has the optimal cost, and that its potentials prove it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MONGE_SIMD", level)
         plan = exact.solve(problem)

@@ -1,4 +1,4 @@
-"""Laws that tie one exact problem to another: masses split and joined, costs moved and scaled, plans cut."""
+"""Laws that relate exact problems: split and merged masses, shifted and scaled costs, partial plans."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OF_SQUARES, OF_ROOTS = 1e-4, 1e-2
 
 @st.composite
 def lattice(draw: st.DrawFn, largest: int, d: int = 2) -> np.ndarray:
-    """Points with small integer coordinates, (n, d)."""
+    """Draw points with small integer coordinates, (n, d)."""
     size = draw(st.integers(1, largest))
     coordinates = st.lists(st.integers(-2, 2), min_size=size * d, max_size=size * d)
     return np.array(draw(coordinates), dtype=np.float32).reshape(size, d)
@@ -29,7 +29,7 @@ def lattice(draw: st.DrawFn, largest: int, d: int = 2) -> np.ndarray:
 
 @st.composite
 def counts(draw: st.DrawFn, size: int, total: int) -> np.ndarray:
-    """Whole masses that sum to a total, at least 1 each."""
+    """Draw integer masses, at least 1 each, with a given sum."""
     cuts = draw(st.lists(st.integers(1, total - 1), min_size=size - 1, max_size=size - 1, unique=True))
     return np.diff([0, *sorted(cuts), total])
 
@@ -39,7 +39,7 @@ def primals(problem: TransportProblem) -> dict[str, float]:
 
 
 def assert_same(first: dict[str, float], second: dict[str, float], rounding: float = OF_SQUARES) -> None:
-    """All numbers of both are one, whoever found them."""
+    """Check that all values of both problems are equal, for all solvers."""
     found = [*first.values(), *second.values()]
     assert max(found) - min(found) <= rounding, (first, second)
 
@@ -47,7 +47,7 @@ def assert_same(first: dict[str, float], second: dict[str, float], rounding: flo
 @TIES
 @given(x=lattice(5), y=lattice(5), data=st.data())
 def test_a_point_split_in_two_moves_as_it_did(x: np.ndarray, y: np.ndarray, data: st.DataObject) -> None:
-    """Kantorovich's masses: where a point lies twice, how its mass is shared between the two does not matter."""
+    """The distribution of mass between two copies of a point does not affect the cost."""
     a, b = data.draw(counts(len(x), 12), label="a"), data.draw(counts(len(y), 12), label="b")
     place, share = data.draw(st.integers(0, len(x) - 1), label="place"), data.draw(st.floats(0, 1), label="share")
     split = np.append(a.astype(np.float64), a[place] * share)
@@ -72,7 +72,7 @@ def test_whole_masses_are_as_many_points(x: np.ndarray, y: np.ndarray, data: st.
 @TIES
 @given(x=lattice(8), shift=lattice(1))
 def test_moving_a_row_by_one_step_is_moving_its_first_point_to_its_end(x: np.ndarray, shift: np.ndarray) -> None:
-    """For a distance, unlike for its square: masses that both sides hold may stay, and many plans are optimal."""
+    """For a distance, unlike its square, mass common to both sides may stay, and many plans are optimal."""
     chain = x[:1] + np.arange(len(x) + 1, dtype=np.float32)[:, None] * shift
     problem = TransportProblem.between(chain[:-1], chain[1:], cost="euclidean")
     ends = TransportProblem.between(chain[:1], chain[-1:], cost="euclidean")

@@ -1,4 +1,4 @@
-"""Laws of optimal plans: true for every solver that takes a problem."""
+"""Laws of optimal plans, for every solver that supports a problem."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Clouds:
     y: np.ndarray
 
     def rounding(self, cost: CostName) -> float:
-        """What float32 may leave of a cost wrong: of the largest square, however it cancels."""
+        """Bound the float32 error of a cost, relative to the largest square, including cancellation."""
         if cost == "cosine":
             return 16 * EPSILON_32 * (1 + self.x.shape[1])
         points = np.concatenate([self.x, self.y]).astype(np.float64)
@@ -41,7 +41,7 @@ class Clouds:
 
 @st.composite
 def clouds(draw: st.DrawFn, largest: int = 6, square: bool = True, d: int | None = None) -> Clouds:
-    """Gaussian points of any scale, or points of a small lattice: there costs tie and points coincide."""
+    """Draw Gaussian points of any scale, or points of a small lattice with tied costs and repeated points."""
     n = draw(st.integers(1, largest))
     m = n if square else draw(st.integers(1, largest))
     d = d or draw(st.integers(1, 4))
@@ -56,7 +56,7 @@ def clouds(draw: st.DrawFn, largest: int = 6, square: bool = True, d: int | None
 
 @st.composite
 def weights(draw: st.DrawFn, n: int) -> np.ndarray:
-    """Weights that sum to 1; some may be zero."""
+    """Draw weights with sum 1; some may be zero."""
     parts = draw(st.lists(st.integers(0, 9), min_size=n, max_size=n).filter(any))
     return np.array(parts) / sum(parts)
 
@@ -96,7 +96,7 @@ def test_certificates_between_weighted_points(pair: Clouds, cost: CostName, data
 @PLANS
 @given(n=st.integers(1, 6), m=st.integers(1, 6), seed=seeds, data=st.data())
 def test_a_plan_of_any_cost_is_the_linear_programmes(n: int, m: int, seed: int, data: st.DataObject) -> None:
-    """Negative costs included, which points never give."""
+    """Includes negative costs, which do not occur between points."""
     costs = np.random.default_rng(seed).normal(size=(n, m)).astype(np.float32).astype(np.float64)
     a, b = data.draw(weights(n), label="a"), data.draw(weights(m), label="b")
     marginals = np.concatenate([np.kron(np.eye(n), np.ones(m)), np.kron(np.ones(n), np.eye(m))])
@@ -130,7 +130,7 @@ def test_the_order_of_points_does_not_matter(pair: Clouds, cost: CostName, seed:
 @PLANS
 @given(pair=clouds(largest=12), power=st.integers(-6, 6))
 def test_costs_scale_with_points(pair: Clouds, power: int) -> None:
-    """By powers of two, which float32 multiplies exactly: the plan itself may not change."""
+    """Scales by powers of two, which are exact in float32, so the plan must not change."""
     scale = 2.0**power
     for cost, factor in (("euclidean", scale), ("squared-euclidean", scale**2), ("cosine", 1.0)):
         before = all_plans(TransportProblem.between(pair.x, pair.y, cost=cost))
@@ -181,7 +181,7 @@ def test_a_shuffled_set_is_found_again(n: int, d: int, seed: int, cost: CostName
 @PLANS
 @given(n=st.integers(1, 30), d=st.integers(1, 5), seed=seeds)
 def test_the_gradient_of_a_convex_function_is_an_optimal_map(n: int, d: int, seed: int) -> None:
-    """Brenier's theorem, for the quadratic cost: here of a positive definite form and of a sum of exponentials."""
+    """Brenier's theorem for the quadratic cost, with a positive definite form and with a sum of exponentials."""
     random = np.random.default_rng(seed)
     x = random.normal(size=(n, d))
     root = random.normal(size=(d, d))
@@ -213,7 +213,7 @@ def test_on_a_line_mass_moves_in_order(n: int, m: int, seed: int, data: st.DataO
 
 
 def _cross(p: np.ndarray, q: np.ndarray, r: np.ndarray, s: np.ndarray) -> bool:
-    """Whether the open segments pq and rs cross, off their ends."""
+    """Whether the open segments pq and rs cross, without their ends."""
 
     def side(u: np.ndarray, v: np.ndarray, w: np.ndarray) -> float:
         return float(np.sign((v[0] - u[0]) * (w[1] - u[1]) - (v[1] - u[1]) * (w[0] - u[0])))
@@ -224,7 +224,7 @@ def _cross(p: np.ndarray, q: np.ndarray, r: np.ndarray, s: np.ndarray) -> bool:
 @PLANS
 @given(pair=clouds(largest=10, d=2))
 def test_in_the_plane_shortest_ways_do_not_cross(pair: Clouds) -> None:
-    """Monge's own remark: uncrossing two ways makes them shorter. Lattice points are where ties would hide it."""
+    """Monge's remark: uncrossing two paths makes them shorter. Ties between lattice points would hide it."""
     x, y = pair.x.astype(np.float64), pair.y.astype(np.float64)
     for name, plan in all_plans(TransportProblem.between(pair.x, pair.y, cost="euclidean")).items():
         rows, columns, _ = plan.entries()

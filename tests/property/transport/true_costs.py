@@ -1,4 +1,4 @@
-"""Problems of every shape, and their costs in extended precision: what certificates are held against."""
+"""Problems of many shapes with costs in extended precision, the reference for certificates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.transport.problem import TransportProblem
 
 LONG = np.longdouble
 FINER = np.finfo(LONG).eps < 1e-18
-"""Whether this processor has the 64 bits of x87."""
+"""Whether longdouble has the 64-bit mantissa of x87."""
 
 SHAPES = (
     "gaussian",
@@ -32,14 +32,14 @@ DIMENSIONS = (1, 1, 2, 2, 3, 3, 5, 16, 17, 40, 784, 3072)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Case:
-    """A problem, and its costs as closely as this machine can tell them.
+    """A problem with its costs in the highest available precision.
 
     Attributes:
-        problem: epsilon included.
-        costs: (n, m) longdouble; infinite for forbidden pairs.
-        error: (n, m) longdouble, how far those may be off.
+        problem: problem, including epsilon.
+        costs: costs, (n, m) longdouble; infinite for forbidden pairs.
+        error: error bounds of the costs, (n, m) longdouble.
         a, b: marginals, longdouble.
-        text: what it is, for a failure's message.
+        text: description for error messages.
     """
 
     problem: TransportProblem
@@ -54,7 +54,7 @@ class Case:
 
 
 def points(rng: np.random.Generator, shape: str, n: int, m: int, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two sets of points of a shape, of size about 1."""
+    """Create two sets of points of a given shape, with scale about 1."""
     k = n + m
     match shape:
         case "gaussian":
@@ -87,7 +87,7 @@ def points(rng: np.random.Generator, shape: str, n: int, m: int, d: int) -> tupl
 
 
 def matrix(rng: np.random.Generator, kind: str, n: int, m: int) -> np.ndarray:
-    """A cost matrix of a kind."""
+    """Create a cost matrix of a given kind."""
     match kind:
         case "uniform":
             return rng.random((n, m)) - rng.choice([0.0, 0.5, 1.0])
@@ -105,7 +105,7 @@ def matrix(rng: np.random.Generator, kind: str, n: int, m: int) -> np.ndarray:
 
 
 def weights(rng: np.random.Generator, kind: str, n: int) -> np.ndarray | None:
-    """Weights of a kind; None for uniform ones."""
+    """Create weights of a given kind; None if uniform."""
     match kind:
         case "uniform":
             return None
@@ -121,7 +121,7 @@ def weights(rng: np.random.Generator, kind: str, n: int) -> np.ndarray | None:
 
 
 def true_costs(x: np.ndarray, y: np.ndarray, cost: str, power: float) -> tuple[np.ndarray, np.ndarray]:
-    """Costs by their definition in longdouble, with a bound on their error."""
+    """Compute costs by definition in longdouble, with error bounds."""
     unit = np.finfo(LONG).eps
     x, y = (side.astype(LONG) for side in (x, y))
     d = x.shape[1]
@@ -141,7 +141,7 @@ def true_costs(x: np.ndarray, y: np.ndarray, cost: str, power: float) -> tuple[n
 
 @st.composite
 def cases(draw: st.DrawFn, entropic: bool) -> Case:
-    """A problem; its numbers come from a seed, so that what shrinks is its description."""
+    """Draw a problem; its numbers come from a seed, so that Hypothesis shrinks only the description."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     large = draw(st.integers(0, 19)) == 0
     n = draw(st.integers(1, 90 if large else 9))

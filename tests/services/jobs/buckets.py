@@ -1,4 +1,4 @@
-"""A bucket in S3 for a platform's tests."""
+"""An S3 bucket for tests of the platform."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moto.server import ThreadedMotoServer
 
 @dataclass
 class Bucket:
-    """A bucket ``shapes`` of a server that can be away."""
+    """A bucket ``shapes`` on a server that can be stopped."""
 
     server: ThreadedMotoServer = field(default_factory=lambda: ThreadedMotoServer("127.0.0.1", 0, verbose=False))
 
@@ -29,7 +29,7 @@ class Bucket:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of those who use it."""
+        """Return the environment variables of its clients."""
         return {
             "AWS_ACCESS_KEY_ID": "AKIDTEST",
             "AWS_SECRET_ACCESS_KEY": "hidden-key",
@@ -41,7 +41,7 @@ class Bucket:
         }
 
     def leave(self) -> None:
-        """Be away; what is stored is kept in this process."""
+        """Stop the server; this process keeps the stored objects."""
         self.server.stop()
 
     def come_back(self) -> None:
@@ -60,6 +60,6 @@ class Bucket:
         return snapshot in self.keys(f"jobs/{job}/") and '"images-' in self.text(snapshot)
 
     def bits(self, job: str) -> str:
-        """The hash of all tensors of a job's last checkpoint."""
+        """Compute the hash of all tensors of a job's last checkpoint."""
         last = max(key for key in self.keys(f"jobs/{job}/images-") if key.endswith("/state.json"))
         return f"{last.split('/')[2]} {json.loads(self.text(last))['sha256']}"

@@ -13,7 +13,7 @@ from tests.services.jobs.standin import JobService
 
 @pytest.fixture
 def jobs(tmp_path: Path) -> Iterator[JobService]:
-    """With a store in a folder, and a cluster that is a stand-in."""
+    """Create a job service with a store in a folder and a simulated cluster."""
     service = JobService(tmp_path, JobStore(f"sqlite:///{tmp_path / 'jobs.db'}"))
     yield service
     service.close()

@@ -1,4 +1,4 @@
-"""A platform of its own for tests: its command, its processes, and small jobs on it."""
+"""A separate platform for tests: its command, its processes, and small jobs."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ Monge = Callable[..., str]
 
 
 def environment_of(home: Path) -> dict[str, str]:
-    """What a command of a home has: this process's environment, without what is set for other clusters."""
+    """Return the environment of commands of a home: that of this process without variables of other clusters."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MONGE_"))}
     return inherited | {"MONGE_HOME": str(home), "COLUMNS": "200", "NO_COLOR": "1", "PYTHONPATH": str(ROOT)}
 
 
 @contextmanager
 def platform(home: Path, environment: Mapping[str, str] | None = None) -> Iterator[Monge]:
-    """The command on a platform that is ended afterwards.
+    """Yield the command of a platform, and stop the platform at the end.
 
     Args:
-        home: where it lives.
-        environment: of the command, and so of the platform, beyond this process's own.
+        home: home folder of the platform.
+        environment: additional environment variables of the command and the platform.
     """
     known = environment_of(home) | dict(environment or {})
 
@@ -60,7 +60,7 @@ def platform(home: Path, environment: Mapping[str, str] | None = None) -> Iterat
 
 
 def draw_shapes(folder: Path) -> Path:
-    """Discs and squares of many sizes as colour PNGs, and one file that only calls itself an image."""
+    """Draw discs and squares of many sizes as colour PNGs, and write one invalid image file."""
     random = np.random.default_rng(0)
     for name in ("disc", "square"):
         (folder / name).mkdir()
@@ -88,12 +88,12 @@ def classifier(name: str, source: Path | str, images: int, *more: str) -> list[s
 
 
 def adversary(name: str, source: Path, *more: str) -> list[str]:
-    """The arguments of ``submit`` for a generator and its critic on two workers."""
+    """Return the arguments of ``submit`` for a generator and its critic on two workers."""
     return _generator("gan", name, source, "objective.critic.width=4", *more)
 
 
 def transported(name: str, source: Path, *more: str) -> list[str]:
-    """The arguments of ``submit`` for a generator on two workers that needs a plan of the service at each step."""
+    """Return the arguments of ``submit`` for a generator on two workers with a plan from the service at each step."""
     return _generator("transport-generator", name, source, *more)
 
 
@@ -113,26 +113,26 @@ def checkpointed(home: Path, job: str) -> bool:
 
 
 def went_on(jobs: Jobs, job: str, times: int, beyond: int = 0) -> bool:
-    """Whether a job has gone on from a checkpoint so many times, and is beyond so many images."""
+    """Whether a job has resumed from a checkpoint ``times`` times, and has trained on more than ``beyond`` images."""
     progress = jobs.get(job).progress
     resumed = sum("from image" in event.text for event in jobs.events(job))
     return resumed == times and progress is not None and progress.images > beyond
 
 
 def family(home: Path) -> list[psutil.Process]:
-    """All processes of this home's cluster."""
+    """Return all processes of this home's cluster."""
     ray = Platform.read(home).processes["ray"].process()
     assert ray is not None
     return ray.children(recursive=True)
 
 
 def workers(home: Path, kind: str = "RayTrainWorker") -> list[psutil.Process]:
-    """The Ray Train workers of this home's cluster, or its actors of another kind."""
+    """Return the Ray Train workers of this home's cluster, or its actors of another kind."""
     return processes(home, kind)
 
 
 def ends(home: Path, job: str) -> str:
-    """Wait until a job has succeeded; its story."""
+    """Wait until a job has succeeded; return its history."""
     with Jobs(Settings(home=home)) as jobs:
         ended = jobs.wait(job, timeout=400)
         story = "\n".join(event.text for event in jobs.events(job))
@@ -141,7 +141,7 @@ def ends(home: Path, job: str) -> str:
 
 
 def title(process: psutil.Process) -> str:
-    """The name and the command line of a process, empty once it is gone."""
+    """Return the name and the command line of a process; empty if it has ended."""
     try:
         return " ".join([*process.cmdline(), process.name()])
     except (psutil.NoSuchProcess, psutil.ZombieProcess):

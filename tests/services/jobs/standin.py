@@ -1,4 +1,4 @@
-"""A job service inside this process: a store on disk, a cluster that is a stand-in, and the API above them."""
+"""A job service in this process: a store on disk, a simulated cluster, and the API."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RAY_TOKEN = "the-cluster's-own"
 
 
 class OpenedJobs:
-    """What commands open and close in place of :class:`services.jobs.client.Jobs`; subclasses answer."""
+    """Replaces :class:`services.jobs.client.Jobs` in commands; subclasses define the responses."""
 
     def __init__(self, settings: Settings) -> None:
         pass
@@ -59,7 +59,7 @@ def job_spec(**fields: Any) -> JobSpec:
 
 @dataclass
 class Driver:
-    """An attempt on the stand-in."""
+    """Driver of an attempt on the simulated cluster."""
 
     command: str
     status: AttemptStatus = AttemptStatus.PENDING
@@ -69,7 +69,7 @@ class Driver:
 
 @dataclass
 class StandIn:
-    """A Ray cluster of 2 CPUs that does what a test tells it."""
+    """A simulated Ray cluster of 2 CPUs, controlled by the test."""
 
     drivers: dict[str, Driver] = field(default_factory=dict)
     away: str | None = None
@@ -124,7 +124,7 @@ class StandIn:
 
 
 class StandInNodes:
-    """A head and a node; both take what they are asked."""
+    """A head and a node that accept all requests."""
 
     def all(self) -> list[NodeUse]:
         use = {"cpus": 2, "gpus": 0, "used_cpus": 1, "used_gpus": 0, "draining": False}
@@ -139,7 +139,7 @@ class StandInNodes:
 
 @dataclass
 class JobService:
-    """All parts of a job service; ``step`` is a look of its controller."""
+    """All parts of a job service; ``step`` runs one iteration of its controller."""
 
     folder: Path
     store: JobStore
@@ -147,7 +147,7 @@ class JobService:
     tracked: list[Untracked] = field(default_factory=list)
     mlflow_away: bool = False
     models: dict[str, str] = field(default_factory=dict)
-    """What is registered: ``NAME/VERSION`` by each name."""
+    """Registered models: ``NAME/VERSION`` by name."""
 
     def __post_init__(self) -> None:
         self.logs = AttemptLogs(self.folder / "logs")
@@ -155,7 +155,7 @@ class JobService:
         self.restart()
 
     def restart(self) -> None:
-        """As after a `kill -9`: what is in memory is gone."""
+        """Restart as after `kill -9`, without the state in memory."""
         self._end_tasks()
         self.controller = Controller(
             self.store, self.cluster, self.logs, Launch("python3", self.folder), SchedulingLimits(), self.track
@@ -167,7 +167,7 @@ class JobService:
         self.tracked.append(told)
 
     def step(self, looks: int = 1) -> None:
-        """Let the controller look, and what it started go on."""
+        """Run iterations of the controller, and of the tasks that it started."""
 
         async def run() -> None:
             for _ in range(looks):
@@ -177,7 +177,7 @@ class JobService:
         self.loop.run_until_complete(run())
 
     def close(self) -> None:
-        """End it all."""
+        """Stop all parts."""
         self._end_tasks()
         self.loop.close()
         self.store.close()
@@ -204,7 +204,7 @@ class JobService:
         return self.store.create_token(TokenRequest(name=name, role=role))
 
     def client(self, role: Role | None = Role.ADMIN, *, loopback: bool = True) -> TestClient:
-        """A client of the API with a token of that role, or with none."""
+        """Create a client of the API with a token of the given role, or without a token."""
         app = build_app(self.service(), loopback=loopback)
         headers = {"Authorization": f"Bearer {self.token(f'a-{role}', role).secret}"} if role else {}
         return TestClient(app, headers=headers, raise_server_exceptions=False)

@@ -1,4 +1,4 @@
-"""The command line: it teaches, and its errors are one readable message."""
+"""The command line: help texts, and errors as one readable message."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ JOB = Job(
 
 
 class FakeJobs(OpenedJobs):
-    """A job service with one job, whose id is long."""
+    """A job service with one job with a long id."""
 
     submitted = 0
 

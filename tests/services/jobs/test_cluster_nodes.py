@@ -1,4 +1,4 @@
-"""The nodes as Ray's dashboard shows them, and what asks Ray to take one out."""
+"""Nodes from Ray's dashboard, and requests to Ray to drain a node."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_node_is_taken_out_over_http(jobs: JobService, caplog: pytest.LogCaptu
 
 
 class FakeJobs(OpenedJobs):
-    """Two nodes, of which one does not say what is used."""
+    """A job service with two nodes; one of them does not report its usage."""
 
     def nodes(self) -> list[NodeUse]:
         known: dict[str, Any] = {"cpus": 4, "gpus": 0}

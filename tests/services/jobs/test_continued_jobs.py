@@ -1,4 +1,4 @@
-"""A job that continues another one: what is refused at submission, what is kept, and what its driver is told."""
+"""A job that continues another one: validation at submission, retention of checkpoints, arguments of the driver."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.services.jobs.standin import JobService, job_spec, spec_document
 
 
 def keep(home: Path, job: str, *names: str) -> None:
-    """Folders as those of checkpoints."""
+    """Create folders like those of checkpoints."""
     for name in names:
         (home / "jobs" / job / name).mkdir(parents=True)
         for file in FILES:
@@ -32,7 +32,7 @@ def keep(home: Path, job: str, *names: str) -> None:
 
 @pytest.fixture
 def ended(jobs: JobService) -> str:
-    """A job of somebody else that has ended, with checkpoints of 256 and 640 images."""
+    """Create a finished job of another owner, with checkpoints at 256 and 640 images."""
     job = jobs.submit("somebody")
     jobs.step()
     jobs.cluster.drivers[f"{job}-a1"].status = AttemptStatus.SUCCEEDED

@@ -1,4 +1,4 @@
-"""The controller carries out what was asked for, through deaths of drivers, of the cluster and of itself."""
+"""The controller executes requests despite failures of drivers, of the cluster and of itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRAINS = "a line of Ray's\n" + reported("stage", text="training 650 parameters",
 
 
 def running(jobs: JobService, **fields: Any) -> tuple[str, Any]:
-    """A job that trains, and its driver."""
+    """Create a training job and its driver."""
     job = jobs.submit(**fields)
     jobs.step()
     driver = jobs.cluster.drivers[f"{job}-a1"]

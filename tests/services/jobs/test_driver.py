@@ -1,4 +1,4 @@
-"""What a job asks of its data before it trains."""
+"""Requirements of a job on its data before training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a job whose processes die, stop or are cut off, one kind of fault after the other.
+"""Jobs whose processes die, stop or lose their network, one kind of fault per test.
 
 Run by ``make test-faults``: each takes a minute or two.
 """
@@ -41,7 +41,7 @@ held = bytearray(int(sys.argv[1]))
 held[::4096] = b"x" * len(held[::4096])
 time.sleep(600)
 """
-"""Takes so many bytes, and keeps them."""
+"""Script that allocates and holds the given number of bytes."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -59,7 +59,7 @@ def monge(home: Path) -> Iterator[Monge]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(monge: Monge, shapes: Path, home: Path) -> str:
-    """The bits of a job that nothing happens to."""
+    """Run a job without faults; return the hash of its tensors."""
     return bits(home, submitted(monge("submit", *adversary("whole", shapes), "--follow")))
 
 
@@ -100,7 +100,7 @@ def test_a_worker_that_is_stopped_is_found_and_all_start_again(
 
 
 def test_the_transport_service_may_die_under_a_job(monge: Monge, home: Path, shapes: Path) -> None:
-    """Each step needs a plan: workers wait for the actors, and go on, without another attempt."""
+    """Each step needs a plan: workers wait for the actors and continue without another attempt."""
     twin = submitted(monge("submit", *transported("planned", shapes), "--follow"))
     job = submitted(monge("submit", *transported("unplanned", shapes)))
     face = Platform.read(home).processes["transport"].process()
@@ -161,7 +161,7 @@ def test_workers_that_are_killed_for_memory_are_started_again(
 
 
 def test_the_whole_machine_may_die_at_any_moment(monge: Monge, home: Path, shapes: Path, uninterrupted: str) -> None:
-    """While a job starts, while it trains and while it registers its model, with another one behind it in the queue."""
+    """Covers the start of a job, its training and the registration of its model, with another job in the queue."""
     job = submitted(monge("submit", *adversary("crashed", shapes)))
     behind = submitted(monge("submit", *adversary("behind", shapes)))
     ports = (home / "ports.json").read_text()

@@ -1,4 +1,4 @@
-"""The API against its own OpenAPI document: whatever is asked, with real ids, the answer is one that it describes."""
+"""The API conforms to its OpenAPI document: all responses to generated requests with real ids are documented."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXAMPLES = 25
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[JobService, str]]:
-    """A job service, and the secret of an administrator."""
+    """Run a job service; yield it with the secret of an administrator."""
     folder = tmp_path_factory.mktemp("jobs")
     service = JobService(folder, JobStore(f"sqlite:///{folder / 'jobs.db'}"))
     service.step()
@@ -50,7 +50,7 @@ ROUTES = [
     ("GET", "/health"),
     ("GET", "/ready"),
 ]
-"""All but streams, which may not end, and plans, which are processes."""
+"""All operations except streams, which may not end, and plans, which start processes."""
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)

@@ -1,4 +1,4 @@
-"""The job service over HTTP: what each token may do, what is refused and how, pages, logs and streams."""
+"""The job service over HTTP: permissions of tokens, errors, pagination, logs and streams."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ ALLOWED = {
 
 
 def cancelled(jobs: JobService, owner: str = "a-submit") -> str:
-    """A job that is over, so that what follows it ends."""
+    """Create a cancelled job, so that streams of it end."""
     job = jobs.submit(owner)
     jobs.store.cancel(job, owner)
     jobs.step()

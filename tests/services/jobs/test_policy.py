@@ -1,4 +1,4 @@
-"""The rules of the queue, of retries and of cancellation, one situation at a time."""
+"""Rules of the queue, of retries and of cancellation, one case each."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def queued(number: int, count: int = 1, device: str = "cpu", **fields: Any) -> J
 def tried(
     job: int, count: int = 1, gpu: bool = False, *, of_job: dict[str, Any] | None = None, **fields: Any
 ) -> JobView:
-    """A job with an open attempt, the first one unless it is told otherwise."""
+    """Create a job with an open attempt, by default the first one."""
     fields = {"number": 1, "started": NOW - 10} | fields
     attempt = AttemptView(placement=Placement(count, gpu), **fields)
     changes = {"state": State.STARTING, "attempts": attempt.number, "first_started": NOW - 10} | (of_job or {})
@@ -72,7 +72,7 @@ def recovers(why: str, setbacks: int, pause: float) -> EndAttempt:
 
 
 def elastic(job: JobView, fewest: int, count: int | None = None) -> JobView:
-    """The job with a min, and with more workers to ask for where they are given."""
+    """Return the job with a minimum number of workers, and with the given number of requested workers."""
     return replace(job, workers=job.workers.model_copy(update={"min": fewest, "count": count or job.workers.count}))
 
 
@@ -279,7 +279,7 @@ ATTEMPTS: dict[str, tuple[JobView, Action | None]] = {
 
 
 def carried_out(jobs: list[JobView], actions: list[Action]) -> list[JobView]:
-    """The jobs that are not over then; of a new attempt no status is known."""
+    """Apply actions and return the jobs that are not over; a new attempt has no status."""
     left = {job.id: job for job in jobs}
     for action in actions:
         job = left[action.job]
@@ -298,7 +298,7 @@ def carried_out(jobs: list[JobView], actions: list[Action]) -> list[JobView]:
 
 
 def decided(jobs: list[JobView], cluster: Cluster, limits: SchedulingLimits | None = None) -> list[Action]:
-    """What is to be done, whatever the order of the jobs, and once."""
+    """Return the actions; check that they do not depend on the order of the jobs and are not repeated."""
     actions = decide(jobs, cluster, NOW, limits)
     assert decide(jobs[::-1], cluster, NOW, limits) == actions
     again = decide(carried_out(jobs, actions), cluster, NOW, limits)
@@ -340,7 +340,7 @@ def test_the_limit_of_running_jobs(limit: int, told: str) -> None:
 
 
 SMALL = elastic(running(1, 1, progressed=True, started=NOW - GROWING - 1), 1, count=2)
-"""Runs with one worker, and asks for two."""
+"""A job that runs with one worker and requests two."""
 
 
 def of_attempt(job: JobView, **fields: Any) -> JobView:

@@ -1,4 +1,4 @@
-"""The policy against a world that does its worst: a store, a cluster and a clock, all simulated."""
+"""The policy in a hostile simulation of store, cluster and clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ITS_OWN = "loss is nan"
 
 
 class Shelf:
-    """What the store does, in memory."""
+    """In-memory simulation of the store."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, JobView] = {}
@@ -56,7 +56,7 @@ class Shelf:
 
 @dataclass
 class Driver:
-    """Of one attempt, on the simulated cluster."""
+    """Driver of one attempt on the simulated cluster."""
 
     status: AttemptStatus = AttemptStatus.PENDING
     stops: bool = False
@@ -64,12 +64,12 @@ class Driver:
 
 @dataclass
 class World:
-    """A Ray cluster and its dashboard."""
+    """Simulated Ray cluster with its dashboard."""
 
     nodes: list[tuple[int, int]] = field(default_factory=lambda: [(2, 0)])
     away: str | None = None
     loses: str | None = None
-    """What becomes of the next submission: the request or the answer gets lost."""
+    """What the next submission loses: the request or the response."""
     drivers: dict[tuple[str, int], Driver] = field(default_factory=dict)
 
     def look(self) -> Cluster:
@@ -81,7 +81,7 @@ class World:
         return [key for key, driver in self.drivers.items() if not driver.status.ended]
 
     def submit(self, key: tuple[str, int]) -> bool:
-        """Whether the answer to a submission comes."""
+        """Submit an attempt; return whether the response arrives."""
         lost, self.loses = self.loses, None
         if lost != "request":
             self.drivers.setdefault(key, Driver())
@@ -89,7 +89,7 @@ class World:
 
 
 class PolicyMachine(RuleBasedStateMachine):
-    """Every rule changes the world, then the controller looks at it once."""
+    """Each rule changes the simulation, then runs one iteration of the controller."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class PolicyMachine(RuleBasedStateMachine):
         assert [action for action in again if not isinstance(action, Send | Stop)] == []
 
     def seen(self, cluster: Cluster, statuses: dict, actions: Sequence[policy.Action] = ()) -> list[JobView]:
-        """What the controller tells the policy; an attempt that was just sent was not asked for yet."""
+        """Return the controller's input to the policy; the status of an attempt that was just submitted is unknown."""
         began = {action.job for action in actions if isinstance(action, Start | Send)}
         jobs = []
         for job in self.shelf.unfinished():
@@ -168,7 +168,7 @@ class PolicyMachine(RuleBasedStateMachine):
                     assert job.state is State.RECOVERING or (other.state is State.QUEUED and its <= mine)
 
     def require_no_idling(self, cluster: Cluster) -> None:
-        """The first job of the queue that could fit waits for room alone; the cancelled and the late wait no more."""
+        """Check that the first job that could fit waits only for capacity; cancelled and late jobs must not wait."""
         jobs = self.shelf.unfinished()
         held = [job.attempt.placement for job in jobs if job.attempt is not None]
         waiting = sorted((job for job in jobs if job.attempt is None), key=policy.place_in_queue)
@@ -288,7 +288,7 @@ class PolicyMachine(RuleBasedStateMachine):
             assert job.attempt is None or not job.state.final
 
     def teardown(self) -> None:
-        """On a cluster that has room for the largest job, with drivers that all succeed, every job ends."""
+        """Check that every job ends on a cluster with capacity for the largest job, if all drivers succeed."""
         self.world.nodes, self.world.away, self.world.loses = [(4, 4)], None, None
         self.limits = SchedulingLimits(running=3)
         for _ in range(30 + 5 * len(self.shelf.jobs)):

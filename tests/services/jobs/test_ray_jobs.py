@@ -1,4 +1,4 @@
-"""The cluster's REST API: what it answers when it is well, and what is made of all else."""
+"""The client of Ray's REST API: valid responses, and all kinds of failures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NODES = {
 
 
 class Dashboard:
-    """Answers as a test tells it, and keeps what it was asked."""
+    """Responds as configured by the test, and records the requests."""
 
     def __init__(self) -> None:
         self.answers: dict[str, tuple[int, Any]] = {}

@@ -1,4 +1,4 @@
-"""A platform whose data sets, checkpoints and marks of attempts lie in S3."""
+"""A platform with data sets, checkpoints and attempt markers in S3."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.services.jobs.buckets import Bucket
 from tests.services.jobs.living import Monge, adversary, ends, platform, submitted, workers
 
 LOST = "earlier checkpoints are kept"
-"""Told of a checkpoint that could not be stored."""
+"""Part of the message about a checkpoint that could not be stored."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -40,7 +40,7 @@ def monge(home: Path, bucket: Bucket) -> Iterator[Monge]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(monge: Monge, shapes: Path) -> str:
-    """The id of a job that nothing happens to."""
+    """Run a job without faults; return its id."""
     return submitted(monge("submit", *adversary("whole", shapes), "--follow"))
 
 

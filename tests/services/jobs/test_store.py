@@ -36,7 +36,7 @@ SUBMISSION = Submission(spec=spec_document())
 
 @pytest.fixture(scope="module")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a PostgreSQL server of its own, on a socket in a folder."""
+    """Run a separate PostgreSQL server on a socket in a folder; yield its URL."""
     (programs,) = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1:] or [None]
     if programs is None:
         pytest.skip("PostgreSQL is not installed")

@@ -1,4 +1,4 @@
-"""What is said of a job, and refused, before it is submitted."""
+"""Output and validation before a job is submitted."""
 
 from __future__ import annotations
 

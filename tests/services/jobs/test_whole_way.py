@@ -1,4 +1,4 @@
-"""The whole way through a real platform: from a folder of images to answers of the endpoint."""
+"""End-to-end tests on a real platform: from a folder of images to predictions of the endpoint."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[dict[str, str]]:
-    """A server with an empty bucket ``shapes``, as the environment of those who use it."""
+    """Run an S3 server with an empty bucket ``shapes``; yield the environment of its clients."""
     bucket = Bucket()
     yield bucket.environment
     bucket.server.stop()
@@ -61,7 +61,7 @@ def s3() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def another_cluster() -> Iterator[None]:
-    """Of somebody else on this machine: a head without work."""
+    """Run another user's Ray head on this machine."""
     port = free_port()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MONGE_"))}
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:
@@ -152,7 +152,7 @@ def test_an_adversary_s_generator_is_judged_by_a_registered_classifier(monge: Mo
 def test_a_generator_is_trained_in_features_that_another_job_has_learned(
     monge: Monge, home: Path, shapes: Path, tmp_path: Path
 ) -> None:
-    """Ranks, plans and features all meet here; of a conditional generator a class is asked for."""
+    """Combines ranks, plans, features and a conditional generator."""
 
     def submit(config: str, *fields: str) -> str:
         common = (f"data.source={shapes}", "train.log_every=512", "train.evaluate_every=100000", "workers.count=2")
@@ -217,14 +217,14 @@ def test_a_drained_job_goes_on_where_it_stopped_and_a_cancelled_one_is_marked(
 
 @pytest.fixture(scope="module")
 def uninterrupted(monge: Monge, shapes: Path) -> str:
-    """A job that nothing happens to."""
+    """Run a job without faults."""
     return submitted(monge("submit", *adversary("whole", shapes), "--follow"))
 
 
 def test_an_adversarial_job_survives_the_death_of_worker_driver_services_and_cluster(
     monge: Monge, home: Path, shapes: Path, tmp_path: Path, uninterrupted: str
 ) -> None:
-    """From another folder, with a token that may submit: two jobs on a machine with room for one."""
+    """Runs from another folder, with a token that permits submission: two jobs on a machine with capacity for one."""
     secret = monge("token", "create", "ada", "--role", "submit").strip()
     elsewhere = {"MONGE_HOME": str(tmp_path), "MONGE_TOKEN": secret}
     elsewhere["MONGE_JOBS_URL"] = Settings(home=home).address("jobs_url")
@@ -305,13 +305,13 @@ def test_too_many_workers_are_refused_before_anything_is_read(monge: Monge, shap
 
 
 def _swept(home: Path, *grid: str) -> list[str]:
-    """The arguments of a sweep over small shapes."""
+    """Return the arguments of a sweep over small shapes."""
     arguments = [word for field in grid for word in ("--grid", field)]
     return [*arguments, "--out", str(home / "sweep.png")]
 
 
 def _runs_of_the_last_sweep(home: Path) -> tuple[Run, list[Run]]:
-    """The sweep's own run, and those below it."""
+    """Return the parent run of the last sweep, and its child runs."""
     client = connect(Settings(home=home).address("mlflow_uri"))
     experiment = client.get_experiment_by_name(EXPERIMENT)
     runs = client.search_runs([experiment.experiment_id], order_by=["start_time DESC"]) if experiment else []

@@ -1,4 +1,4 @@
-"""Two machines that share a home folder: network namespaces, joined by a link that can be cut."""
+"""Two machines with a shared home folder: network namespaces connected by a link that can be cut."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def command(*line: object, check: bool = True) -> str:
 
 @dataclass
 class Machines:
-    """Two namespaces, each with a host name and an address of its own.
+    """Two namespaces, each with its own host name and address.
 
     Attributes:
-        names: of the namespaces.
+        names: names of the namespaces.
         links: names of the two ends of the link.
         home: the shared folder.
-        environment: of all commands, beyond this process's own.
+        environment: additional environment variables of all commands.
     """
 
     names: list[str]
@@ -47,7 +47,7 @@ class Machines:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def line(self, machine: int, *command: object) -> list[str]:
-        """The command line that runs a command on a machine, under a host name of its own."""
+        """Return the command line that runs a command on a machine with its host name."""
         named = ["unshare", "--uts", "sh", "-c", f'hostname machine-{machine}; exec "$@"', "sh"]
         return ["ip", "netns", "exec", self.names[machine], *named, *map(str, command)]
 
@@ -70,13 +70,13 @@ class Machines:
         return [psutil.Process(int(pid)) for pid in pids if psutil.pid_exists(int(pid))]
 
     def nodes(self) -> list[str]:
-        """The ids of the nodes that run on the second machine."""
+        """Return the ids of the nodes on the second machine."""
         output = self.monge(0, "nodes")
         return [row.split("│")[1].strip() for row in output.splitlines() if ADDRESSES[1] in row]
 
     @contextmanager
     def inside(self, machine: int) -> Iterator[None]:
-        """Have the sockets that this thread opens be those of a machine."""
+        """Open the sockets of this thread in the namespace of a machine."""
         libc = ctypes.CDLL(None, use_errno=True)
 
         def enter(there: int) -> None:
@@ -94,23 +94,23 @@ class Machines:
             os.close(there)
 
     def cut(self) -> None:
-        """Lose every packet between the machines from now on; neither is told, as where a switch fails."""
+        """Drop all packets between the machines without an error on either side, like a failed switch."""
         for name, link in zip(self.names, self.links, strict=True):
             command("tc", "-n", name, "qdisc", "add", "dev", link, "root", "blackhole")
 
     def mend(self) -> None:
-        """Let packets pass again."""
+        """Stop dropping packets."""
         for name, link in zip(self.names, self.links, strict=True):
             command("tc", "-n", name, "qdisc", "del", "dev", link, "root")
 
 
 @contextmanager
 def two_machines(home: Path, environment: Mapping[str, str] | None = None) -> Iterator[Machines]:
-    """Two machines, ended with all their processes afterwards; the test is skipped where namespaces are not allowed.
+    """Yield two machines, and stop all their processes at the end; skip the test if namespaces are not permitted.
 
     Args:
-        home: the folder that they share.
-        environment: of their commands, beyond this process's own.
+        home: shared folder.
+        environment: additional environment variables of their commands.
     """
     if os.geteuid() or not all(map(shutil.which, ("ip", "unshare"))):
         pytest.skip("network namespaces take root, ip and unshare")

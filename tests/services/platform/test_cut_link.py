@@ -1,6 +1,6 @@
-"""What becomes of a job when the network between two machines is cut: for seconds, for longer, and until it is lost.
+"""Jobs during a network failure between two machines: for seconds, for longer, and until a machine is lost.
 
-Packets are dropped on both ends of the link, and nothing says so to those who send them.
+Packets are dropped on both ends of the link, without an error for the senders.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    """A platform on one machine and a node on the other, with a processor each."""
+    """Run a platform on one machine and a node on the other, with one CPU each."""
     home = tmp_path_factory.mktemp("cut") / "home"
     with two_machines(home) as machines:
         try:
@@ -43,7 +43,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(machines: Machines, shapes: Path) -> str:
-    """The bits of a job that nothing happens to."""
+    """Run a job without faults; return the hash of its tensors."""
     return bits(machines.home, submitted(machines.monge(0, "submit", *adversary("whole", shapes), "--follow")))
 
 
@@ -53,7 +53,7 @@ def _look(machines: Machines, job: str) -> JobDetails:
 
 
 def _cut(machines: Machines, shapes: Path, name: str) -> str:
-    """Submit a job, and cut the link once it has a checkpoint."""
+    """Submit a job, and cut the link after its first checkpoint."""
     job = submitted(machines.monge(0, "submit", *adversary(name, shapes)))
     assert wait_until(lambda: checkpointed(machines.home, job), timeout=180, interval=0.05)
     machines.cut()
@@ -62,7 +62,7 @@ def _cut(machines: Machines, shapes: Path, name: str) -> str:
 
 
 def _ends(machines: Machines, job: str) -> str:
-    """Wait until a job has succeeded; its log."""
+    """Wait until a job has succeeded; return its log."""
     with machines.inside(0), Jobs(Settings(home=machines.home)) as jobs:
         ended = jobs.wait(job, timeout=400)
         told = "\n".join(f"{event.at} {event.text}" for event in jobs.events(job))
@@ -77,7 +77,7 @@ def _say(text: str) -> None:
 
 @pytest.mark.parametrize("seconds", [5, 20])
 def test_a_short_cut_is_waited_out(machines: Machines, shapes: Path, uninterrupted: str, seconds: int) -> None:
-    """What was sent meanwhile is sent again by TCP, and Ray closes no connection for it."""
+    """TCP retransmits lost packets, and Ray does not close the connections."""
     job = _cut(machines, shapes, f"cut-{seconds}")
     time.sleep(seconds)
     machines.mend()
@@ -91,7 +91,7 @@ def test_a_short_cut_is_waited_out(machines: Machines, shapes: Path, uninterrupt
 def test_a_job_waits_for_a_lost_machine_and_goes_on_by_itself(
     machines: Machines, shapes: Path, uninterrupted: str, raylet_ends: bool
 ) -> None:
-    """Whether the node hears that it was given up, or has ended by itself before: it joins again either way."""
+    """The node joins again, whether it was told that it is considered dead or has ended before."""
     (lost,) = machines.nodes()
     job = _cut(machines, shapes, "lost")
     processes = {kind: _processes(machines, kind) for kind in ("raylet", "RayTrainWorker")}
@@ -126,11 +126,11 @@ def test_a_job_waits_for_a_lost_machine_and_goes_on_by_itself(
 
 
 def _processes(machines: Machines, kind: str) -> list[psutil.Process]:
-    """Those of the second machine whose name or command line has a word."""
+    """Return the processes of the second machine whose name or command line contains a word."""
     return [one for one in machines.alive(1) if kind in title(one)]
 
 
 def _checkpoints(machines: Machines, job: str) -> dict[str, int]:
-    """Each file of the job's checkpoints, and when it was last written, in ns."""
+    """Return the modification time in ns of each file of the job's checkpoints."""
     folder = machines.home / "jobs" / job
     return {str(path): path.stat().st_mtime_ns for path in folder.glob("images-*/**/*") if path.is_file()}

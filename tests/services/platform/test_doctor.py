@@ -1,4 +1,4 @@
-"""What the doctor finds where nothing runs."""
+"""Output of ``monge doctor`` if nothing runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The address on which the services of a machine listen: chosen once, remembered, refused where it cannot be."""
+"""The address on which the services of a machine listen: chosen once, stored, and validated."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from services.platform.services import SERVICES, Machine, Service, address, host
 from services.settings import Settings, load_settings
 
 ELSEWHERE = "127.0.0.5"
-"""Stands for another address of this machine: all of 127.0.0.0/8 leads to it."""
+"""Represents another address of this machine: all of 127.0.0.0/8 is local."""
 
 
 def one_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A platform of one server that listens where it is told."""
+    """Reduce the platform to one server that listens on the given address."""
 
     def command(machine: Machine) -> tuple[list[str], dict[str, str]]:
         server = [sys.executable, "-m", "http.server", "--bind", machine.host]

@@ -1,4 +1,4 @@
-"""Where the services of a machine listen, and how they do, here and elsewhere."""
+"""Addresses and health of the services of a machine, local and remote."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BY_NAME = {service.name: service for service in SERVICES}
 
 
 class Answers(BaseHTTPRequestHandler):
-    """Says ``{}`` to everything, as a program that knows nothing of Monge."""
+    """Responds with ``{}`` to every request, like a program unrelated to Monge."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -56,7 +56,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[2])), http.server.SimpleHTTPRe
 
 
 def up_with(monkeypatch: pytest.MonkeyPatch, home: Path, deaths: int) -> list[str]:
-    """Start a platform of one service that ends so many times before it serves; what was said."""
+    """Start a platform of one service that exits ``deaths`` times before it serves; return the output."""
 
     def command(machine: Machine) -> tuple[list[str], dict[str, str]]:
         arguments = [str(home / "tries"), machine.port("endpoint_url"), str(deaths)]

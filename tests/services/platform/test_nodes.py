@@ -1,4 +1,4 @@
-"""What a machine is asked before it becomes a node, how it is started, and how it goes on when it ends."""
+"""Checks before a machine becomes a node, the start of the node, and its restart after it ends."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytest_plugins = ("tests.services.jobs.conftest",)
 
 @pytest.fixture
 def head() -> Iterator[str]:
-    """Something that listens where the cluster's head would."""
+    """Listen on a port like the head of a cluster."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
@@ -175,7 +175,7 @@ def test_the_token_is_kept_nowhere(jobs: JobService, caplog: pytest.LogCaptureFi
 
 @pytest.fixture
 def service(jobs: JobService) -> Iterator[str]:
-    """The URL of a job service that offers a cluster."""
+    """Run a job service with a cluster; yield its URL."""
     listener = bound("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(build_app(jobs.service()), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

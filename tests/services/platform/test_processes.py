@@ -1,4 +1,4 @@
-"""Processes of the platform: known again, and ended with their children."""
+"""Processes of the platform are recognised again, and stopped with their children."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A platform of two machines that share a home folder: two network namespaces, joined by a link."""
+"""A platform on two machines with a shared home folder: two network namespaces connected by a link."""
 
 from __future__ import annotations
 

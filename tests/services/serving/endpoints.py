@@ -20,7 +20,7 @@ PNG = {"content-type": "image/png"}
 def publish(
     uri: str, folder: Path, name: str = "cats", kind: str = "classification", seed: int = 0, alias: str = "live"
 ) -> ModelRef:
-    """Register a bundle of random weights."""
+    """Register a bundle with random weights."""
     run = open_run(uri)
     ref = register(run, make_bundle(kind, seed).save(folder / f"{name}-{seed}"), name, alias)
     run.close()
@@ -39,7 +39,7 @@ def encoded(seed: int = 0, side: int = 16, form: str = "PNG") -> bytes:
 async def endpoint(
     uri: str, home: Path, poll_seconds: float = 1000.0, **limits: float
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Endpoint]]:
-    """A client of an endpoint that has polled once; it polls again only when told to, by default."""
+    """Yield a client of an endpoint that has polled once; by default, it polls again only on request."""
     app = create_app(Settings(home=home, mlflow_uri=uri, **limits), poll_seconds=poll_seconds)  # type: ignore[arg-type]
     shared: Endpoint = app.state.endpoint
     shared.store.poll()

@@ -1,4 +1,4 @@
-"""The queue in which concurrent requests meet."""
+"""The queue that batches concurrent requests."""
 
 import asyncio
 import threading
@@ -12,7 +12,7 @@ from services.serving.batching import MicroBatcher
 
 
 class Doubler:
-    """Doubles the first pixel of every image; can be held, and told to fail."""
+    """Doubles the first pixel of every image; can be blocked, or configured to fail."""
 
     def __init__(self) -> None:
         self.started, self.proceed = threading.Event(), threading.Event()
@@ -35,7 +35,7 @@ class Doubler:
 
 
 async def start_and_hold(batcher: MicroBatcher, doubler: Doubler) -> asyncio.Task[np.ndarray]:
-    """A first request that the thread is held with, so that the next ones queue up behind it."""
+    """Start a first request that blocks the thread, so that the next requests queue."""
     doubler.proceed.clear()
     first = asyncio.create_task(batcher.predict(doubler, [b"1"]))
     assert await asyncio.to_thread(doubler.started.wait, 10)

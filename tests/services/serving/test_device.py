@@ -1,4 +1,4 @@
-"""Where an endpoint's networks run."""
+"""The device of an endpoint's networks."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The model endpoint, in process, against a registry in a file."""
+"""The model endpoint in this process, with a registry in a file."""
 
 import asyncio
 import base64

@@ -33,7 +33,7 @@ def free_port() -> int:
 
 @contextmanager
 def process(command: list[str], environment: dict[str, str], health: str, log: Path) -> Iterator[None]:
-    """A process, from the moment it is healthy until the block ends."""
+    """Run a process; yield when it is healthy, and stop it at the end."""
     with log.open("w") as file, subprocess.Popen(command, env=environment, stdout=file, stderr=file) as running:
         try:
             deadline = time.monotonic() + 120

@@ -1,4 +1,4 @@
-"""A source in S3 becomes the data set that the same files make on disk."""
+"""A source in S3 gives the same data set as the same files on disk."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_prefix_is_the_folder_it_holds(settings: Settings, server: FaultyServe
     assert manifest.quarantined == 1
     same = {"name", "fingerprint"}
     assert manifest.model_dump(exclude=same) == expected.model_dump(exclude=same)
-    # Only the listing is asked for again, and a copy made anew elsewhere in time is the same data set.
+    # Only the listing is requested again, and a new copy with other times is the same data set.
     server.requests = 0
     assert build("s3://images/pets", tmp_path / "home")[0] == folder
     assert server.requests == 2
@@ -114,7 +114,7 @@ def test_no_key_leads_out_of_the_cache(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def packed() -> bytes:
-    """The images of :func:`files` as a tar file in WebDataset's layout."""
+    """Return the images of :func:`files` as a tar file in the WebDataset layout."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, data in files().items():

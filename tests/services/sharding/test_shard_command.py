@@ -1,4 +1,4 @@
-"""`monge shard`: into folders and buckets, after kills and damage, and never over something else."""
+"""`monge shard`: to folders and buckets, after kills and damage, without overwriting other files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Forty images of two classes, of which the last is the first once more."""
+    """Create forty images of two classes; the last is a copy of the first."""
     random = np.random.default_rng(0)
     folder = tmp_path / "photos"
     for i in range(N):
@@ -60,7 +60,7 @@ def spec_of(photos: Path | str, **fields: object) -> DataSpec:
 def build(
     photos: Path, destination: Path | str, *, restart: bool = False, shard_bytes: int | None = None, **fields: object
 ) -> list[int]:
-    """Shard without Ray; the images that were done whenever that was told."""
+    """Shard without Ray; return the numbers of images in the progress reports."""
     seen: list[int] = []
     shard_dataset(
         spec_of(photos, **fields), destination, photos.parent / "cache", 0,
@@ -74,7 +74,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, shards: int) -> None:
-    """Let the next sharding break off after so many shards."""
+    """Interrupt the next sharding after ``shards`` shards."""
     original, left = dataset.write_shard, [shards]
 
     def write(*arguments: object) -> object:

@@ -1,4 +1,4 @@
-"""A data set sharded in this process, on a Ray cluster, twice at once, and after a kill."""
+"""Sharding in this process, on a Ray cluster, concurrently, and after a kill."""
 
 import json
 import shutil
@@ -38,13 +38,13 @@ def spec(tmp_path: Path) -> DataSpec:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """All that is left of a sharding but its lock."""
+    """Return the files of a sharding except its lock."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != dataset.LOCK}
 
 
 @pytest.fixture
 def expected(spec: DataSpec, tmp_path: Path) -> dict[str, bytes]:
-    """What an undisturbed sharding in this process writes."""
+    """Return the files of an undisturbed sharding in this process."""
     shard_dataset(spec, tmp_path / "expected", tmp_path / "cache", workers=0)
     return files(tmp_path / "expected")
 
@@ -148,7 +148,7 @@ def test_after_a_kill_the_work_goes_on(spec: DataSpec, tmp_path: Path, expected:
 def test_two_jobs_at_once(
     spec: DataSpec, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, locked: bool
 ) -> None:
-    """With the lock one does the work; without it, both do, and neither harms the other."""
+    """With the lock, one job does the work; without it, both do, without conflicts."""
     if not locked:
         monkeypatch.setattr(dataset, "PATIENCE", 0.0)
     out = tmp_path / "out"

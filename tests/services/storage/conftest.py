@@ -24,7 +24,7 @@ def moto_port() -> Iterator[int]:
 
 @pytest.fixture
 def keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Keys in the environment, and nothing of the machine's own configuration."""
+    """Set keys in the environment, and ignore the configuration of the machine."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDTEST")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-key")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -36,7 +36,7 @@ def keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def server(moto_port: int, keys: None) -> Iterator[FaultyServer]:
-    """A faulty server with an empty bucket ``images``."""
+    """Run a faulty server with an empty bucket ``images``."""
     with FaultyServer(moto_port) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()

@@ -12,7 +12,7 @@ from typing import Any
 
 
 class FaultyServer(ThreadingHTTPServer):
-    """Passes requests on to another server, but for the next ones that are to fail.
+    """Forwards requests to another server, except for those that must fail.
 
     Attributes:
         faults: of the next requests: an HTTP status, ``reset``, ``slow`` (no answer until the server ends), or

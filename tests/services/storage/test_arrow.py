@@ -1,4 +1,4 @@
-"""pyarrow's file system of S3 by our settings."""
+"""pyarrow's S3 file system with the settings of Monge."""
 
 from __future__ import annotations
 

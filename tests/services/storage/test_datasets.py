@@ -1,4 +1,4 @@
-"""A data set of shards in S3, opened and read while the server fails."""
+"""A sharded data set in S3, opened and read from a failing server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ADDRESS = "s3://images/shards"
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """40 images in shards of 6."""
+    """Create a data set of 40 images in shards of 6."""
     monkeypatch.setattr(shard, "SHARD_IMAGES", 6)
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "some.npz", images=images, labels=np.arange(40) % 3)
@@ -33,7 +33,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def there(here: Path, settings: Settings, server: FaultyServer, tmp_path: Path) -> Settings:
-    """The same in S3, and settings with a cache of their own."""
+    """Copy the data set to S3; return settings with a separate cache."""
     store = open_storage(ADDRESS, settings)
     for path in here.iterdir():
         if not path.name.startswith("."):

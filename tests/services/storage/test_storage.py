@@ -1,4 +1,4 @@
-"""A folder and a bucket keep the same promises; a server that fails is told of by the object's name."""
+"""Folders and buckets have the same semantics; errors of a server name the object."""
 
 from __future__ import annotations
 

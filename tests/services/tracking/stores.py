@@ -18,7 +18,7 @@ CLASSES = ("cat", "dog", "owl")
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with its tables made, which takes seconds; tests take copies."""
+    """Create a store with its tables, which takes seconds; tests use copies."""
     file = tmp_path_factory.mktemp("store") / "empty.db"
     connect(f"sqlite:///{file}").search_experiments()
     return file
@@ -26,13 +26,13 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def uri(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store of one test; artifacts lie beside it."""
+    """Create a store for one test, with artifacts in the same folder."""
     monkeypatch.chdir(tmp_path)
     return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'store.db')}"
 
 
 def job_spec(kind: str = "classification", **more: object) -> JobSpec:
-    """The spec of a small job."""
+    """Create the spec of a small job."""
     model = {
         "classification": {"kind": "mlp", "hidden": [8]},
         "transport": {"kind": "conv-generator", "width": 4},
@@ -49,9 +49,9 @@ def job_spec(kind: str = "classification", **more: object) -> JobSpec:
 
 
 def make_bundle(kind: str = "classification", seed: int = 0, channels: int = 1) -> Bundle:
-    """A network of random weights for images of 16 × 16.
+    """Create a bundle with random weights for images of 16 × 16.
 
-    They do not come from torch's own generator: an endpoint that loads a model in another thread draws from that one.
+    The weights do not come from torch's default generator: an endpoint that loads a model in another thread uses it.
     """
     spec, image = job_spec(kind).model, ImageShape(channels, 16, 16)
     network, source = build_model(spec, image, len(CLASSES)).eval(), torch.Generator().manual_seed(seed)
@@ -63,5 +63,5 @@ def make_bundle(kind: str = "classification", seed: int = 0, channels: int = 1) 
 
 
 def open_run(uri: str, job: str = "job-1") -> Run:
-    """The run of a small job."""
+    """Open the run of a small job."""
     return Run.open(uri, job, job_spec())

@@ -9,11 +9,11 @@ from services.tracking.outbox import Outbox
 
 
 class AwayError(Exception):
-    """The server is away."""
+    """The server is not available."""
 
 
 class Server:
-    """Takes batches, or refuses them while ``failure`` is set."""
+    """Accepts batches, or rejects them while ``failure`` is set."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []

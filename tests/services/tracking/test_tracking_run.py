@@ -1,4 +1,4 @@
-"""One MLflow run for one job."""
+"""The MLflow run of a job."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tests.services.tracking.stores import job_spec, open_run
 
 
 def refuse(*args: object, **options: object) -> None:
-    """A call of MLflow while the server is away."""
+    """Fail like a call of MLflow while the server is not available."""
     raise ConnectionError("refused")
 
 

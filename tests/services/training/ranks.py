@@ -1,4 +1,4 @@
-"""Two ranks that go on from checkpoints and write one, without a cluster of Ray."""
+"""Two ranks that resume from checkpoints and write one, without a Ray cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the workers of a job meet."""
+"""The rendezvous address of the workers of a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from when the latest is damaged, and what Ray Train makes of the one that follows."""
+"""The checkpoint from which a run resumes if the latest is damaged, and how Ray Train handles the next one."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> TrainState:
 
 @pytest.fixture
 def kept(tmp_path: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder of a job with checkpoints of 32 and 64 images, and much else; Ray Train hands over the latter."""
+    """Create a folder of a job with checkpoints at 32 and 64 images and other files; Ray Train provides the latter."""
     folder = tmp_path / "jobs" / "job-1"
     for name in ("images-000000000032", "images-000000000064"):
         save_checkpoint(state, folder / name)
@@ -66,7 +66,7 @@ def kept(tmp_path: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def count(folder: Path, *names: str) -> None:
-    """Write what Ray Train writes of the checkpoints that it has counted."""
+    """Write Ray Train's list of registered checkpoints."""
     results = [{"checkpoint_dir_name": name, "metrics": {}} for name in names]
     (folder / "checkpoint_manager_snapshot.json").write_text(json.dumps({"checkpoint_results": results}))
 
@@ -100,7 +100,7 @@ def test_the_latest_checkpoint_is_taken(kept: Path, capsys: pytest.CaptureFixtur
 def test_the_one_before_a_damaged_checkpoint_is_taken(
     kept: Path, name: str, elsewhere: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the disk, and in storage from which checkpoints are fetched first."""
+    """Covers checkpoints on disk, and in storage from which they are downloaded first."""
     DAMAGE[name](kept / "images-000000000064")
     if elsewhere:
         storage = SubTreeFileSystem(str(kept.parent), LocalFileSystem())
@@ -143,7 +143,7 @@ def test_where_none_is_whole_the_error_is_that_of_the_latest(kept: Path) -> None
 
 
 def test_a_checkpoint_after_the_latest_is_never_taken(kept: Path, state: TrainState) -> None:
-    """Its upload was cut short, or Ray Train was before it counted it: it is written once more."""
+    """Its upload was interrupted, or Ray Train ended before it registered the checkpoint: it is written again."""
     save_checkpoint(state, kept / "images-000000000096")
     flip_a_bit(kept / "images-000000000064" / TENSORS)
     found = resumed()
@@ -177,7 +177,7 @@ def test_a_first_start_takes_the_checkpoint_of_its_origin(kept: Path, monkeypatc
     monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
     for origin, name in ((Origin("job-1"), "images-000000000064"), (Origin("job-1", 32), "images-000000000032")):
         assert begun(kept.parent, origin) == Resumption(origin=kept / name)
-    # Another rank takes the one that it is told, and verifies nothing.
+    # Another rank uses the given checkpoint without verification.
     monkeypatch.setattr(checkpoints, "rank", lambda: 1)
     monkeypatch.setattr(checkpoints, "from_first_rank", lambda _: "images-000000000032")
     monkeypatch.setattr(checkpoints, "verify_checkpoint", lambda _: pytest.fail("the first rank does that"))
@@ -197,7 +197,7 @@ def test_a_checkpoint_of_the_job_itself_goes_before_its_origin(kept: Path) -> No
 
 
 class Keeper:
-    """The part of Ray Train that counts checkpoints and deletes old ones, started anew each time."""
+    """The part of Ray Train that registers checkpoints and deletes old ones; created again for each start."""
 
     def __init__(self, home: Path, state: TrainState) -> None:
         self._home = home
@@ -235,7 +235,7 @@ class Keeper:
 def test_ray_train_keeps_what_follows_a_damaged_checkpoint(
     tmp_path: Path, state: TrainState, between: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would delete a new checkpoint under the name of the damaged one together with that."""
+    """Otherwise it would delete a new checkpoint with the name of the damaged one together with the latter."""
 
     async def follow() -> None:
         keeper = Keeper(tmp_path, state)

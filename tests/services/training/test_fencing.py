@@ -1,4 +1,4 @@
-"""An attempt that was given up writes no more."""
+"""An attempt that was replaced no longer writes."""
 
 from __future__ import annotations
 

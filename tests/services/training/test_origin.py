@@ -1,4 +1,4 @@
-"""Which checkpoint of another job a job starts with."""
+"""The checkpoint of another job from which a job starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On what the workers of a job run."""
+"""Resources and devices of the workers of a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports: what drivers and workers print is what the job service reads, and what people read."""
+"""Reports of drivers and workers, as read by the job service and by people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks that a job uses and does not train."""
+"""Networks that a job uses but does not train."""
 
 from pathlib import Path
 

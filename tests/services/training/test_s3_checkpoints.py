@@ -1,4 +1,4 @@
-"""Checkpoints, attempts and origins in S3, and what a server that fails makes of them."""
+"""Checkpoints, attempts and origins in S3, also with a failing server."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> TrainState:
 
 @pytest.fixture
 def storage(settings: Settings) -> StorageContext:
-    """Ray Train's, of a job."""
+    """Return Ray Train's storage context of a job."""
     files, path = open_files(jobs_address(settings), settings)
     return StorageContext(path, "job-1", files)
 

@@ -31,7 +31,7 @@ NAMES = ("images-000000000032", "images-000000000064")
 
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder of a job with two checkpoints, of which Ray Train knows none."""
+    """Create a folder of a job with two checkpoints that Ray Train has not registered."""
     folder = tmp_path / "jobs" / "job-1"
     state = start(job("mlp"), stripes(tmp_path / "stripes"))[1]
     for name in NAMES:
@@ -41,7 +41,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def listed(folder: Path) -> dict[str, Any]:
-    """The list of Ray Train that names both."""
+    """Return Ray Train's list with both checkpoints."""
     storage = StorageContext(str(folder.parent), folder.name)
     manager = CheckpointManager(CheckpointConfig(num_to_keep=2), storage)
     document: dict[str, Any] = json.loads(manager._save_state())

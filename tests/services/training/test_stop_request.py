@@ -1,4 +1,4 @@
-"""Workers hear of their driver, and that their node leaves, on a cluster of their own: the last test ends its node."""
+"""Stop requests from the driver and from a draining node, on a separate cluster; the last test stops its node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said and decided when workers fail, by the states of Ray Train's controller."""
+"""Messages and decisions after failures of workers, by the states of Ray Train's controller."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a job's workers are started with, and what becomes of how they end; Ray Train itself is replaced."""
+"""Arguments of a job's workers, and handling of their results; Ray Train is replaced."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from services.training.placement import placement_of
 
 @pytest.fixture
 def fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, dict[str, Any]]]:
-    """Fit a job on a cluster of such resources, whose workers return or raise something."""
+    """Return a function that fits a job on a cluster with given resources and a given outcome of the workers."""
 
     def fit(outcome: Any, **resources: float) -> tuple[Any, dict[str, Any]]:
         made: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Workers on two hosts whose own name resolves to 127.0.1.1, as Debian and Ubuntu have it: two network namespaces."""
+"""Workers on two hosts (network namespaces) whose host name resolves to 127.0.1.1, as on Debian and Ubuntu."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ print("found", json.dumps(trainer.fit().return_value))
 
 @dataclass
 class Hosts:
-    """Two machines, each a Ray node of one CPU."""
+    """Two machines, each a Ray node with one CPU."""
 
     machines: Machines
 
     def on(self, host: int, *line: object) -> subprocess.CompletedProcess[str]:
-        """Run a command on a host, under a host name of its own."""
+        """Run a command on a host with its own host name."""
         return subprocess.run(
             self.machines.line(host, *line), cwd=self.machines.home, env=environment_of(self.machines.home),
             capture_output=True, text=True, timeout=150,

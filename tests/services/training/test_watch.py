@@ -1,4 +1,4 @@
-"""A worker's position and stack are published, and a process that hangs is ended; Ray's store is a list here."""
+"""A worker publishes its position and stack, and ends if it hangs; a list replaces Ray's store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from services.training.watch import STUCK, Watch, _lines
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[dict[str, Any]], list[int]]]:
-    """Watch a thread that does something, until it is done."""
+    """Return a function that watches a thread until it ends."""
     monkeypatch.setattr(watch, "EVERY", 0.02)
 
     def look(work: Callable[[Position, list[int]], object], deadline: float) -> tuple[list[dict[str, Any]], list[int]]:

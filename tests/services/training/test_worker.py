@@ -1,4 +1,4 @@
-"""A worker: what reaches it in another process, and the run of a job on it, without Ray and MLflow."""
+"""A worker: its arguments in another process, and a job run on it, without Ray and MLflow."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_settings_reach_workers_in_another_folder(
 
 @dataclass
 class Followed:
-    """What a run told MLflow and Ray Train."""
+    """Calls of a run to MLflow and Ray Train."""
 
     kept: Path
     run_id: str = "f00d"
@@ -66,7 +66,7 @@ class Followed:
     tags: dict[str, str] = field(default_factory=dict)
     agreeing: int = 0
     away: int = 0
-    """Calls for which MLflow is away at the end."""
+    """Number of calls at the end for which MLflow is not available."""
     fault: Exception = field(default_factory=lambda: ConnectionError("refused"))
     stops: bool = False
     """Whether the run is asked to stop."""
@@ -135,7 +135,7 @@ class Followed:
             assert checkpoint_upload_fn(checkpoint, checkpoint_dir_name) is checkpoint
 
     def persist_current_checkpoint(self, checkpoint: Any, name: str) -> Any:
-        """What Ray Train's storage does."""
+        """Persist a checkpoint like Ray Train's storage."""
         shutil.copytree(checkpoint.path, self.kept / name, dirs_exist_ok=True)
         return checkpoint
 
@@ -149,7 +149,7 @@ class Followed:
 
 @pytest.fixture
 def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Followed:
-    """MLflow and Ray Train replaced, in a process that is the only rank."""
+    """Replace MLflow and Ray Train, in a process that is the only rank."""
     found = Followed(tmp_path / "kept")
     monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_storage=lambda: found))
     monkeypatch.setattr(worker.Run, "later", lambda *_, on_open: on_open(found) or found)
@@ -239,7 +239,7 @@ def test_a_worker_goes_on_from_a_checkpoint_with_the_same_bits(
 
 
 def resume(again: Followed, folder: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace MLflow and Ray Train once more, for a start from a checkpoint, or from none."""
+    """Replace MLflow and Ray Train again, for a start with or without a checkpoint."""
     monkeypatch.setattr(worker.Run, "later", lambda *_, on_open: again)
     monkeypatch.setattr(worker, "register", again.register)
     monkeypatch.setattr(ray.train, "report", again.report)
@@ -251,7 +251,7 @@ def resume(again: Followed, folder: Path | None, monkeypatch: pytest.MonkeyPatch
 def test_a_worker_begins_with_the_checkpoint_of_another_job(
     tmp_path: Path, data: ShardedDataset, followed: Followed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With more images at a constant rate, the bits are those of one longer run; a restart goes by its own."""
+    """With more images at a constant rate, the bits equal those of one run; a restart uses its own checkpoint."""
     followed.kept = tmp_path / "jobs" / "job-0"
     config, more = config_of(tmp_path, data), config_of(tmp_path, data)
     config["spec"]["optimizer"]["schedule"] = more["spec"]["optimizer"]["schedule"] = "constant"
@@ -344,7 +344,7 @@ def test_what_would_happen_again_is_returned_and_all_else_raised(
 
 
 def full_at(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that takes half of the checkpoint after so many images."""
+    """Simulate a disk that becomes full while the checkpoint at ``images`` is written."""
 
     def save(state: TrainState, folder: Path) -> None:
         save_checkpoint(state, folder)

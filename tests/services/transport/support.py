@@ -1,4 +1,4 @@
-"""A solver that a test can hold still, a server in a thread, and a way to run coroutines that cannot hang."""
+"""A solver that a test can block, a server in a thread, and a runner for coroutines with a timeout."""
 
 import asyncio
 import socket
@@ -16,12 +16,12 @@ from pipelines.transport.problem import TransportProblem
 from pipelines.transport.solve import choose, solve
 
 ASSIGNMENT, _ = choose(TransportProblem.between(np.zeros((2, 1)), np.zeros((2, 1))))
-"""The solver of uniform problems: native where it was built."""
+"""The solver of uniform problems: native if it is built."""
 
 
 @contextmanager
 def served(app: FastAPI) -> Iterator[str]:
-    """The URL of an app on a port of its own."""
+    """Serve an app on a free port; yield its URL."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -32,7 +32,7 @@ def served(app: FastAPI) -> Iterator[str]:
 
 
 class GatedSolver:
-    """Solves like the real one, but only while its gate is open; keeps the labels of what it was given."""
+    """Solves like the real solver, but only while its gate is open; records the labels of its problems."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -46,13 +46,13 @@ class GatedSolver:
         return solve(problem, solver)
 
     async def begun(self, times: int = 1) -> None:
-        """Wait until the solver was called so many more times."""
+        """Wait until the solver has been called ``times`` more times."""
         for _ in range(times):
             assert await asyncio.to_thread(self.entered.acquire, timeout=10), "the solver was not called"
 
 
 def labelled(label: float, n: int = 4, d: int = 3) -> TransportProblem:
-    """A problem that can be told from others by its first coordinate."""
+    """Create a problem with a label as first coordinate."""
     generator = np.random.default_rng(int(label))
     x, y = generator.normal(size=(n, d)), generator.normal(size=(n, d))
     x[0, 0] = label
@@ -60,13 +60,13 @@ def labelled(label: float, n: int = 4, d: int = 3) -> TransportProblem:
 
 
 def label_of(problem: TransportProblem) -> float:
-    """The label of :func:`labelled`."""
+    """Return the label of a problem of :func:`labelled`."""
     assert problem.x is not None
     return float(problem.x[0, 0])
 
 
 def run(main: Callable[[], Awaitable[Any]], timeout: float = 30) -> Any:
-    """Run a coroutine on a loop of its own; fails rather than hangs."""
+    """Run a coroutine on a new event loop, with a timeout."""
 
     async def bounded() -> Any:
         async with asyncio.timeout(timeout):
@@ -76,6 +76,6 @@ def run(main: Callable[[], Awaitable[Any]], timeout: float = 30) -> Any:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Give other coroutines their turn until a condition holds."""
+    """Yield to other coroutines until a condition holds."""
     while not condition():
         await asyncio.sleep(0)

@@ -22,7 +22,7 @@ def value(engine: Engine, name: str, **labels: str) -> float:
 
 
 async def blocked(engine: Engine, gated: GatedSolver) -> asyncio.Future[TransportPlan]:
-    """An engine whose one thread is busy: what is submitted now waits."""
+    """Block the only thread of an engine, so that new problems wait."""
     blocker = asyncio.ensure_future(engine.submit(labelled(BLOCKER, n=200)))
     await gated.begun()
     return blocker
@@ -58,7 +58,7 @@ def test_clients_take_turns(gated: GatedSolver) -> None:
 
 
 def test_a_large_problem_that_is_alone_has_the_threads_that_the_engine_was_given() -> None:
-    """OpenMP counts threads for each thread that calls it, and Ray tells its actors to have one."""
+    """OpenMP counts threads per calling thread, and Ray limits its actors to one."""
     seen: list[int] = []
 
     def solver(problem: TransportProblem, name: SolverName) -> TransportPlan:

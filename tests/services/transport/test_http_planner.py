@@ -1,4 +1,4 @@
-"""The planner that asks over HTTP, against a server on a thread of this process."""
+"""The HTTP planner with a server on a thread of this process."""
 
 import socket
 import threading
@@ -126,7 +126,7 @@ def test_a_rank_whose_answer_is_lost_asks_again_and_gets_its_rows(url: str) -> N
     cut: list[int] = []
 
     class Cut(httpx.HTTPTransport):
-        """Breaks the connection once, after the service has answered."""
+        """Breaks the connection once, after the service has responded."""
 
         def handle_request(self, request: httpx.Request) -> httpx.Response:
             answer = super().handle_request(request)

@@ -1,4 +1,4 @@
-"""Archives that mean harm."""
+"""Malicious archives."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""The service as actors of a real Ray cluster."""
+"""The service as actors on a real Ray cluster."""
 
 import asyncio
 import threading
@@ -36,7 +36,7 @@ def started(ray_cluster: None) -> Iterator[list[str]]:
 
 @pytest.fixture
 def replicas(started: list[str]) -> list[str]:
-    """Two replicas, both alive again whatever the last test did to them."""
+    """Return two running replicas, restarted if the last test killed them."""
     from services.transport.actor import start_replicas
 
     start_replicas(2)
@@ -44,7 +44,7 @@ def replicas(started: list[str]) -> list[str]:
 
 
 def ranks(world: int, ask: Callable[[int], RowBlock]) -> list[Future[RowBlock]]:
-    """The answers that concurrent ranks get, errors included."""
+    """Run concurrent ranks; return their results, errors included."""
     with ThreadPoolExecutor(world) as pool:
         return [pool.submit(ask, rank) for rank in range(world)]
 
@@ -80,7 +80,7 @@ def test_every_rank_gets_its_rows(replicas: list[str], world: int, dtype: torch.
 
 
 def test_several_plans_travel_together(replicas: list[str]) -> None:
-    """Each rank's blocks come in the order of its shares, however they overtook one another."""
+    """Each rank receives its blocks in the order of its shares, in any order of solving."""
 
     def shares(rank: int) -> list[Share]:
         half = slice(20 * rank, 20 * rank + 20)

@@ -1,4 +1,4 @@
-"""Replicas that come with a crowd and go without one."""
+"""Autoscaling of replicas with the load."""
 
 import threading
 import time

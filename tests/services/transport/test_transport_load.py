@@ -1,6 +1,6 @@
-"""Many clients at once, and a replica that dies among them: every request is answered right or refused by name.
+"""Many concurrent clients and a replica that dies: every request gets a correct response or a typed error.
 
-``MONGE_LOAD_SECONDS`` sets for how long; 10 by default.
+``MONGE_LOAD_SECONDS`` sets the duration; 10 by default.
 """
 
 import os
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 SECONDS = float(os.environ.get("MONGE_LOAD_SECONDS", "10"))
 CLIENTS = 8
 SLACK = 96 * 2**20
-"""Bytes by which a process may grow once it is warm: arenas, caches and threads' stacks."""
+"""Maximum memory growth of a process after warm-up in bytes: arenas, caches and stacks of threads."""
 
 
 def some_problem(generator: np.random.Generator) -> TransportProblem:
@@ -37,7 +37,7 @@ def some_problem(generator: np.random.Generator) -> TransportProblem:
 
 
 def check(problem: TransportProblem, plan: TransportPlan) -> None:
-    """The plan proves itself: its marginals, its cost, and a dual bound from potentials that are feasible."""
+    """Check the plan: its marginals, its cost, and the dual bound from feasible potentials."""
     costs = cost_matrix(problem).numpy().astype(np.float64)
     rows, columns, mass = plan.entries()
     a, b = problem.source_weights(), problem.target_weights()

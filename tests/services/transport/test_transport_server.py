@@ -1,4 +1,4 @@
-"""The service as a process of its own."""
+"""The service as a separate process."""
 
 import signal
 import socket
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 @contextmanager
 def process(*options: str, start: float = 90) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The URL of a running service, and its process."""
+    """Run the service; yield its URL and its process."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "services.transport", "--port", str(port), *options]
@@ -55,7 +55,7 @@ def healthy(url: str) -> bool:
 
 def test_sigterm_refuses_who_waits_and_ends_the_process() -> None:
     with process() as (url, server):
-        # One rank of two waits; it is told, and not left to its deadline.
+        # One rank of two waits; it gets an error before its deadline.
         heard: list[Exception] = []
 
         def wait() -> None:

@@ -1,4 +1,4 @@
-"""What comes over HTTP is right for numbers of any size, and can be verified by who asked."""
+"""Plans over HTTP are correct for numbers of any size, and clients can verify them."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ def url() -> Iterator[str]:
 
 
 def lying(problem: TransportProblem, solver: Any = "auto") -> TransportPlan:
-    """The plan of the points in another order, under a certificate that fits it."""
+    """Return the plan for the points in another order, with a certificate that matches it."""
     assert problem.x is not None
     return solve(dataclasses.replace(problem, x=problem.x[::-1].copy()), solver)
 

@@ -1,4 +1,4 @@
-"""What a sweep tells of its outcomes, as numbers and as pictures."""
+"""Summary of a sweep as numbers and as pictures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def grid() -> Grid:
 
 
 def outcomes_of(grid: Grid) -> list[Outcome]:
-    """Errors of 1 / width, the second seed's ten percent higher; the last trial failed."""
+    """Create outcomes with error 1 / width, ten percent higher for the second seed; the last trial failed."""
     found = []
     for trial in grid.trials:
         error = (1 + 0.1 * trial.values["seed"]) / trial.values["model.hidden"][0]
@@ -68,7 +68,7 @@ Drawn = dict[str, Any]
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
-    """What is on the axes of the last picture."""
+    """Record the contents of the axes of the last picture."""
     found: Drawn = {}
     plain = figure._picture
 

@@ -1,4 +1,4 @@
-"""One trial, without Tune around it: what it logs, what it reports, and that it trains as a job does."""
+"""One trial without Tune: logs, reports, and training identical to that of a job."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
 
 @pytest.fixture
 def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What Tune would have been told."""
+    """Record the reports to Tune."""
     found: list[dict[str, Any]] = []
     monkeypatch.setattr(trial.tune, "report", found.append)
     monkeypatch.setattr(trial, "configure_process", lambda: torch.set_num_threads(1))
@@ -33,7 +33,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def tried(spec: JobSpec, data: ShardedDataset, uri: str) -> str:
-    """Run a trial below a sweep's run; returns the id of that one."""
+    """Run a trial as child of a sweep's run; return the id of the latter."""
     parent = Run.open(uri, "sweep", job("mlp"))
     config = TrialConfig(
         job="sweep-000", label="seed=7", parent=parent.run_id, spec=spec.model_dump(mode="json"),

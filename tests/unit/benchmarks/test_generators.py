@@ -1,4 +1,4 @@
-"""What is counted in samples of generators."""
+"""Counts in samples of generators."""
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ def test_a_reader_learns_what_images_show() -> None:
 
 
 class _Listed(Generator):
-    """Samples that are the images of a list, in turn."""
+    """Returns the images of a list in turn."""
 
     def __init__(self, images: Tensor) -> None:
         super().__init__(ImageShape(*images.shape[1:]), 2)

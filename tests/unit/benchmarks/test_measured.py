@@ -1,4 +1,4 @@
-"""The table of what was measured: which rows there are, and what is kept of a run."""
+"""The table of measurements: its rows, and the stored records of a run."""
 
 import json
 import os

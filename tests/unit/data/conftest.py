@@ -1,4 +1,4 @@
-"""Small data sets, good and bad."""
+"""Small data sets, valid and invalid."""
 
 import io
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def encode(pixels: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
-    """An (h, w) or (h, w, c) uint8 array as an image file."""
+    """Encode an (h, w) or (h, w, c) uint8 array as an image file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, **options)
     return buffer.getvalue()
@@ -23,7 +23,7 @@ def _encode() -> Callable[..., bytes]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two classes, six images of 8×8 each, all different."""
+    """Create a folder of two classes, with six distinct images of 8×8 each."""
     rng = np.random.default_rng(0)
     for name in ("ant", "bee"):
         (tmp_path / "images" / name).mkdir(parents=True)

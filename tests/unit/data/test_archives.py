@@ -1,4 +1,4 @@
-"""Tar and Parquet files: what they hold, and what is refused of an untrusted one."""
+"""Tar and Parquet files: their images, and validation of untrusted files."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def test_a_column_whose_name_is_no_text_is_told(tmp_path: Path, encode: Encode) 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_archive_never_escapes_the_error_tree(data: st.DataObject, tmp_path: Path, encode: Encode) -> None:
-    """A flipped byte anywhere: the images are read, set aside, or the source is refused."""
+    """With any changed byte, images are read or quarantined, or the source raises an error."""
     kind = data.draw(st.sampled_from(["a.tar", "a.parquet"]))
     path = tmp_path / kind
     encoded = images(encode, 3)

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Atomic writes of array files."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from pipelines.data.arrays import map_arrays, write_arrays, write_atomically
 
 
 def test_two_writers_at_once_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second starts and ends while the first is about to rename its file."""
+    """The second writer starts and ends just before the first renames its file."""
     path = tmp_path / "file"
     fsync = os.fsync
 

@@ -1,4 +1,4 @@
-"""Shards that are fetched when they are needed, and the folder that keeps them."""
+"""Shards that are downloaded on demand, and their cache folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipelines.spec import DataSpec
 
 
 class Counted(Folder):
-    """A folder that remembers what was read, and can hold a reader up."""
+    """A folder that records reads, and can block a reader."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -46,7 +46,7 @@ class Counted(Folder):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """50 images in 8 shards of 7; the value of all pixels of an image is its number."""
+    """Create 50 images in 8 shards of 7; all pixels of an image have its number as value."""
     monkeypatch.setattr(shard, "SHARD_IMAGES", 7)
     images = np.arange(50, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(50) % 3)

@@ -1,4 +1,4 @@
-"""Data sets known by name: fetched once, checked always."""
+"""Data sets of the catalogue: downloaded once, verified on every use."""
 
 import gzip
 import hashlib

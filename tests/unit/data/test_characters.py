@@ -1,4 +1,4 @@
-"""Characters: each image a function of the seed and its number, its parts known."""
+"""Characters: each image is a function of seed and number, with known parts."""
 
 import hashlib
 import pickle
@@ -23,7 +23,7 @@ SIZE = 16
 
 
 def part(colour: tuple[int, int, int], rows: slice, alpha: int = OPAQUE) -> np.ndarray:
-    """A picture of which some rows have a colour and the others are transparent."""
+    """Create a picture with some coloured rows; the others are transparent."""
     pixels = np.zeros((SIZE, SIZE, 4), np.uint8)
     pixels[rows] = (*colour, alpha)
     return pixels
@@ -62,7 +62,7 @@ def refuse(*_: object, **__: object) -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, encode: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache with a wheel of few and small parts."""
+    """Create a cache with a wheel of few small parts."""
     folder = tmp_path / "cache"
     folder.mkdir()
     with zipfile.ZipFile(folder / "small.whl", "w") as archive:

@@ -1,4 +1,4 @@
-"""Images of every mode to pixels; hostile bytes to an error with a reason."""
+"""Decoding images of every mode; malicious bytes raise an error with a reason."""
 
 import io
 import struct
@@ -23,7 +23,7 @@ def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header promises a large image."""
+    """Create a PNG of a few bytes whose header declares a large image."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -50,7 +50,7 @@ def test_the_centre_is_cropped(encode: Encode) -> None:
 
 
 def test_shrinking_averages(encode: Encode) -> None:
-    """A checkerboard shrinks to grey; without antialiasing it would stay black or white."""
+    """A resized checkerboard is grey; without antialiasing it would be black or white."""
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
     assert np.abs(decode(encode(board), 8, 1).astype(int) - 127).max() <= 2
 
@@ -171,7 +171,7 @@ def test_an_animation_is_its_first_frame() -> None:
 
 
 def test_cmyk_jpeg() -> None:
-    """Ink, not light: no ink at all is white."""
+    """CMYK is subtractive: zero in all channels is white."""
     for ink, light in (((0, 0, 0, 0), 255), ((0, 0, 0, 255), 0)):
         decoded = decode(saved(Image.new("CMYK", (16, 16), ink), "JPEG", quality=100), 16, 3)
         assert np.abs(decoded.astype(int) - light).max() <= 2

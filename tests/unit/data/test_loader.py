@@ -20,7 +20,7 @@ from pipelines.spec import DataSpec
 
 @pytest.fixture
 def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShardedDataset:
-    """50 images in shards of 7; the value of all pixels of an image is its number."""
+    """Create 50 images in shards of 7; all pixels of an image have its number as value."""
     monkeypatch.setattr(shard, "SHARD_IMAGES", 7)
     images = np.arange(50, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(50) % 3)

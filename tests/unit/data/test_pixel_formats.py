@@ -1,4 +1,4 @@
-"""Every mode of pixels in every format that holds it comes through decoding and sharding as it looks."""
+"""Decoding and sharding preserve the appearance of every pixel mode in every format that supports it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ABSENT = {
     *(("WEBP", mode) for mode in ("CMYK", "16 bit")),
     ("PNG", "CMYK"),
 }
-"""What a format cannot hold."""
+"""Modes that a format does not support."""
 CASES = [(kind, mode) for kind in FORMATS for mode in MODES if (kind, mode) not in ABSENT]
 TURNS = {
     1: lambda seen: seen,
@@ -35,11 +35,11 @@ TURNS = {
     7: lambda seen: seen[::-1, ::-1].transpose(1, 0, 2),
     8: lambda seen: seen.transpose(1, 0, 2)[:, ::-1],
 }
-"""What is stored so that each EXIF orientation shows the picture upright: the inverse of what a viewer does."""
+"""Stored transposition for which each EXIF orientation displays the picture upright: the inverse of the viewer's."""
 
 
 def picture(mode: str) -> tuple[Image.Image, np.ndarray]:
-    """An image of a mode, and (SIDE, SIDE, 3) as it looks: four flat quarters, so that lossy formats keep them."""
+    """Create an image of a mode and its appearance, (SIDE, SIDE, 3): uniform quarters, which lossy formats keep."""
     colours = np.array([[[250, 10, 20], [30, 160, 40]], [[20, 30, 220], [200, 200, 60]]], np.uint8)
     greys = np.array([[0, 255], [90, 180]], np.uint8)
     if mode == "two tones":
@@ -85,7 +85,7 @@ def expected(seen: np.ndarray, channels: int) -> np.ndarray:
 
 
 def is_close(found: np.ndarray, seen: np.ndarray, kind: str) -> bool:
-    """Equal, or for JPEG as near as its quantisation is."""
+    """Whether pixels are equal, or for JPEG equal up to its quantisation."""
     return int(np.abs(found.astype(int) - seen).max()) <= (4 if kind == "JPEG" else 0)
 
 

@@ -1,4 +1,4 @@
-"""Sources into shards and back, with the bad images set aside."""
+"""Sharding and reading back; invalid images are quarantined."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Sources: what they read, and what they say of a source that is not one."""
+"""Sources: the files that they read, and errors for invalid sources."""
 
 import os
 import pickle
@@ -182,7 +182,7 @@ def test_the_fingerprint_follows_source_and_preparation(folder: Path, encode: Ca
 
 
 def test_links_and_pipes(folder: Path, tmp_path: Path) -> None:
-    """A link to a file is followed; a broken link or a pipe, which would block its reader, is passed over."""
+    """Links to files are followed; broken links and pipes, which would block their reader, are ignored."""
     (folder / "ant" / "good.png").symlink_to(folder / "ant" / "0.png")
     (folder / "ant" / "broken.png").symlink_to(folder / "nowhere")
     os.mkfifo(folder / "ant" / "pipe.png")

@@ -1,4 +1,4 @@
-"""Images labelled by a CSV or JSONL file, and splits that folders state."""
+"""Images labelled by a CSV or JSONL file, and splits from folder names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def png(encode: Encode, value: int) -> bytes:
 
 @pytest.fixture
 def flat(tmp_path: Path, encode: Encode) -> Path:
-    """Five images in one folder, one of them below another."""
+    """Create five images in one folder, one of them in a subfolder."""
     root = tmp_path / "flat"
     (root / "sub").mkdir(parents=True)
     for i, name in enumerate(("a.png", "b é.PNG", "c.webp", "d.jpg", "sub/e.png")):

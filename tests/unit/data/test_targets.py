@@ -1,4 +1,4 @@
-"""Functions of an image, by hand."""
+"""Regression targets, compared with hand computation."""
 
 import math
 
@@ -9,7 +9,7 @@ from pipelines.data.targets import halves, target
 
 
 def picture(u: float, v: float, width: int) -> torch.Tensor:
-    """A colour image of one brightness on the left and another on the right."""
+    """Create a colour image with different brightness on the left and on the right."""
     image = torch.full((1, 3, 4, width), v)
     image[..., : width // 2] = u
     return image

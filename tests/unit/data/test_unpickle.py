@@ -1,4 +1,4 @@
-"""A pickle can name any function; only arrays come out of this reader."""
+"""A pickle can reference any function; this reader returns only arrays."""
 
 import gzip
 import os
@@ -13,7 +13,7 @@ from pipelines.errors import SourceError
 
 
 def classic(array: np.ndarray) -> bytes:
-    """A gzipped pickle with the module names of NumPy 1."""
+    """Create a gzipped pickle with the module names of NumPy 1."""
     return gzip.compress(pickle.dumps(array, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
 
 

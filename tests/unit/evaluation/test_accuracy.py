@@ -1,4 +1,4 @@
-"""How well a classifier does, by hand."""
+"""Accuracy of a classifier, compared with hand computation."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ IMAGE = ImageShape(1, 1, 3)
 
 
 class Reading(Classifier):
-    """Takes the three pixels of an image for its logits; says something else while training."""
+    """Returns the three pixels of an image as logits; returns other values in training mode."""
 
     def __init__(self) -> None:
         super().__init__(IMAGE, 3)

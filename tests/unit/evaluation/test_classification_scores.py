@@ -1,4 +1,4 @@
-"""What is told of a classifier beside its accuracy."""
+"""Metrics of a classifier other than accuracy."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What is judged of each kind of network, and the pictures that are made."""
+"""Metrics and pictures of each kind of network."""
 
 import dataclasses
 import io

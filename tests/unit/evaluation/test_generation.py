@@ -1,4 +1,4 @@
-"""The distance of a generator from held-out images, its floor and its baseline."""
+"""The distance of a generator to held-out images, its lower reference and its baseline."""
 
 import numpy as np
 import ot
@@ -27,7 +27,7 @@ def split(name: str, images: np.ndarray) -> Split:
 
 
 def spots(count: int, seed: int) -> np.ndarray:
-    """Dark images with one bright quarter, each as often: far from Gaussian."""
+    """Create dark images with one bright quarter, each equally frequent: far from Gaussian."""
     random = np.random.default_rng(seed)
     images = random.integers(0, 20, (count, 4, 4))
     for place, image in enumerate(images):
@@ -37,7 +37,7 @@ def spots(count: int, seed: int) -> np.ndarray:
 
 
 class Fixed(Generator):
-    """Gives the images that it holds, whatever the latent vectors."""
+    """Returns fixed images for any latent vectors."""
 
     def __init__(self, images: np.ndarray) -> None:
         super().__init__(IMAGE, latent=2)
@@ -80,7 +80,7 @@ def test_real_against_real_is_the_floor() -> None:
 
 
 def test_the_sliced_distance_stands_beside_the_exact_one() -> None:
-    """Of the same sets, by POT's projections of its own."""
+    """Compares with POT on the same sets, with POT's own projections."""
     train, test = spots(40, seed=1), spots(40, seed=2)
     noise = np.random.default_rng(0).integers(0, 256, (40, 1, 4, 4), dtype=np.uint8)
     found = judge(train, test).judge(Fixed(noise), CPU)
@@ -108,7 +108,7 @@ def test_a_gaussian_is_farther_than_real_images_and_noise_farther_still() -> Non
 
 
 def test_sets_of_one_image_are_known_by_heart() -> None:
-    """All training images alike, so that their Gaussian is one point, as far from the held-out ones as they are."""
+    """All training images are equal, so their Gaussian is one point, at the same distance to the held-out images."""
     train, test = np.full((9, 1, 4, 4), 200, np.uint8), np.full((5, 1, 4, 4), 100, np.uint8)
     distances = judge(train, test).judge(Fixed(np.full((5, 1, 4, 4), 151, np.uint8)), CPU)
     assert distances.points == 5

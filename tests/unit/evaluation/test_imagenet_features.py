@@ -1,4 +1,4 @@
-"""Extractors with ImageNet weights: what is read from files, and that nothing of it runs."""
+"""Extractors with ImageNet weights: reading their files without executing code."""
 
 import io
 import pickle
@@ -24,11 +24,11 @@ from pipelines.spec import EvaluationSpec, parse_spec
 from pipelines.transport.planner import LocalPlanner
 
 MILITARY_UNIFORM = 652
-"""Of ImageNet's classes in the usual order."""
+"""Index of the class in the usual order of ImageNet."""
 
 
 class Means(ImageNetNetwork):
-    """Sees the means of quarters."""
+    """Returns the means of quarters as features."""
 
     side, features = 4, 4
 
@@ -153,7 +153,7 @@ def test_packaged_weights_know_a_uniform(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The photograph of Grace Hopper that matplotlib carries, cut to its upper square."""
+    """Uses matplotlib's photograph of Grace Hopper, cropped to its upper square."""
     cache = tmp_path_factory.mktemp("wheels")
     made = imagenet_features(name, None, cache, CPU)
     photograph = Image.open(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)).convert("RGB")

@@ -1,4 +1,4 @@
-"""Generators judged by the features of a reference classifier."""
+"""Evaluation of generators with the features of a reference classifier."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def extractor(data: ShardedDataset, kind: str = "mlp", image: ImageShape | None 
 
 
 class Replay(Generator):
-    """Gives images of its own back, whatever is asked."""
+    """Returns fixed images for any input."""
 
     def __init__(self, images: torch.Tensor, image: ImageShape) -> None:
         super().__init__(image, 2)

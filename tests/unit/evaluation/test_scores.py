@@ -1,4 +1,4 @@
-"""Scores between sets of features: known answers, brute force, and the numbers of torchmetrics."""
+"""Scores between sets of features, compared with known values, brute force and torchmetrics."""
 
 import numpy as np
 import pytest
@@ -25,20 +25,20 @@ def rows(count: int, width: int = 6, seed: int = 0, shift: float = 0.0) -> torch
 
 
 def scored(real: torch.Tensor, generated: torch.Tensor) -> tuple[float, float, float, float]:
-    """Precision, recall, density and coverage."""
+    """Compute precision, recall, density and coverage."""
     found = neighbourhood_scores(Neighbourhoods.of(real, PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS), generated)
     return found["precision"], found["recall"], found["density"], found["coverage"]
 
 
 @pytest.fixture(params=[7, 1024])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Sets come in several blocks, the last one smaller, or in one."""
+    """Use several blocks, the last one smaller, or one block."""
     monkeypatch.setattr(scores, "BLOCK", request.param)
     return int(request.param)
 
 
 def with_moments(mean: torch.Tensor, root: torch.Tensor, count: int = 400) -> torch.Tensor:
-    """Rows whose mean and covariance are exactly ``mean`` and ``root rootᵀ``."""
+    """Create rows whose mean and covariance are exactly ``mean`` and ``root rootᵀ``."""
     drawn = rows(count, len(mean), seed=9).double()
     drawn = drawn - drawn.mean(0)
     whitened = drawn @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(drawn.T))).T
@@ -62,7 +62,7 @@ def test_frechet_distance_in_one_dimension_and_of_singular_covariances() -> None
 
 
 def test_frechet_distance_is_the_published_formula() -> None:
-    """The root of the product itself, by SciPy, where ours takes that of a symmetric matrix."""
+    """Uses SciPy's root of the product; the implementation uses the root of a symmetric matrix."""
     real, generated = rows(200, 12), rows(150, 12, seed=1) @ rows(12, 12, seed=2) * 0.4 + 0.3
     one, other = (np.cov(side.numpy().astype(np.float64), rowvar=False) for side in (real, generated))
     gap = real.double().mean(0) - generated.double().mean(0)
@@ -71,7 +71,7 @@ def test_frechet_distance_is_the_published_formula() -> None:
 
 
 class Given(nn.Module):
-    """Features that are given as images."""
+    """Returns images as features."""
 
     num_features = 6
 
@@ -96,7 +96,7 @@ def test_torchmetrics_says_the_same() -> None:
 
 
 def test_kernel_distance_is_unbiased(block: int) -> None:
-    """Over many draws of one law its mean is 0, and by the definition it is what it is."""
+    """The mean over many draws from one distribution is 0, and the value equals the definition."""
     draws = [kernel_distance(rows(30, 3, seed=2 * k), rows(30, 3, seed=2 * k + 1)) for k in range(60)]
     assert abs(np.mean(draws)) < 3 * np.std(draws) / 60**0.5
     x, y = rows(9, 3).double(), rows(11, 3, seed=1, shift=1).double()
@@ -113,7 +113,7 @@ def test_one_row_has_no_spread(measure) -> None:  # type: ignore[no-untyped-def]
 
 
 def brute_force(real: np.ndarray, generated: np.ndarray, k: int) -> tuple[float, float, float]:
-    """Precision, density and coverage, row by row."""
+    """Compute precision, density and coverage row by row."""
     inside = np.zeros((len(generated), len(real)), bool)
     for j, centre in enumerate(real):
         radius = np.sort(np.linalg.norm(real - centre, axis=1))[k]
@@ -133,7 +133,7 @@ def test_neighbourhoods_by_brute_force(block: int) -> None:
 
 @pytest.mark.parametrize("offset", [1e2, 1e4])
 def test_neighbourhoods_far_from_the_origin(offset: float, block: int) -> None:
-    """Features are: sixteenths keep all their digits there."""
+    """Features may be far from the origin; multiples of 1/16 are exact there."""
     real, generated = ((side * 16).round() / 16 for side in (rows(60, 8), 0.9 * rows(60, 8, seed=1)))
     assert scored(real + offset, generated + offset) == pytest.approx(scored(real, generated))
 

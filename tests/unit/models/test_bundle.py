@@ -1,4 +1,4 @@
-"""Trained networks on disk, and calls of them."""
+"""Trained networks on disk, and inference with them."""
 
 import hashlib
 import json
@@ -143,7 +143,7 @@ def rewrite_card(folder: Path, **changes: Any) -> None:
 
 
 def put_weights(folder: Path, blob: bytes) -> None:
-    """Other weights, with the hash that belongs to them."""
+    """Write other weights with a matching hash."""
     (folder / WEIGHTS).write_bytes(blob)
     rewrite_card(folder, sha256=hashlib.sha256(blob).hexdigest())
 
@@ -193,7 +193,7 @@ def test_a_damaged_bundle_is_refused(tmp_path: Path, name: str) -> None:
 
 
 class Bomb:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

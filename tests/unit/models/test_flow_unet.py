@@ -1,4 +1,4 @@
-"""The velocity network and the flow it makes."""
+"""The velocity network and its flow."""
 
 import math
 
@@ -74,7 +74,7 @@ def test_velocity_depends_on_place_and_time() -> None:
     velocity = network.velocity(points, times)
     assert not torch.allclose(velocity, network.velocity(points, times + 0.1))
     assert not torch.allclose(velocity, network.velocity(points + 0.1, times))
-    # A sample does not depend on the samples beside it.
+    # A sample does not depend on other samples of the batch.
     torch.testing.assert_close(velocity[:1], network.velocity(points[:1], times[:1]))
 
 

@@ -1,4 +1,4 @@
-"""Networks with ImageNet weights: shapes, names and numbers that their papers and their first implementations state."""
+"""Networks with ImageNet weights: shapes, names and sizes from the papers and the original implementations."""
 
 import numpy as np
 import pytest

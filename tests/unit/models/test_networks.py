@@ -1,4 +1,4 @@
-"""Shapes and sizes of the networks."""
+"""Shapes and parameter counts of the networks."""
 
 import math
 
@@ -20,7 +20,7 @@ COLOUR = ImageShape(3, 12, 20)
 
 
 def big_gan_count(classes: int) -> int:
-    """Of 12 latents in pieces of 4 on 28×28 grey pixels: 7×7 in 16 channels, then 8, then 4."""
+    """Parameter count for 12 latents in parts of 4 and 28×28 grey pixels: 7×7 in 16 channels, then 8, then 4."""
 
     def block(i: int, o: int) -> int:
         told = (32 + 4) * 2 * (i + o)
@@ -87,7 +87,7 @@ def lenet_count(channels: int, flat: int, classes: int) -> int:
 
 
 def flow_count(width: int, folded: int) -> int:
-    """Of a U-Net of two resolutions on 4·channels folded pixels, time in 64 features."""
+    """Parameter count of a U-Net with two resolutions on 4·channels folded pixels, and 64 time features."""
 
     def conv(i: int, o: int, side: int = 3) -> int:
         return i * o * side**2 + o
@@ -185,7 +185,7 @@ def test_every_parameter_has_a_gradient(spec: dict) -> None:
 
 
 def test_images_of_another_shape_are_refused() -> None:
-    """Shapes are checked while testing; without that check a perceptron takes any image of as many pixels."""
+    """Shapes are checked in tests; without the check, a perceptron accepts any image with the same number of pixels."""
     with pytest.raises(TypeCheckError, match="image"):
         build(kind="perceptron")(torch.zeros(2, 1, 14, 56))
 

@@ -1,4 +1,4 @@
-"""The losses of adversarial players, straight from their definitions."""
+"""Losses of adversarial objectives, compared with their definitions."""
 
 import math
 from dataclasses import replace
@@ -54,7 +54,7 @@ def learned(planner: LocalPlanner | None = None, **fields: Any) -> LearnedTransp
 
 
 def logits(made: Gan | Wasserstein) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The critic's scores of the images, of the samples of its own move, and of the generator's."""
+    """Return the critic's scores of the images, of the samples for its update, and of those for the generator's."""
     own, others = (made.generator(step().normal(name, 5)) for name in ("critic's latents", "latents"))
     return made.critic(step().images).detach(), made.critic(own).detach(), made.critic(others).detach()
 
@@ -80,7 +80,7 @@ def test_the_losses_of_a_game(loss: str) -> None:
 
 
 def test_players_of_a_zero_sum_game_move_the_same_number_apart() -> None:
-    """On the same samples the generator's slope is minus that of the critic's loss."""
+    """On the same samples, the generator's gradient is minus that of the critic's loss."""
     made = gan("zero-sum")
     fakes = made.generator(step().normal("latents", 5)).detach().requires_grad_()
     _, fake = made.critic(step().images), made.critic(fakes)
@@ -220,7 +220,7 @@ def test_a_big_gan_starts_orthogonal() -> None:
 
 
 def test_an_image_lies_between_those_of_two_classes() -> None:
-    """Each piece of the latent vector and the class move the image."""
+    """Each part of the latent vector and the class affect the image."""
     torch.manual_seed(0)
     network: Generator = BigGan(ImageShape(1, 28, 28), 9, 4, conditions=2).eval()
     latent, cat = torch.randn(1, 9), torch.tensor([[1.0, 0.0]])
@@ -239,7 +239,7 @@ def embeddings(made: LearnedTransport, latents: str) -> tuple[torch.Tensor, torc
 
 
 def energy(x: torch.Tensor, y: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """The distance from its definition, differentiable along fixed plans."""
+    """Compute the distance from its definition, differentiable for fixed plans."""
 
     def cost(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         problem = TransportProblem.between(a.detach(), b.detach(), cost="cosine", epsilon=epsilon)

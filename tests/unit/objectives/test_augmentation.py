@@ -1,4 +1,4 @@
-"""Changed images, one by one."""
+"""Augmentations, image by image."""
 
 import math
 
@@ -25,7 +25,7 @@ def spec(**fields: object) -> ClassificationSpec:
 
 
 def moved(image: torch.Tensor, down: int, across: int) -> torch.Tensor:
-    """By the definition: a pixel comes from where it was, or is black."""
+    """Shift an image by the definition: a pixel has the value of its source, or is black."""
     found = torch.full_like(image, -1.0)
     _, height, width = image.shape
     for row in range(height):
@@ -89,7 +89,7 @@ def test_smoothed_labels_by_hand(loss: str) -> None:
 
 
 def labelled(index: int = 0) -> Step:
-    """A batch whose every image has a class of its own, which tells partners."""
+    """Create a batch with a unique class for each image, which identifies partners."""
     at = step(index)
     return Step(index, at.images, torch.arange(BATCH), at.indices, BATCH, at.share, at.seed)
 

@@ -1,4 +1,4 @@
-"""From a spec to an objective."""
+"""Construction of objectives from specs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The loss of a classifier, by hand; mirrored images."""
+"""The loss of a classifier, compared with hand computation; mirrored images."""
 
 import math
 
@@ -18,7 +18,7 @@ BATCH = 64
 
 
 def step(index: int = 0, share: slice = slice(0, BATCH), seed: int = 0) -> Step:
-    """A batch whose images all differ, and differ from their mirror images."""
+    """Create a batch of distinct images that also differ from their mirror images."""
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(BATCH, *IMAGE.dims, generator=generator)
     labels = torch.arange(BATCH) % 3
@@ -26,7 +26,7 @@ def step(index: int = 0, share: slice = slice(0, BATCH), seed: int = 0) -> Step:
 
 
 class Watching(Classifier):
-    """Keeps the images that it was shown."""
+    """Records its input images."""
 
     def __init__(self) -> None:
         super().__init__(IMAGE, 3)
@@ -46,7 +46,7 @@ def shown(at: Step, flip: bool = True) -> torch.Tensor:
 
 
 def by_hand(logits: np.ndarray, labels: np.ndarray, loss: str) -> np.ndarray:
-    """The definitions, one image at a time."""
+    """Compute the loss from the definition, one image at a time."""
     losses = []
     for row, label in zip(logits.astype(np.float64), labels, strict=True):
         p = np.exp(row) / np.exp(row).sum()

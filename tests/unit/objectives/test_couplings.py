@@ -1,4 +1,4 @@
-"""Which noise belongs to which image."""
+"""Couplings of noise and images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_noise_is_standard_normal_and_new_at_each_step(split: Split, tmp_path: P
 
 @pytest.mark.parametrize("kind", ["batch", "pool"])
 def test_plans_that_pay_between_classes_pair_noise_with_the_class_it_is_meant_for(split: Split, kind: str) -> None:
-    """Noise is meant for as many images of each class as there are, so that no pair needs to pay."""
+    """The noise has the same number of points per class as the images, so no pair needs to have the extra cost."""
     conditions = ConditionCost(2, 1e4, SEED)
     planner = LocalPlanner()
     coupling = (
@@ -144,7 +144,7 @@ def test_recorded_pairs_are_those_of_the_plans(split: Split) -> None:
 
 
 def test_recorded_pairs_that_know_of_classes_stay_within_them(split: Split) -> None:
-    """With one pool a round, the classes of noise are those of the images in another order."""
+    """With one pool per round, the classes of the noise are a permutation of those of the images."""
     conditions = ConditionCost(2, 1e4, SEED)
     coupling = record_coupling(
         LocalPlanner(), taker(split), COUNT, "a" * 64, rounds=2, pool=COUNT, conditions=conditions

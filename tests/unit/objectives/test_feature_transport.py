@@ -1,4 +1,4 @@
-"""Generators trained by the transport distance in features, and these features."""
+"""Generators trained by the transport distance in features, and the features."""
 
 import re
 from dataclasses import replace
@@ -39,7 +39,7 @@ def striped(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
 
 
 class Fixed(Generator):
-    """Samples that are its weights."""
+    """A generator whose samples are its weights."""
 
     def __init__(self, image: ImageShape, classes: int = 0) -> None:
         super().__init__(image, LATENT, classes)
@@ -50,7 +50,7 @@ class Fixed(Generator):
 
 
 class Recording(LocalPlanner):
-    """Remembers what it is asked for."""
+    """Records its requests."""
 
     def __init__(self) -> None:
         self.asked: list[Share] = []
@@ -91,7 +91,7 @@ def test_the_gradient_is_that_of_the_sinkhorn_divergence_in_features(striped: Sh
 
 
 def test_the_two_halves_of_a_batch_repel_each_other(striped: ShardedDataset) -> None:
-    """½W(x, z) + ½W(x′, z) − ½W(x, x′) with plans held fixed, by exact plans."""
+    """Compares with ½W(x, z) + ½W(x′, z) − ½W(x, x′) for fixed exact plans."""
     made, step = objective_of(striped, distance={"kind": "exact"}, self_term="two-batch")
     points, real = made.features(made.generator(torch.zeros(1))), made.reals.take(step.indices)[0]
     first, other = points[::2], points[1::2]
@@ -122,7 +122,7 @@ def test_a_drift_that_is_normalised_has_the_same_direction_and_unit_size(striped
 
 
 def test_samples_of_a_class_are_drawn_to_images_of_it(striped: ShardedDataset) -> None:
-    """Where another class costs much, no plan leads there."""
+    """With a large cost for another class, no plan moves mass between classes."""
     made, step = objective_of(striped, classes=2, condition_weight=1e3)
     points, real = made.features(made.generator(torch.zeros(1))).detach(), made.reals.take(step.indices)[0]
     ends = [made.drift_field._with_classes(side, step.labels) for side in (points, real)]
@@ -151,7 +151,7 @@ def test_more_real_images_than_the_batch_are_drawn_from_the_whole_split(striped:
 
 
 def test_the_first_step_of_a_pool_follows_its_drift(striped: ShardedDataset) -> None:
-    """Towards fixed targets, the gradient begins as that of the distance."""
+    """With fixed targets, the first gradient equals that of the distance."""
     whole, pooled = (objective_of(striped, reals=BATCH, pool=pool) for pool in (None, BATCH))
     torch.testing.assert_close(gradient(*pooled), gradient(*whole), rtol=1e-4, atol=1e-7)
 
@@ -198,7 +198,7 @@ def test_both_sides_of_a_plan_hold_the_classes_in_the_same_shares(striped: Shard
     [{"self_term": "two-batch"}, {"distance": {"kind": "exact"}}, {"self_term": "two-batch", "reals": 20}],
 )
 def test_each_step_of_a_pool_moves_its_own_samples(striped: ShardedDataset, fields: dict[str, Any]) -> None:
-    """A generator that has not moved is as far from all of the targets as the drift is long."""
+    """Without an update of the generator, its distance to all targets is the length of the drift."""
     made, step = objective_of(striped, classes=2, condition_weight=2, pool=3 * BATCH, **fields)
     generator = ConvGenerator(striped.image, LATENT, 4, conditions=2)
     pooled = FeatureTransport(made.spec, generator, LocalPlanner(), made.features, made.reals)
@@ -209,7 +209,7 @@ def test_each_step_of_a_pool_moves_its_own_samples(striped: ShardedDataset, fiel
 
 
 def test_a_pool_leaves_the_generator_as_it_was(striped: ShardedDataset) -> None:
-    """Neither its weights nor its moving statistics follow samples that are drawn for plans alone."""
+    """Samples that are drawn only for plans change neither weights nor running statistics."""
     spec = job("pooled-transport")
     objective, state = start(spec, striped)
     assert isinstance(objective, FeatureTransport)

@@ -1,4 +1,4 @@
-"""Auto-encoders that fill in hidden patches."""
+"""Auto-encoders that reconstruct hidden patches."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The loss of a regression, by hand."""
+"""The loss of a regression, compared with hand computation."""
 
 import pytest
 import torch

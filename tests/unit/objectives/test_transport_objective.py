@@ -21,7 +21,7 @@ COSTS: list[CostName] = ["squared-euclidean", "euclidean", "cosine"]
 
 
 class Affine(Generator):
-    """Samples in float64, so that finite differences have digits to lose."""
+    """Samples in float64, so that finite differences are precise enough."""
 
     def __init__(self) -> None:
         super().__init__(IMAGE, LATENT)
@@ -45,7 +45,7 @@ def objective(cost: CostName, planner: LocalPlanner | None = None) -> TransportO
 
 
 def pair_costs(x: torch.Tensor, y: torch.Tensor, cost: CostName) -> torch.Tensor:
-    """Every pair, straight from the definition."""
+    """Compute the cost of every pair from the definition."""
     x, y = x.flatten(1)[:, None], y.flatten(1).double()[None]
     if cost == "cosine":
         return 1 - (x * y).sum(2) / (x.norm(dim=2) * y.norm(dim=2))
@@ -79,7 +79,7 @@ def test_the_gradient_is_that_of_the_cost_along_the_fixed_plan(cost: CostName) -
 
 @pytest.mark.parametrize("cost", COSTS)
 def test_the_gradient_is_that_of_the_distance(cost: CostName) -> None:
-    """The envelope theorem: the plan is found anew at each displaced weight, and its motion adds nothing."""
+    """Envelope theorem: the plan is solved again for each changed weight, without effect on the gradient."""
     made = objective(cost)
     phase = made.phases[0]
     phase.loss(step()).total.backward()
@@ -96,7 +96,7 @@ def test_the_gradient_is_that_of_the_distance(cost: CostName) -> None:
 
 
 class Narrow(Affine):
-    """A network whose product autocast rounds, as it does those of any other."""
+    """A network with a matrix product that autocast rounds."""
 
     def forward(self, latents: torch.Tensor, conditions: torch.Tensor | None = None) -> torch.Tensor:
         weights = self.weights.float()
@@ -107,7 +107,7 @@ class Narrow(Affine):
 @pytest.mark.parametrize("power", [2.0, 1.5])
 @pytest.mark.parametrize("kind", ["exact", "sinkhorn-divergence", "sliced"])
 def test_autocast_ends_where_transport_begins(kind: str, power: float, weighted: bool) -> None:
-    """The loss is that of the rounded samples, to the digits of float32."""
+    """The loss equals that of the rounded samples, up to float32 precision."""
     sliced = kind == "sliced"
     document = {"kind": "transport", "distance": {"kind": kind}, "plans": "local"}
     if not sliced:
@@ -197,7 +197,7 @@ LABELS = torch.arange(BATCH) % 3
 
 @pytest.mark.parametrize("kind", ["exact", "sinkhorn-divergence"])
 def test_an_image_that_weighs_twice_is_one_that_is_there_twice(kind: str) -> None:
-    """Of three classes, one weighs 2 and one nothing: the same as a batch with the images of the first doubled."""
+    """Class weights 2 and 0 among three classes are equivalent to a batch with duplicated images of the first class."""
     spec = TransportSpec.model_validate({"kind": "transport", "distance": {"kind": kind}, "plans": "local"})
     weighted = TransportObjective(spec, Affine(), LocalPlanner(), torch.tensor([2.0, 1.0, 0.0]))
     plain = TransportObjective(spec, Affine(), LocalPlanner())

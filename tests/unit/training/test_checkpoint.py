@@ -1,4 +1,4 @@
-"""A run that is killed and resumed is the run that was not."""
+"""A killed and resumed run equals an uninterrupted run."""
 
 import hashlib
 import json
@@ -72,14 +72,14 @@ def fresh(data: ShardedDataset) -> TrainState:
 
 
 def rewrite(folder: Path, **changes: Any) -> None:
-    """Other numbers, without the hash of their own that checkpoints of older versions lack."""
+    """Write other numbers without their hash, as in checkpoints of older versions."""
     numbers = json.loads((folder / NUMBERS).read_text())
     del numbers["numbers_sha256"]
     (folder / NUMBERS).write_text(json.dumps(numbers | changes))
 
 
 def put_tensors(folder: Path, blob: bytes) -> None:
-    """Other tensors, with the hash that belongs to them."""
+    """Write other tensors with a matching hash."""
     (folder / TENSORS).write_bytes(blob)
     rewrite(folder, sha256=hashlib.sha256(blob).hexdigest())
 
@@ -160,7 +160,7 @@ def test_a_write_cut_short_is_no_checkpoint(
     folder = tmp_path / "cut"
 
     class Full:
-        """A disk that takes the tensors and then no more."""
+        """A disk that becomes full after the tensors are written."""
 
         dumps = staticmethod(lambda *_, **__: (_ for _ in ()).throw(OSError("no space left on device")))
 

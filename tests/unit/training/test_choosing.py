@@ -1,4 +1,4 @@
-"""With a validation split the test split is looked at once."""
+"""With a validation split, the test split is used only once."""
 
 import dataclasses
 from pathlib import Path
@@ -27,7 +27,7 @@ def split_in_three(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
 
 
 class Watching(Recorder):
-    """Keeps the evaluations themselves."""
+    """Records the evaluations."""
 
     def evaluation(self, evaluation: Evaluation, images: int) -> None:
         super().evaluation(evaluation, images)

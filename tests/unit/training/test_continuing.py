@@ -1,4 +1,4 @@
-"""A run that goes on from the checkpoint of another one, with more images or another rate."""
+"""A run that continues from the checkpoint of another run, with more images or another learning rate."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def constant(kind: str, **train: Any) -> JobSpec:
 
 
 def trained(folder: Path, spec: JobSpec, data: ShardedDataset) -> Path:
-    """The checkpoint of a run's last step."""
+    """Train a run and return the checkpoint of its last step."""
     _, state = (begun := start(spec, data))
     go_on(spec, data, *begun, Recorder(folder))
     return folder / str(state.images)
 
 
 def continued(spec: JobSpec, data: ShardedDataset, origin: Path) -> TrainState:
-    """The state of a run that begins with an origin, before its first step."""
+    """Return the state of a run with an origin before its first step."""
     return run.start_run(spec, data, LocalPlanner(), CPU, origin=origin)[1]
 
 
@@ -69,7 +69,7 @@ def test_another_rate_is_that_of_the_new_spec(tmp_path: Path, data: ShardedDatas
 def test_with_another_batch_the_place_in_the_data_is_that_of_the_images_seen(
     tmp_path: Path, data: ShardedDataset
 ) -> None:
-    """Plans of pools are solved for as many steps as the spec has: one more would have none."""
+    """Plans of pools are solved only for the steps of the spec; an additional step would have no plan."""
     origin = trained(tmp_path, constant("pool-flow", images=96, batch=8), data)
     wider = constant("pool-flow", images=144, batch=48)
     objective, state = run.start_run(wider, data, LocalPlanner(), CPU, origin=origin)

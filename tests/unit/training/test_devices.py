@@ -1,6 +1,6 @@
-"""One step of every config with all tensors on a device, for which none is needed: PyTorch's ``meta``.
+"""One step of every config with all tensors on PyTorch's ``meta`` device, which needs no hardware.
 
-A tensor that was left on the CPU raises, and each time the host would wait for the device is counted.
+A tensor on the CPU raises an error, and each synchronisation of the host with the device is counted.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ READS = {
     "characters": 1,  # once a pool, whether the copy of the generator is of this one
     "sinkhorn-generator": 7,  # the same, and whether both sides of its three problems are
 }
-"""Times that a step of a config waits for its device, besides those for its plans; 0 where nothing is said."""
+"""Number of synchronisations per step of a config, without those for plans; 0 by default."""
 
 
 class HostReads(TorchDispatchMode):
-    """Counts reads of a device's memory by the host, and refuses operations between two devices."""
+    """Counts reads of device memory by the host, and raises for operations between two devices."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class HostReads(TorchDispatchMode):
 
 
 class FixedPlanner:
-    """Pairs each point with the one at its own place."""
+    """Pairs each point with the point at the same index."""
 
     def plan(self, problem: TransportProblem) -> TransportPlan:
         return TransportPlan(problem.shape, CERTIFICATE, assignment=np.arange(problem.shape[0]))
@@ -90,7 +90,7 @@ def cats_and_dogs(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
 
 @pytest.fixture
 def fixed_sinkhorn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sinkhorn's algorithm looks at the device as often as it takes: its plans are fixed as well."""
+    """Fix the plans of Sinkhorn's algorithm, whose number of device reads depends on its convergence."""
 
     def solve(problem: TransportProblem, tolerance: float) -> TransportPlan:
         n, m = problem.shape
@@ -100,7 +100,7 @@ def fixed_sinkhorn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def reads_of_a_step(spec: JobSpec, data: ShardedDataset) -> int:
-    """Host reads of the first step, in which every phase moves."""
+    """Count the host reads of the first step, in which every phase is updated."""
     reads = HostReads()
     planner = FixedPlanner()
     counts = []

@@ -1,4 +1,4 @@
-"""What is told to be wrong with a generator's training."""
+"""Warnings about the training of a generator."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""When the loop logs, evaluates and saves; what it refuses to go on with; phases, averages and rates."""
+"""Intervals of logging, evaluation and checkpoints; divergence; phases, averages and learning rates."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def with_optimizer(spec: JobSpec, **changes: object) -> JobSpec:
 
 
 def test_times_are_told_in_images(data: ShardedDataset) -> None:
-    """Each is due at the first step that reaches a multiple of its interval, and all are at the end."""
+    """Each event is due at the first step that reaches a multiple of its interval, and all are due at the end."""
     spec = job("perceptron", images=110, batch=16, log_every=40, evaluate_every=16, checkpoint_every=50)
     recorder = go_on(spec, data, *start(spec, data))
     assert [images for images, _ in recorder.points] == [48, 80, 112]
@@ -82,7 +82,7 @@ def test_meters_keep_means_and_maxima_and_forget_after_a_point() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_no_point_of_a_curve_is_not_finite(value: float) -> None:
-    """One step among others is enough, in a mean as in a maximum, which tells of it as ∞."""
+    """A single non-finite step is sufficient, in a mean and in a maximum, where it appears as ∞."""
     for kind, told in (("sums", value), ("maxima", math.inf)):
         meters = Meters(CPU)
         for number in (1.0, value, 1.0):
@@ -112,7 +112,7 @@ def test_divergence_is_told_and_nothing_of_it_is_kept(tmp_path: Path, data: Shar
 
 
 class Cliff:
-    """An objective that tells nothing, and whose gradient is infinite at the third step."""
+    """An objective without metrics whose gradient is infinite at the third step."""
 
     served = "net"
 
@@ -135,7 +135,7 @@ def test_weights_that_are_not_finite_are_neither_judged_nor_saved(data: ShardedD
 
 
 class TwoPlayers:
-    """An objective of two phases on networks of one number each, which leave gradients on each other."""
+    """An objective with two phases on networks of one parameter each, which leave gradients on each other."""
 
     served = "slow"
 
@@ -244,7 +244,7 @@ print(json.dumps(found))
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mlp", "flow"])
 def test_translated_networks_train_as_others_and_keep_their_names(tmp_path: Path, kind: str) -> None:
-    """In a process of their own: the checks of types in this one cannot be translated."""
+    """Runs in a separate process, because the type checks in this process cannot be compiled."""
     root = Path(__file__).parents[3]
     told = subprocess.run(
         [sys.executable, "-c", TRANSLATED, str(tmp_path), kind],

@@ -1,4 +1,4 @@
-"""Statistics of batch normalisation that belong to averaged weights."""
+"""Batch normalisation statistics of averaged weights."""
 
 import copy
 
@@ -25,7 +25,7 @@ def generator(kind: str) -> Generator:
 
 
 def normalised(network: Generator, norm: GlobalBatchNorm) -> torch.Tensor:
-    """What a layer makes of fresh samples, in evaluation mode and before scales and shifts."""
+    """Return the output of a layer for new samples, in evaluation mode and before scale and shift."""
     seen: list[torch.Tensor] = []
     hook = norm.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     with torch.no_grad():

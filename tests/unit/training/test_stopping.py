@@ -1,4 +1,4 @@
-"""A run that is asked to stop saves a checkpoint after its step, and goes on later as if nothing had been."""
+"""A run with a stop request saves a checkpoint after the current step, and resumes later with identical results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exact solver against SciPy in float64, in every build and over every kind of data that troubled one."""
+"""The exact solver compared with SciPy in float64, for every build and many kinds of difficult data."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def gaussian(n: int, d: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def verify(plan: TransportPlan, costs: np.ndarray, tolerance: float) -> None:
-    """A permutation, no dearer than SciPy's, with potentials feasible over the whole matrix and true bounds."""
+    """Check that a plan is a permutation at most as expensive as SciPy's, with feasible potentials and valid bounds."""
     n = len(costs)
     scale = max(float(np.abs(costs).max()), 1e-300)
     rows, columns = linear_sum_assignment(costs)
@@ -304,7 +304,7 @@ def test_a_start_without_potentials_is_none() -> None:
 
 @pytest.fixture
 def heard() -> Iterator[None]:
-    """Ctrl-C raises in the main thread, also where the shell has started the tests in the background and ignores it."""
+    """Make Ctrl-C raise in the main thread, even if the tests run in the background, where the shell disables it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -349,7 +349,7 @@ def test_it_says_what_makes_exact_plans(level: str) -> None:
 
 @pytest.fixture
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What was found of the builds is looked for again, in the test and after it."""
+    """Clear the cached search for builds, before and after the test."""
     monkeypatch.delenv("MONGE_SIMD", raising=False)
     caches = (library._library, library._processor, library._level)
     for cached in caches:

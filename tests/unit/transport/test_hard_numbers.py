@@ -1,4 +1,4 @@
-"""Numbers that float32, or careless float64, gets wrong: plans are right all the same, and certificates true bounds."""
+"""Correct plans and valid certificates for numbers that are difficult in float32 or in naive float64."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipelines.transport.verify import verify
 
 
 def proven(problem: TransportProblem, plan: TransportPlan, optimum: float, rel: float = 1e-9) -> None:
-    """The certificate encloses the optimum, closely, and stands up to being verified."""
+    """Check that the certificate encloses the optimum tightly and passes verification."""
     for certificate in (plan.certificate, verify(problem, plan)):
         slack = 1e-12 * abs(optimum)
         assert certificate.dual <= optimum + slack
@@ -31,7 +31,7 @@ def proven(problem: TransportProblem, plan: TransportPlan, optimum: float, rel: 
 
 
 def optimum_of(costs: np.ndarray, a: np.ndarray | None = None, b: np.ndarray | None = None) -> float:
-    """By SciPy: assignment, or the linear programme."""
+    """Compute the optimum by SciPy: assignment, or the linear programme."""
     n, m = costs.shape
     if a is None or b is None:
         rows, columns = linear_sum_assignment(costs)
@@ -125,7 +125,7 @@ def test_every_cost_on_awkward_clouds(cloud: str, cost: str, power: float, metri
 
 @pytest.mark.parametrize("apart", [1e-3, 1e-6, 1e-9, 0.0])
 def test_cosines_of_near_duplicates(apart: float) -> None:
-    """Against rational arithmetic: 1 − cos² = |x|²|y|² − ⟨x, y⟩² over |x|²|y|² keeps its digits there."""
+    """Compares with rational arithmetic, where 1 − cos² = (|x|²|y|² − ⟨x, y⟩²) / (|x|²|y|²) is exact."""
     rng = np.random.default_rng(5)
     x = rng.standard_normal((7, 3))
     y = x[rng.permutation(7)] + apart * rng.standard_normal((7, 3))
@@ -287,7 +287,7 @@ def test_equal_points_whose_mean_is_not_theirs() -> None:
 
 
 def test_points_without_weight_do_not_change_what_is_handed_out() -> None:
-    """Without it, costs of nearly coincident points are computed about another centre, and to more digits."""
+    """Without these points, costs of nearly coincident points have another centre and are more precise."""
     near = np.random.default_rng(3).standard_normal((2, 17))
     x = near + 1e-4 * np.random.default_rng(4).standard_normal((2, 17))
     y = np.stack([near[1], 1e3 + near[0]])
@@ -298,7 +298,7 @@ def test_points_without_weight_do_not_change_what_is_handed_out() -> None:
 
 
 FAR = 2.0**30
-"""Where float32 has steps of 64, and numbers with 16 bits after the point still fit into float64."""
+"""A number near which float32 has steps of 64, while float64 represents 16 bits after the binary point."""
 
 
 def sixteen_bits(array: np.ndarray) -> np.ndarray:
@@ -350,7 +350,7 @@ def test_a_semidiscrete_map_far_from_the_origin() -> None:
 
 
 def test_sliced_bounds_are_bounds_where_they_meet() -> None:
-    """On a line the sliced plan is optimal, and both bounds are its cost: rounding must not turn them round."""
+    """On a line, the sliced plan is optimal and both bounds equal its cost; rounding must not reverse their order."""
     for seed in range(20):
         rng = np.random.default_rng(seed)
         direction = rng.standard_normal(5)

@@ -1,4 +1,4 @@
-"""Problems whose plans are known without solving them."""
+"""Problems with known plans."""
 
 import itertools
 import math
@@ -17,12 +17,12 @@ def cloud(n: int, d: int, seed: int = 0) -> np.ndarray:
 
 
 def targets(problem: TransportProblem) -> dict[str, list[int]]:
-    """Where each source goes, by solver."""
+    """Return the target of each source, by solver."""
     return {name: plan.dense().argmax(1).tolist() for name, plan in all_plans(problem).items()}
 
 
 def test_six_points_have_720_permutations_and_one_is_best() -> None:
-    """The article's own example."""
+    """The example of the article."""
     x, y = cloud(6, 2), cloud(6, 2, seed=1)
     problem = TransportProblem.between(x, y, cost="euclidean")
     tried = solve(problem, "brute-force")
@@ -81,7 +81,7 @@ def test_on_a_line_sorting_is_optimal() -> None:
 
 
 def test_a_mean_bakery_splits_its_bread() -> None:
-    """Kantorovich: one source of half the mass feeds two targets, and the cheap way is not always the best."""
+    """Kantorovich: a source of half the mass supplies two targets, and the cheapest route is not always optimal."""
     costs = np.array([[1.0, 2.0, 4.0], [3.0, 1.0, 1.0]])
     problem = TransportProblem.from_cost(costs, a=np.array([0.5, 0.5]), b=np.array([0.2, 0.5, 0.3]))
     for name, plan in all_plans(problem).items():
@@ -90,7 +90,7 @@ def test_a_mean_bakery_splits_its_bread() -> None:
 
 
 def test_costs_may_be_negative() -> None:
-    """All of them, too: the plan is that of the same costs with a constant added."""
+    """All costs may be negative: the plan equals that of the same costs plus a constant."""
     costs = -np.array([[3.0, 2.0], [2.5, 4.0]])
     for weights in (None, np.array([0.25, 0.75])):
         for name, plan in all_plans(TransportProblem.from_cost(costs, a=weights, b=weights)).items():
@@ -131,7 +131,7 @@ def test_points_without_mass_are_passed_by() -> None:
 
 
 def test_orthogonal_directions_are_one_apart() -> None:
-    """And lengths do not count, for the cosine."""
+    """The cosine cost does not depend on lengths."""
     x = np.array([[2.0, 0.0], [0.0, 5.0]])
     y = np.array([[-1.0, 0.0], [0.0, -9.0]])
     for name, plan in all_plans(TransportProblem.between(x, y, cost="cosine")).items():

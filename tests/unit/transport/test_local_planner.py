@@ -1,4 +1,4 @@
-"""Plans asked for in this process; several ranks together are in ``tests/distributed``."""
+"""Plans solved in this process; tests with several ranks are in ``tests/distributed``."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_shares_that_make_no_problem_are_refused() -> None:
 
 
 def test_ranks_exchange_tensors_of_the_device_of_their_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a process group of NCCL alone asks for."""
+    """Required by a process group with NCCL only."""
     devices = []
 
     def gather_rows(rows: torch.Tensor) -> torch.Tensor:

@@ -59,7 +59,7 @@ def test_partial_cost_of_pot(mass):
 
 @pytest.mark.parametrize("scale", [1.0, 50.0])
 def test_gromov_recovers_a_rotated_set(scale):
-    """From distances alone, points find themselves among their rotated, moved and shuffled images."""
+    """Distances alone identify the points among their rotated, translated and shuffled images."""
     rotation = np.linalg.qr(RNG.standard_normal((3, 3)))[0]
     x = scale * X[:12] * [1, 2, 4]
     order = np.random.default_rng(1).permutation(12)

@@ -33,7 +33,7 @@ def test_a_uniform_plan_meets_each_target_once():
 
 @pytest.mark.parametrize("epsilon", [0.01, 0.05, 0.5])
 def test_each_pair_is_drawn_as_often_as_the_plan_says(epsilon):
-    """Every frequency within five standard deviations of its mass, and the mean cost of a pair that of the plan."""
+    """Each frequency is within five standard deviations of its mass; the mean cost of a pair is that of the plan."""
     n, draws = 64, 3000
     rng = np.random.default_rng(0)
     problem = TransportProblem.between(rng.standard_normal((n, 2)), rng.standard_normal((n, 2)), epsilon=epsilon)
@@ -46,7 +46,7 @@ def test_each_pair_is_drawn_as_often_as_the_plan_says(epsilon):
     deviation = np.sqrt(chances * (1 - chances).clip(0) / draws)
     assert (np.abs(counts - chances) <= 5 * deviation + 2 / draws).all()
     costs = cdist(problem.x, problem.y, "sqeuclidean")
-    # A target drawn anew for each source has this variance; strata do not add to it.
+    # Independent draws for each source have this variance; strata do not increase it.
     spread = np.sqrt(((chances * costs**2).sum(1) - (chances * costs).sum(1) ** 2).clip(0).sum() / draws) / n
     assert abs((counts * costs).sum() / n - (chances * costs).sum() / n) <= 5 * spread + 1e-6
 

@@ -1,4 +1,4 @@
-"""Products of float32 in full, whatever the process is set to."""
+"""Float32 products have full precision, independent of the settings of the process."""
 
 from collections.abc import Iterator
 from threading import Event, Thread

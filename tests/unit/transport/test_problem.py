@@ -1,4 +1,4 @@
-"""What makes a transport problem, and how what does not is told."""
+"""Transport problems: validation and error messages."""
 
 import math
 import re
@@ -19,7 +19,7 @@ X, Y = np.arange(6.0).reshape(3, 2), np.ones((3, 2))
 
 
 def but(value: float, array: np.ndarray = X) -> np.ndarray:
-    """The array with one number changed."""
+    """Return the array with one number replaced."""
     changed = array.copy()
     changed[-1, -1] = value
     return changed
@@ -115,7 +115,7 @@ def test_epsilons_that_are_none(epsilon: float) -> None:
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Types are not checked at run time, as outside of tests, where names come from strangers."""
+    """Disable run-time type checks, as outside of tests, where names are untrusted."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -78,7 +78,7 @@ def test_too_few_sweeps_raise_and_give_no_plan():
 
 
 def test_far_outliers_and_a_poor_start_do_not_underflow():
-    """Costs of 10⁴ epsilon: entries of the kernel at 0 for every scaling that float32 could hold."""
+    """With costs of 10⁴ epsilon, kernel entries underflow in float32 for every scaling."""
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((30, 2)), rng.standard_normal((30, 2))
     y[0] += 100
@@ -168,7 +168,7 @@ def test_a_gpu_finds_the_same_plan(weighted, streaming):
 
 @pytest.mark.parametrize("seed", [40, 220, 300, 1060, 1520])
 def test_sets_far_apart_and_nearly_points(seed: int) -> None:
-    """Sums in float32 leave rows short of mass that no column misses: nothing is left to spread there."""
+    """With float32 sums, rows can miss mass that no column misses, so there is no mass to distribute."""
     generator = torch.Generator().manual_seed(seed)
     pole = torch.nn.functional.normalize(torch.randn(1, 8, generator=generator), dim=1)
     x, y = (torch.nn.functional.normalize(pole + 0.01 * torch.randn(4, 8, generator=generator), dim=1) for _ in "xy")

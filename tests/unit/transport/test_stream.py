@@ -1,4 +1,4 @@
-"""Couplings ahead of training."""
+"""Couplings that are solved ahead of training."""
 
 import threading
 
@@ -21,7 +21,7 @@ def draw(number: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Counting(LocalPlanner):
-    """A planner that says how often it was asked, and can be held still."""
+    """A planner that counts its requests, and can be blocked."""
 
     def __init__(self) -> None:
         self.asked = threading.Semaphore(0)

@@ -1,4 +1,4 @@
-"""A plan that is not what its certificate says is refused."""
+"""Verification rejects a plan that does not match its certificate."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_marginal_error_that_is_played_down() -> None:
 
 
 def test_a_plan_that_is_not_optimal() -> None:
-    """Its own cost is claimed rightly, and the bound of the optimum as well: it claims to have converged."""
+    """The plan's cost and the bound of the optimum are correct, but it claims to have converged."""
     plan = solve(SQUARE)
     assert plan.assignment is not None
     swapped = plan.assignment.copy()
@@ -129,7 +129,7 @@ def test_what_cannot_be_verified() -> None:
 
 @pytest.mark.parametrize("name", ["weighted", "entropic"])
 def test_no_matrix_is_held(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of one row find the same."""
+    """Blocks of one row give the same result."""
     plan = solve(PROBLEMS[name])
     whole = verify(PROBLEMS[name], plan)
     monkeypatch.setattr("pipelines.transport.true_cost.BLOCK", 1)
