@@ -187,7 +187,7 @@ class _RemotePlanner(ABC):
                     raise fault
                 raise ServiceError(
                     f"the transport service was unreachable for {self.deadline:g} s: {fault.args[0]}",
-                    hint="check its address or run `monge up`; to wait longer, raise `deadline` (MONGE_PLAN_DEADLINE in jobs)",
+                    hint="run `monge up` or check the address; to wait longer, raise MONGE_PLAN_DEADLINE or `deadline`",
                 ) from fault
             time.sleep(wait)
 
