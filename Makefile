@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-faults results lint format schema docs clean
+.PHONY: help demo test test-fast test-faults coverage results lint format schema docs clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -29,6 +29,9 @@ test-fast: $(INSTALLED) ## the tests that take less than a few seconds each
 
 test-faults: $(INSTALLED) ## kill, stop and cut off the processes of a platform, for three quarters of an hour
 	@$(BIN)/python -m pytest -m faults
+
+coverage: $(INSTALLED) ## branch coverage of pipelines by the tests that need no service
+	@$(BIN)/python -m pytest tests/unit tests/golden tests/property --cov --cov-report=term --cov-fail-under=90
 
 results: $(INSTALLED) ## the figures of README.md's table, in hours; ARGS="--only perceptron" for one row
 	@$(BIN)/python -m benchmarks.measured $(ARGS)

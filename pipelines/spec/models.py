@@ -79,7 +79,7 @@ class ConvGeneratorSpec(Section):
     )
     normalisation: Literal["group", "batch"] = Field(
         default="group",
-        description="group: normalise within each image; batch: over the global batch, which prevents mode collapse "
+        description="group: normalise within each image; batch: over the global batch, which reduces mode collapse "
         "in adversarial training",
     )
     conditional: bool = Field(default=False, description="condition the generator on the class")
