@@ -111,19 +111,24 @@ def _fault(error: Any) -> str:
         if field in location[:-1]:
             del location[location.index(field) + 1]
     path = ".".join(str(part) for part in location) or "spec"
-    message = error["msg"].removeprefix("Value error, ")
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    message = message.partition(", unable to parse")[0]
+    message = message.replace("a valid dictionary or object to extract fields from", "a mapping")
     received = error.get("input")
     if error["type"] == "union_tag_invalid":
         context = error["ctx"]
         choices = re.findall(r"'([^']+)'", context["expected_tags"])
         guess = _guess(context["tag"], choices)
-        return f"  {path}.kind: one of {', '.join(choices)} expected (received {context['tag']!r}){guess}"
+        return f"  {path}.kind: must be one of {', '.join(choices)} (received {context['tag']!r}){guess}"
     if error["type"] == "union_tag_not_found":
         return f"  {path}.kind: missing"
     if error["type"] == "extra_forbidden":
         return f"  {path}: no such field (received {received!r}){_guess(location[-1], _fields(error['loc']))}"
     if error["type"] == "missing":
         return f"  {path}: missing"
+    if error["type"] == "literal_error":
+        choices = re.findall(r"'([^']+)'", error["ctx"]["expected"])
+        return f"  {path}: {message} (received {received!r}){_guess(received, choices)}"
     if isinstance(received, dict | BaseModel):
         return f"  {path}: {message}"
     return f"  {path}: {message} (received {received!r})"

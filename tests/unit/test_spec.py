@@ -128,6 +128,7 @@ def test_unknown_fields_are_refused(file: Path, path: str) -> None:
         ("train.imgaes=3", "images"),
         ("model.kind=letnet", "lenet"),
         ("objective.kind=waserstein", "wasserstein"),
+        ("optimizer.schedule=cosin", "cosine"),
     ],
 )
 def test_a_misspelt_name_gets_a_guess(file: Path, override: str, guess: str) -> None:
@@ -147,7 +148,7 @@ def test_a_section_says_its_kind(section: str) -> None:
         ({}, "objective.coupling.kind: missing"),
         ({"kind": "recorded"}, "objective.coupling.file: missing"),
         ({"kind": "batch", "points": 8}, "objective.coupling.points: no such field (received 8)"),
-        (3, "objective.coupling: Input should be a valid dictionary or object to extract fields from (received 3)"),
+        (3, "objective.coupling: must be a mapping (received 3)"),
     ],
 )
 def test_faults_of_a_coupling_are_told_by_their_path_in_the_file(coupling: Any, fault: str) -> None:

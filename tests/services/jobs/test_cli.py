@@ -62,7 +62,7 @@ def test_a_wrong_field_is_one_message_without_a_traceback(tmp_path: Path) -> Non
 def test_a_wrong_grid_is_told_before_anything_runs(tmp_path: Path) -> None:
     done = monge("sweep", str(LENET), "--grid", "seed=[0, -1]", home=tmp_path)
     assert done.returncode == 1
-    assert "seed: Input should be greater than or equal to 0 (received -1)" in done.stderr
+    assert "seed: must be greater than or equal to 0 (received -1)" in done.stderr
     done = monge("sweep", str(LENET), "--grid", "seed=[0, 1]", home=tmp_path)
     assert done.returncode == 1
     assert "monge up" in done.stderr
