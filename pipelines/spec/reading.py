@@ -52,7 +52,9 @@ def parse_spec(document: dict[str, Any], where: str = "spec") -> JobSpec:
     try:
         return JobSpec.model_validate(document)
     except ValidationError as error:
-        raise SpecError(f"{where}: invalid job spec:\n" + "\n".join(_fault(e) for e in error.errors())) from None
+        raise SpecError(
+            f"{where}: invalid job spec:\n" + "\n".join(_fault(e, JobSpec) for e in error.errors())
+        ) from None
 
 
 def parse_data(document: dict[str, Any], overrides: Iterable[str] = ()) -> DataSpec:
@@ -66,7 +68,7 @@ def parse_data(document: dict[str, Any], overrides: Iterable[str] = ()) -> DataS
     try:
         return DataSpec.model_validate(document)
     except ValidationError as error:
-        raise SpecError("not the data of a job:\n" + "\n".join(_fault(e) for e in error.errors())) from None
+        raise SpecError("not the data of a job:\n" + "\n".join(_fault(e, DataSpec) for e in error.errors())) from None
 
 
 def apply_overrides(document: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -104,13 +106,9 @@ def _assign(document: dict[str, Any], override: str) -> None:
         raise SpecError(f"--set {override!r}: the value is not YAML: {error}") from None
 
 
-def _fault(error: Any) -> str:
-    location = list(error["loc"])
-    # Pydantic inserts the selected member of a union after the field name; the user's file does not contain it.
-    for field in ("coupling", "distance", "objective", "model"):
-        if field in location[:-1]:
-            del location[location.index(field) + 1]
-    path = ".".join(str(part) for part in location) or "spec"
+def _fault(error: Any, root: type[BaseModel]) -> str:
+    location, fields = _place(error["loc"], root)
+    path = ".".join(location) or "spec"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     message = message.partition(", unable to parse")[0]
     message = message.replace("a valid dictionary or object to extract fields from", "a mapping")
@@ -123,7 +121,7 @@ def _fault(error: Any) -> str:
     if error["type"] == "union_tag_not_found":
         return f"  {path}.kind: missing"
     if error["type"] == "extra_forbidden":
-        return f"  {path}: no such field (received {received!r}){_guess(location[-1], _fields(error['loc']))}"
+        return f"  {path}: no such field (received {received!r}){_guess(location[-1], fields)}"
     if error["type"] == "missing":
         return f"  {path}: missing"
     if error["type"] == "literal_error":
@@ -139,17 +137,23 @@ def _guess(word: Any, choices: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _fields(location: Sequence[str | int]) -> list[str]:
-    """Names of the fields of the section that a location of pydantic's points into."""
-    sections: list[type[BaseModel]] = [JobSpec]
-    for part in location[:-1]:
-        inner = [section.model_fields[part] for section in sections if part in section.model_fields]
-        if inner:
+def _place(location: Sequence[str | int], root: type[BaseModel]) -> tuple[list[str], list[str]]:
+    """The path of an error as in the user's file, and the fields of the section that holds its last part.
+
+    Pydantic inserts the selected member of a union after the field name; the user's file does not contain it.
+    """
+    path, fields, sections = [], [], [root]
+    for part in location:
+        chosen = [section for section in sections if part in _kinds(section)] if len(sections) > 1 else []
+        if chosen:
+            sections = chosen
+            continue
+        path.append(str(part))
+        if isinstance(part, str):  # a place in a list stays in the sections of the list
+            fields = [name for section in sections for name in section.model_fields]
+            inner = [section.model_fields[part] for section in sections if part in section.model_fields]
             sections = [section for field in inner for section in _sections(field.annotation)]
-        else:
-            # The selected member of a union, or a place in a list.
-            sections = [one for one in sections if part in _kinds(one)] or sections
-    return [name for section in sections for name in section.model_fields]
+    return path, fields
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

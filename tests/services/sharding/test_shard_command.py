@@ -339,7 +339,7 @@ def test_the_command(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     manifest = read_manifest(out)
     assert len(manifest.shards) == 1
     assert sum(manifest.counts["validation"].values()) > 4
-    with pytest.raises(SpecError, match=r"sise: no such field"):
+    with pytest.raises(SpecError, match=r"sise: no such field .*; did you mean size\?"):
         CliRunner().invoke(app, [*arguments, "--set", "sise=3"], catch_exceptions=False)
 
 
